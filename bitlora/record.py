@@ -1,0 +1,197 @@
+"""What is known of a trial, on disk: its record and the files beside it. Every file is written whole or not at all.
+
+The layout is a contract with programs outside this repository; it imports neither torch nor ray. Of each file there is
+one writer: the pack's first worker writes `config.json`, `metrics.jsonl`, `eval.parquet` and `adapter/`; the driver
+alone writes `record.json`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+Status = Literal["completed", "pruned", "diverged", "failed", "interrupted"]
+STATUSES: Final[tuple[Status, ...]] = get_args(Status)
+
+RECORD: Final = "record.json"
+CONFIG: Final = "config.json"
+METRICS: Final = "metrics.jsonl"
+EVAL: Final = "eval.parquet"
+ADAPTER: Final = "adapter"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """One trial when it has ended, however it ended."""
+
+    trial_id: str
+    status: Status
+    reason: str
+    """Why it ended so, in words; empty only where the status says all (`completed`)."""
+    config: dict[str, Any]
+    """`bitlora.config.TrialConfig`, flat."""
+    eval_loss: float | None
+    """Nats per completion token at the last reported evaluation; None where there was none that is finite."""
+    steps: int
+    """Optimizer steps at that evaluation."""
+    tokens: int
+    """Tokens trained on until then, prompts included, padding not (there is none)."""
+    seconds: float
+    """Wall-clock seconds in its slot until then."""
+    adapter_params: int
+    adapter_bytes: int
+    """Bytes of the adapter as packed: codes at their true density, and scales."""
+    base: dict[str, Any]
+    data: dict[str, Any]
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Metrics:
+    """A line of metrics.jsonl: one evaluation."""
+
+    step: int
+    tokens: int
+    train_loss: float
+    """Nats per completion token, the mean of the steps since the evaluation before."""
+    eval_loss: float
+    learning_rate: float
+    """Of the step just taken."""
+    seconds: float
+
+
+def versions() -> dict[str, str]:
+    """The versions of what decides a trial's numbers."""
+    names = ("bitlora-sweeps", "torch", "transformers", "peft", "bitsandbytes", "ray", "optuna")
+    found = {}
+    for name in names:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to; on success it takes the place of `path` in one step, else it is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.close(handle)
+    part = Path(name)
+    try:
+        yield part
+        part.chmod(0o644)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` (UTF-8) atomically."""
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write `value` as JSON atomically.
+
+    Raises:
+        ValueError: a number is not finite: JSON has no word for it, so nothing is written.
+    """
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def write_record(folder: Path, record: Record) -> None:
+    """Write `record` as `folder`/record.json. `folder` is the trial's."""
+    write_json(folder / RECORD, asdict(record))
+
+
+def read_record(folder: Path) -> Record:
+    """The record of the trial in `folder`.
+
+    Raises:
+        OSError: there is none, or it cannot be read.
+        ValueError: it is not a record; the message names the file and what is wrong.
+    """
+    path = folder / RECORD
+    try:
+        record = Record(**json.loads(path.read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+    except TypeError as error:
+        raise ValueError(f"{path}: not a record: {str(error).removeprefix('Record.__init__() ')}") from None
+    if record.status not in STATUSES:
+        raise ValueError(f"{path}: status {record.status!r} is none of {', '.join(STATUSES)}")
+    return record
+
+
+def append_metrics(folder: Path, metrics: Metrics) -> None:
+    """Add a line to metrics.jsonl, in one write."""
+    line = json.dumps(asdict(metrics), allow_nan=False) + "\n"
+    with (folder / METRICS).open("a", encoding="utf-8") as file:
+        file.write(line)
+
+
+def read_metrics(folder: Path) -> list[Metrics]:
+    """The evaluations of a trial, oldest first; a last line cut short by a crash is left out, no file gives none.
+
+    Raises:
+        ValueError: a line other than the last is broken; the message names it.
+    """
+    path = folder / METRICS
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            found.append(Metrics(**json.loads(line)))
+        except (json.JSONDecodeError, TypeError) as error:
+            if number < len(lines):
+                raise ValueError(f"{path}:{number}: not a line of metrics: {error}") from None
+    return found
+
+
+def write_eval(folder: Path, example_ids: Sequence[str], losses: Sequence[float], tokens: Sequence[int]) -> None:
+    """Write eval.parquet: a row for each evaluated example, its loss summed over its completion tokens (nats)."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table(
+        {
+            "example_id": pa.array(list(example_ids), pa.string()),
+            "loss": pa.array(list(losses), pa.float64()),
+            "tokens": pa.array(list(tokens), pa.int64()),
+        }
+    )
+    with replacing(folder / EVAL) as part:
+        pq.write_table(table, part)
+
+
+def write_folder(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a fresh folder, then put it in the place of `path`. A crash leaves the old or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    old = part.with_suffix(".old")
+    try:
+        part.chmod(0o755)
+        write(part)
+        if path.exists():
+            path.rename(old)
+        part.rename(path)
+    finally:
+        for leftover in (part, old):
+            if leftover.exists():
+                _remove(leftover)
+
+
+def _remove(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
