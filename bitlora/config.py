@@ -6,9 +6,15 @@ cannot do yet is refused by name (`NOT_YET`), never silently ignored.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal, get_args
+import difflib
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 Quantizer = Literal["none", "binary", "ternary"]
 Activations = Literal["full", "int8"]
@@ -182,3 +188,65 @@ NOT_YET: Final[dict[str, dict[str, object]]] = {
     "train.dtype": {"float16": "use bfloat16 or float32"},
 }
 """path -> value -> what to use instead: what the file format knows and this version cannot do yet."""
+
+
+_WANTED: Final = {
+    "string_type": "text",
+    "string_too_short": "text that is not empty",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "greater_than": "a number above {gt:g}",
+    "greater_than_equal": "a number of at least {ge:g}",
+    "less_than": "a number below {lt:g}",
+    "less_than_equal": "a number of at most {le:g}",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "too_short": "a list with at least one value",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+}
+"""pydantic's error types -> what would have been right."""
+
+
+def explain(errors: Iterable[ErrorDetails], found: object) -> str:
+    """pydantic's errors about one value, in plain words: what was found and what would be right.
+
+    A union gives an error per member; together they are one line.
+    """
+    wanted: list[str] = []
+    names: list[str] = []
+    for error in errors:
+        ctx = error.get("ctx", {})
+        if error["type"] == "literal_error":
+            names += re.findall(r"'([^']*)'", ctx["expected"])
+        elif error["type"] == "value_error":
+            return str(ctx["error"])
+        else:
+            wanted.append(_WANTED.get(error["type"], error["msg"]).format(**ctx))
+    every = list(dict.fromkeys([*wanted, *names]))
+    right = " or ".join(part for part in (", ".join(every[:-1]), every[-1]) if part)
+    close = difflib.get_close_matches(str(found), names, 1) if isinstance(found, str) else []
+    return f"found {show(found)}; give {right}" + (f"; did you mean {close[0]}?" if close and len(every) > 1 else "")
+
+
+def show(value: object) -> str:
+    """A value out of YAML, short, as its author wrote it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, str):
+        return repr(value if len(value) <= 60 else value[:60] + "…")
+    if isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, list):
+        return "a list" if value else "an empty list"
+    return "a mapping" if isinstance(value, dict) else f"a {type(value).__name__}"
+
+
+def nearest(name: object, valid: Iterable[object]) -> str:
+    """The end of a message about a wrong name: the nearest valid one, else all of them."""
+    names = [str(one) for one in valid]
+    close = difflib.get_close_matches(str(name), names, 1)
+    if close:
+        return f"; did you mean {close[0]}?"
+    return f"; valid: {', '.join(names)}" if names else ""

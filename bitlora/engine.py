@@ -1,0 +1,283 @@
+"""The engine: many trials' adapters trained at once over one frozen base. It knows no Ray.
+
+A slot is one flat vector of latent weights with its gradient and its optimizer; the layers see views of it. Between
+optimizer steps trials are attached and detached; a step takes one batch for each slot and does one forward and one
+backward pass over all of them.
+
+The promise: what a trial goes through is what it would go through alone, in a plain loop over stock PEFT layers
+(`tests/bitlora/test_promise.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bitlora.base import Base
+from bitlora.config import AdapterConfig, TrialConfig
+from bitlora.layout import Span
+from bitlora.optim import clip, learning_rate, make_optimizer
+from bitlora.packed_linear import SlotLayer
+from bitlora.quantizers import QUANTIZERS
+
+if TYPE_CHECKING:
+    from bitlora.data import Rows
+
+EVAL_TOKENS = 4096
+"""Tokens of one forward pass in evaluation, about."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows of one trial, without padding, on the base's device."""
+
+    tokens: Tensor  # (N,) int64
+    learn: Tensor  # (N,) bool: the token is predicted, and counts in the loss
+    lengths: tuple[int, ...]
+
+    @classmethod
+    def of(cls, rows: Rows, device: torch.device) -> Batch:
+        """The rows as tensors."""
+        tokens = torch.from_numpy(rows.tokens).to(device, torch.long)
+        return cls(tokens, torch.from_numpy(rows.learn).to(device), tuple(rows.lengths.tolist()))
+
+    def rows(self, start: int, stop: int) -> tuple[Batch, int]:
+        """Rows `start` to `stop`, and the tokens before them."""
+        before = sum(self.lengths[:start])
+        lengths = self.lengths[start:stop]
+        piece = slice(before, before + sum(lengths))
+        return Batch(self.tokens[piece], self.learn[piece], lengths), before
+
+
+@dataclass(frozen=True, slots=True)
+class StepStats:
+    """What one optimizer step did to one slot."""
+
+    loss: float
+    """Nats per completion token of the batch, before the step."""
+    tokens: int
+    """All tokens of the batch, prompts included."""
+    grad_norm: float
+    """2-norm over the whole adapter, before clipping."""
+    finite: bool
+    """False: loss or gradient was not finite, nothing was changed, and the slot is parked."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvalResult:
+    """An evaluation, example by example."""
+
+    losses: list[float]
+    """Nats, summed over the example's completion tokens."""
+    tokens: list[int]
+
+    @property
+    def loss(self) -> float:
+        """Nats per completion token: the ratio of the sums."""
+        return math.fsum(self.losses) / sum(self.tokens)
+
+
+@dataclass(slots=True)
+class Slot:
+    """A trial in its place."""
+
+    config: TrialConfig
+    latent: Tensor  # (P,) float32, or float64: A and B of every layer behind each other
+    grad: Tensor  # (P,)
+    quantized: Tensor  # (P,) compute dtype; `latent` itself where nothing needs a copy
+    optimizer: torch.optim.AdamW
+    views: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """(latent, quantized) of each matrix: A, B, A, B, … in the model's order."""
+    step: int = 0
+    parked: bool = False
+
+    def quantize(self) -> None:
+        """Bring the quantized copies up to date with the latent weights."""
+        if self.quantized is self.latent:
+            return
+        quantizer = QUANTIZERS[self.config.quantizer]
+        for latent, quantized in self.views:
+            quantized.copy_(quantizer(latent))
+
+
+def scaling_of(config: AdapterConfig | TrialConfig) -> float:
+    """What the adapter's output is multiplied by: alpha / rank, or alpha / sqrt(rank) for rsLoRA (arXiv 2312.03732)."""
+    return config.alpha / (config.rank if config.scaling == "lora" else math.sqrt(config.rank))
+
+
+class Engine:
+    """Slots over a base.
+
+    Args:
+        base: loaded and packed; the engine owns its layout from now on.
+        slots: how many trials fit at once.
+    """
+
+    def __init__(self, base: Base, slots: int) -> None:
+        self.base = base
+        self.size = slots
+        self.slots: dict[int, Slot] = {}
+        self.latent_dtype = torch.promote_types(base.dtype, torch.float32)
+
+    @property
+    def free(self) -> list[int]:
+        """The empty slots, lowest first."""
+        return [slot for slot in range(self.size) if slot not in self.slots]
+
+    def attach(self, config: TrialConfig, slot: int | None = None) -> int:
+        """Give a trial a slot: A uniform in ±1/sqrt(in) (as PEFT), seeded by the trial alone; B zero.
+
+        Args:
+            slot: which one; the lowest free one by default.
+
+        Returns:
+            The slot.
+
+        Raises:
+            ValueError: it is taken, or none is free.
+        """
+        if not self.free or slot not in (None, *self.free):
+            raise ValueError(f"slot {slot} is not free" if slot is not None else f"all {self.size} slots are taken")
+        slot = self.free[0] if slot is None else slot
+        layers = self.base.targets.values()
+        shapes = [s for x in layers for s in ((config.rank, x.in_features), (x.out_features, config.rank))]
+        sizes = [rows * columns for rows, columns in shapes]
+        device = self.base.device
+        latent = torch.zeros(sum(sizes), dtype=self.latent_dtype, device=device)
+        grad = torch.zeros_like(latent)
+        plain = config.quantizer == "none" and self.base.dtype == self.latent_dtype
+        quantized = latent if plain else torch.zeros_like(latent, dtype=self.base.dtype)
+        state = Slot(config, latent, grad, quantized, make_optimizer(latent, config))
+        latent.grad = grad
+
+        def matrices(flat: Tensor) -> list[Tensor]:
+            return [part.view(shape) for part, shape in zip(flat.split(sizes), shapes, strict=True)]
+
+        latents, copies, grads = matrices(latent), matrices(quantized), matrices(grad)
+        state.views = list(zip(latents, copies, strict=True))
+        generator = torch.Generator().manual_seed(config.seed)
+        for index, layer in enumerate(layers):
+            a, b = 2 * index, 2 * index + 1
+            bound = layer.in_features**-0.5
+            latents[a].copy_(torch.empty(latents[a].shape).uniform_(-bound, bound, generator=generator))
+            layer.slots[slot] = SlotLayer(
+                a=copies[a],
+                b=copies[b],
+                grad_a=grads[a],
+                grad_b=grads[b],
+                scaling=scaling_of(config),
+                dropout=config.dropout,
+                int8=config.activations == "int8",
+            )
+        state.quantize()
+        self.slots[slot] = state
+        return slot
+
+    def detach(self, slot: int) -> None:
+        """Empty a slot. Nothing of its trial stays behind.
+
+        Raises:
+            KeyError: it is empty.
+        """
+        del self.slots[slot]
+        for layer in self.base.targets.values():
+            del layer.slots[slot]
+
+    def latent(self, slot: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """Copies of a slot's latent weights: layer name -> (A (R, I), B (O, R))."""
+        copies = [latent.clone() for latent, _ in self.slots[slot].views]
+        return dict(zip(self.base.targets, zip(copies[::2], copies[1::2], strict=True), strict=True))
+
+    def step(self, batches: Mapping[int, Batch]) -> dict[int, StepStats]:
+        """One optimizer step of every slot in `batches`, each on its own batch.
+
+        A slot whose loss or gradient is not finite is parked: its weights stay as they were, and its neighbours' numbers
+        are what they would have been.
+        """
+        learned = {slot: int(batch.learn.sum()) for slot, batch in batches.items()}
+        totals = dict.fromkeys(batches, 0.0)
+        for slot in batches:
+            self.slots[slot].grad.zero_()
+        for pieces in self._micro_batches(batches):
+            losses = self._losses(pieces)
+            sums = [loss.sum() for loss in losses]
+            for span_sum, (span, _) in zip(sums, pieces, strict=True):
+                totals[span.slot] += float(span_sum.detach())
+            means = [s / learned[span.slot] for s, (span, _) in zip(sums, pieces, strict=True)]
+            torch.stack(means).sum().backward()
+        stats = {}
+        for slot, batch in batches.items():
+            state = self.slots[slot]
+            norm = clip(state.grad, state.config.max_grad_norm)
+            loss = totals[slot] / learned[slot]
+            state.parked = state.parked or not (math.isfinite(loss) and math.isfinite(norm))
+            state.step += 1
+            if not state.parked:
+                state.optimizer.param_groups[0]["lr"] = learning_rate(state.config, state.step)
+                state.optimizer.step()
+                state.quantize()
+            stats[slot] = StepStats(loss, sum(batch.lengths), norm, not state.parked)
+        return stats
+
+    def evaluate(self, slots: Sequence[int], batch: Batch) -> dict[int, EvalResult]:
+        """Score the rows of `batch` with each slot's adapter as it would be deployed: quantized, without dropout."""
+        tokens = [0] * len(batch.lengths)
+        losses = {slot: [0.0] * len(batch.lengths) for slot in slots}
+        limit = max(1, EVAL_TOKENS // len(slots))
+        start = 0
+        with torch.no_grad():
+            while start < len(batch.lengths):
+                stop, taken = start + 1, batch.lengths[start]
+                while stop < len(batch.lengths) and taken + batch.lengths[stop] <= limit:
+                    taken += batch.lengths[stop]
+                    stop += 1
+                rows, _ = batch.rows(start, stop)
+                pieces = [(Span(slot, i * taken, (i + 1) * taken), rows) for i, slot in enumerate(slots)]
+                counts = [int(part.sum()) for part in rows.learn.split(rows.lengths)]
+                tokens[start:stop] = counts
+                for (span, _), loss in zip(pieces, self._losses(pieces), strict=True):
+                    losses[span.slot][start:stop] = [
+                        float(x) for x in torch.stack([p.sum() for p in loss.double().split(counts)])
+                    ]
+                start = stop
+        return {slot: EvalResult(losses[slot], tokens) for slot in slots}
+
+    def _micro_batches(self, batches: Mapping[int, Batch]) -> list[list[tuple[Span, Batch]]]:
+        """The batches cut into forward passes: in the k-th, each slot's k-th micro-batch."""
+        passes: list[list[tuple[Span, Batch]]] = []
+        filled: list[int] = []
+        for slot, batch in sorted(batches.items()):
+            state = self.slots[slot]
+            rows = len(batch.lengths)
+            size = state.config.micro_batch or rows
+            for number, start in enumerate(range(0, rows, size)):
+                if number == len(passes):
+                    passes.append([])
+                    filled.append(0)
+                piece, before = batch.rows(start, start + size)
+                end = filled[number] + len(piece.tokens)
+                seed = (state.config.seed, state.step)
+                span = Span(slot, filled[number], end, before, len(batch.tokens), seed)
+                passes[number].append((span, piece))
+                filled[number] = end
+        return passes
+
+    def _losses(self, pieces: Sequence[tuple[Span, Batch]]) -> list[Tensor]:
+        """The cross-entropy of every completion token, a tensor for each piece; the head runs at those positions only."""
+        batches = [batch for _, batch in pieces]
+        tokens = torch.cat([batch.tokens for batch in batches])
+        learn = torch.cat([batch.learn for batch in batches])
+        lengths = [length for batch in batches for length in batch.lengths]
+        positions = self.base.layout.arrange([span for span, _ in pieces], lengths, self.base.device)
+        predicting = learn.nonzero().flatten() - 1
+        logits = self.base.model(
+            input_ids=tokens[None], position_ids=positions, use_cache=False, logits_to_keep=predicting
+        ).logits[0]
+        losses = F.cross_entropy(logits.to(self.latent_dtype), tokens[learn], reduction="none")
+        return list(losses.split([int(batch.learn.sum()) for batch in batches]))

@@ -1,0 +1,175 @@
+"""Many adapters over one frozen linear layer.
+
+The tokens of a pack stand in one row without padding, those of a slot next to each other: x is (T, I), and slot s owns
+x[start:stop]. The frozen layer is called once for all T; each slot's adapter then adds to its own tokens, at its own
+rank, over its own matrices. So a slot's arithmetic never sees another slot's numbers, nor padding: a quantizer's
+statistics and the norm of `int8` activations are over real entries because there are no others.
+
+The quantizer is outside autograd: a `SlotLayer` holds the quantized copies in the compute dtype, and their gradients are
+added straight into the slot's flat gradient, which is the latent weights' (straight-through).
+
+Axes: T tokens of the pack, N tokens of a slot, R rank, I in, O out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bitlora.layout import Layout, Span
+from bitlora.quantizers import int8, int8_backward
+
+
+@dataclass(slots=True)
+class SlotLayer:
+    """One slot's adapter of one layer, as the forward pass needs it."""
+
+    a: Tensor  # (R, I) quantized, compute dtype
+    b: Tensor  # (O, R) quantized, compute dtype
+    grad_a: Tensor  # (R, I) float32 (float64): a view of the slot's flat gradient
+    grad_b: Tensor  # (O, R)
+    scaling: float
+    dropout: float
+    int8: bool
+
+
+def dropout_seed(seed: int, step: int, layer: int) -> int:
+    """63 bits for a generator, from (trial seed, step, layer)."""
+    return int.from_bytes(blake2b(f"{seed}/{step}/{layer}".encode(), digest_size=8).digest(), "big") >> 1
+
+
+def dropout_mask(span: Span, layer: int, width: int, dropout: float, device: torch.device) -> Tensor:
+    """Which entries of a slot's input are kept: (N, width) bool.
+
+    Drawn for the trial's whole batch in the trial's own order, so that it depends neither on the slot, nor on the
+    neighbours, nor on how the batch is cut into micro-batches.
+    """
+    assert span.seed is not None
+    generator = torch.Generator(device).manual_seed(dropout_seed(*span.seed, layer))
+    keep = torch.empty(span.batch_tokens, width, dtype=torch.bool, device=device)
+    keep.bernoulli_(1 - dropout, generator=generator)
+    return keep[span.batch_start : span.batch_start + span.stop - span.start]
+
+
+class PackedLinear(nn.Module):
+    """A frozen linear layer with an adapter for each slot.
+
+    Args:
+        base: the frozen layer: `nn.Linear` or bitsandbytes' `Linear4bit`.
+        name: its name in the model.
+        index: its number among the model's packed layers; the dropout masks hang on it.
+        layout: shared with the engine, which arranges it before each forward pass.
+        dtype: what the products are computed in.
+    """
+
+    def __init__(self, base: nn.Linear, name: str, index: int, layout: Layout, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.base = base
+        self.name = name
+        self.index = index
+        self.layout = layout
+        self.dtype = dtype
+        self.slots: dict[int, SlotLayer] = {}
+
+    @property
+    def in_features(self) -> int:
+        return self.base.in_features
+
+    @property
+    def out_features(self) -> int:
+        return self.base.out_features
+
+    def base_weight(self) -> Tensor:
+        """(O, I) in the compute dtype. NF4 is dequantized at each call, exactly as bitsandbytes' own products do it."""
+        weight: Any = self.base.weight
+        state = getattr(weight, "quant_state", None)
+        if state is None:
+            return weight.detach()  # type: ignore[no-any-return]
+        from bitsandbytes.functional import dequantize_4bit
+
+        return dequantize_4bit(weight.detach(), state).to(self.dtype)  # type: ignore[no-any-return]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., I) -> (..., O), where the leading axes hold the T tokens of the layout."""
+        if x[..., 0].numel() != self.layout.tokens:
+            raise NotImplementedError(f"{self.name} is not called with every token: routed layers cannot be packed yet")
+        anchor = torch.empty(0, device=x.device, requires_grad=torch.is_grad_enabled())
+        y: Tensor = _Packed.apply(x.reshape(-1, x.shape[-1]), anchor, self)
+        return y.view(*x.shape[:-1], -1)
+
+
+class _Packed(torch.autograd.Function):
+    """The products of the base and of all adapters, with their gradients written out.
+
+    Autograd is told of x alone; `anchor` makes it call `backward` also where x needs no gradient (the first block).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, anchor: Tensor, layer: PackedLinear) -> Tensor:
+        y = F.linear(x, layer.base_weight(), layer.base.bias)
+        kept: list[Tensor] = []
+        used: list[tuple[Span, SlotLayer, int, int | None]] = []
+        for span in layer.layout.spans:
+            slot = layer.slots.get(span.slot)
+            if slot is None:
+                continue
+            h = x[span.start : span.stop]
+            mask_at = None
+            if slot.dropout > 0 and span.seed is not None:
+                mask = dropout_mask(span, layer.index, x.shape[-1], slot.dropout, x.device)
+                mask_at = len(kept)
+                kept.append(mask)
+                h = _dropped(h, mask, slot.dropout)
+            z = (int8(h) if slot.int8 else h) @ slot.a.T
+            y[span.start : span.stop].addmm_(int8(z) if slot.int8 else z, slot.b.T, alpha=slot.scaling)
+            used.append((span, slot, len(kept), mask_at))
+            kept.append(z)
+        ctx.save_for_backward(x, *kept)
+        ctx.layer, ctx.used = layer, used
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
+        dy = grads[0].contiguous()
+        x, *kept = ctx.saved_tensors
+        layer: PackedLinear = ctx.layer
+        dx = dy @ layer.base_weight() if ctx.needs_input_grad[0] else None
+        for span, slot, z_at, mask_at in ctx.used:
+            dys = dy[span.start : span.stop]
+            h = x[span.start : span.stop]
+            z = kept[z_at]
+            mask = None if mask_at is None else kept[mask_at]
+            if mask is not None:
+                h = _dropped(h, mask, slot.dropout)
+            dz = dys @ slot.b * slot.scaling
+            _add(slot.grad_b, dys.T, int8(z) if slot.int8 else z, slot.scaling)
+            if slot.int8:
+                dz = int8_backward(dz, z)
+            _add(slot.grad_a, dz.T, int8(h) if slot.int8 else h, 1.0)
+            if dx is None:
+                continue
+            if mask is None and not slot.int8:
+                dx[span.start : span.stop].addmm_(dz, slot.a)
+                continue
+            dh = dz @ slot.a
+            if slot.int8:
+                dh = int8_backward(dh, h)
+            dx[span.start : span.stop] += dh if mask is None else _dropped(dh, mask, slot.dropout)
+        return dx, None, None
+
+
+def _dropped(x: Tensor, keep: Tensor, dropout: float) -> Tensor:
+    return torch.where(keep, x / (1 - dropout), 0)
+
+
+def _add(into: Tensor, left: Tensor, right: Tensor, scale: float) -> None:
+    """into += scale * left @ right, where `into` may have a wider dtype."""
+    if into.dtype == left.dtype:
+        into.addmm_(left, right, alpha=scale)
+    else:
+        into.add_(left @ right, alpha=scale)
