@@ -222,8 +222,10 @@ def explain(errors: Iterable[ErrorDetails], found: object) -> str:
             names += re.findall(r"'([^']*)'", ctx["expected"])
         elif error["type"] == "value_error":
             return str(ctx["error"])
-        else:
-            wanted.append(_WANTED.get(error["type"], error["msg"]).format(**ctx))
+        elif error["type"] in _WANTED:
+            wanted.append(_WANTED[error["type"]].format(**ctx))
+    if not wanted and not names:
+        return f"found {show(found)}: not valid here"
     every = list(dict.fromkeys([*wanted, *names]))
     right = " or ".join(part for part in (", ".join(every[:-1]), every[-1]) if part)
     close = difflib.get_close_matches(str(found), names, 1) if isinstance(found, str) else []

@@ -15,7 +15,7 @@ import json
 import pkgutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -26,13 +26,9 @@ SHAPES: Final = "prompt + completion, instruction (+ input) + output, instructio
 KEYS: Final = ("prompt", "completion", "instruction", "input", "output", "instances", "messages")
 SHOWN: Final = 20
 
-SKIPPED: Final = frozenset(
-    # these act or print when imported, or need a display; these are no library; these are what `os` has, under names
-    # that depend on the platform
-    ["antigravity", "this", "idlelib", "turtle", "turtledemo", "readline", "rlcompleter", "tkinter"]
-    + ["test", "tests", "lib2to3", "ensurepip", "distutils", "pydoc_data", "encodings"]
-    + ["posix", "nt"]
-)
+# what acts or prints when imported or needs a display, and what is no library or, on one platform, another name of `os`
+NOISY: Final = ("antigravity", "this", "idlelib", "turtle", "turtledemo", "readline", "rlcompleter", "tkinter")
+NO_LIBRARY: Final = ("test", "tests", "lib2to3", "ensurepip", "distutils", "pydoc_data", "encodings", "posix", "nt")
 LENGTHS: Final = range(40, 1501)
 """Characters of a docstring that is used."""
 PLAIN: Final = (bool, int, float, str, bytes, type(None))
@@ -242,7 +238,7 @@ def _kind(value: object) -> str:
 
 def _read_hub(name: str, errors: list[str]) -> list[Example]:
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils._validators import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # its documented place
 
     near = difflib.get_close_matches(name, ["pydoc", *(path.name for path in Path().glob("*.json*"))], n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
@@ -278,9 +274,9 @@ def _load_hub(name: str) -> Mapping[str, Iterable[object]]:
         away = f"{name}: the hub cannot be reached; HF_HUB_OFFLINE=1 takes a cached copy, if there is one"
         if not hub_answers():
             raise DataError([away])
-    load: Callable[[str], Mapping[str, Iterable[object]]] = datasets.load_dataset
     try:
-        return load(name)
+        splits: Mapping[str, Iterable[object]] = datasets.load_dataset(name)
+        return splits
     except ConnectionError:
         raise DataError([away]) from None
     except GatedRepoError:
@@ -346,13 +342,13 @@ def _pairs_of_this_process() -> Iterator[tuple[str, str, str]]:
 
 
 def _public(name: str) -> bool:
-    return not name.startswith("_") and name not in SKIPPED
+    return not name.startswith("_") and name not in NOISY + NO_LIBRARY
 
 
 def _modules(name: str) -> Iterator[ModuleType]:
     try:
         module = importlib.import_module(name)
-    except (ImportError, OSError, AttributeError):  # of another platform, or built without the library it needs
+    except Exception:  # of another platform, or built without the library it needs: no reason to lose the rest
         return
     yield module
     for info in pkgutil.iter_modules(getattr(module, "__path__", ())):
