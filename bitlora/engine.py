@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -47,12 +48,47 @@ class Batch:
         tokens = torch.from_numpy(rows.tokens).to(device, torch.long)
         return cls(tokens, torch.from_numpy(rows.learn).to(device), tuple(rows.lengths.tolist()))
 
+    def common_prefix(self) -> int:
+        """How many first tokens all rows have in common, short of what is learned and of the token that predicts it."""
+        starts = [sum(self.lengths[:row]) for row in range(len(self.lengths))]
+        if len(starts) == 1:
+            return 0
+        limit = min(self.lengths)
+        heads = torch.stack([self.tokens[start : start + limit] for start in starts])
+        learn = torch.stack([self.learn[start : start + limit] for start in starts])
+        differs = (heads != heads[0]).any(0) | learn.any(0)
+        first = int(differs.nonzero()[0]) if bool(differs.any()) else limit
+        return max(0, first - 1)
+
+    def folded(self, shared: int) -> tuple[Tensor, Tensor]:
+        """Tokens and mask with the `shared` first tokens of all rows but the first left out."""
+        if not shared:
+            return self.tokens, self.learn
+        keep = torch.ones_like(self.learn)
+        start = 0
+        for length in self.lengths[:-1]:
+            start += length
+            keep[start : start + shared] = False
+        return self.tokens[keep], self.learn[keep]
+
     def rows(self, start: int, stop: int) -> tuple[Batch, int]:
         """Rows `start` to `stop`, and the tokens before them."""
         before = sum(self.lengths[:start])
         lengths = self.lengths[start:stop]
         piece = slice(before, before + sum(lengths))
         return Batch(self.tokens[piece], self.learn[piece], lengths), before
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one slot has in one forward pass: its batch, a part of it, or rows to evaluate."""
+
+    slot: int
+    batch: Batch
+    batch_start: int = 0
+    batch_tokens: int = 0
+    seed: tuple[int, int] | None = None
+    """As in `bitlora.layout.Span`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +160,9 @@ class Engine:
         self.size = slots
         self.slots: dict[int, Slot] = {}
         self.latent_dtype = torch.promote_types(base.dtype, torch.float32)
+        # Not in float64: transformers' norms run in float32 there, and whether gradients are summed before or after one
+        # is then seen in the eighth digit.
+        self.share_prefixes = base.dtype != torch.float64
 
     @property
     def free(self) -> list[int]:
@@ -205,12 +244,11 @@ class Engine:
         for slot in batches:
             self.slots[slot].grad.zero_()
         for pieces in self._micro_batches(batches):
-            losses = self._losses(pieces)
-            sums = [loss.sum() for loss in losses]
-            for span_sum, (span, _) in zip(sums, pieces, strict=True):
-                totals[span.slot] += float(span_sum.detach())
-            means = [s / learned[span.slot] for s, (span, _) in zip(sums, pieces, strict=True)]
-            torch.stack(means).sum().backward()
+            sums = torch.stack([loss.sum() for loss in self._losses(pieces)])
+            counts = torch.tensor([learned[piece.slot] for piece in pieces], dtype=sums.dtype, device=sums.device)
+            (sums / counts).sum().backward()
+            for piece, total in zip(pieces, sums.tolist(), strict=True):
+                totals[piece.slot] += total
         stats = {}
         for slot, batch in batches.items():
             state = self.slots[slot]
@@ -227,31 +265,25 @@ class Engine:
 
     def evaluate(self, slots: Sequence[int], batch: Batch) -> dict[int, EvalResult]:
         """Score the rows of `batch` with each slot's adapter as it would be deployed: quantized, without dropout."""
-        tokens = [0] * len(batch.lengths)
-        losses = {slot: [0.0] * len(batch.lengths) for slot in slots}
-        limit = max(1, EVAL_TOKENS // len(slots))
+        tokens: list[int] = []
+        losses: dict[int, list[float]] = {slot: [] for slot in slots}
         start = 0
         with torch.no_grad():
             while start < len(batch.lengths):
-                stop, taken = start + 1, batch.lengths[start]
-                while stop < len(batch.lengths) and taken + batch.lengths[stop] <= limit:
-                    taken += batch.lengths[stop]
+                stop = start + 1
+                while stop < len(batch.lengths) and sum(batch.lengths[start : stop + 1]) * len(slots) <= EVAL_TOKENS:
                     stop += 1
                 rows, _ = batch.rows(start, stop)
-                pieces = [(Span(slot, i * taken, (i + 1) * taken), rows) for i, slot in enumerate(slots)]
                 counts = [int(part.sum()) for part in rows.learn.split(rows.lengths)]
-                tokens[start:stop] = counts
-                for (span, _), loss in zip(pieces, self._losses(pieces), strict=True):
-                    losses[span.slot][start:stop] = [
-                        float(x) for x in torch.stack([p.sum() for p in loss.double().split(counts)])
-                    ]
+                tokens += counts
+                for slot, loss in zip(slots, self._losses([Piece(slot, rows) for slot in slots]), strict=True):
+                    losses[slot] += torch.stack([row.sum() for row in loss.double().split(counts)]).tolist()
                 start = stop
         return {slot: EvalResult(losses[slot], tokens) for slot in slots}
 
-    def _micro_batches(self, batches: Mapping[int, Batch]) -> list[list[tuple[Span, Batch]]]:
+    def _micro_batches(self, batches: Mapping[int, Batch]) -> list[list[Piece]]:
         """The batches cut into forward passes: in the k-th, each slot's k-th micro-batch."""
-        passes: list[list[tuple[Span, Batch]]] = []
-        filled: list[int] = []
+        passes: list[list[Piece]] = []
         for slot, batch in sorted(batches.items()):
             state = self.slots[slot]
             rows = len(batch.lengths)
@@ -259,25 +291,29 @@ class Engine:
             for number, start in enumerate(range(0, rows, size)):
                 if number == len(passes):
                     passes.append([])
-                    filled.append(0)
                 piece, before = batch.rows(start, start + size)
-                end = filled[number] + len(piece.tokens)
-                seed = (state.config.seed, state.step)
-                span = Span(slot, filled[number], end, before, len(batch.tokens), seed)
-                passes[number].append((span, piece))
-                filled[number] = end
+                seed = (state.config.seed, state.step) if state.config.dropout else None
+                passes[number].append(Piece(slot, piece, before, len(batch.tokens), seed))
         return passes
 
-    def _losses(self, pieces: Sequence[tuple[Span, Batch]]) -> list[Tensor]:
+    def _losses(self, pieces: Sequence[Piece]) -> list[Tensor]:
         """The cross-entropy of every completion token, a tensor for each piece; the head runs at those positions only."""
-        batches = [batch for _, batch in pieces]
-        tokens = torch.cat([batch.tokens for batch in batches])
-        learn = torch.cat([batch.learn for batch in batches])
-        lengths = [length for batch in batches for length in batch.lengths]
-        positions = self.base.layout.arrange([span for span, _ in pieces], lengths, self.base.device)
-        predicting = learn.nonzero().flatten() - 1
+        # A dropout mask is drawn for every token of every row, so there the rows have nothing in common.
+        shared = [piece.batch.common_prefix() if self.share_prefixes and not piece.seed else 0 for piece in pieces]
+        folded = [piece.batch.folded(common) for piece, common in zip(pieces, shared, strict=True)]
+        ends = [*accumulate(len(tokens) for tokens, _ in folded)]
+        spans = [
+            Span(piece.slot, start, end, piece.batch_start, piece.batch_tokens, piece.seed)
+            for piece, start, end in zip(pieces, [0, *ends], ends, strict=False)
+        ]
+        positions = self.base.layout.arrange(spans, [piece.batch.lengths for piece in pieces], shared, self.base.device)
+        tokens = torch.cat([tokens for tokens, _ in folded])
+        learn = torch.cat([learn for _, learn in folded])
         logits = self.base.model(
-            input_ids=tokens[None], position_ids=positions, use_cache=False, logits_to_keep=predicting
+            input_ids=tokens[None],
+            position_ids=positions,
+            use_cache=False,
+            logits_to_keep=learn.nonzero().flatten() - 1,
         ).logits[0]
         losses = F.cross_entropy(logits.to(self.latent_dtype), tokens[learn], reduction="none")
-        return list(losses.split([int(batch.learn.sum()) for batch in batches]))
+        return list(losses.split([int(learn.sum()) for _, learn in folded]))

@@ -1,15 +1,15 @@
 """Where the tokens of a pack stand, and attention over them.
 
-The rows of all slots stand behind each other in one sequence of T tokens without padding: the frozen layers, which are
-most of the work, compute nothing twice and nothing for nothing. Only attention must know the rows apart. It pads them
-just for itself, to the longest row, on the right: under a causal mask no real token ever looks at a padding one.
+The rows of all slots stand behind each other in one sequence of T tokens without padding, and what the rows of a slot
+begin with in common (a system prompt, say) stands there once: the frozen layers, which are most of the work, compute
+nothing twice and nothing for nothing. Only attention must know the rows apart. It gathers them just for itself, whole and
+padded to the longest row, on the right: under a causal mask no real token ever looks at a padding one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any, Final
 
 import torch
@@ -43,23 +43,42 @@ class Layout:
         self.spans: tuple[Span, ...] = ()
         self.longest = 0
         self.pad = torch.empty(0, dtype=torch.long)
+        """(rows * longest,): the token at each place of the padded form."""
         self.unpad = torch.empty(0, dtype=torch.long)
+        """(T,): a place in the padded form of each token."""
 
-    def arrange(self, spans: Sequence[Span], lengths: Sequence[int], device: torch.device) -> Tensor:
-        """Lay out rows of `lengths` tokens, owned as `spans` say.
+    def arrange(
+        self, spans: Sequence[Span], rows: Sequence[Sequence[int]], shared: Sequence[int], device: torch.device
+    ) -> Tensor:
+        """Lay out rows.
+
+        Args:
+            spans: who owns which tokens.
+            rows: for each span the lengths of its rows.
+            shared: for each span how many first tokens all its rows have in common; they stand in T once.
 
         Returns:
             (1, T) int64: each token's position in its row.
         """
-        self.spans, self.tokens, self.longest = tuple(spans), sum(lengths), max(lengths)
-        length = torch.tensor(lengths)[:, None]
-        start = torch.tensor([0, *accumulate(lengths)][:-1])[:, None]
-        column = torch.arange(self.longest)[None, :]
-        # Padding repeats the row's own last token: a row that is not finite stays the only one.
-        self.pad = (start + torch.minimum(column, length - 1)).flatten().to(device)
-        real = (column < length).flatten()
-        self.unpad = real.nonzero().flatten().to(device)
-        return column.expand(len(lengths), -1).flatten()[real][None].to(device)
+        self.spans = tuple(spans)
+        self.longest = max(max(lengths) for lengths in rows)
+        pad: list[int] = []
+        unpad: list[int] = []
+        positions: list[int] = []
+        for lengths, common in zip(rows, shared, strict=True):
+            prefix = range(len(positions), len(positions) + common)
+            for number, length in enumerate(lengths):
+                row = len(pad)
+                new = range(0 if number == 0 else common, length)
+                own = range(len(positions), len(positions) + len(new))
+                whole = [*own] if number == 0 else [*prefix, *own]
+                # Padding repeats the row's own last token: a row that is not finite stays the only one.
+                pad += whole + [whole[-1]] * (self.longest - length)
+                unpad += range(row + new.start, row + length)
+                positions += new
+        self.tokens = len(positions)
+        self.pad, self.unpad = torch.tensor(pad, device=device), torch.tensor(unpad, device=device)
+        return torch.tensor(positions, device=device)[None]
 
     def install(self, model: nn.Module) -> None:
         """Make `model` (a transformers causal LM) attend by rows of this layout."""

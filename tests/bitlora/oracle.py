@@ -115,7 +115,7 @@ class PlainLoop:
 
     def _rate(self):
         r, t = self.recipe, self.taken + 1
-        w = int(round(r.warmup * r.steps))
+        w = round(r.warmup * r.steps)
         if t <= w:
             return r.rate * t / w
         x = (t - w) / (r.steps - w)

@@ -4,10 +4,11 @@ Whatever else is in the pack, whichever slot it has, whenever it joined. Bounds 
 float64; in float32 1e-4 up to learning rate 5e-4, above that three times what the plain loop differs from itself with
 its rows in another order.
 
-One case needs a word. With `int8` activations and binary or ternary weights, what enters B is an integer multiple of one
-unit, so that it often stands exactly between two of the 8-bit steps; which way it is rounded is then decided by the last
-bit of a sum, in the plain loop too: in float64 it differs from itself by 1e-6 with its rows in another order. So the
-float64 tests of that case round both sides' ties the same way (`snapped`); the plain formula is held to the float32 bound.
+One case needs a word. With `int8` activations and binary or ternary weights, what enters B is an integer multiple of
+one unit, so that it often stands exactly between two of the 8-bit steps; which way it is rounded is then decided by the
+last bit of a sum, in the plain loop too: in float64 it differs from itself by 1e-6 with its rows in another order. So
+the float64 tests of that case round both sides' ties the same way (`snapped`); the plain formula is held to the float32
+bound.
 """
 
 import importlib.util
@@ -25,6 +26,7 @@ from transformers import (
     Phi3Config,
     Phi3ForCausalLM,
 )
+from transformers.models.llama import modeling_llama
 
 from bitlora import packed_linear
 from bitlora.base import load_base
@@ -45,19 +47,19 @@ STEPS = 20
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """Two small bases of different build: Llama (grouped keys, separate projections) and Phi-3 (fused projections)."""
-    sizes = dict(
-        vocab_size=VOCAB,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        initializer_range=0.2,
-    )
+    sizes = {
+        "vocab_size": VOCAB,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "initializer_range": 0.2,
+    }
     torch.manual_seed(0)
     root = tmp_path_factory.mktemp("bases")
     LlamaForCausalLM(LlamaConfig(**sizes)).save_pretrained(root / "llama")
@@ -65,14 +67,16 @@ def folders(tmp_path_factory):
     return root
 
 
-def make_rows(seed, count, low=5, high=20):
-    """`count` rows of random tokens; the loss is on a random tail of each."""
+def make_rows(seed, count, low=5, high=20, prefix=0):
+    """`count` rows of random tokens that begin with `prefix` tokens in common; the loss is on a random tail of each."""
     rng = np.random.default_rng(seed)
     rows = []
     for _ in range(count):
         n = int(rng.integers(low, high))
         prompt = int(rng.integers(1, n - 1))
-        rows.append((rng.integers(3, VOCAB, n).tolist(), [i >= prompt for i in range(n)]))
+        common = np.random.default_rng(seed // 1000).integers(3, VOCAB, prefix).tolist()
+        tokens = [*common, *rng.integers(3, VOCAB, n).tolist()]
+        rows.append((tokens, [i >= prompt + prefix for i in range(n + prefix)]))
     return rows
 
 
@@ -85,18 +89,33 @@ def batch_of(rows):
 class Trial:
     """A trial's configuration in the engine's words and in the oracle's, and its own batches."""
 
-    def __init__(self, seed=1, sizes=(3, 4, 2), **recipe):
+    def __init__(self, seed=1, sizes=(3, 4, 2), prefix=0, **recipe):
         self.recipe = oracle.Recipe(**{"steps": STEPS, **recipe})
         r = self.recipe
         self.seed = seed
         self.config = TrialConfig(
-            quantizer=r.quantizer, activations="int8" if r.int8 else "full", rank=r.rank, alpha=r.alpha, dropout=r.dropout,
-            scaling="lora", learning_rate=r.rate, weight_decay=r.weight_decay, batch_size=max(sizes), micro_batch=r.micro,
-            max_grad_norm=r.max_norm, schedule=r.schedule, warmup=r.warmup, floor=r.floor, steps=r.steps, eval_every=5,
+            quantizer=r.quantizer,
+            activations="int8" if r.int8 else "full",
+            rank=r.rank,
+            alpha=r.alpha,
+            dropout=r.dropout,
+            scaling="lora",
+            learning_rate=r.rate,
+            weight_decay=r.weight_decay,
+            batch_size=max(sizes),
+            micro_batch=r.micro,
+            max_grad_norm=r.max_norm,
+            schedule=r.schedule,
+            warmup=r.warmup,
+            floor=r.floor,
+            steps=r.steps,
+            eval_every=5,
             seed=seed,
-        )  # fmt: skip
-        self.batches = [make_rows(1000 * seed + step, sizes[step % len(sizes)]) for step in range(r.steps)]
-        self.held_out = make_rows(999 * seed, 5)
+        )
+        self.batches = [
+            make_rows(1000 * seed + step, sizes[step % len(sizes)], prefix=prefix) for step in range(r.steps)
+        ]
+        self.held_out = make_rows(1000 * seed + 999, 5, prefix=prefix)
 
     def alone(self, model, latents, row_order=None):
         """Its losses in the plain loop, and its eval loss at the end."""
@@ -129,7 +148,7 @@ def plain_model(folder, dtype, quantization="none"):
 
 
 def run_pack(engine, joins, steps):
-    """Train trials in a pack. `joins`: (trial, step at which it joins, slot). Gives each trial's start and its losses."""
+    """Train trials in a pack; gives each trial's start and its losses. `joins`: (trial, step at which it joins, slot)."""
     slots, starts, losses = {}, {}, {}
     for step in range(steps):
         for trial, when, slot in joins:
@@ -148,7 +167,8 @@ def run_pack(engine, joins, steps):
 
 
 def worst(ours, theirs):
-    assert len(ours) == len(theirs) and all(math.isfinite(x) for x in [*ours, *theirs])
+    assert len(ours) == len(theirs)
+    assert all(math.isfinite(x) for x in [*ours, *theirs])
     return max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True))
 
 
@@ -173,7 +193,7 @@ def snapped(monkeypatch):
     monkeypatch.setattr(oracle, "ROUND", oracle.snapping_round)
 
 
-FULL = dict(dropout=0.1, weight_decay=0.1, max_norm=0.5, warmup=0.2, floor=0.1, micro=2)
+FULL = {"dropout": 0.1, "weight_decay": 0.1, "max_norm": 0.5, "warmup": 0.2, "floor": 0.1, "micro": 2}
 ALL = [(q, int8) for q in ("none", "binary", "ternary") for int8 in (False, True)]
 
 
@@ -182,13 +202,39 @@ ALL = [(q, int8) for q in ("none", "binary", "ternary") for int8 in (False, True
 def test_float64_with_everything_on(folders, snapped, base, quantizer, int8):
     trials = [
         Trial(seed=1, quantizer=quantizer, int8=int8, rank=4, **FULL),
-        Trial(seed=2, quantizer=quantizer, int8=int8, rank=8, rate=5e-3, schedule="linear", sizes=(1, 5)),
-        Trial(seed=3, quantizer="ternary", rank=2, schedule="constant", micro=1),
+        Trial(seed=2, quantizer=quantizer, int8=int8, rank=8, rate=5e-3, schedule="linear", sizes=(1, 5), prefix=6),
+        Trial(seed=3, quantizer="ternary", rank=2, schedule="constant", micro=2, prefix=3),
     ]
     starts, losses = run_pack(open_engine(folders / base, torch.float64), [(t, 0, None) for t in trials], STEPS)
     for trial in trials:
         assert worst(losses[trial], trial.alone(plain_model(folders / base, torch.float64), starts[trial])) < 1e-9
         assert losses[trial][-2] != losses[trial][0]
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("quantizer", ["none", "binary", "ternary"])
+def test_rows_that_begin_alike_are_computed_once(folders, snapped, monkeypatch, quantizer, int8):
+    """With the base's norms in float64 too (transformers has them in float32), sharing prefixes is exact to 1e-9."""
+
+    def norm(self, x):
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
+
+    monkeypatch.setattr(modeling_llama.LlamaRMSNorm, "forward", norm)
+    trials = [
+        Trial(seed=1, quantizer=quantizer, int8=int8, prefix=6, sizes=(4, 1, 3)),
+        Trial(seed=2, quantizer=quantizer, int8=int8, prefix=1, micro=2, weight_decay=0.1),
+        Trial(seed=3, quantizer=quantizer, prefix=5, dropout=0.1),
+    ]
+    engine = open_engine(folders / "llama", torch.float64)
+    engine.share_prefixes = True
+    seen = []
+    whole = engine.base.layout.arrange
+    monkeypatch.setattr(engine.base.layout, "arrange", lambda *args: seen.append(args[2]) or whole(*args))
+    starts, losses = run_pack(engine, [(t, 0, None) for t in trials], STEPS)
+    assert max(shared[0] for shared in seen if len(shared) == 3) >= 5
+    assert all(shared[2] == 0 for shared in seen if len(shared) == 3)
+    for trial in trials:
+        assert worst(losses[trial], trial.alone(plain_model(folders / "llama", torch.float64), starts[trial])) < 1e-9
 
 
 def test_ranks_far_apart_share_a_pack(folders, snapped):
@@ -209,7 +255,8 @@ def test_a_trial_that_joins_late_in_a_used_slot(folders, snapped):
     starts, losses = run_pack(engine, joins, STEPS + 7)
     for trial in (first, neighbour, late, later):
         assert worst(losses[trial], trial.alone(plain_model(folders / "llama", torch.float64), starts[trial])) < 1e-9
-    assert not engine.slots and all(not layer.slots for layer in engine.base.targets.values())
+    assert not engine.slots
+    assert all(not layer.slots for layer in engine.base.targets.values())
 
 
 @pytest.mark.parametrize("slot", [0, 1, 3])
@@ -221,14 +268,18 @@ def test_slot_and_neighbours_do_not_matter(folders, snapped, slot):
     joins = [(trial, 0, slot), *((other, i, free[i]) for i, other in enumerate(others))]
     again, packed = run_pack(open_engine(folders / "llama", torch.float64), joins, STEPS + 1)
     for name, (a, b) in starts[trial].items():
-        assert torch.equal(a, again[trial][name][0]) and torch.equal(b, again[trial][name][1])
+        assert torch.equal(a, again[trial][name][0])
+        assert torch.equal(b, again[trial][name][1])
     assert worst(packed[trial], alone[trial]) < 1e-9
 
 
 @pytest.mark.parametrize(("quantizer", "int8"), ALL)
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_float32_at_low_learning_rate(folders, quantization, quantizer, int8):
-    trials = [Trial(seed=1, quantizer=quantizer, int8=int8, rate=5e-4, **FULL), Trial(seed=2, rank=16, rate=5e-4)]
+    trials = [
+        Trial(seed=1, quantizer=quantizer, int8=int8, rate=5e-4, **FULL),
+        Trial(seed=2, rank=16, rate=5e-4, prefix=8),
+    ]
     engine = open_engine(folders / "llama", torch.float32, quantization)
     starts, losses = run_pack(engine, [(t, 0, None) for t in trials], STEPS)
     for trial in trials:
@@ -284,11 +335,12 @@ def test_a_neighbour_that_turns_nan_changes_nothing_to_the_last_bit(folders, dty
 
     clean, _, weights, scores = run(False)
     poisoned, finite, weights_beside, scores_beside = run(True)
-    assert all(f[1] for f in finite[:3]) and not any(f[1] for f in finite[3:])
+    assert all(f[1] for f in finite[:3])
+    assert not any(f[1] for f in finite[3:])
     assert [(row[0], row[2]) for row in poisoned] == [(row[0], row[2]) for row in clean]
     for ours, theirs in zip(weights_beside, weights, strict=True):
         for name in ours:
-            assert torch.equal(ours[name][0], theirs[name][0]) and torch.equal(ours[name][1], theirs[name][1])
+            assert all(torch.equal(a, b) for a, b in zip(ours[name], theirs[name], strict=True))
     assert scores_beside == scores
 
 
