@@ -119,7 +119,8 @@ def packed_attention(
         raise NotImplementedError(f"this base's attention uses {unknown[0]}, which packs cannot do yet")
 
     def padded(x: Tensor) -> Tensor:  # (1, heads, T, width) -> (rows, heads, longest, width)
-        return x[0].index_select(1, layout.pad).unflatten(1, (-1, layout.longest)).transpose(0, 1)
+        rows: Tensor = x[0].index_select(1, layout.pad).unflatten(1, (-1, layout.longest))
+        return rows.transpose(0, 1)
 
     out = F.scaled_dot_product_attention(
         padded(query),

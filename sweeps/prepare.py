@@ -1,0 +1,85 @@
+"""What must be known before Ray starts: that the base exists, what it is made of, and the data as tokens.
+
+It runs in a process of its own: torch and transformers are too much memory for a driver that only waits afterwards.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bitlora.config import TrialConfig, trial_config
+from sweeps.spec import Spec
+
+if TYPE_CHECKING:
+    from bitlora.base import BaseInfo
+    from bitlora.data import Dataset
+
+
+class InputError(ValueError):
+    """Base or data cannot be used. `lines`: one line for each thing that is wrong."""
+
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__("\n".join(lines))
+        self.lines = lines
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A spec's base and data, looked at."""
+
+    base: BaseInfo
+    dataset: Dataset
+
+    def trial(self, spec: Spec, chosen: dict[str, Any]) -> TrialConfig:
+        """The whole configuration of the trial for which the searcher chose `chosen`.
+
+        Its seed is the sweep's where the space does not vary it: trials differ by what is searched alone.
+        """
+        return trial_config(spec.adapter, spec.train, len(self.dataset.train), spec.search.seed, chosen)
+
+
+def prepare(spec: Spec) -> Prepared:
+    """Look at base and data in a child process.
+
+    Raises:
+        InputError: one of them cannot be used; all that is wrong with both.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as child:
+        try:
+            found = child.submit(_look, spec).result()
+        except BrokenProcessPool:
+            raise InputError(["base and data: the process that reads them died (out of memory?)"]) from None
+    if isinstance(found, Prepared):
+        return found
+    raise InputError(found)
+
+
+def _look(spec: Spec) -> Prepared | list[str]:
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    from bitlora.base import BaseError, describe_base, load_tokenizer
+    from bitlora.data import DataError, prepare_data
+    from bitlora.sources import read_examples
+
+    errors: list[str] = []
+    info = tokenizer = None
+    try:
+        info = describe_base(spec.base)
+        tokenizer = load_tokenizer(spec.base.model)
+    except BaseError as error:
+        errors.append(str(error))
+    try:
+        if tokenizer is not None and info is not None:
+            return Prepared(info, prepare_data(spec.data, tokenizer))
+        # Without a tokenizer the sources can still be read, so that what is wrong with them is said in the same breath.
+        read_examples(spec.data.source)
+        if spec.data.eval_source is not None:
+            read_examples(spec.data.eval_source)
+    except DataError as error:
+        errors += error.errors
+    return errors

@@ -1,0 +1,125 @@
+"""The records: written by the driver alone, one for every trial that was handed out, when it has ended."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+import ray
+from ray.tune import Callback
+
+from bitlora import record
+from bitlora.config import TrialConfig
+from bitlora.cost import adapter_bytes, adapter_params
+from bitlora.record import STATUSES, Metrics, Record, Status
+from sweeps.driver import DriverOnly
+from sweeps.pool import INTERRUPTED_REASON
+from sweeps.prepare import Prepared
+from sweeps.search import OptunaSearcher
+
+RELEASE_S: Final = 60.0
+"""How long a record waits for the pack to have written the trial's last file."""
+
+
+class Recorder(DriverOnly, Callback):  # type: ignore[misc]
+    """Listens to Tune, and writes a trial's record as soon as its pack has let it go.
+
+    Args:
+        folder: the sweep's.
+        pool: the pool's handle.
+        searcher: told how each trial ended.
+        stopped_by: what a trial was stopped by that did not end by itself.
+    """
+
+    def __init__(self, folder: Path, pool: Any, prepared: Prepared, searcher: OptunaSearcher, stopped_by: str) -> None:
+        self.counts: Counter[Status] = Counter()
+        self.ending: tuple[Status, str] | None = None
+        """How all that have not ended by themselves end from now on, and why: the sweep itself ends."""
+        self._folder = folder
+        self._pool = pool
+        self._prepared = prepared
+        self._searcher = searcher
+        self._stopped_by = stopped_by
+        self._versions = record.versions()
+        self._ended: set[str] = set()
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="records")
+        self._jobs: list[Any] = []
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial ended by itself, or was stopped."""
+        result = trial.last_result or {}
+        status, reason = result.get("status"), str(result.get("reason") or "")
+        if status not in STATUSES:
+            stopped: tuple[Status, str] = ("pruned", f"stopped by {self._stopped_by} at step {result.get('step', 0)}")
+            status, reason = self.ending or stopped
+        self.end(trial.config, status, reason, result.get("eval_loss"))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial's actor died once too often."""
+        self.end(trial.config, "failed", "its actor died")
+
+    def end_rest(self) -> None:
+        """Whatever was handed out and has not ended, ends with the sweep."""
+        status, reason = self.ending or ("interrupted", INTERRUPTED_REASON)
+        for config in self._searcher.unfinished():
+            self.end(config, status, reason)
+
+    def end(self, config: dict[str, Any], status: Status, reason: str, eval_loss: float | None = None) -> None:
+        """A trial has ended so: tell the study, let its slot go, write its record. The first word counts."""
+        trial_id = config["trial_id"]
+        if trial_id in self._ended:
+            return
+        self._ended.add(trial_id)
+        self._searcher.finish(trial_id, status, eval_loss, reason)
+        self.counts[status] += 1
+        self._pool.detach.remote(trial_id)
+        self._jobs.append(self._writer.submit(self._write, trial_id, config["config"], status, reason))
+
+    def close(self) -> None:
+        """Returns when every record is on disk.
+
+        Raises:
+            OSError: one could not be written.
+        """
+        self._writer.shutdown()
+        for job in self._jobs:
+            job.result()
+
+    def _write(self, trial_id: str, config: dict[str, Any], status: Status, reason: str) -> None:
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.get(self._pool.released.remote(trial_id), timeout=RELEASE_S)
+        folder = self._folder / "trials" / trial_id
+        trial = TrialConfig(**config)
+        lines = record.read_metrics(folder)
+        last: Metrics | None = lines[-1] if lines else None
+        ranked = last is not None and status != "diverged"
+        shapes = self._prepared.base.targets
+        record.write_record(
+            folder,
+            Record(
+                trial_id=trial_id,
+                status=status,
+                reason=reason,
+                config=json.loads(trial.model_dump_json()),
+                eval_loss=last.eval_loss if last is not None and ranked else None,
+                steps=last.step if last else 0,
+                tokens=last.tokens if last else 0,
+                seconds=last.seconds if last else 0.0,
+                adapter_params=adapter_params(shapes, trial.rank),
+                adapter_bytes=adapter_bytes(shapes, trial.rank, trial.quantizer),
+                base=self._prepared.base.provenance(),
+                data=provenance(self._prepared),
+                versions=self._versions,
+            ),
+        )
+
+
+def provenance(prepared: Prepared) -> dict[str, Any]:
+    """What a record says of its data."""
+    summary = prepared.dataset.summary
+    keys = ("source", "train_rows", "eval_rows", "truncated", "dropped", "fingerprint")
+    return {key: getattr(summary, key) for key in keys}

@@ -1,0 +1,249 @@
+"""From a spec to a finished sweep: Ray, the pool, Tune, the records, the report, the exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+import ray
+from ray import tune
+from ray.tune import Stopper
+from rich.console import Console
+
+from bitlora.record import Status, write_text
+from reports.report import write_report
+from sweeps.driver import DriverOnly
+from sweeps.pool import INTERRUPTED_REASON, POOL, Pool
+from sweeps.prepare import Prepared
+from sweeps.progress import Display
+from sweeps.recorder import Recorder
+from sweeps.search import OptunaSearcher, make_scheduler
+from sweeps.spec import Spec, dump_spec
+from sweeps.trial import Trial
+from sweeps.worker import PackHost, Settings
+
+DONE, NO_RESULT, BAD_INPUT, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
+"""The exit codes."""
+
+SLOTS: Final = {"cpu": 4, "gpu": 8}
+"""What `slots: auto` means until it is measured."""
+GPU_WORKER_CPUS: Final = 4
+LOG_BYTES: Final = 1_000_000
+"""Of each of Ray's log files that is kept."""
+ACTOR_DEATHS: Final = 2
+"""How often a trial's actor may die; the trial goes on meanwhile."""
+
+ENVIRONMENT: Final = {
+    # Tune's own loggers, output and signal handler are in the way: the sweep's folder is written by us alone.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # A cluster of this machine's own, on loopback, for as long as the sweep runs.
+    "RAY_AUTH_MODE": "disabled",
+}
+"""Set before Ray starts, where the user has not set them."""
+
+
+class Interrupt:
+    """Ctrl-C and SIGTERM: the first asks the sweep to end, the second stops asking."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> Interrupt:
+        self._before = {s: signal.signal(s, self._on) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+def run_sweep(spec: Spec, prepared: Prepared, folder: Path, console: Console, address: str | None = None) -> int:
+    """Run a sweep in `folder`, which exists and is empty.
+
+    Args:
+        address: of a Ray cluster; None: the one that RAY_ADDRESS names, else one of this machine's own.
+
+    Returns:
+        The exit code, which also stands in `folder`/exit_code.
+    """
+    write_text(folder / "sweep.yaml", dump_spec(spec))
+    logs = folder / "logs"
+    logs.mkdir(exist_ok=True)
+    with Interrupt() as interrupt, _logging_to(logs / "driver.log"):
+        counts, broken = _search(spec, prepared, folder.absolute(), console, address, interrupt)
+    if broken:
+        console.print(broken, style="red", markup=False, highlight=False)
+    _report(folder, console)
+    code = exit_code(counts, interrupt.asked)
+    write_text(folder / "exit_code", f"{code}\n")
+    ended = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+    console.print(f"{folder}: {ended or 'no trial began'}", markup=False, highlight=False)
+    return code
+
+
+def exit_code(counts: Counter[Status], interrupted: bool) -> int:
+    """What a sweep whose trials ended so returns."""
+    if interrupted:
+        return INTERRUPTED
+    if not counts["completed"] + counts["pruned"]:
+        return NO_RESULT
+    return SOME_FAILED if counts["failed"] + counts["interrupted"] else DONE
+
+
+def _report(folder: Path, console: Console) -> None:
+    """Make the report; that it cannot be made costs no trial."""
+    try:
+        path = write_report([folder])
+    except (OSError, ValueError) as error:
+        console.print(f"no report: {error}; try again: bitlora report {folder}", markup=False, highlight=False)
+        return
+    console.print(f"report: {path}", markup=False, highlight=False)
+
+
+def _search(
+    spec: Spec, prepared: Prepared, folder: Path, console: Console, address: str | None, interrupt: Interrupt
+) -> tuple[Counter[Status], str]:
+    """Start Ray, search, end everything. Gives how the trials ended, and why no pack came up where none did."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    console.print("starting Ray …", highlight=False)
+    local = address is None and "RAY_ADDRESS" not in os.environ
+    options: dict[str, Any] = {"namespace": f"bitlora-{uuid.uuid4().hex[:8]}", "log_to_driver": False}
+    if local:
+        options |= {"address": "local", "num_cpus": len(os.sched_getaffinity(0)), "include_dashboard": False}
+    elif address is not None:
+        options["address"] = address
+    context = ray.init(configure_logging=False, **options)
+    session = Path(context.address_info["session_dir"])
+    try:
+        resources = worker_resources(spec, ray.nodes())
+        slots = spec.resources.slots
+        if slots == "auto":
+            slots = SLOTS["gpu" if resources.get("GPU") else "cpu"]
+        settings = Settings(
+            base=spec.base,
+            dtype=spec.train.dtype,
+            checkpointing=spec.train.gradient_checkpointing,
+            dataset=prepared.dataset,
+            slots=slots,
+            folder=str(folder),
+            resources=resources,
+        )
+        packs = spec.resources.packs if isinstance(spec.resources.packs, int) else spec.resources.packs.max
+        head = {"node:__internal_head__": 0.001}
+        pool = ray.remote(Pool).options(name=POOL, num_cpus=0, resources=head, max_concurrency=1000)
+        pool = pool.remote(settings, PackHost, slots, packs)
+
+        max_steps = prepared.trial(spec, {}).steps
+        searcher = OptunaSearcher(
+            spec, folder / "study.journal", configure=lambda chosen: prepared.trial(spec, chosen).model_dump()
+        )
+        recorder = Recorder(folder, pool, prepared, searcher, stopped_by=spec.scheduler.name)
+        with Display(console, pool, list(spec.search.space), searcher.total) as display:
+            tune.Tuner(
+                tune.with_resources(Trial, {"CPU": 0, **head}),
+                tune_config=tune.TuneConfig(
+                    search_alg=searcher,
+                    scheduler=make_scheduler(spec, max_steps),
+                    num_samples=searcher.total,
+                    max_concurrent_trials=slots * packs + 2,
+                    reuse_actors=True,
+                ),
+                run_config=tune.RunConfig(
+                    name="tune",
+                    storage_path=str(folder / "logs"),
+                    stop=Stop(pool, interrupt, recorder),
+                    callbacks=[recorder, display],
+                    failure_config=tune.FailureConfig(max_failures=ACTOR_DEATHS),
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                    verbose=0,
+                ),
+            ).fit()
+            recorder.end_rest()
+            ray.get(pool.close.remote())
+            recorder.close()
+        searcher.close()
+        broken = recorder.ending[1] if recorder.ending and recorder.ending[0] == "failed" else ""
+        return recorder.counts, broken
+    finally:
+        ray.shutdown()
+        if local:
+            _keep_logs(session / "logs", folder / "logs" / "ray")
+
+
+class Stop(DriverOnly, Stopper):  # type: ignore[misc]
+    """Ends the search when a person says so, or when the pool has given up starting packs."""
+
+    def __init__(self, pool: Any, interrupt: Interrupt, recorder: Recorder) -> None:
+        self._pool = pool
+        self._interrupt = interrupt
+        self._recorder = recorder
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        if result.get("fatal"):
+            self._recorder.ending = ("failed", result["reason"])
+        return False
+
+    def stop_all(self) -> bool:
+        """Asked by Tune several times a second, on the main thread."""
+        if self._interrupt.asked and self._recorder.ending is None:
+            self._recorder.ending = ("interrupted", INTERRUPTED_REASON)
+            self._pool.interrupt.remote()
+        return self._recorder.ending is not None
+
+
+def worker_resources(spec: Spec, nodes: list[dict[str, Any]]) -> dict[str, float]:
+    """What one worker of a pack asks for: a GPU where the cluster has some, else a machine's CPUs."""
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    gpus = spec.resources.gpus_per_worker
+    if gpus == "auto":
+        gpus = 1 if any(node.get("GPU", 0) >= 1 for node in alive) else 0
+    if gpus:
+        roomy = [node["CPU"] / node["GPU"] for node in alive if node.get("GPU")]
+        return {"GPU": float(gpus), "CPU": float(max(1, min([GPU_WORKER_CPUS, *map(int, roomy)])))}
+    return {"CPU": float(max(1, int(max(node.get("CPU", 1) for node in alive))))}
+
+
+@contextlib.contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    """Send what Ray and Optuna log in this process to a file instead of the terminal."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    loggers = [logging.getLogger(name) for name in ("ray", "optuna", "py.warnings")]
+    logging.captureWarnings(True)
+    for logger in loggers:
+        logger.handlers[:] = [handler]
+        logger.propagate = False
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        handler.close()
+
+
+def _keep_logs(session: Path, into: Path) -> None:
+    """Copy what Ray's processes said into the sweep's folder."""
+    for file in session.rglob("*"):
+        if file.is_file() and not file.is_symlink() and 0 < file.stat().st_size <= LOG_BYTES:
+            target = into / file.relative_to(session)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(OSError):
+                shutil.copyfile(file, target)

@@ -1,0 +1,398 @@
+"""The spec of a sweep: one YAML file, overrides laid over it, everything that is wrong with it at once.
+
+Reading a spec imports neither torch nor ray nor optuna, so a wrong one is answered at once: a line for each wrong key,
+with its line in the file or the override it came from. What the format knows but this version cannot do yet is refused
+by name.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import io
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, get_args
+
+from pydantic import Field, PlainSerializer, PlainValidator, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
+
+from bitlora.config import (
+    AXES,
+    NOT_YET,
+    AdapterConfig,
+    BaseConfig,
+    Config,
+    DataConfig,
+    NonNegativeFloat,
+    Positive,
+    TrainConfig,
+    explain,
+    nearest,
+    show,
+)
+from sweeps import space as spaces
+from sweeps.space import Problem, Space
+
+_CLONES: Final = ("pbt", "pb2", "hyperband", "bohb", "hb_bohb")
+
+
+class SpecError(ValueError):
+    """A spec that cannot be used. `lines`: one line for each thing that is wrong with it."""
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        super().__init__("\n".join(lines))
+        self.lines = list(lines)
+
+
+def _space(value: Any) -> Space:
+    domains = spaces.Choices | spaces.Range | spaces.By
+    if isinstance(value, dict) and all(isinstance(domain, domains) for domain in value.values()):
+        return value
+    space, problems = spaces.parse(value)
+    if problems:
+        raise ValueError("; ".join(f"{'.'.join(map(str, path))}: {message}" for path, message in problems))
+    return space
+
+
+class SearchConfig(Config):
+    """How the configurations of the trials are chosen."""
+
+    trials: Positive = 12
+    sampler: Literal["tpe", "random", "grid"] = "tpe"
+    startup: Annotated[int, Field(ge=0)] = 4
+    """Random trials before the sampler models anything."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    space: Annotated[Space, PlainValidator(_space), PlainSerializer(spaces.dump)] = Field(default_factory=dict)
+    """What stands here replaces the fixed value in `adapter` or `train`."""
+    first: list[dict[str, Any]] = Field(default_factory=list)
+    """Configurations to try before any other; an axis that is left out is chosen by the sampler."""
+
+
+class SchedulerConfig(Config):
+    """Which trials are stopped before their budget."""
+
+    name: Literal["asha", "median", "none"] = "asha"
+    grace: Positive = 8
+    """Steps that every trial gets."""
+    reduction: Annotated[int, Field(ge=2)] = 2
+    """ASHA: one in so many goes on from each rung to the next, which is so many times further."""
+
+
+class PacksConfig(Config):
+    """Between how many packs a sweep breathes."""
+
+    min: Annotated[int, Field(ge=0)] = 0
+    max: Positive
+
+
+class ResourcesConfig(Config):
+    """What the sweep may take of the cluster."""
+
+    packs: Positive | PacksConfig = 1
+    slots: Literal["auto"] | Positive = "auto"
+    workers_per_pack: Positive = 1
+    gpus_per_worker: Literal["auto"] | NonNegativeFloat = "auto"
+
+
+class Spec(Config):
+    """A sweep as its YAML file says it, defaults filled in."""
+
+    name: str
+    out: Annotated[str, Field(min_length=1)] | None = None
+    """The sweep's folder; null: runs/<name>."""
+    base: BaseConfig
+    data: DataConfig
+    adapter: AdapterConfig = AdapterConfig()
+    train: TrainConfig = TrainConfig()
+    search: SearchConfig = SearchConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
+    confirm: Any = None
+    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(default_factory=list)
+    resources: ResourcesConfig = ResourcesConfig()
+
+    @property
+    def folder(self) -> Path:
+        """The sweep's folder."""
+        return Path(self.out) if self.out is not None else Path("runs") / self.name
+
+
+def load_spec(path: Path, overrides: Sequence[str] = ()) -> Spec:
+    """The spec in `path`, with `overrides` (`KEY=VALUE`: a dotted key, a value in YAML) laid over it.
+
+    Raises:
+        SpecError: something is wrong; all of it, one line each, in the order of the file, overrides last.
+    """
+    draft = _Draft(path)
+    problems = [problem for override in overrides for problem in draft.override(override)]
+    data = {key: value for key, value in draft.data.items() if value is not None}  # `train:` alone: its defaults
+    data = copy.deepcopy({"name": path.stem, **data})
+    train, search = data.get("train"), data.get("search")
+    if isinstance(train, dict) and train.get("steps") is not None and train.get("epochs") is not None:
+        problems.append((("train", "epochs"), "steps is given too; keep one, or set the other to null"))
+        del train["epochs"]
+    axes: Any = ()
+    if isinstance(search, dict):
+        search["first"] = [] if search.get("first") is None else search["first"]
+        raw = {} if search.get("space") is None else search["space"]
+        axes = raw if isinstance(raw, dict) else AXES
+        search["space"], wrong = spaces.parse(raw)
+        problems += [(("search", "space", *at), message) for at, message in wrong]
+    spec, wrong = _validate(data)
+    problems += wrong
+    first, wrong = spaces.parse_points(spec.search.first, spec.search.space, axes)
+    problems += [(("search", "first", *at), message) for at, message in wrong]
+    spec = _fitted(spec.model_copy(update={"search": spec.search.model_copy(update={"first": first})}))
+    for key, others, message in _clashes(spec):
+        paths = [tuple(dotted.split(".")) for dotted in (key, *others)]
+        # a default that stands in for a wrong value proves nothing
+        if not any(_overlap(at, path) for at, _ in problems for path in paths):
+            problems.append((paths[0], message))
+    if problems:
+        raise SpecError([line for _, line in sorted({draft.line(*problem) for problem in problems})])
+    return spec
+
+
+def dump_spec(spec: Spec) -> str:
+    """The spec as YAML, every default filled in; `load_spec` reads it back to an equal one."""
+    text = io.StringIO()
+    yaml = _yaml()
+    yaml.default_flow_style = False
+    yaml.width = 4096
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.dump(spec.model_dump(), text)
+    return text.getvalue()
+
+
+def _yaml() -> YAML:
+    return YAML(typ="safe", pure=True)  # pure: YAML 1.2, where 5e-4 is a number and `no` is text
+
+
+class _Draft:
+    """The file as plain data, and where each key of it comes from."""
+
+    def __init__(self, file: Path) -> None:
+        self.data: dict[Any, Any] = {}
+        self._file = file
+        self._where: dict[spaces.Path, tuple[tuple[int, int], str]] = {}
+        """Path -> what sorts it (the file before the overrides), and its place as it is shown."""
+        self._overrides = 0
+        try:
+            text = file.read_text(encoding="utf-8")
+            lines = dict(_lines(_yaml().compose(text), ()))
+            data = _yaml().load(text)
+        except FileNotFoundError:
+            raise SpecError([f"{file}: no such file{_near_file(file)}"]) from None
+        except OSError as error:
+            raise SpecError([f"{file}: cannot be read: {error.strerror}"]) from None
+        except (YAMLError, ValueError, RecursionError) as error:
+            mark = error.problem_mark if isinstance(error, MarkedYAMLError) else None
+            raise SpecError([f"{file}{f':{mark.line + 1}' if mark else ''}: not YAML: {_problem(error)}"]) from None
+        if not isinstance(data, dict):
+            raise SpecError([f"{file}: found {show(data)}; give a mapping with at least base and data"])
+        self.data = data
+        self._where = {path: ((0, line), f"{file}:{line}") for path, line in lines.items()}
+
+    def override(self, text: str) -> list[Problem]:
+        """Lay `KEY=VALUE` over the data."""
+        key, equals, value = text.partition("=")
+        path = tuple(key.strip().split("."))
+        self._overrides += 1
+        here = ((1, self._overrides), f"--set {text}")
+        if not equals or not all(path):
+            self._where[(text,)] = here
+            return [((text,), "give KEY=VALUE, such as train.steps=64")]
+        self._where = {at: where for at, where in self._where.items() if at[: len(path)] != path} | {path: here}
+        node = self.data
+        for depth, part in enumerate(path[:-1], 1):
+            if node.get(part) is None:
+                node[part] = {}
+                self._where[path[:depth]] = here
+            node = node[part]
+            if not isinstance(node, dict):
+                return [(path, f"{'.'.join(path[:depth])} is {show(node)}, not a mapping; give it as a whole")]
+        try:
+            node[path[-1]] = _yaml().load(value)
+        except (YAMLError, ValueError) as error:
+            return [(path, f"not YAML: {_problem(error)}")]
+        return []
+
+    def line(self, path: spaces.Path, message: str) -> tuple[tuple[int, int], str]:
+        """The line of an error, after what sorts it."""
+        parts = tuple(map(str, path))
+        at = next((parts[:depth] for depth in range(len(parts), 0, -1) if parts[:depth] in self._where), ())
+        order, where = self._where.get(at, ((0, 0), str(self._file)))
+        name = ".".join(parts)
+        said = f"{where}=".startswith(f"--set {name}=")
+        return order, f"{where}: {message}" if said else f"{where}: {name}: {message}"
+
+
+def _problem(error: Exception) -> str:
+    return str(error.problem) if isinstance(error, MarkedYAMLError) else str(error).splitlines()[0]
+
+
+def _lines(node: Node | None, at: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], int]]:
+    if isinstance(node, MappingNode):
+        for key, value in node.value:
+            path = (*at, str(key.value))
+            yield path, key.start_mark.line + 1
+            yield from _lines(value, path)
+    elif isinstance(node, SequenceNode):
+        for index, item in enumerate(node.value):
+            path = (*at, str(index))
+            yield path, item.start_mark.line + 1
+            yield from _lines(item, path)
+
+
+def _near_file(path: Path) -> str:
+    shipped = list(Path(__file__).parent.glob("*.yaml"))
+    for files in (list(path.parent.glob("*.y*ml")), shipped):
+        close = difflib.get_close_matches(path.name, [file.name for file in files], 1)
+        if close:
+            return f"; did you mean {next(file for file in files if file.name == close[0])}?"
+    return ""
+
+
+def _overlap(one: spaces.Path, other: spaces.Path) -> bool:
+    short = min(len(one), len(other))
+    return one[:short] == other[:short]
+
+
+def _validate(data: dict[Any, Any]) -> tuple[Spec, list[Problem]]:
+    """A spec out of `data` with defaults in the place of what is wrong with it, and what that is."""
+    data = copy.deepcopy(data)
+    problems: dict[spaces.Path, str] = {}
+    while True:
+        data.setdefault("base", {})
+        data.setdefault("data", {})
+        try:
+            return Spec.model_validate(data), list(problems.items())
+        except ValidationError as error:
+            errors = error.errors(include_url=False)
+        found: dict[spaces.Path, list[Any]] = {}
+        for one in errors:
+            found.setdefault(_path(one["loc"], data, one["type"] == "missing"), []).append(one)
+        for path, group in found.items():
+            # of a union's errors the deepest says most
+            inner = any(len(other) > len(path) and _overlap(path, other) for other in found)
+            if not inner and not any(_overlap(path, known) for known in problems):
+                problems[path] = _message(path, group, data)
+        for path, group in found.items():
+            _drop(data, path, group[0]["type"] == "missing")
+
+
+def _path(loc: tuple[str | int, ...], data: Any, missing: bool) -> spaces.Path:
+    """Where in `data` pydantic's `loc` is: without its names for the members of unions."""
+    path: list[str | int] = []
+    for part in loc:
+        inside = range(len(data)) if isinstance(data, list) else data if isinstance(data, dict) else ()
+        if part in inside:
+            data = data[part]
+            path.append(part)
+    return (*path, loc[-1]) if missing else tuple(path)
+
+
+def _drop(data: Any, path: spaces.Path, missing: bool) -> None:
+    key = path[-1]
+    for part in path[:-1]:
+        if not isinstance(data.get(part), dict):
+            key = part
+            break
+        data = data[part]
+    data.pop(key, None)
+    if missing:
+        data[key] = "?"
+
+
+def _message(path: spaces.Path, errors: list[Any], data: Any) -> str:
+    kinds = {error["type"] for error in errors}
+    for part in path:
+        data = data[part] if not isinstance(data, dict) or part in data else None
+    if kinds & {"extra_forbidden", "invalid_key"}:
+        return f"unknown key{_hint(path)}"
+    if "missing" in kinds:
+        return "required key is missing"
+    if any(error["loc"][-1] == "[key]" for error in errors):
+        return "the name of a key is text"
+    if path == ("scheduler", "name") and str(data).lower() in _CLONES:
+        return f"{data} pauses or clones trials, which trials cannot do yet; give asha, median or none"
+    return explain(errors, data)
+
+
+def _keys(model: type[Config], at: str = "") -> Iterator[str]:
+    """Every dotted key there is."""
+    for name, info in model.model_fields.items():
+        yield at + name
+        for inner in (info.annotation, *get_args(info.annotation)):
+            if isinstance(inner, type) and issubclass(inner, Config):
+                yield from _keys(inner, f"{at}{name}.")
+
+
+def _hint(path: spaces.Path) -> str:
+    *above, name = map(str, path)
+    keys = list(_keys(Spec))
+    elsewhere = [key for key in keys if key.rpartition(".")[2] == name]
+    if elsewhere:
+        return f"; did you mean {' or '.join(elsewhere)}?"
+    return nearest(name, [key.rpartition(".")[2] for key in keys if key.rpartition(".")[0] == ".".join(above)])
+
+
+def _fitted(spec: Spec) -> Spec:
+    """Defaults that depend on a value that was given: results every 8 steps and 8 steps of grace, where they fit."""
+    train, scheduler = spec.train, spec.scheduler
+    if "eval_every" not in train.model_fields_set and train.steps is not None:
+        train = train.model_copy(update={"eval_every": min(8, train.steps)})
+    if "grace" not in scheduler.model_fields_set and train.eval_every != "epoch":
+        steps = train.steps or 8 * train.eval_every
+        evaluations = max(1, min(-(-8 // train.eval_every), steps // train.eval_every))
+        scheduler = scheduler.model_copy(update={"grace": min(evaluations * train.eval_every, steps)})
+    return spec.model_copy(update={"train": train, "scheduler": scheduler})
+
+
+def _clashes(spec: Spec) -> Iterator[tuple[str, tuple[str, ...], str]]:
+    """Key, the other keys involved, and what is wrong: values that are right each by itself."""
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", spec.name):
+        yield "name", (), f"found {show(spec.name)}; give a folder's name out of letters, digits, '.', '_' and '-'"
+    if spec.out is not None and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", spec.out):
+        yield "out", (), f"{show(spec.out)} is not available yet; give a folder or a mount"
+    for key, values in NOT_YET.items():
+        section, name = key.split(".")
+        value = getattr(getattr(spec, section), name)
+        if value in values:
+            yield key, (), f"{show(value)} is not available yet; {values[value]}"
+    if spec.train.dtype == "float64" and spec.base.quantization != "none":
+        yield "train.dtype", ("base.quantization",), "float64 needs base.quantization: none"
+    if spec.confirm is not None:
+        yield "confirm", (), "not available yet; leave it null and sweep the best again over search.space.seed"
+    if spec.trackers:
+        yield "trackers", (), "not available yet; leave it empty: trials/<id>/metrics.jsonl has every evaluation"
+    if spec.resources.packs != 1:
+        yield "resources.packs", (), "more or fewer than one pack is not available yet; give 1"
+    if spec.resources.workers_per_pack > 1:
+        yield "resources.workers_per_pack", (), "more than one worker is not available yet; give 1"
+    if spec.resources.gpus_per_worker != "auto" and spec.resources.gpus_per_worker > 1:
+        yield "resources.gpus_per_worker", (), "more than one GPU is not available yet; give 1 or auto"
+    steps, every, grace = spec.train.steps, spec.train.eval_every, spec.scheduler.grace
+    if steps is not None and every != "epoch" and every > steps:
+        yield "train.eval_every", ("train.steps",), f"{every} is more than train.steps {steps}; give at most {steps}"
+    if spec.scheduler.name != "none" and steps is not None and grace > steps:
+        others = ("train.steps", "scheduler.name")
+        yield "scheduler.grace", others, f"{grace} is more than train.steps {steps}; give at most {steps}"
+    elif spec.scheduler.name == "asha" and every != "epoch" and grace % every:
+        right = f"give a multiple of it, such as {-(-grace // every) * every}"
+        message = f"{grace} is between evaluations, which come every {every} steps (train.eval_every); {right}"
+        yield "scheduler.grace", ("train.eval_every", "train.steps", "scheduler.name"), message
+    if len(spec.search.first) > spec.search.trials:
+        yield "search.first", ("search.trials",), f"more configurations than search.trials {spec.search.trials}"
+    if spec.search.sampler == "grid":
+        for axis in spaces.endless(spec.search.space):
+            right = "give it a step or a list, or take another search.sampler"
+            yield f"search.space.{axis}", ("search.sampler",), f"a grid cannot list a range; {right}"
+        if not spaces.endless(spec.search.space):
+            try:
+                spaces.grid(spec.search.space)
+            except ValueError as error:
+                yield "search.space", ("search.sampler",), f"{error}; take another search.sampler"

@@ -1,0 +1,45 @@
+"""A trial, as Ray Tune sees it: a light actor that takes a slot in the pool and passes its results on.
+
+It holds no weights and no accelerator. Killed and restarted, it goes on listening to the trial it had: the training is
+elsewhere.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+from ray import tune
+
+from sweeps.pool import POOL
+
+
+class Trial(tune.Trainable):  # type: ignore[misc]
+    """One adapter configuration. `config`: `trial_id` and `config` (`bitlora.config.TrialConfig`, as a dict)."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self._pool = ray.get_actor(POOL)
+        self._attach(config)
+
+    def _attach(self, config: dict[str, Any]) -> None:
+        self._id = config["trial_id"]
+        ray.get(self._pool.attach.remote(self._id, config["config"]))
+
+    def step(self) -> dict[str, Any]:
+        result: dict[str, Any] = ray.get(self._pool.next_result.remote(self._id))
+        return {**result, "done": result["status"] != "running"}
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """The actor is used again for another trial (`reuse_actors`)."""
+        self.cleanup()
+        self._attach(new_config)
+        return True
+
+    def cleanup(self) -> None:
+        self._pool.detach.remote(self._id)
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: what a trial is stands in the sweep's folder, written by its pack."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing, likewise."""

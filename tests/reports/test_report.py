@@ -1,0 +1,311 @@
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from reports.report import write_report
+
+
+@pytest.fixture
+def eight(add):
+    """Three quantizers with a clear winner, and every way to end."""
+    add("t0000", eval_loss=2.7313, quantizer="none", rank=32, learning_rate=2e-4)
+    add("t0001", "pruned", eval_loss=2.9585, steps=8, quantizer="none", rank=16)
+    add("t0002", eval_loss=2.7451, quantizer="binary", rank=8, learning_rate=6.75e-4)
+    add("t0003", eval_loss=2.7137, quantizer="none", rank=8, learning_rate=1.5e-3)
+    add("t0004", "diverged", quantizer="ternary", rank=8, record={"reason": "train loss is not finite at step 11"})
+    add("t0005", "pruned", eval_loss=2.8949, steps=16, quantizer="ternary", rank=16, learning_rate=2.65e-3)
+    add("t0006", "failed", steps=0, quantizer="binary", rank=32, record={"reason": "pack lost"})
+    add("t0007", eval_loss=2.7320, quantizer="binary", rank=32, learning_rate=2.5e-3)
+
+
+def report(folder: Path) -> str:
+    return write_report([folder]).read_text(encoding="utf-8")
+
+
+def section(page: str, title: str) -> list[str]:
+    """The lines of a section below its title, without the empty ones."""
+    found = next(part for part in re.split(r"^## ", page, flags=re.M) if part.startswith(f"{title}\n"))
+    return [line for line in found.splitlines()[1:] if line]
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+
+
+GOLDEN = """\
+# Sweep quickstart
+
+**t0003** (quantizer none, rank 8, alpha 16, learning rate 1.5e-3) **won** with an eval loss of 2.7137 nats per completion token, 0.0183 nats (0.67 %) below the best trial of the next quantizer, binary: **t0007** at 2.7320.
+
+*One seed, no interval: this says how these runs ended, not whether a gap of this size is more than chance. Eval loss is
+the mean cross-entropy in nats per completion token over the eval split; lower is better.*
+
+## Set-up
+
+- Base: tiny, params 134,515,008, quantization nf4
+- Data: pydoc, eval rows 48, train rows 2,585
+- Trials: 8 asked for, 8 began; sampler tpe; scheduler asha (grace 8, reduction 2)
+- Varied: quantizer (none, binary, ternary); rank (8, 16, 32); learning rate (1e-4 to 5e-3, log)
+- Held fixed: activations full, alpha 16, dropout 0, batch size 4, seed 0, steps 32
+- Versions: torch 2.13.0
+
+## Quantizers side by side
+
+| quantizer | at full budget | best trial | eval loss | gap to best | rank | alpha | learning rate | parameters | packed size | bits per parameter |
+| --------- | -------------: | ---------- | --------: | ----------: | ---: | ----: | ------------: | ---------: | ----------: | -----------------: |
+| none      |         2 of 3 | t0003      |    2.7137 |      0.0000 |    8 |    16 |        1.5e-3 |    610,560 |      1.2 MB |              16.00 |
+| binary    |         2 of 3 | t0007      |    2.7320 |      0.0183 |   32 |    16 |        2.5e-3 |  2,442,240 |    305.3 KB |               1.00 |
+| ternary   |         0 of 2 | t0005 †    |    2.8949 |           – |   16 |    16 |       2.65e-3 |  1,221,120 |    152.6 KB |               1.00 |
+
+† Not at equal budget: t0005 was pruned at step 16 of 32, so its loss does not compare with the others.
+
+## Leaderboard
+
+4 trials at equal budget: 32 optimizer steps, all completed.
+
+| place | trial | eval loss | gap to best | quantizer | rank | learning rate | packed size |
+| ----: | ----- | --------: | ----------: | --------- | ---- | ------------- | ----------: |
+|     1 | t0003 |    2.7137 |      0.0000 | none      | 8    | 1.5e-3        |      1.2 MB |
+|     2 | t0000 |    2.7313 |      0.0176 | none      | 32   | 2e-4          |      4.9 MB |
+|     3 | t0007 |    2.7320 |      0.0183 | binary    | 32   | 2.5e-3        |    305.3 KB |
+|     4 | t0002 |    2.7451 |      0.0314 | binary    | 8    | 6.75e-4       |     76.3 KB |
+
+## Pruned
+
+Not ranked: each stopped early, so its loss compares only with others at the same step.
+
+| trial | step reached | eval loss there | quantizer | rank | learning rate |
+| ----- | -----------: | --------------: | --------- | ---- | --- |
+| t0005 |     16 of 32 |          2.8949 | ternary   | 16   | 2.65e-3 |
+| t0001 |      8 of 32 |          2.9585 | none      | 16   | 5e-4 |
+
+## How the trials ended
+
+8 trials: 4 completed, 2 pruned, 1 diverged, 1 failed.
+
+| status    | trials | which                      | reason |
+| --------- | -----: | -------------------------- | --- |
+| completed |      4 | t0000, t0002, t0003, t0007 | –   |
+| pruned    |      2 | t0001, t0005               | pruned for a reason |
+| diverged  |      1 | t0004                      | train loss is not finite at step 11 |
+| failed    |      1 | t0006                      | pack lost |
+
+## Problems on disk
+
+All that is there could be read.
+
+## How to repeat it
+
+```sh
+bitlora sweep runs/quickstart/sweep.yaml --out runs/quickstart-again
+```
+
+Every trial is a line of trials.csv, beside this report. Or from the records:
+
+```python
+import json, pathlib, pandas as pd
+records = pathlib.Path('runs/quickstart').glob("trials/*/record.json")
+trials = pd.json_normalize([json.loads(record.read_text()) for record in records])
+```
+
+Beside each record stand metrics.jsonl (a line per evaluation), eval.parquet (the loss of each example) and adapter/.
+"""  # noqa: E501
+
+
+def test_a_clear_winner_among_three_quantizers(folder, eight):
+    assert report(folder) == GOLDEN
+
+
+def test_the_printed_numbers_against_a_reading_of_the_records_alone(folder, eight):
+    page = report(folder)
+    records = pd.json_normalize([json.loads(p.read_text()) for p in folder.glob("trials/*/record.json")])
+    full = records[(records["status"] == "completed") & (records["steps"] == records["config.steps"])]
+    best = full.groupby("config.quantizer")["eval_loss"].min().sort_values()
+    assert f"eval loss of {best.iloc[0]:.4f} nats" in page
+    share = 100 * (1 - best.iloc[0] / best.iloc[1])
+    assert f"{best.iloc[1] - best.iloc[0]:.4f} nats ({share:.2f} %) below" in page
+
+    board = [cells(line) for line in section(page, "Leaderboard")[3:]]
+    expected = full.sort_values("eval_loss")
+    assert [row[1] for row in board] == expected["trial_id"].tolist()
+    assert [float(row[2]) for row in board] == expected["eval_loss"].tolist()
+    assert [float(row[3]) for row in board] == (expected["eval_loss"] - best.min()).round(4).tolist()
+    assert [int(row[5]) for row in board] == expected["config.rank"].tolist()
+    assert [float(row[6]) for row in board] == expected["config.learning_rate"].tolist()
+    ended = [cells(line) for line in section(page, "How the trials ended")[3:]]
+    assert {row[0]: int(row[1]) for row in ended} == records["status"].value_counts().to_dict()
+
+
+def test_the_code_in_the_report_runs(folder, eight):
+    code = re.search(r"^```python\n(.*?)^```", report(folder), re.M | re.S)
+    assert code is not None
+    names: dict[str, pd.DataFrame] = {}
+    exec(code[1], names)
+    assert sorted(names["trials"]["trial_id"]) == [f"t{number:04d}" for number in range(8)]
+
+
+def test_the_csv_holds_every_trial(folder, eight):
+    write_report([folder])
+    table = pd.read_csv(folder / "report" / "trials.csv", index_col="trial_id")
+    assert len(table) == 8
+    assert table["place"].dropna().to_dict() == {"t0003": 1, "t0000": 2, "t0007": 3, "t0002": 4}
+    assert table["config.quantizer"].value_counts().to_dict() == {"none": 3, "binary": 3, "ternary": 2}
+    assert table.loc["t0003", "eval_loss"] == 2.7137
+    assert table.loc["t0006", "reason"] == "pack lost"
+
+
+def test_the_same_records_give_the_same_bytes(folder, eight, tmp_path):
+    first = write_report([folder]).read_bytes(), (folder / "report" / "trials.csv").read_bytes()
+    again = write_report([folder.resolve()], tmp_path / "elsewhere")
+    assert again == tmp_path / "elsewhere" / "report.md"
+    assert (again.read_bytes(), (again.parent / "trials.csv").read_bytes()) == first
+    assert str(tmp_path) not in first[0].decode()
+    assert sorted(path.name for path in again.parent.iterdir()) == ["report.md", "trials.csv"]
+
+
+def test_all_failed(folder, add):
+    add("t0000", "failed", steps=0, record={"reason": "no memory"})
+    add("t0001", "diverged", quantizer="binary")
+    page = report(folder)
+    assert page.splitlines()[2] == (
+        "**No trial gave a usable result**: none of 2 trials completed its full budget with a finite eval loss."
+    )
+    assert "One seed" not in page
+    assert section(page, "Leaderboard") == ["No trial completed its full budget with a finite eval loss."]
+    assert [cells(line)[:4] for line in section(page, "Quantizers side by side")[2:]] == [
+        ["none", "0 of 1", "none", "–"],
+        ["binary", "0 of 1", "none", "–"],
+        ["ternary", "0 of 0", "none", "–"],
+    ]
+
+
+def test_nothing_has_begun(folder):
+    (folder / "trials").rmdir()
+    page = report(folder)
+    assert page.splitlines()[2] == "**No trial has begun**, so there is nothing to compare."
+    assert section(page, "Problems on disk") == ["- trials: missing"]
+
+
+def test_one_trial(folder, add):
+    add("t0000", eval_loss=2.5)
+    assert report(folder).splitlines()[2] == (
+        "**t0000** (quantizer none, rank 16, alpha 16, learning rate 5e-4) is **the only trial** that completed its"
+        " full budget, with an eval loss of 2.5000 nats per completion token, so there is nothing to compare it with."
+    )
+
+
+def test_one_quantizer(folder, add):
+    add("t0000", eval_loss=2.5)
+    add("t0001", eval_loss=2.50001, rank=8)
+    add("t0002", "pruned", eval_loss=2.4, steps=8, quantizer="binary")
+    assert report(folder).splitlines()[2] == (
+        "**t0000** (quantizer none, rank 16, alpha 16, learning rate 5e-4) **won** with an eval loss of 2.5000 nats per"
+        " completion token, under 0.0001 nats (under 0.01 %) below the next trial, **t0001** at 2.5000; no other"
+        " quantizer has a trial at full budget."
+    )
+
+
+def test_an_exact_tie(folder, add):
+    add("t0000", eval_loss=2.5)
+    add("t0001", eval_loss=2.5, quantizer="ternary")
+    add("t0002", eval_loss=2.75, quantizer="binary", activations="int8")
+    assert report(folder).splitlines()[2] == (
+        "**t0000** (quantizer none, activations full, rank 16, alpha 16, learning rate 5e-4) and **t0001** (quantizer"
+        " ternary, activations full, rank 16, alpha 16, learning rate 5e-4) **tie exactly** with an eval loss of 2.5000"
+        " nats per completion token, 0.2500 nats (9.09 %) below the best trial of the next quantizer, binary: **t0002**"
+        " at 2.7500."
+    )
+
+
+def test_hostile_names_stay_in_their_cells(folder, add):
+    add("a|b", eval_loss=2.5, quantizer="<b>x</b>")
+    add("שלום", "failed", record={"reason": "first | line\n\n# second <script>alert(1)</script> `code`"})
+    (folder / "sweep.yaml").write_text('name: "a\\n# b | <i>"\n', encoding="utf-8")
+    page = report(folder)
+    assert page.startswith("# Sweep a # b \\| &lt;i&gt;\n")
+    assert "**a\\|b** (quantizer &lt;b&gt;x&lt;/b&gt;, rank" in page
+    assert cells(section(page, "Leaderboard")[3])[1] == r"a\|b"
+    assert cells(section(page, "How the trials ended")[4]) == [
+        "failed",
+        "1",
+        "\u2068שלום\u2069",
+        r"first \| line # second &lt;script&gt;alert(1)&lt;/script&gt; \`code\`",
+    ]
+    assert not re.search(r"<[a-z/]", page)
+    assert pd.read_csv(folder / "report" / "trials.csv")["trial_id"].tolist() == ["a|b", "שלום"]
+
+
+@pytest.mark.parametrize("broken", ["NaN", "Infinity", "-Infinity", "null"])
+def test_a_loss_that_is_no_number_never_ranks_and_is_never_printed(folder, add, broken):
+    add("t0000", eval_loss=2.5)
+    trial = add("t0001", eval_loss=1.25)
+    record = (trial / "record.json").read_text()
+    (trial / "record.json").write_text(record.replace("1.25", broken))
+    page = report(folder)
+    assert [cells(line)[1] for line in section(page, "Leaderboard")[3:]] == ["t0000"]
+    assert "is **the only trial**" in page
+    (problem,) = section(page, "Problems on disk")
+    assert problem.startswith("- trials/t0001/record.json: status is completed, but eval_loss is ")
+    assert ["completed", "1", "t0001", "without a usable eval loss: not ranked"] in [
+        cells(line) for line in section(page, "How the trials ended")[3:]
+    ]
+    assert not re.search(r"\b(nan|NaN|None|inf|Infinity|NA)\b", page)
+
+
+def test_a_record_cut_short(folder, add):
+    add("t0000", eval_loss=2.5)
+    trial = add("t0001", eval_loss=2.25)
+    (trial / "record.json").write_bytes((trial / "record.json").read_bytes()[:100])
+    page = report(folder)
+    assert "is **the only trial**" in page
+    assert "2 trials: 1 completed, 1 unknown." in page
+    (problem,) = section(page, "Problems on disk")
+    assert problem.startswith("- trials/t0001/record.json: not JSON: ")
+
+
+def test_other_budgets_have_a_list_of_their_own(folder, add):
+    add("t0000", eval_loss=2.5)
+    add("t0001", eval_loss=2.25, steps=16)
+    page = report(folder)
+    assert [cells(line)[1] for line in section(page, "Leaderboard")[3:]] == ["t0000"]
+    assert cells(section(page, "Completed at another budget")[3])[:3] == ["t0001", "16 of 32", "2.2500"]
+    assert "## Completed at another budget" not in GOLDEN
+
+
+def test_a_folder_that_a_shell_would_split_is_quoted(folder, add, monkeypatch):
+    add("t0000", eval_loss=2.5)
+    odd = folder.rename("my ``` sweep")
+    page = write_report([odd]).read_text()
+    assert "````sh\nbitlora sweep 'my ``` sweep/sweep.yaml' --out 'my ``` sweep-again'\n````\n" in page
+    monkeypatch.chdir(odd)
+    assert write_report([Path()]).read_text() == page
+
+
+def test_two_thousand_trials_in_under_five_seconds(folder, add):
+    quantizers = ("none", "binary", "ternary")
+    for number in range(2000):
+        status = "pruned" if number % 4 else "completed"
+        steps = 32 if status == "completed" else 8
+        add(f"t{number:04d}", status, 2.5 + number * 7919 % 2000 / 1e4, steps, quantizer=quantizers[number % 3])
+    begun = time.perf_counter()
+    page = report(folder)
+    assert time.perf_counter() - begun < 5
+    assert "and 470 more trials in trials.csv" in page
+    assert "and 1,470 more trials in trials.csv" in page
+    assert len(page) < 15_000
+
+
+def test_bad_input_is_one_line(folder, add):
+    with pytest.raises(ValueError, match=r"^no folder given"):
+        write_report([])
+    with pytest.raises(ValueError, match=r"^b: a report over several sweeps is not there yet; give one folder$"):
+        write_report([folder, Path("b")])
+    Path("taken").write_text("")
+    with pytest.raises(ValueError, match=r"^taken: is a file; the report needs a folder$"):
+        write_report([folder], Path("taken"))

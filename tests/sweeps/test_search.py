@@ -1,0 +1,285 @@
+"""The searcher driven by hand, its journal read back with Optuna; the schedulers driven by hand."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import optuna
+import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule, TrialScheduler
+from ray.tune.search import Searcher
+
+from sweeps.search import OptunaSearcher, make_scheduler
+from sweeps.spec import Spec
+
+SPACE: dict[str, Any] = {
+    "quantizer": ["none", "binary", "ternary"],
+    "rank": [4, 8, 16, 32],
+    "learning_rate": {"low": 1e-4, "high": 5e-3, "log": True},
+}
+
+
+def spec(scheduler: str = "asha", **search: Any) -> Spec:
+    return Spec.model_validate(
+        {
+            "name": "s",
+            "base": {"model": "a"},
+            "data": {"source": "b"},
+            "search": {"space": SPACE, **search},
+            "scheduler": {"name": scheduler},
+        }
+    )
+
+
+def trials(folder: Path) -> list[FrozenTrial]:
+    """The study as another process sees it."""
+    storage = JournalStorage(JournalFileBackend(str(folder / "study.journal")))
+    return optuna.load_study(study_name="s", storage=storage).trials
+
+
+def searcher(folder: Path, *again: str, **search: Any) -> OptunaSearcher:
+    return OptunaSearcher(spec(**search), folder / "study.journal", again=again)
+
+
+def drain(one: OptunaSearcher) -> list[dict[str, Any]]:
+    """Every trial it hands out, none told."""
+    found: list[Any] = []
+    while (suggestion := one.suggest(f"tune{len(found)}")) != Searcher.FINISHED:
+        found.append(suggestion)
+    return found
+
+
+def result(step: int, loss: float, status: str = "running", **more: Any) -> dict[str, Any]:
+    return {"step": step, "eval_loss": loss, "status": status, "trial_id": "tune's own", **more}
+
+
+def test_hands_out_as_many_as_the_spec_says(tmp_path: Path) -> None:
+    one = searcher(tmp_path, trials=5)
+    suggestions = drain(one)
+    assert one.total == 5
+    assert [each["trial_id"] for each in suggestions] == ["t0000", "t0001", "t0002", "t0003", "t0004"]
+    assert all(set(each["config"]) == set(SPACE) for each in suggestions)
+    assert [trial.user_attrs["trial_id"] for trial in trials(tmp_path)] == [each["trial_id"] for each in suggestions]
+    assert one.suggest("later") == Searcher.FINISHED
+
+
+def test_every_ending_has_its_state(tmp_path: Path) -> None:
+    one = searcher(tmp_path, trials=7)
+    for index in range(7):
+        one.suggest(f"tune{index}")
+        if index < 6:
+            one.on_trial_result(f"tune{index}", result(8, 3.0))
+    one.on_trial_complete("tune0", result(32, 1.5, "completed"))
+    one.on_trial_complete("tune1", result(16, 2.5))  # Tune shows the result that ASHA stopped at here alone
+    one.on_trial_complete("tune2", result(9, math.nan, "diverged", reason="loss is nan"))
+    one.on_trial_complete("tune3", None, error=True)
+    one.on_trial_complete("tune4", result(8, 3.0, "failed", reason="no base"))
+    one.on_trial_complete("tune5", result(32, math.nan, "completed"))
+    one.on_trial_complete("tune6")  # taken out before it ran
+    told = trials(tmp_path)
+    assert [(trial.state, trial.value) for trial in told] == [
+        (TrialState.COMPLETE, 1.5),
+        (TrialState.PRUNED, 2.5),
+        *[(TrialState.FAIL, None)] * 5,
+    ]
+    assert told[0].intermediate_values == {8: 3.0, 32: 1.5}
+    assert told[2].intermediate_values == {8: 3.0}
+    assert [trial.user_attrs["status"] for trial in told] == [
+        *("completed", "pruned", "diverged", "failed", "failed", "completed", "interrupted")
+    ]
+    assert [trial.user_attrs.get("reason") for trial in told[:5]] == [None, None, "loss is nan", None, "no base"]
+
+
+def test_each_step_is_reported_once_and_only_what_is_finite(tmp_path: Path) -> None:
+    one = searcher(tmp_path, trials=1)
+    one.suggest("tune0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for step, loss in ((8, 3.0), (8, 9.0), (16, math.nan), (24, math.inf), (32, 2.0)):
+            one.on_trial_result("tune0", result(step, loss))
+        one.on_trial_result("a stranger", result(8, 1.0))
+        one.on_trial_complete("a stranger", result(8, 1.0))
+    assert trials(tmp_path)[0].intermediate_values == {8: 3.0, 32: 2.0}
+
+
+def test_the_first_word_counts(tmp_path: Path) -> None:
+    one = searcher(tmp_path, trials=1)
+    one.suggest("tune0")
+    one.finish("t0000", "completed", 2.0)
+    one.finish("t0000", "failed", None, "late")
+    one.on_trial_complete("tune0", result(8, 9.0))
+    (trial,) = trials(tmp_path)
+    assert (trial.state, trial.value, trial.user_attrs["status"]) == (TrialState.COMPLETE, 2.0, "completed")
+    with pytest.raises(KeyError):
+        one.finish("t0001", "failed", None)
+
+
+def test_nothing_stays_running_after_close(tmp_path: Path) -> None:
+    one = searcher(tmp_path, trials=4)
+    drain(one)
+    one.finish("t0001", "completed", 1.0)
+    assert one.unfinished() == ["t0000", "t0002", "t0003"]
+    one.close()
+    one.close()
+    assert one.unfinished() == []
+    fail = TrialState.FAIL
+    assert [trial.state for trial in trials(tmp_path)] == [fail, TrialState.COMPLETE, fail, fail]
+    assert trials(tmp_path)[0].user_attrs["status"] == "interrupted"
+
+
+def test_first_configurations_come_first_and_the_sampler_fills_them_in(tmp_path: Path) -> None:
+    first = [{"quantizer": "none", "rank": 32, "learning_rate": 2e-4}, {"rank": 8}]
+    suggestions = drain(searcher(tmp_path, trials=4, first=first))
+    assert suggestions[0]["config"] == first[0]
+    assert suggestions[1]["config"]["rank"] == 8
+    assert set(suggestions[1]["config"]) == set(SPACE)
+    assert [trial.state for trial in trials(tmp_path)] == [TrialState.RUNNING] * 4
+
+
+def loss_of(config: dict[str, Any]) -> float:
+    return {"none": 1.0, "ternary": 2.0, "binary": 3.0}[config["quantizer"]] + abs(
+        math.log10(config["learning_rate"] / 1e-3)
+    )
+
+
+def run(one: OptunaSearcher, count: int, sign: int = 1) -> list[dict[str, Any]]:
+    configs = []
+    for index in range(count):
+        suggestion = one.suggest(f"tune{index}")
+        assert isinstance(suggestion, dict)
+        one.on_trial_complete(f"tune{index}", result(32, loss_of(suggestion["config"]) * sign, "completed"))
+        configs.append(suggestion["config"])
+    return configs
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_same_seed_and_same_results_give_the_same_trials(tmp_path: Path, sampler: str) -> None:
+    one, two, other = (
+        run(searcher(tmp_path / name, trials=10, sampler=sampler, seed=seed), 10)
+        for name, seed in (("a", 3), ("b", 3), ("c", 4))
+    )
+    assert one == two
+    assert one != other
+
+
+def test_tpe_learns_from_what_it_is_told_after_its_startup(tmp_path: Path) -> None:
+    low = run(searcher(tmp_path / "a", trials=20, startup=6), 20)
+    high = run(searcher(tmp_path / "b", trials=20, startup=6), 20, sign=-1)
+    assert low[:6] == high[:6]
+    better, worse = (sum(config["quantizer"] == "none" for config in configs[6:]) for configs in (low, high))
+    assert better > 2 * worse
+
+
+def test_grid_in_order_then_finished(tmp_path: Path) -> None:
+    space = {"quantizer": ["none", "binary"], "rank": {"low": 4, "high": 12, "step": 4}}
+    one = searcher(tmp_path, sampler="grid", space=space, trials=100)
+    assert one.total == 6
+    points = [tuple(each["config"].values()) for each in drain(one)]
+    assert points == [(quantizer, rank) for quantizer in ("none", "binary") for rank in (4, 8, 12)]
+    assert [tuple(trial.params.values()) for trial in trials(tmp_path)] == points
+
+
+def test_grid_stops_at_the_number_of_trials_and_starts_with_first(tmp_path: Path) -> None:
+    space = {"quantizer": ["none", "binary"], "rank": [4, 8]}
+    one = searcher(tmp_path, sampler="grid", space=space, trials=3, first=[{"rank": 8, "quantizer": "binary"}])
+    assert [tuple(each["config"].values()) for each in drain(one)] == [("binary", 8), ("none", 4), ("none", 8)]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_an_axis_may_hang_on_another(tmp_path: Path, sampler: str) -> None:
+    hanging = {"by": "quantizer", "none": {"low": 1e-4, "high": 1e-3, "log": True}, "default": [2e-3]}
+    first = [{"learning_rate": 2e-3, "quantizer": "ternary", "rank": 4}, {"quantizer": "none", "learning_rate": 5e-4}]
+    one = searcher(tmp_path, trials=9, sampler=sampler, space={**SPACE, "learning_rate": hanging}, first=first)
+    configs = run(one, 9)
+    assert configs[0] == first[0]
+    assert configs[1].items() >= first[1].items()
+    assert all((config["learning_rate"] == 2e-3) == (config["quantizer"] != "none") for config in configs)
+    names = {name for trial in trials(tmp_path) for name in trial.params}
+    assert names == {"quantizer", "rank", "learning_rate[quantizer=none]", "learning_rate[quantizer=default]"}
+
+
+def test_a_journal_goes_on_where_a_dead_driver_left_it(tmp_path: Path) -> None:
+    dead = searcher(tmp_path, trials=6)
+    old = [dead.suggest(f"tune{index}") for index in range(4)]
+    dead.finish("t0000", "completed", 1.0)
+    one = searcher(tmp_path, "t0002", "t0001", trials=6)
+    assert [trial.state for trial in trials(tmp_path)] == [TrialState.COMPLETE, *[TrialState.FAIL] * 3]
+    suggestions = drain(one)
+    assert suggestions[:2] == [old[2], old[1]]
+    assert [each["trial_id"] for each in suggestions[2:]] == ["t0006", "t0007"]
+    drawn = [each["config"]["learning_rate"] for each in (*old, *suggestions[2:]) if isinstance(each, dict)]
+    assert len(set(drawn)) == 6
+    with pytest.raises(ValueError, match="no trial t0099"):
+        searcher(tmp_path, "t0099", trials=6)
+
+
+def test_survives_what_tune_does_to_it(tmp_path: Path) -> None:
+    one = searcher(tmp_path, trials=2)
+    one.suggest("tune0")
+    copy = pickle.loads(pickle.dumps(one))
+    assert copy.unfinished() == ["t0000"]
+    before = sorted(tmp_path.iterdir())
+    one.save_to_dir(str(tmp_path), "session")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+class TuneTrial(str):
+    """As much of Tune's trial as a scheduler looks at."""
+
+    @property
+    def trial_id(self) -> str:
+        return str(self)
+
+
+TUNE = SimpleNamespace(get_live_trials=lambda: [SimpleNamespace(status="PENDING")])
+"""A controller with a trial that waits for a place."""
+
+
+def decide(scheduler: Any, losses: dict[str, float], step: int) -> dict[str, str]:
+    """What the scheduler says to each trial's result at `step`, in turn."""
+    return {name: scheduler.on_trial_result(TUNE, TuneTrial(name), result(step, loss)) for name, loss in losses.items()}
+
+
+def test_asha_stops_the_worse_and_nan_is_held_against_nobody() -> None:
+    scheduler = make_scheduler(spec(), 32)
+    assert isinstance(scheduler, AsyncHyperBandScheduler)
+    for name in ("bad", "nan", "dead", "good", "late"):
+        scheduler.on_trial_add(TUNE, TuneTrial(name))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert decide(scheduler, {"nan": math.nan}, 8) == {"nan": TrialScheduler.CONTINUE}
+        scheduler.on_trial_complete(TUNE, TuneTrial("dead"), result(8, math.nan, "diverged"))
+        assert decide(scheduler, {"good": 1.0, "bad": 2.0, "late": 0.5}, 8) == {
+            "good": TrialScheduler.CONTINUE,
+            "bad": TrialScheduler.STOP,
+            "late": TrialScheduler.CONTINUE,
+        }
+    assert decide(scheduler, {"good": 1.0}, 32) == {"good": TrialScheduler.STOP}
+
+
+def test_a_trial_at_full_budget_is_completed_though_asha_says_stop(tmp_path: Path) -> None:
+    one = searcher(tmp_path, trials=1)
+    one.suggest("tune0")
+    one.on_trial_complete("tune0", result(32, 1.0, "completed", done=True))
+    assert trials(tmp_path)[0].state == TrialState.COMPLETE
+
+
+def test_median_stops_the_worse_and_never_pauses() -> None:
+    scheduler = make_scheduler(spec("median"), 32)
+    assert isinstance(scheduler, MedianStoppingRule)
+    assert decide(scheduler, {"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0, "nan": math.nan}, 8) == {
+        **dict.fromkeys(("a", "b", "c", "nan"), TrialScheduler.CONTINUE),
+        "d": TrialScheduler.STOP,
+    }
+
+
+def test_no_scheduler() -> None:
+    assert make_scheduler(spec("none"), 32) is None
