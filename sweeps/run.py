@@ -9,7 +9,6 @@ import shutil
 import signal
 import uuid
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -87,7 +86,7 @@ def run_sweep(spec: Spec, prepared: Prepared, folder: Path, console: Console, ad
     write_text(folder / "sweep.yaml", dump_spec(spec))
     logs = folder / "logs"
     logs.mkdir(exist_ok=True)
-    with Interrupt() as interrupt, _logging_to(logs / "driver.log"):
+    with Interrupt() as interrupt:
         counts, broken = _search(spec, prepared, folder.absolute(), console, address, interrupt)
     if broken:
         console.print(broken, style="red", markup=False, highlight=False)
@@ -131,9 +130,10 @@ def _search(
         options |= {"address": "local", "num_cpus": len(os.sched_getaffinity(0)), "include_dashboard": False}
     elif address is not None:
         options["address"] = address
-    context = ray.init(configure_logging=False, **options)
+    context = ray.init(logging_level=logging.WARNING, **options)
     session = Path(context.address_info["session_dir"])
     try:
+        _log_to(folder / "logs" / "driver.log")
         resources = worker_resources(spec, ray.nodes())
         slots = spec.resources.slots
         if slots == "auto":
@@ -222,21 +222,15 @@ def worker_resources(spec: Spec, nodes: list[dict[str, Any]]) -> dict[str, float
     return {"CPU": float(max(1, int(max(node.get("CPU", 1) for node in alive))))}
 
 
-@contextlib.contextmanager
-def _logging_to(path: Path) -> Iterator[None]:
-    """Send what Ray and Optuna log in this process to a file instead of the terminal."""
+def _log_to(path: Path) -> None:
+    """Send what Ray and Optuna log in this process to a file instead of the terminal, once Ray has set up its own."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    loggers = [logging.getLogger(name) for name in ("ray", "optuna", "py.warnings")]
     logging.captureWarnings(True)
-    for logger in loggers:
-        logger.handlers[:] = [handler]
-        logger.propagate = False
-    try:
-        yield
-    finally:
-        logging.captureWarnings(False)
-        handler.close()
+    for name in ("ray", "ray.data", "ray.train", "ray.tune", "optuna", "py.warnings"):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [handler] if name in ("ray", "optuna", "py.warnings") else []
+        logger.propagate = name.startswith("ray.")
 
 
 def _keep_logs(session: Path, into: Path) -> None:

@@ -78,12 +78,16 @@ def test_every_ending_has_its_state(tmp_path: Path) -> None:
         if index < 6:
             one.on_trial_result(f"tune{index}", result(8, 3.0))
     one.on_trial_complete("tune0", result(32, 1.5, "completed"))
+    one.finish("t0000", "completed", 1.5)
     one.on_trial_complete("tune1", result(16, 2.5))  # Tune shows the result that ASHA stopped at here alone
-    one.on_trial_complete("tune2", result(9, math.nan, "diverged", reason="loss is nan"))
+    one.finish("t0001", "pruned", 2.5)
+    one.on_trial_complete("tune2", result(9, math.nan, "diverged"))
+    one.finish("t0002", "diverged", math.nan, "loss is nan")
     one.on_trial_complete("tune3", None, error=True)
-    one.on_trial_complete("tune4", result(8, 3.0, "failed", reason="no base"))
-    one.on_trial_complete("tune5", result(32, math.nan, "completed"))
-    one.on_trial_complete("tune6")  # taken out before it ran
+    one.finish("t0003", "failed", None)
+    one.finish("t0004", "failed", 3.0, "no base")
+    one.finish("t0005", "completed", math.nan)
+    one.finish("t0006", "interrupted", None)
     told = trials(tmp_path)
     assert [(trial.state, trial.value) for trial in told] == [
         (TrialState.COMPLETE, 1.5),
@@ -126,7 +130,7 @@ def test_nothing_stays_running_after_close(tmp_path: Path) -> None:
     one = searcher(tmp_path, trials=4)
     drain(one)
     one.finish("t0001", "completed", 1.0)
-    assert one.unfinished() == ["t0000", "t0002", "t0003"]
+    assert [each["trial_id"] for each in one.unfinished()] == ["t0000", "t0002", "t0003"]
     one.close()
     one.close()
     assert one.unfinished() == []
@@ -155,7 +159,7 @@ def run(one: OptunaSearcher, count: int, sign: int = 1) -> list[dict[str, Any]]:
     for index in range(count):
         suggestion = one.suggest(f"tune{index}")
         assert isinstance(suggestion, dict)
-        one.on_trial_complete(f"tune{index}", result(32, loss_of(suggestion["config"]) * sign, "completed"))
+        one.finish(suggestion["trial_id"], "completed", loss_of(suggestion["config"]) * sign)
         configs.append(suggestion["config"])
     return configs
 
@@ -225,7 +229,7 @@ def test_survives_what_tune_does_to_it(tmp_path: Path) -> None:
     one = searcher(tmp_path, trials=2)
     one.suggest("tune0")
     copy = pickle.loads(pickle.dumps(one))
-    assert copy.unfinished() == ["t0000"]
+    assert [each["trial_id"] for each in copy.unfinished()] == ["t0000"]
     before = sorted(tmp_path.iterdir())
     one.save_to_dir(str(tmp_path), "session")
     assert sorted(tmp_path.iterdir()) == before
@@ -265,11 +269,12 @@ def test_asha_stops_the_worse_and_nan_is_held_against_nobody() -> None:
     assert decide(scheduler, {"good": 1.0}, 32) == {"good": TrialScheduler.STOP}
 
 
-def test_a_trial_at_full_budget_is_completed_though_asha_says_stop(tmp_path: Path) -> None:
-    one = searcher(tmp_path, trials=1)
-    one.suggest("tune0")
-    one.on_trial_complete("tune0", result(32, 1.0, "completed", done=True))
-    assert trials(tmp_path)[0].state == TrialState.COMPLETE
+def test_configure_makes_the_whole_configuration(tmp_path: Path) -> None:
+    one = OptunaSearcher(spec(trials=1), tmp_path / "study.journal", configure=lambda chosen: {**chosen, "steps": 32})
+    suggestion = one.suggest("tune0")
+    assert isinstance(suggestion, dict)
+    assert suggestion["config"]["steps"] == 32
+    assert set(trials(tmp_path)[0].params) == set(SPACE)
 
 
 def test_median_stops_the_worse_and_never_pauses() -> None:

@@ -1,0 +1,155 @@
+"""Faults that must not hang a sweep: each is done for real, and ends in a finished sweep or the right code and reason."""
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+_spec = importlib.util.spec_from_file_location("contract", Path(__file__).with_name("contract.py"))
+contract = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(contract)
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+
+LONG = {"train": {"steps": 600, "eval_every": 20, "batch_size": 4}, "search": {"trials": 3}}
+"""Long enough to be in the middle of it: some 10 s of training."""
+
+
+def processes(temp):
+    """Ray's processes of the sweep whose Ray has the folder `temp`: pid -> title."""
+    found = {}
+    for process in psutil.process_iter(["cmdline"]):
+        try:
+            line = " ".join(process.info["cmdline"] or [])
+            if temp in line and ("raylet" in line or "gcs_server" in line):
+                found[process.pid] = "raylet" if "raylet/raylet" in line else "gcs"
+                for child in process.children(recursive=True):
+                    found[child.pid] = " ".join(child.cmdline())
+        except psutil.Error:
+            continue
+    return found
+
+
+def wait_for(condition, what, timeout=120):
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"waited {timeout} s for {what}")
+
+
+def pid_of(temp, title, timeout=90):
+    return wait_for(lambda: [p for p, t in processes(temp).items() if title in t], title, timeout)[0]
+
+
+def training(folder):
+    """Has a trial been evaluated?"""
+    return lambda: [p for p in folder.glob("trials/*/metrics.jsonl") if p.read_text()]
+
+
+def finish(process, temp, seen, since, limit=60):
+    """Wait for the end; it comes within `limit` seconds of the fault, and 15 s later no process is left."""
+    out, err = process.communicate(timeout=300)
+    took = time.monotonic() - since
+    assert took < limit + 45, f"{took:.0f} s\n{out}\n{err}"
+    alive = wait_for(lambda: [0] if not [p for p in seen if psutil.pid_exists(p)] else [], "processes to end", 15)
+    assert alive
+    assert not processes(temp)
+    return out, err
+
+
+@pytest.fixture
+def running(bitlora, write_spec, tmp_path):
+    """Starts a long sweep; gives its process, its Ray's temp dir and its folder."""
+    started = []
+
+    def start(**sections):
+        process = bitlora.start("sweep", write_spec(**{**LONG, **sections}))
+        started.append(process)
+        return process, bitlora.env["RAY_TMPDIR"], tmp_path / "quick"
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def test_the_base_fails_to_load(bitlora, write_spec, tmp_path, tiny_base):
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_base, broken)
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    ended = bitlora("sweep", write_spec(base={"model": str(broken)}))
+    assert ended.code == 1, ended.err
+    assert ended.seconds < 100
+    found = contract.holds(tmp_path / "quick")
+    assert set(contract.statuses(found)) == {"failed"}
+    assert all("the base could not be loaded" in record["reason"] for record in found.values())
+    assert "no pack could be started: the base could not be loaded" in ended.out
+    assert (tmp_path / "quick" / "exit_code").read_text() == "1\n"
+
+
+@pytest.mark.parametrize("victim", ["ray::RayTrainWorker", "ray::PackHost"])
+@pytest.mark.parametrize("when", ["start", "training"])
+def test_a_pack_is_killed(running, victim, when):
+    process, temp, folder = running()
+    pid = pid_of(temp, victim)
+    if when == "training":
+        wait_for(training(folder), "an evaluation")
+    seen = processes(temp)
+    os.kill(pid, signal.SIGKILL)
+    out, err = finish(process, temp, seen, time.monotonic())
+    assert process.returncode == 0, out + err
+    found = contract.holds(folder)
+    assert contract.statuses(found) == {"completed": 3}
+    assert len(list((folder / "logs").glob("pack-*.jsonl"))) == (2 if when == "training" else 1)
+
+
+def test_a_trials_actor_is_killed(running):
+    process, temp, folder = running()
+    wait_for(training(folder), "an evaluation")
+    seen = processes(temp)
+    os.kill(pid_of(temp, "ray::ResourceTrainable"), signal.SIGKILL)
+    out, err = finish(process, temp, seen, time.monotonic())
+    assert process.returncode == 0, out + err
+    assert contract.statuses(contract.holds(folder)) == {"completed": 3}
+    # The training went on meanwhile: nothing was begun again.
+    events = [json.loads(line) for f in (folder / "logs").glob("pack-*.jsonl") for line in f.read_text().splitlines()]
+    assert sum(event["event"] == "attach" for event in events) == 3
+
+
+@pytest.mark.parametrize("when", ["start", "training"])
+def test_ctrl_c(running, when):
+    process, temp, folder = running(search={"trials": 5})
+    if when == "training":
+        wait_for(training(folder), "an evaluation")
+    else:
+        pid_of(temp, "ray::PackHost")
+    seen = processes(temp)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    out, err = finish(process, temp, seen, began, limit=30)
+    assert process.returncode == 130, out + err
+    assert (folder / "exit_code").read_text() == "130\n"
+    found = contract.holds(folder)
+    assert set(contract.statuses(found)) == {"interrupted"}
+    if when == "training":
+        assert [record for record in found.values() if record["steps"]]
+
+
+def test_ctrl_c_before_anything_began(bitlora, write_spec, tmp_path):
+    process = bitlora.start("sweep", write_spec())
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130, out + err
+    assert "Traceback" not in err
+    assert not (tmp_path / "quick").exists()
