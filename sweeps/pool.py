@@ -11,6 +11,7 @@ it; a run name that is used again resumes the old run, so each start has a fresh
 from __future__ import annotations
 
 import asyncio
+import bisect
 import contextlib
 import time
 import uuid
@@ -30,7 +31,7 @@ IDLE_S: Final = 30.0
 """A pack without a trial ends after this."""
 START_ATTEMPTS: Final = 2
 """Packs that may fail to come up in a row before the sweep is given up."""
-CLOSE_S: Final = 10.0
+CLOSE_S: Final = 3.0
 """How long packs have to end by themselves when the sweep does."""
 
 INTERRUPTED_REASON: Final = "the sweep was interrupted"
@@ -91,7 +92,8 @@ class Pool:
         self._slots = slots
         self._max_packs = packs
         self._trials: dict[str, Entry] = {}
-        self._waiting: deque[str] = deque()
+        self._waiting: list[str] = []
+        """In the order of their ids, which is the order in which they were asked for."""
         self._packs: dict[str, Pack] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._failed_starts = 0
@@ -100,6 +102,10 @@ class Pool:
         self._closing = False
 
     # ---- the side of trials and driver
+
+    async def start(self) -> None:
+        """Start the first pack: trials are on their way."""
+        self._start_pack()
 
     async def attach(self, trial_id: str, config: dict[str, Any]) -> None:
         """A trial wants a slot. One that is known already (its actor was restarted) goes on where it is."""
@@ -114,7 +120,7 @@ class Pool:
                 trial_id, "failed" if self._broken else "interrupted", self._broken or "the sweep was interrupted"
             )
             return
-        self._waiting.append(trial_id)
+        self._queue(trial_id)
         self._dispatch()
 
     async def next_result(self, trial_id: str) -> Result:
@@ -236,6 +242,9 @@ class Pool:
 
     # ---- inside
 
+    def _queue(self, trial_id: str) -> None:
+        bisect.insort(self._waiting, trial_id)
+
     def _deliver(self, entry: Entry, result: Result) -> None:
         entry.last = result
         entry.outbox.append(result)
@@ -268,7 +277,7 @@ class Pool:
         """Give free slots to waiting trials; start a pack where there are more trials than slots."""
         for name, pack in self._packs.items():
             while self._waiting and pack.ready and not pack.stopping and len(pack.trials) < self._slots:
-                trial_id = self._waiting.popleft()
+                trial_id = self._waiting.pop(0)
                 entry = self._trials[trial_id]
                 entry.state, entry.pack = "running", name
                 pack.trials.add(trial_id)
@@ -311,7 +320,7 @@ class Pool:
         for entry in self._trials.values():
             if entry.pack == name and entry.state == "ended":
                 entry.released.set()
-        for trial_id in reversed(lost):
+        for trial_id in lost:
             entry = self._trials[trial_id]
             entry.attempts += 1
             entry.pack, entry.progress = None, None
@@ -319,7 +328,7 @@ class Pool:
                 self._end(trial_id, "failed", f"its pack was lost: {error}")
             else:
                 entry.state = "waiting"
-                self._waiting.appendleft(trial_id)
+                self._queue(trial_id)
         if self._failed_starts >= START_ATTEMPTS:
             self._broken = f"no pack could be started: {error}"
             for trial_id in list(self._waiting):

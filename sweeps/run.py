@@ -151,6 +151,7 @@ def _search(
         head = {"node:__internal_head__": 0.001}
         pool = ray.remote(Pool).options(name=POOL, num_cpus=0, resources=head, max_concurrency=1000)
         pool = pool.remote(settings, PackHost, slots, packs)
+        pool.start.remote()
 
         max_steps = prepared.trial(spec, {}).steps
         searcher = OptunaSearcher(
