@@ -14,7 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import ray
 
@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from bitlora.data import Dataset
     from bitlora.engine import Engine, StepStats
 
-DIVERGED: float = 1.1
-"""A trial has diverged when its eval loss is this many times what uniform guessing, or its own first step, gave."""
+DIVERGED: Final = 1.1
+"""A trial has diverged when its eval loss is this many times that of its own first step, …"""
+UNIFORM: Final = 0.99
+"""… and at least this share of what uniform guessing over the vocabulary gives: a collapsed model lands just there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -232,11 +234,12 @@ class Pack:
         """Score a trial, write what it came to, and report it."""
         result = self._engine.evaluate([trial.slot], self._eval)[trial.slot]
         uniform = math.log(self._base.model.config.get_text_config().vocab_size)
-        worst = DIVERGED * max(uniform, trial.first_loss or 0.0)
+        worst = max(UNIFORM * uniform, DIVERGED * (trial.first_loss or 0.0))
         if not math.isfinite(result.loss) or result.loss > worst:
             found = f"{result.loss:.4g}" if math.isfinite(result.loss) else "not finite"
             self._diverged(
-                trial, f"the eval loss at step {step} was {found}, worse than guessing (uniform: {uniform:.4g} nats)"
+                trial,
+                f"the eval loss at step {step} was {found}, no better than guessing (uniform: {uniform:.4g} nats)",
             )
             return
         from bitlora.optim import learning_rate

