@@ -305,7 +305,42 @@ def load_base(config: BaseConfig, dtype: torch.dtype, device: torch.device, chec
     model = _hub(config.model, lambda: AutoModelForCausalLM.from_pretrained(place, **options))
     model.requires_grad_(False)
     model.config.use_cache = False
-    return pack(model, config, dtype, device, checkpointing)
+    base = pack(model, config, dtype, device, checkpointing)
+    check_rows_apart(base)
+    return base
+
+
+ROWS_APART: Final = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+"""How far a row's logits may be from those of the row alone, in their standard deviations, by compute dtype."""
+
+
+def check_rows_apart(base: Base) -> None:
+    """Hold the logits of a row behind another against those of the row alone.
+
+    Rows stand in one sequence, and attention alone knows them apart: a base that mixes tokens elsewhere (state-space,
+    convolution, routed layers) would carry one trial into another.
+
+    Raises:
+        BaseError: they differ.
+    """
+    vocab = base.model.config.get_text_config().vocab_size
+    rows = [torch.arange(1, 1 + length, device=base.device) * 7 % vocab for length in (5, 8)]
+
+    def logits(these: list[torch.Tensor]) -> torch.Tensor:
+        positions = base.layout.arrange([], [[len(row) for row in these]], [0], base.device)
+        out = base.model(input_ids=torch.cat(these)[None], position_ids=positions, use_cache=False)
+        return out.logits[0, -len(these[-1]) :]  # type: ignore[no-any-return]
+
+    try:
+        with torch.no_grad():
+            behind, alone = logits(rows).double(), logits(rows[1:]).double()
+    except NotImplementedError as error:
+        raise BaseError(f"base.model: {error}") from None
+    apart = float((behind - alone).abs().max() / alone.std().clamp_min(1e-30))
+    if not apart <= ROWS_APART[base.dtype]:
+        raise BaseError(
+            f"base.model: this base mixes tokens outside its attention ({apart:.1g}), which packs cannot do"
+        )
 
 
 def pack(model: Any, config: BaseConfig, dtype: torch.dtype, device: torch.device, checkpointing: bool = False) -> Base:
@@ -328,8 +363,3 @@ def pack(model: Any, config: BaseConfig, dtype: torch.dtype, device: torch.devic
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
     return Base(model, layout, targets, dtype, device)
-
-
-def shapes_of(base: Base) -> tuple[LayerShape, ...]:
-    """The shapes of a loaded base's targets, in the model's order."""
-    return tuple(LayerShape(name, layer.in_features, layer.out_features) for name, layer in base.targets.items())

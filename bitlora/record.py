@@ -138,6 +138,12 @@ def append_metrics(folder: Path, metrics: Metrics) -> None:
         file.write(line)
 
 
+def keep_metrics(folder: Path, step: int) -> None:
+    """Drop the lines of metrics.jsonl past `step`."""
+    kept = [line for line in read_metrics(folder) if line.step <= step]
+    write_text(folder / METRICS, "".join(json.dumps(asdict(line)) + "\n" for line in kept))
+
+
 def read_metrics(folder: Path) -> list[Metrics]:
     """The evaluations of a trial, oldest first; a last line cut short by a crash is left out, no file gives none.
 
@@ -189,6 +195,12 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> None:
         for leftover in (part, old):
             if leftover.exists():
                 _remove(leftover)
+
+
+def sweep_up(folder: Path) -> None:
+    """Remove what a writer that was killed had not finished."""
+    for left in (*folder.glob(".*.part"), *folder.glob(".*.old")):
+        _remove(left) if left.is_dir() else left.unlink(missing_ok=True)
 
 
 def _remove(folder: Path) -> None:

@@ -52,21 +52,22 @@ def sweep(
     """
     if resume:
         _refuse("--resume: not available yet; start the sweep again in another folder with --out")
-    if address is not None and "://" in address and not address.startswith("ray://"):
+    if address is not None and "://" in address:
         _refuse(f"--address: submitting to {address} is not available yet; give host:port, or use ray job submit")
     spec = _load(spec_file, [*(set_ or ()), *([f"out={json.dumps(str(out))}"] if out is not None else ())])
     folder = spec.folder
     errors = _folder_errors(folder)
     prepared = _prepare(spec_file, spec, errors)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        _refuse(f"{folder}: cannot be made: {error.strerror}")
+    from sweeps.prepare import InputError
     from sweeps.run import run_sweep
 
     console = Console(soft_wrap=True)
     _notes(console, prepared)
-    raise typer.Exit(run_sweep(spec, prepared, folder, console, address))
+    try:
+        code = run_sweep(spec, prepared, folder, console, address)
+    except InputError as error:
+        _refuse(*error.lines)
+    raise typer.Exit(code)
 
 
 @app.command()

@@ -5,7 +5,8 @@ from one side, the first worker of each pack (`sweeps.worker`) from the other. N
 `next_result` for a result, `commands` for something to do, `released` for a slot to be empty.
 
 Ray's facts it is built on: killing an actor that called `fit()` leaves its placement group standing, so the pool removes
-it; a run name that is used again resumes the old run, so each start has a fresh one.
+it; a run name that is used again resumes the old run, so each start has a fresh one; a call of an actor that died goes on
+waiting here, so a result is read by its number and never taken out.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ from __future__ import annotations
 import asyncio
 import bisect
 import contextlib
+import logging
 import time
 import uuid
-from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+
+logger = logging.getLogger(__name__)
 
 POOL: Final = "pool"
 """The pool's name in the sweep's own namespace."""
@@ -30,8 +33,10 @@ POLL_S: Final = 5.0
 IDLE_S: Final = 30.0
 """A pack without a trial ends after this."""
 START_ATTEMPTS: Final = 2
-"""Packs that may fail to come up in a row before the sweep is given up."""
-CLOSE_S: Final = 3.0
+"""Packs that may end in a row before any took a step, until the sweep is given up; and packs that a trial may lose."""
+BEGIN_S: Final = 180.0
+"""How long the cluster has to find room for a pack."""
+CLOSE_S: Final = 20.0
 """How long packs have to end by themselves when the sweep does."""
 
 INTERRUPTED_REASON: Final = "the sweep was interrupted"
@@ -46,18 +51,24 @@ class Entry:
     """A trial, as the pool sees it."""
 
     config: dict[str, Any]
-    state: Literal["waiting", "running", "ended"] = "waiting"
-    pack: str | None = None
-    attempts: int = 0
-    """Packs it has lost."""
-    reported: int = 0
-    """The last step it has reported; a trial that begins again stays silent until it is past it."""
-    last: Result | None = None
-    outbox: deque[Result] = field(default_factory=deque)
+    results: list[Result] = field(default_factory=list)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: bool = False
+    pack: str | None = None
+    lost: int = 0
+    """Packs it has lost."""
     released: asyncio.Event = field(default_factory=asyncio.Event)
     progress: tuple[int, float] | None = None
     """(step, train loss) of its last step."""
+
+    @property
+    def reported(self) -> int:
+        """The last step it has reported; a trial that begins again is silent until it is past it."""
+        return max((result["step"] for result in self.results), default=0)
+
+    def deliver(self, result: Result) -> None:
+        self.results.append(result)
+        self.arrived.set()
 
 
 @dataclass(slots=True)
@@ -65,17 +76,20 @@ class Pack:
     """A pack, as the pool sees it."""
 
     host: Any
-    started: float
+    begun: bool = False
+    """Its worker runs."""
     ready: bool = False
+    """It has its base."""
+    worked: bool = False
+    """It has taken a step."""
     group: str | None = None
-    """Its placement group's id, in hex, once its first worker has said so."""
-    pid: int | None = None
-    """Of its first worker."""
+    """Its placement group's id, in hex, once its worker runs."""
     trials: set[str] = field(default_factory=set)
-    commands: deque[Command] = field(default_factory=deque)
+    commands: list[Command] = field(default_factory=list)
     woken: asyncio.Event = field(default_factory=asyncio.Event)
     error: str = ""
-    idle_since: float | None = None
+    since: float = field(default_factory=time.monotonic)
+    """When it was started, or last had a trial."""
     stopping: bool = False
 
     def tell(self, command: Command) -> None:
@@ -107,37 +121,40 @@ class Pool:
         """Start the first pack: trials are on their way."""
         self._start_pack()
 
-    async def attach(self, trial_id: str, config: dict[str, Any]) -> None:
-        """A trial wants a slot. One that is known already (its actor was restarted) goes on where it is."""
+    async def attach(self, trial_id: str, config: dict[str, Any]) -> int:
+        """A trial wants a slot. One that is known already (its actor was restarted) goes on where it is.
+
+        Returns:
+            The number of the next result to ask for. The last one is given again to a restarted actor: whether the one
+            before had passed it on is not known, and Tune takes it twice.
+        """
         entry = self._trials.get(trial_id)
         if entry is not None:
-            if entry.last is not None and not entry.outbox:
-                self._deliver(entry, entry.last)
-            return
+            if entry.ended and not any(result["status"] != "running" for result in entry.results):
+                self._end(trial_id, "failed", "its actor died when it had been stopped")
+            return max(0, len(entry.results) - 1)
         self._trials[trial_id] = Entry(config)
         if self._broken or self._closing:
-            self._end(
-                trial_id, "failed" if self._broken else "interrupted", self._broken or "the sweep was interrupted"
-            )
-            return
-        self._queue(trial_id)
-        self._dispatch()
+            self._end(trial_id, "failed" if self._broken else "interrupted", self._broken or INTERRUPTED_REASON)
+        else:
+            bisect.insort(self._waiting, trial_id)
+            self._dispatch()
+        return 0
 
-    async def next_result(self, trial_id: str) -> Result:
-        """The trial's next result, as soon as there is one."""
+    async def next_result(self, trial_id: str, number: int) -> Result:
+        """The trial's result of that number, counted from 0, as soon as there is one."""
         entry = self._trials[trial_id]
-        while not entry.outbox:
+        while len(entry.results) <= number:
             entry.arrived.clear()
             await entry.arrived.wait()
-        return entry.outbox.popleft()
+        return entry.results[number]
 
     async def detach(self, trial_id: str) -> None:
         """The trial is stopped: its slot is free for the next one. May be said more than once."""
         entry = self._trials.get(trial_id)
-        if entry is None or entry.state == "ended":
-            return
-        self._leave(trial_id, entry)
-        self._dispatch()
+        if entry is not None and not entry.ended:
+            self._leave(trial_id, entry)
+            self._dispatch()
 
     async def released(self, trial_id: str) -> None:
         """Returns when the pack has let the trial go and its files are final."""
@@ -146,26 +163,18 @@ class Pool:
             await entry.released.wait()
 
     async def status(self) -> dict[str, Any]:
-        """What progress shows and tests look at."""
+        """What progress shows."""
         return {
             "waiting": list(self._waiting),
-            "running": {t: e.progress for t, e in self._trials.items() if e.state == "running"},
-            "packs": {
-                name: {"ready": p.ready, "pid": p.pid, "trials": sorted(p.trials)} for name, p in self._packs.items()
-            },
-            "packs_started": self._started,
-            "broken": self._broken,
+            "running": {t: self._trials[t].progress for pack in self._packs.values() for t in pack.trials},
+            "ready": any(pack.ready for pack in self._packs.values()),
         }
-
-    async def hosts(self) -> dict[str, Any]:
-        """The packs' host actors, by pack."""
-        return {name: pack.host for name, pack in self._packs.items()}
 
     async def interrupt(self) -> None:
         """End every trial that has not ended, as interrupted; no new one begins."""
         self._closing = True
         for trial_id, entry in self._trials.items():
-            if entry.state != "ended":
+            if not entry.ended:
                 self._end(trial_id, "interrupted", INTERRUPTED_REASON)
 
     async def close(self) -> None:
@@ -186,14 +195,16 @@ class Pool:
         """What a worker needs to load the base and train."""
         return self._settings
 
-    async def pack_ready(self, name: str, group: str, pid: int) -> None:
-        """The pack has its base and can train. `group`: its placement group's id in hex."""
-        pack = self._packs.get(name)
-        if pack is None:
-            return
-        pack.ready, pack.group, pack.pid, pack.idle_since = True, group, pid, time.monotonic()
-        self._failed_starts = 0
-        self._dispatch()
+    async def pack_begun(self, name: str, group: str) -> None:
+        """The pack's worker runs. `group`: its placement group's id in hex."""
+        if (pack := self._packs.get(name)) is not None:
+            pack.begun, pack.group = True, group
+
+    async def pack_ready(self, name: str) -> None:
+        """The pack has its base and can train."""
+        if (pack := self._packs.get(name)) is not None:
+            pack.ready, pack.since = True, time.monotonic()
+            self._dispatch()
 
     async def pack_failed(self, name: str, error: str) -> None:
         """The pack says in one line why it is about to end."""
@@ -209,59 +220,53 @@ class Pool:
             pack.woken.clear()
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(pack.woken.wait(), POLL_S)
-        taken = list(pack.commands)
-        pack.commands.clear()
+        taken, pack.commands = pack.commands, []
         return taken
+
+    async def evaluated(self, name: str, trial_id: str) -> bool:
+        """Is this evaluation still wanted? Asked before its files take the place of those of the one before."""
+        entry = self._trials.get(trial_id)
+        return entry is not None and entry.pack == name and not entry.ended
 
     async def report(self, name: str, result: Result) -> None:
         """A trial was evaluated, or ended by itself. Its files were written before this was said."""
         trial_id = result["trial_id"]
         entry = self._trials.get(trial_id)
-        if entry is None or entry.state != "running" or entry.pack != name:
+        if entry is None or entry.ended or entry.pack != name:
             return
         if result["status"] != "running":
             self._leave(trial_id, entry, tell=False)
-        elif result["step"] <= entry.reported:
-            return
-        entry.reported = result["step"]
-        self._deliver(entry, result)
+        entry.deliver(result)
         self._dispatch()
 
     async def let_go(self, name: str, trial_id: str) -> None:
         """The pack has emptied the trial's slot and written its last file."""
         entry = self._trials.get(trial_id)
-        if entry is not None and entry.pack == name:
+        if entry is not None and entry.pack == name and entry.ended:
             entry.released.set()
 
     async def progress(self, name: str, steps: dict[str, tuple[int, float]]) -> None:
         """(step, train loss) of the pack's trials."""
-        for trial_id, step in steps.items():
-            entry = self._trials.get(trial_id)
-            if entry is not None and entry.pack == name:
-                entry.progress = step
+        pack = self._packs.get(name)
+        if pack is None:
+            return
+        pack.worked, self._failed_starts = True, 0
+        for trial_id in pack.trials & steps.keys():
+            self._trials[trial_id].progress = steps[trial_id]
 
     # ---- inside
 
-    def _queue(self, trial_id: str) -> None:
-        bisect.insort(self._waiting, trial_id)
-
-    def _deliver(self, entry: Entry, result: Result) -> None:
-        entry.last = result
-        entry.outbox.append(result)
-        entry.arrived.set()
-
     def _leave(self, trial_id: str, entry: Entry, tell: bool = True) -> None:
         """Take a trial out of the queue or out of its pack."""
-        entry.state = "ended"
+        entry.ended = True
         pack = self._packs.get(entry.pack or "")
         if pack is None:
-            with contextlib.suppress(ValueError):
+            if trial_id in self._waiting:
                 self._waiting.remove(trial_id)
             entry.released.set()
             return
         pack.trials.discard(trial_id)
-        if not pack.trials:
-            pack.idle_since = time.monotonic()
+        pack.since = time.monotonic()
         if tell:
             pack.tell(("detach", trial_id))
 
@@ -269,9 +274,11 @@ class Pool:
         """End a trial from here; its actor hears of it as of any result."""
         entry = self._trials[trial_id]
         self._leave(trial_id, entry)
-        step = entry.reported
-        result = {"trial_id": trial_id, "status": status, "reason": reason, "step": step, "eval_loss": float("nan")}
-        self._deliver(entry, {**result, "fatal": bool(self._broken)})
+        fatal = bool(self._broken)
+        step, nan = entry.reported, float("nan")
+        entry.deliver(
+            {"trial_id": trial_id, "status": status, "reason": reason, "step": step, "eval_loss": nan, "fatal": fatal}
+        )
 
     def _dispatch(self) -> None:
         """Give free slots to waiting trials; start a pack where there are more trials than slots."""
@@ -279,10 +286,9 @@ class Pool:
             while self._waiting and pack.ready and not pack.stopping and len(pack.trials) < self._slots:
                 trial_id = self._waiting.pop(0)
                 entry = self._trials[trial_id]
-                entry.state, entry.pack = "running", name
+                entry.pack = name
                 pack.trials.add(trial_id)
-                pack.idle_since = None
-                pack.tell(("attach", (trial_id, entry.config)))
+                pack.tell(("attach", (trial_id, entry.config, entry.reported)))
         # One start at a time: a group that no pack has claimed then belongs to the pack that starts.
         starting = any(not pack.ready for pack in self._packs.values())
         live = sum(not pack.stopping for pack in self._packs.values())
@@ -292,52 +298,55 @@ class Pool:
     def _start_pack(self) -> None:
         self._started += 1
         name = f"pack-{self._started}-{uuid.uuid4().hex[:6]}"
-        host = self._host_class.remote()
-        self._packs[name] = Pack(host, time.monotonic())
-        for task in (self._run_pack(name, host), self._watch_idle(name)):
+        pack = self._packs[name] = Pack(self._host_class.remote())
+        for task in (self._run_pack(name, pack), self._watch(pack)):
             running = asyncio.get_running_loop().create_task(task)
             self._tasks.add(running)
             running.add_done_callback(self._tasks.discard)
 
-    async def _run_pack(self, name: str, host: Any) -> None:
+    async def _run_pack(self, name: str, pack: Pack) -> None:
         """From a pack's start to the last trace of it."""
-        error = ""
+        error = "it ended by itself"
         try:
-            await host.run.remote(name)
+            await pack.host.run.remote(name)
+        except ray.exceptions.RayActorError:
+            error = "its host process died"
         except Exception as failure:  # whatever ended it, its trials must not wait for ever
-            cause = getattr(failure, "cause", None) or failure
-            error = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
-            if isinstance(failure, ray.exceptions.RayActorError):
-                error = "its host process died"
-        pack = self._packs.pop(name)
-        with contextlib.suppress(Exception):
-            ray.kill(host)
-        self._remove_groups(pack)
-        error = pack.error or error or "it ended by itself"
-        if not pack.ready and not pack.stopping:
+            error = one_line(getattr(failure, "cause", None) or failure)
+        error = pack.error or error
+        ray.kill(pack.host)
+        await self._remove_groups(pack)
+        del self._packs[name]
+        if not pack.worked and not pack.stopping:
             self._failed_starts += 1
-        lost = sorted(pack.trials)
-        for entry in self._trials.values():
-            if entry.pack == name and entry.state == "ended":
-                entry.released.set()
-        for trial_id in lost:
-            entry = self._trials[trial_id]
-            entry.attempts += 1
-            entry.pack, entry.progress = None, None
-            if entry.attempts >= START_ATTEMPTS or self._closing:
-                self._end(trial_id, "failed", f"its pack was lost: {error}")
-            else:
-                entry.state = "waiting"
-                self._queue(trial_id)
         if self._failed_starts >= START_ATTEMPTS:
             self._broken = f"no pack could be started: {error}"
+        for entry in self._trials.values():
+            if entry.pack == name and entry.ended:
+                entry.released.set()
+        for trial_id in sorted(pack.trials):
+            entry = self._trials[trial_id]
+            entry.lost += 1
+            entry.pack = entry.progress = None
+            if entry.lost >= START_ATTEMPTS:
+                self._end(trial_id, "failed", f"its pack was lost: {error}")
+            else:
+                entry.released.clear()
+                bisect.insort(self._waiting, trial_id)
+        if self._broken:
             for trial_id in list(self._waiting):
                 self._end(trial_id, "failed", self._broken)
         self._dispatch()
 
-    async def _watch_idle(self, name: str) -> None:
-        while (pack := self._packs.get(name)) is not None and not pack.stopping:
-            if pack.idle_since is not None and time.monotonic() - pack.idle_since > IDLE_S:
+    async def _watch(self, pack: Pack) -> None:
+        """End a pack that has had no trial for a while, or for which there is no room."""
+        while pack in self._packs.values() and not pack.stopping:
+            waited = time.monotonic() - pack.since
+            if not pack.begun and waited > BEGIN_S:
+                pack.error = f"the cluster had no room for it within {BEGIN_S:.0f} s"
+                ray.kill(pack.host)
+                return
+            if pack.ready and not pack.trials and waited > IDLE_S:
                 self._stop(pack)
                 return
             await asyncio.sleep(1)
@@ -350,13 +359,29 @@ class Pool:
         else:
             ray.kill(pack.host)
 
-    def _remove_groups(self, gone: Pack) -> None:
-        """Remove the pack's placement group; where it never said which, those of this job that no pack claims."""
+    async def _remove_groups(self, gone: Pack) -> None:
+        """Remove the pack's placement group; where it never said which, those of this job that no pack claims.
+
+        Twice: the controller of a run dies a moment after its host, and may have made its group in between; and the
+        workers of a group that is removed end a moment later.
+        """
         job = ray.get_runtime_context().get_job_id()
-        claimed = {pack.group for pack in self._packs.values()}
-        for group, info in placement_group_table().items():
-            of_trials = any("node:__internal_head__" in bundle for bundle in info["bundles"].values())
-            if info["state"] == "REMOVED" or not group.endswith(job) or of_trials or group in claimed:
-                continue
-            if gone.group in (None, group):
-                remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(group)))
+        claimed = {pack.group for pack in self._packs.values() if pack is not gone}
+        for again in (False, True):
+            if again:
+                await asyncio.sleep(1)
+            try:
+                for group, info in placement_group_table().items():
+                    of_trials = any("node:__internal_head__" in bundle for bundle in info["bundles"].values())
+                    if info["state"] == "REMOVED" or not group.endswith(job) or of_trials or group in claimed:
+                        continue
+                    if gone.group in (None, group):
+                        remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(group)))
+            except Exception:  # its trials must be queued again all the same
+                logger.exception("placement groups of a pack could not be removed")
+
+
+def one_line(error: BaseException) -> str:
+    """An error in one line for a person: its message's first, or its type where it has none."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

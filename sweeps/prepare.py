@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import signal
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 from bitlora.config import TrialConfig, trial_config
@@ -49,14 +49,26 @@ def prepare(spec: Spec) -> Prepared:
     Raises:
         InputError: one of them cannot be used; all that is wrong with both.
     """
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as child:
-        try:
-            found = child.submit(_look, spec).result()
-        except BrokenProcessPool:
-            raise InputError(["base and data: the process that reads them died (out of memory?)"]) from None
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    child = context.Process(target=_child, args=(theirs, spec), daemon=True)
+    child.start()
+    theirs.close()
+    try:
+        found: Prepared | list[str] = ours.recv()
+    except EOFError:
+        raise InputError(["base and data: the process that reads them died (out of memory?)"]) from None
+    finally:
+        child.terminate()
+        child.join()
     if isinstance(found, Prepared):
         return found
     raise InputError(found)
+
+
+def _child(answer: Connection, spec: Spec) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it here too; the parent ends this process
+    answer.send(_look(spec))
 
 
 def _look(spec: Spec) -> Prepared | list[str]:
@@ -73,13 +85,18 @@ def _look(spec: Spec) -> Prepared | list[str]:
         tokenizer = load_tokenizer(spec.base.model)
     except BaseError as error:
         errors.append(str(error))
-    try:
-        if tokenizer is not None and info is not None:
+    except Exception as error:  # what a model's own files can do wrong has no end
+        errors.append(f"base.model: {spec.base.model}: {type(error).__name__}: {error}".splitlines()[0])
+    if info is not None and tokenizer is not None:
+        try:
             return Prepared(info, prepare_data(spec.data, tokenizer))
-        # Without a tokenizer the sources can still be read, so that what is wrong with them is said in the same breath.
-        read_examples(spec.data.source)
-        if spec.data.eval_source is not None:
-            read_examples(spec.data.eval_source)
-    except DataError as error:
-        errors += error.errors
+        except DataError as error:
+            return list(error.errors)
+    # Without a tokenizer the sources can still be read, so that what is wrong with them is said in the same breath.
+    for source in (spec.data.source, spec.data.eval_source):
+        try:
+            if source is not None:
+                read_examples(source)
+        except DataError as error:
+            errors += error.errors
     return errors

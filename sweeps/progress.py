@@ -128,8 +128,7 @@ class Display(DriverOnly, Callback):  # type: ignore[misc]
             step, loss = progress or (0, math.nan)
             shown = f"{loss:.4f}" if math.isfinite(loss) else "–"
             table.add_row(trial_id, f"{step}/{config['steps']}", shown, describe(config, self._axes))
-        packs = self._status.get("packs", {})
-        state = "" if any(pack["ready"] for pack in packs.values()) else "starting a pack: loading the base …"
+        state = "" if self._status.get("ready") else "starting a pack: loading the base …"
         best = f"best so far: {self._best[1]} {self._best[0]:.4f}" if self._best else ""
         waiting = len(self._status.get("waiting", []))
         tail = [Text(line, style="dim") for line in self._ended[-SHOWN:]]

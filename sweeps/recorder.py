@@ -17,7 +17,6 @@ from bitlora.config import TrialConfig
 from bitlora.cost import adapter_bytes, adapter_params
 from bitlora.record import STATUSES, Metrics, Record, Status
 from sweeps.driver import DriverOnly
-from sweeps.pool import INTERRUPTED_REASON
 from sweeps.prepare import Prepared
 from sweeps.search import OptunaSearcher
 
@@ -54,17 +53,20 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
         result = trial.last_result or {}
         status, reason = result.get("status"), str(result.get("reason") or "")
         if status not in STATUSES:
-            stopped: tuple[Status, str] = ("pruned", f"stopped by {self._stopped_by} at step {result.get('step', 0)}")
-            status, reason = self.ending or stopped
+            status, reason = self.ending or ("pruned", "")
         self.end(trial.config, status, reason, result.get("eval_loss"))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial's actor died once too often."""
-        self.end(trial.config, "failed", "its actor died")
+        """A trial's actor died once too often; or the pool did, and nothing more will come."""
+        try:
+            ray.get(self._pool.status.remote(), timeout=RELEASE_S)
+        except ray.exceptions.RayError:
+            self.ending = self.ending or ("failed", "the pool died")
+        self.end(trial.config, *(self.ending or ("failed", "its actor died")))
 
     def end_rest(self) -> None:
         """Whatever was handed out and has not ended, ends with the sweep."""
-        status, reason = self.ending or ("interrupted", INTERRUPTED_REASON)
+        status, reason = self.ending or ("failed", "Ray Tune dropped it: see logs/driver.log")
         for config in self._searcher.unfinished():
             self.end(config, status, reason)
 
@@ -83,7 +85,7 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
         """Returns when every record is on disk.
 
         Raises:
-            OSError: one could not be written.
+            OSError, ValueError: one could not be written, or a trial's files cannot be read; the others are written.
         """
         self._writer.shutdown()
         for job in self._jobs:
@@ -94,8 +96,11 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
             ray.get(self._pool.released.remote(trial_id), timeout=RELEASE_S)
         folder = self._folder / "trials" / trial_id
         trial = TrialConfig(**config)
+        record.sweep_up(folder)
         lines = record.read_metrics(folder)
         last: Metrics | None = lines[-1] if lines else None
+        if status == "pruned":
+            reason = f"stopped by {self._stopped_by} at step {last.step if last else 0}"
         ranked = last is not None and status != "diverged"
         shapes = self._prepared.base.targets
         record.write_record(

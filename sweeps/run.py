@@ -9,6 +9,7 @@ import shutil
 import signal
 import uuid
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -21,8 +22,8 @@ from rich.console import Console
 from bitlora.record import Status, write_text
 from reports.report import write_report
 from sweeps.driver import DriverOnly
-from sweeps.pool import INTERRUPTED_REASON, POOL, Pool
-from sweeps.prepare import Prepared
+from sweeps.pool import CLOSE_S, INTERRUPTED_REASON, POOL, Pool, one_line
+from sweeps.prepare import InputError, Prepared
 from sweeps.progress import Display
 from sweeps.recorder import Recorder
 from sweeps.search import OptunaSearcher, make_scheduler
@@ -36,6 +37,8 @@ DONE, NO_RESULT, BAD_INPUT, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 SLOTS: Final = {"cpu": 4, "gpu": 8}
 """What `slots: auto` means until it is measured."""
 GPU_WORKER_CPUS: Final = 4
+HEAD: Final = {"node:__internal_head__": 0.001}
+"""Asked for by what must not sit on a machine that vanishes."""
 LOG_BYTES: Final = 1_000_000
 """Of each of Ray's log files that is kept."""
 ACTOR_DEATHS: Final = 2
@@ -75,25 +78,40 @@ class Interrupt:
 
 
 def run_sweep(spec: Spec, prepared: Prepared, folder: Path, console: Console, address: str | None = None) -> int:
-    """Run a sweep in `folder`, which exists and is empty.
+    """Run a sweep in `folder`, which is made when Ray is there.
 
     Args:
         address: of a Ray cluster; None: the one that RAY_ADDRESS names, else one of this machine's own.
 
     Returns:
         The exit code, which also stands in `folder`/exit_code.
+
+    Raises:
+        InputError: the cluster cannot be reached, or has no room for a pack, or the folder cannot be written; nothing
+            was.
     """
-    write_text(folder / "sweep.yaml", dump_spec(spec))
-    logs = folder / "logs"
-    logs.mkdir(exist_ok=True)
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     with Interrupt() as interrupt:
-        counts, broken = _search(spec, prepared, folder.absolute(), console, address, interrupt)
-    if broken:
-        console.print(broken, style="red", markup=False, highlight=False)
-    _report(folder, console)
-    code = exit_code(counts, interrupt.asked)
-    write_text(folder / "exit_code", f"{code}\n")
-    ended = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+        console.print("starting Ray …", highlight=False)
+        with _ray(address) as session:
+            resources = worker_resources(spec, ray.nodes())
+            try:
+                (folder / "logs").mkdir(parents=True, exist_ok=True)
+                write_text(folder / "sweep.yaml", dump_spec(spec))
+            except OSError as error:
+                raise InputError([f"{folder}: cannot be written: {error.strerror}"]) from None
+            _log_to(folder / "logs" / "driver.log")
+            recorder = _search(spec, prepared, folder.absolute(), resources, console, interrupt)
+        if session is not None:
+            _keep_logs(session / "logs", folder / "logs" / "ray")
+        ending = recorder.ending
+        if ending is not None and ending[0] == "failed":
+            console.print(ending[1], style="red", markup=False, highlight=False)
+        _report(folder, console)
+        code = exit_code(recorder.counts, interrupted=ending is not None and ending[0] == "interrupted")
+        write_text(folder / "exit_code", f"{code}\n")
+    ended = ", ".join(f"{count} {status}" for status, count in sorted(recorder.counts.items()))
     console.print(f"{folder}: {ended or 'no trial began'}", markup=False, highlight=False)
     return code
 
@@ -117,77 +135,97 @@ def _report(folder: Path, console: Console) -> None:
     console.print(f"report: {path}", markup=False, highlight=False)
 
 
-def _search(
-    spec: Spec, prepared: Prepared, folder: Path, console: Console, address: str | None, interrupt: Interrupt
-) -> tuple[Counter[Status], str]:
-    """Start Ray, search, end everything. Gives how the trials ended, and why no pack came up where none did."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    console.print("starting Ray …", highlight=False)
+@contextlib.contextmanager
+def _ray(address: str | None) -> Iterator[Path | None]:
+    """A connection to Ray; gives the session's folder where the cluster is this sweep's own.
+
+    Raises:
+        InputError: it cannot be reached.
+    """
     local = address is None and "RAY_ADDRESS" not in os.environ
     options: dict[str, Any] = {"namespace": f"bitlora-{uuid.uuid4().hex[:8]}", "log_to_driver": False}
     if local:
         options |= {"address": "local", "num_cpus": len(os.sched_getaffinity(0)), "include_dashboard": False}
     elif address is not None:
         options["address"] = address
-    context = ray.init(logging_level=logging.WARNING, **options)
+    try:
+        context = ray.init(logging_level=logging.WARNING, **options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        where = address or os.environ.get("RAY_ADDRESS", "this machine")
+        raise InputError([f"--address: Ray at {where} cannot be reached: {one_line(error)}"]) from None
     session = Path(context.address_info["session_dir"])
     try:
-        _log_to(folder / "logs" / "driver.log")
-        resources = worker_resources(spec, ray.nodes())
-        slots = spec.resources.slots
-        if slots == "auto":
-            slots = SLOTS["gpu" if resources.get("GPU") else "cpu"]
-        settings = Settings(
-            base=spec.base,
-            dtype=spec.train.dtype,
-            checkpointing=spec.train.gradient_checkpointing,
-            dataset=prepared.dataset,
-            slots=slots,
-            folder=str(folder),
-            resources=resources,
-        )
-        packs = spec.resources.packs if isinstance(spec.resources.packs, int) else spec.resources.packs.max
-        head = {"node:__internal_head__": 0.001}
-        pool = ray.remote(Pool).options(name=POOL, num_cpus=0, resources=head, max_concurrency=1000)
-        pool = pool.remote(settings, PackHost, slots, packs)
-        pool.start.remote()
-
-        max_steps = prepared.trial(spec, {}).steps
-        searcher = OptunaSearcher(
-            spec, folder / "study.journal", configure=lambda chosen: prepared.trial(spec, chosen).model_dump()
-        )
-        recorder = Recorder(folder, pool, prepared, searcher, stopped_by=spec.scheduler.name)
-        with Display(console, pool, list(spec.search.space), searcher.total) as display:
-            tune.Tuner(
-                tune.with_resources(Trial, {"CPU": 0, **head}),
-                tune_config=tune.TuneConfig(
-                    search_alg=searcher,
-                    scheduler=make_scheduler(spec, max_steps),
-                    num_samples=searcher.total,
-                    max_concurrent_trials=slots * packs + 2,
-                    reuse_actors=True,
-                ),
-                run_config=tune.RunConfig(
-                    name="tune",
-                    storage_path=str(folder / "logs"),
-                    stop=Stop(pool, interrupt, recorder),
-                    callbacks=[recorder, display],
-                    failure_config=tune.FailureConfig(max_failures=ACTOR_DEATHS),
-                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                    verbose=0,
-                ),
-            ).fit()
-            recorder.end_rest()
-            ray.get(pool.close.remote())
-            recorder.close()
-        searcher.close()
-        broken = recorder.ending[1] if recorder.ending and recorder.ending[0] == "failed" else ""
-        return recorder.counts, broken
+        yield session if local else None
     finally:
         ray.shutdown()
-        if local:
-            _keep_logs(session / "logs", folder / "logs" / "ray")
+
+
+def _search(
+    spec: Spec,
+    prepared: Prepared,
+    folder: Path,
+    resources: dict[str, float],
+    console: Console,
+    interrupt: Interrupt,
+) -> Recorder:
+    """Search, and end everything, however the search ends. Gives the recorder, which knows how the trials ended."""
+    slots = spec.resources.slots
+    if slots == "auto":
+        slots = SLOTS["gpu" if resources.get("GPU") else "cpu"]
+    settings = Settings(
+        base=spec.base,
+        dtype=spec.train.dtype,
+        checkpointing=spec.train.gradient_checkpointing,
+        dataset=prepared.dataset,
+        slots=slots,
+        folder=str(folder),
+        resources=resources,
+    )
+    packs = spec.resources.packs if isinstance(spec.resources.packs, int) else spec.resources.packs.max
+    pool = ray.remote(Pool).options(name=POOL, num_cpus=0, resources=HEAD, max_concurrency=1000)
+    pool = pool.remote(settings, PackHost.options(resources=HEAD), slots, packs)
+    pool.start.remote()
+    searcher = OptunaSearcher(
+        spec, folder / "study.journal", configure=lambda chosen: prepared.trial(spec, chosen).model_dump()
+    )
+    recorder = Recorder(folder, pool, prepared, searcher, stopped_by=spec.scheduler.name)
+    with Display(console, pool, list(spec.search.space), searcher.total) as display:
+        tuner = tune.Tuner(
+            tune.with_resources(Trial, {"CPU": 0, **HEAD}),
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                scheduler=make_scheduler(spec, prepared.trial(spec, {}).steps),
+                num_samples=searcher.total,
+                max_concurrent_trials=slots * packs + 2,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=str(folder / "logs"),
+                stop=Stop(pool, interrupt, recorder),
+                callbacks=[recorder, display],
+                failure_config=tune.FailureConfig(max_failures=ACTOR_DEATHS),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                verbose=0,
+            ),
+        )
+        try:
+            tuner.fit()
+        except KeyboardInterrupt:
+            recorder.ending = ("interrupted", INTERRUPTED_REASON)
+        except Exception as error:  # a full disk, a bug of Tune's: what has been recorded stands, and is told
+            logging.getLogger("ray").exception("the search ended")
+            recorder.ending = recorder.ending or ("failed", f"the search ended: {one_line(error)}")
+        finally:
+            recorder.end_rest()
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.get(pool.close.remote(), timeout=3 * CLOSE_S)
+            try:
+                recorder.close()
+            except (OSError, ValueError) as error:
+                console.print(f"a record could not be written: {error}", markup=False, highlight=False)
+            searcher.close()
+    return recorder
 
 
 class Stop(DriverOnly, Stopper):  # type: ignore[misc]
@@ -212,11 +250,22 @@ class Stop(DriverOnly, Stopper):  # type: ignore[misc]
 
 
 def worker_resources(spec: Spec, nodes: list[dict[str, Any]]) -> dict[str, float]:
-    """What one worker of a pack asks for: a GPU where the cluster has some, else a machine's CPUs."""
+    """What one worker of a pack asks for: a GPU where the cluster has some, else a machine's CPUs.
+
+    Raises:
+        InputError: no machine has as many GPUs as the spec asks for.
+    """
     alive = [node["Resources"] for node in nodes if node["Alive"]]
     gpus = spec.resources.gpus_per_worker
+    most = max(node.get("GPU", 0.0) for node in alive)
     if gpus == "auto":
-        gpus = 1 if any(node.get("GPU", 0) >= 1 for node in alive) else 0
+        gpus = 1 if most >= 1 else 0
+    if gpus > most:
+        raise InputError(
+            [
+                f"resources.gpus_per_worker: a worker asks for {gpus:g} GPU, and no machine has more than {most:g}; give 0"
+            ]
+        )
     if gpus:
         roomy = [node["CPU"] / node["GPU"] for node in alive if node.get("GPU")]
         return {"GPU": float(gpus), "CPU": float(max(1, min([GPU_WORKER_CPUS, *map(int, roomy)])))}

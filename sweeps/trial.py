@@ -1,7 +1,8 @@
 """A trial, as Ray Tune sees it: a light actor that takes a slot in the pool and passes its results on.
 
 It holds no weights and no accelerator. Killed and restarted, it goes on listening to the trial it had: the training is
-elsewhere.
+elsewhere. That a trial has ended is said to the pool by the driver (`sweeps.recorder`), which hears of it in every case:
+an actor is also cleaned up when Tune means to restart it.
 """
 
 from __future__ import annotations
@@ -23,20 +24,17 @@ class Trial(tune.Trainable):  # type: ignore[misc]
 
     def _attach(self, config: dict[str, Any]) -> None:
         self._id = config["trial_id"]
-        ray.get(self._pool.attach.remote(self._id, config["config"]))
+        self._next: int = ray.get(self._pool.attach.remote(self._id, config["config"]))
 
     def step(self) -> dict[str, Any]:
-        result: dict[str, Any] = ray.get(self._pool.next_result.remote(self._id))
+        result: dict[str, Any] = ray.get(self._pool.next_result.remote(self._id, self._next))
+        self._next += 1
         return {**result, "done": result["status"] != "running"}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """The actor is used again for another trial (`reuse_actors`)."""
-        self.cleanup()
         self._attach(new_config)
         return True
-
-    def cleanup(self) -> None:
-        self._pool.detach.remote(self._id)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: what a trial is stands in the sweep's folder, written by its pack."""

@@ -20,7 +20,7 @@ import ray
 
 from bitlora import record
 from bitlora.config import BaseConfig, Dtype, TrialConfig
-from sweeps.pool import POOL, Command
+from sweeps.pool import POOL, Command, one_line
 
 if TYPE_CHECKING:
     from bitlora.base import Base
@@ -88,23 +88,21 @@ def pack_loop(config: dict[str, Any]) -> None:
     from bitlora.engine import Engine
 
     name, pool = config["pack"], ray.get_actor(POOL)
+    ray.get(pool.pack_begun.remote(name, ray.util.get_current_placement_group().id.hex()))
     settings: Settings = ray.get(pool.settings.remote())
     try:
         device = torch.device("cuda" if torch.cuda.is_available() and settings.resources.get("GPU") else "cpu")
         base = load_base(settings.base, resolve_dtype(settings.dtype, device), device, settings.checkpointing)
     except Exception as error:  # the pool passes it on as the reason of the trials that waited for this pack
-        ray.get(pool.pack_failed.remote(name, f"the base could not be loaded: {str(error).splitlines()[0]}"))
+        ray.get(pool.pack_failed.remote(name, f"the base could not be loaded: {one_line(error)}"))
         raise
     pack = Pack(name, pool, settings, base, Engine(base, settings.slots))
-    group = ray.util.get_current_placement_group()
-    ray.get(pool.pack_ready.remote(name, group.id.hex(), _pid()))
-    pack.run()
-
-
-def _pid() -> int:
-    import os
-
-    return os.getpid()
+    ray.get(pool.pack_ready.remote(name))
+    try:
+        pack.run()
+    except Exception as error:
+        ray.get(pool.pack_failed.remote(name, one_line(error)))
+        raise
 
 
 @dataclass(slots=True)
@@ -115,6 +113,8 @@ class Running:
     config: TrialConfig
     slot: int
     began: float
+    reported: int
+    """The last step that was reported before its pack was lost; 0 for a trial that is new."""
     tokens: int = 0
     losses: list[float] = field(default_factory=list)
     """Of the steps since the last evaluation."""
@@ -141,6 +141,9 @@ class Pack:
         self._eval = Batch.of(settings.dataset.eval, base.device)
         self._trials: dict[str, Running] = {}
         self._inbox: queue.Queue[Command] = queue.Queue()
+        self._stopped = False
+        self._failed = False
+        """Something could not be written: nothing that depends on it may be."""
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self._log = (self._folder / "logs" / f"{name}.jsonl").open("a", encoding="utf-8", buffering=1)
 
@@ -159,7 +162,7 @@ class Pack:
         while True:
             try:
                 commands = ray.get(self._pool.commands.remote(self._name))
-            except ray.exceptions.RayError:
+            except Exception:  # the pool is gone, and with it whoever wants this pack
                 commands = [("stop", None)]
             for command in commands:
                 self._inbox.put(command)
@@ -168,26 +171,27 @@ class Pack:
 
     def _obey(self) -> bool:
         """Do what has arrived; without a trial, wait for something. False: stop."""
-        while not self._inbox.empty() or not self._trials:
+        while not self._stopped and (not self._inbox.empty() or not self._trials):
             what, about = self._inbox.get()
             if what == "stop":
-                return False
+                self._stopped = True
+                break
             if what == "attach":
                 self._attach(*about)
             elif about in self._trials:
                 self._detach(about)
-        return True
+        return not self._stopped
 
-    def _attach(self, trial_id: str, config: dict[str, Any]) -> None:
+    def _attach(self, trial_id: str, config: dict[str, Any], reported: int) -> None:
         trial = TrialConfig(**config)
-        running = Running(trial_id, trial, self._engine.attach(trial), time.monotonic())
+        running = Running(trial_id, trial, self._engine.attach(trial), time.monotonic(), reported)
         self._trials[trial_id] = running
         folder = self._folder / running.folder
 
         def begin() -> None:
-            # A trial that lost its pack begins again: its lines begin again too.
             record.write_json(folder / record.CONFIG, config)
-            (folder / record.METRICS).unlink(missing_ok=True)
+            # A trial that lost its pack begins again, and keeps what it has reported.
+            record.keep_metrics(folder, reported)
 
         self._write(begin)
         self._say("attach", trial_id)
@@ -217,9 +221,13 @@ class Pack:
         self._pool.progress.remote(self._name, progress)
         # One slot after the other: while the next is evaluated, what becomes of the one before is decided elsewhere.
         for trial in list(self._trials.values()):
+            if trial.trial_id not in self._trials:
+                continue
             step = self._engine.slots[trial.slot].step
             if step % trial.config.eval_every == 0 or step == trial.config.steps:
                 self._evaluate(trial, step)
+                if self._trials and not self._obey():
+                    return
 
     def _after_step(self, trial: Running, stats: StepStats) -> None:
         trial.tokens += stats.tokens
@@ -232,6 +240,9 @@ class Pack:
 
     def _evaluate(self, trial: Running, step: int) -> None:
         """Score a trial, write what it came to, and report it."""
+        if step <= trial.reported:
+            trial.losses.clear()
+            return
         result = self._engine.evaluate([trial.slot], self._eval)[trial.slot]
         uniform = math.log(self._base.model.config.get_text_config().vocab_size)
         worst = max(UNIFORM * uniform, DIVERGED * (trial.first_loss or 0.0))
@@ -261,6 +272,8 @@ class Pack:
         def write() -> None:
             from bitlora.checkpoint import save_adapter
 
+            if not ray.get(self._pool.evaluated.remote(self._name, trial.trial_id)):
+                return
             record.write_eval(folder, ids, result.losses, result.tokens)
             model = self._settings.base.model
             record.write_folder(folder / record.ADAPTER, lambda part: save_adapter(part, latent, trial.config, model))
@@ -286,9 +299,11 @@ class Pack:
 
         def guarded() -> None:
             try:
-                job()
+                if not self._failed:
+                    job()
             except Exception as error:
-                self._pool.pack_failed.remote(self._name, f"could not write: {error}")
+                self._failed = True
+                self._pool.pack_failed.remote(self._name, f"could not write: {one_line(error)}")
                 self._inbox.put(("stop", None))
                 raise
 

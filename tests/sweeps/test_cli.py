@@ -126,6 +126,7 @@ def test_a_hub_out_of_reach_is_told_apart(bitlora, write_spec):
     [
         (["--resume"], "--resume: not available yet"),
         (["--address", "http://127.0.0.1:8265"], "--address: submitting to"),
+        (["--address", "ray://127.0.0.1:10001"], "--address: submitting to"),
         (["--set", "train.optimizer=paged_adamw"], "train.optimizer"),
         (["--set", "train.dtype=float16"], "train.dtype"),
         (["--set", "resources.workers_per_pack=2"], "resources.workers_per_pack"),
@@ -174,3 +175,13 @@ def test_report_of_no_sweep(bitlora, tmp_path):
     assert ended.code == 2
     assert "holds no sweep" in ended.err
     assert json.dumps(ended.out) == '""'
+
+
+def test_no_room_and_no_cluster_are_said_before_anything_is_written(bitlora, write_spec, tmp_path):
+    ended = bitlora("sweep", write_spec(resources={"gpus_per_worker": 1}))
+    assert ended.code == 2, ended.out + ended.err
+    assert "resources.gpus_per_worker: a worker asks for 1 GPU" in ended.err
+    ended = bitlora("sweep", write_spec(), "--address", "127.0.0.1:1")
+    assert ended.code == 2, ended.out + ended.err
+    assert "Ray at 127.0.0.1:1 cannot be reached" in ended.err
+    assert not (tmp_path / "quick").exists()

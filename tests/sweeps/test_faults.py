@@ -5,6 +5,9 @@ import json
 import os
 import shutil
 import signal
+import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -103,17 +106,56 @@ def events(folder):
     return [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
 
 
-def test_a_worker_is_killed_at_the_start_and_a_host_while_training(running):
-    process, temp, folder = running()
+@pytest.fixture
+def head(bitlora):
+    """A Ray head of the test's own that outlives the sweep: its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    bitlora.env["RAY_AUTH_MODE"] = "disabled"
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}"]
+    command += ["--node-ip-address=127.0.0.1", f"--temp-dir={bitlora.env['RAY_TMPDIR']}", "--include-dashboard=false"]
+    command += ["--num-cpus=2", "--disable-usage-stats"]
+    process = subprocess.Popen(command, env=bitlora.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: "raylet" in processes(bitlora.env["RAY_TMPDIR"]).values(), "the head")
+    yield f"127.0.0.1:{port}"
+    process.terminate()
+    process.wait(timeout=30)
+
+
+LEFT = """
+import json, sys, time, ray
+from ray.util.placement_group import placement_group_table
+ray.init(address=sys.argv[1], log_to_driver=False)
+groups = [g for g in placement_group_table().values() if g["state"] != "REMOVED"]
+print(json.dumps({"cpus": ray.available_resources().get("CPU"), "groups": len(groups)}))
+"""
+
+
+def test_a_worker_is_killed_at_the_start_and_a_host_while_training(bitlora, head, write_spec, tmp_path):
+    """On a Ray that outlives the sweep, so that what stays taken can be seen."""
+    temp, folder = bitlora.env["RAY_TMPDIR"], tmp_path / "quick"
+    process = bitlora.start("sweep", write_spec(**LONG), "--address", head)
     os.kill(pid_of(temp, "ray::RayTrainWorker"), signal.SIGKILL)
     wait_for(training(folder), "an evaluation")
-    seen = processes(temp)
+    began = time.monotonic()
     os.kill(pid_of(temp, "ray::PackHost"), signal.SIGKILL)
-    out, err = finish(process, temp, seen, time.monotonic())
+    out, err = process.communicate(timeout=300)
+    assert time.monotonic() - began < 105
     assert process.returncode == 0, out + err
     assert contract.statuses(contract.holds(folder)) == {"completed": 3}
     # The first pack never trained; the second was lost; the third got its CPUs, so the second's group was removed.
     assert len(events(folder)) == 2
+
+    def nothing_left():
+        left = subprocess.run(
+            [sys.executable, "-c", LEFT, head], env=bitlora.env, capture_output=True, text=True, check=True
+        )
+        return json.loads(left.stdout) == {"cpus": 2.0, "groups": 0}
+
+    wait_for(nothing_left, "CPUs and placement groups to be free", 15)
+    titles = [t for t in processes(temp).values() if "ray::" in t and "IDLE" not in t]
+    assert not [t for t in titles if any(word in t for word in ("Pack", "Pool", "Trial", "Train"))], titles
 
 
 def test_a_trials_actor_and_a_worker_are_killed_while_training(running):
@@ -130,6 +172,28 @@ def test_a_trials_actor_and_a_worker_are_killed_while_training(running):
     assert process.returncode == 0, out + err
     assert contract.statuses(contract.holds(folder)) == {"completed": 3}
     assert len(events(folder)) == 2
+
+
+def test_a_trials_actor_is_killed_before_its_only_result(running):
+    train = {"steps": 400, "eval_every": 400, "batch_size": 4}
+    process, temp, folder = running(train=train, search={"trials": 1})
+    wait_for(lambda: list(folder.glob("trials/*/config.json")), "a trial to begin")
+    seen = processes(temp)
+    os.kill(pid_of(temp, "ray::ResourceTrainable"), signal.SIGKILL)
+    out, err = finish(process, temp, seen, time.monotonic())
+    assert process.returncode == 0, out + err
+    assert contract.statuses(contract.holds(folder)) == {"completed": 1}
+
+
+def test_the_pool_is_killed(running):
+    process, temp, folder = running()
+    wait_for(training(folder), "an evaluation")
+    seen = processes(temp)
+    os.kill(pid_of(temp, "ray::Pool"), signal.SIGKILL)
+    out, err = finish(process, temp, seen, time.monotonic())
+    assert process.returncode == 1, out + err
+    assert "the pool died" in out
+    assert set(contract.statuses(contract.holds(folder))) == {"failed"}
 
 
 @pytest.mark.parametrize("when", ["start", "training"])
