@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 POOL: Final = "pool"
 """The pool's name in the sweep's own namespace."""
 
+HEAD: Final = {"node:__internal_head__": 0.001}
+"""Asked for by what must not sit on a machine that vanishes: trials, the pool, the packs' hosts."""
+
 POLL_S: Final = 5.0
 """How long `commands` waits before it answers with nothing."""
 IDLE_S: Final = 30.0
@@ -372,7 +375,7 @@ class Pool:
                 await asyncio.sleep(1)
             try:
                 for group, info in placement_group_table().items():
-                    of_trials = any("node:__internal_head__" in bundle for bundle in info["bundles"].values())
+                    of_trials = any(HEAD.keys() & bundle.keys() for bundle in info["bundles"].values())
                     if info["state"] == "REMOVED" or not group.endswith(job) or of_trials or group in claimed:
                         continue
                     if gone.group in (None, group):

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from rich.console import Console
 from bitlora.record import Status, write_text
 from reports.report import write_report
 from sweeps.driver import DriverOnly
-from sweeps.pool import CLOSE_S, INTERRUPTED_REASON, POOL, Pool, one_line
+from sweeps.pool import CLOSE_S, HEAD, INTERRUPTED_REASON, POOL, Pool, one_line
 from sweeps.prepare import InputError, Prepared
 from sweeps.progress import Display
 from sweeps.recorder import Recorder
@@ -37,10 +38,9 @@ DONE, NO_RESULT, BAD_INPUT, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 SLOTS: Final = {"cpu": 4, "gpu": 8}
 """What `slots: auto` means until it is measured."""
 GPU_WORKER_CPUS: Final = 4
-HEAD: Final = {"node:__internal_head__": 0.001}
-"""Asked for by what must not sit on a machine that vanishes."""
 LOG_BYTES: Final = 1_000_000
 """Of each of Ray's log files that is kept."""
+CONNECT_S: Final = 5.0
 ACTOR_DEATHS: Final = 2
 """How often a trial's actor may die; the trial goes on meanwhile."""
 
@@ -148,11 +148,16 @@ def _ray(address: str | None) -> Iterator[Path | None]:
         options |= {"address": "local", "num_cpus": len(os.sched_getaffinity(0)), "include_dashboard": False}
     elif address is not None:
         options["address"] = address
+    where = address or os.environ.get("RAY_ADDRESS", "")
     try:
+        host, _, port = where.rpartition(":")
+        if host and port.isdigit():  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
         context = ray.init(logging_level=logging.WARNING, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        where = address or os.environ.get("RAY_ADDRESS", "this machine")
-        raise InputError([f"--address: Ray at {where} cannot be reached: {one_line(error)}"]) from None
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(
+            [f"--address: Ray at {where or 'this machine'} cannot be reached: {one_line(error)}"]
+        ) from None
     session = Path(context.address_info["session_dir"])
     try:
         yield session if local else None
@@ -183,7 +188,7 @@ def _search(
     )
     packs = spec.resources.packs if isinstance(spec.resources.packs, int) else spec.resources.packs.max
     pool = ray.remote(Pool).options(name=POOL, num_cpus=0, resources=HEAD, max_concurrency=1000)
-    pool = pool.remote(settings, PackHost.options(resources=HEAD), slots, packs)
+    pool = pool.remote(settings, PackHost, slots, packs)
     pool.start.remote()
     searcher = OptunaSearcher(
         spec, folder / "study.journal", configure=lambda chosen: prepared.trial(spec, chosen).model_dump()

@@ -20,7 +20,7 @@ import ray
 
 from bitlora import record
 from bitlora.config import BaseConfig, Dtype, TrialConfig
-from sweeps.pool import POOL, Command, one_line
+from sweeps.pool import HEAD, POOL, Command, one_line
 
 if TYPE_CHECKING:
     from bitlora.base import Base
@@ -48,7 +48,7 @@ class Settings:
     """Of one worker."""
 
 
-@ray.remote(num_cpus=0, max_restarts=0)
+@ray.remote(num_cpus=0, max_restarts=0, resources=HEAD)
 class PackHost:
     """Calls `fit()`, which returns when the pack has ended, in a process of its own so that it can be killed."""
 

@@ -83,6 +83,7 @@ class Recipe:
     floor: float = 0.0
     steps: int = 20
     micro: int | None = None
+    rslora: bool = False
 
 
 class PlainLoop:
@@ -93,6 +94,7 @@ class PlainLoop:
             r=recipe.rank,
             lora_alpha=recipe.alpha,
             lora_dropout=recipe.dropout,
+            use_rslora=recipe.rslora,
             target_modules="all-linear",
             bias="none",
             task_type="CAUSAL_LM",

@@ -42,7 +42,7 @@ def test_a_base_that_mixes_rows_outside_attention_is_refused(tiny_base, monkeypa
 
 
 def test_nf4_in_float64_is_refused(tiny_base):
-    with pytest.raises(BaseError, match="float64 needs base.quantization: none"):
+    with pytest.raises(BaseError, match=r"float64 needs base\.quantization: none"):
         load_base(BaseConfig(model=str(tiny_base)), torch.float64, CPU)
 
 

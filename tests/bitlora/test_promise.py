@@ -99,7 +99,7 @@ class Trial:
             rank=r.rank,
             alpha=r.alpha,
             dropout=r.dropout,
-            scaling="lora",
+            scaling="rslora" if r.rslora else "lora",
             learning_rate=r.rate,
             weight_decay=r.weight_decay,
             batch_size=max(sizes),
@@ -204,7 +204,17 @@ ALL = [(q, int8) for q in ("none", "binary", "ternary") for int8 in (False, True
 def test_float64_with_everything_on(folders, snapped, base, quantizer, int8):
     trials = [
         Trial(seed=1, quantizer=quantizer, int8=int8, rank=4, **FULL),
-        Trial(seed=2, quantizer=quantizer, int8=int8, rank=8, rate=5e-3, schedule="linear", sizes=(1, 5), prefix=6),
+        Trial(
+            seed=2,
+            quantizer=quantizer,
+            int8=int8,
+            rank=8,
+            rate=5e-3,
+            schedule="linear",
+            rslora=True,
+            sizes=(1, 5),
+            prefix=6,
+        ),
         Trial(seed=3, quantizer="ternary", rank=2, schedule="constant", micro=2, prefix=3),
     ]
     starts, losses = run_pack(open_engine(folders / base, torch.float64), [(t, 0, None) for t in trials], STEPS)

@@ -1,5 +1,6 @@
 """Faults that must not hang a sweep: each is done for real, and ends in a finished sweep or the right code and reason."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -119,7 +120,9 @@ def head(bitlora):
     process = subprocess.Popen(command, env=bitlora.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for(lambda: "raylet" in processes(bitlora.env["RAY_TMPDIR"]).values(), "the head")
     yield f"127.0.0.1:{port}"
-    process.terminate()
+    for pid in [*processes(bitlora.env["RAY_TMPDIR"]), process.pid]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     process.wait(timeout=30)
 
 
@@ -148,9 +151,8 @@ def test_a_worker_is_killed_at_the_start_and_a_host_while_training(bitlora, head
     assert len(events(folder)) == 2
 
     def nothing_left():
-        left = subprocess.run(
-            [sys.executable, "-c", LEFT, head], env=bitlora.env, capture_output=True, text=True, check=True
-        )
+        command = [sys.executable, "-c", LEFT, head]
+        left = subprocess.run(command, env=bitlora.env, capture_output=True, text=True, check=True)
         return json.loads(left.stdout) == {"cpus": 2.0, "groups": 0}
 
     wait_for(nothing_left, "CPUs and placement groups to be free", 15)
