@@ -160,11 +160,12 @@ def test_a_worker_is_killed_at_the_start_and_a_host_while_training(bitlora, head
     assert not [t for t in titles if any(word in t for word in ("Pack", "Pool", "Trial", "Train"))], titles
 
 
-def test_a_trials_actor_and_a_worker_are_killed_while_training(running):
-    process, temp, folder = running()
-    wait_for(training(folder), "an evaluation")
+def test_a_trials_actor_is_killed_before_its_first_result_and_a_worker_while_training(running):
+    process, temp, folder = running(train={**LONG["train"], "eval_every": 200})
+    wait_for(lambda: list(folder.glob("trials/*/config.json")), "a trial to begin")
     os.kill(pid_of(temp, "ray::ResourceTrainable"), signal.SIGKILL)
-    time.sleep(3)
+    assert not training(folder)()
+    wait_for(training(folder), "an evaluation")
     # The training went on meanwhile: nothing was begun again.
     begun = [event["trials"][0] for pack in events(folder) for event in pack if event["event"] == "attach"]
     assert len(begun) == len(set(begun))
@@ -174,17 +175,6 @@ def test_a_trials_actor_and_a_worker_are_killed_while_training(running):
     assert process.returncode == 0, out + err
     assert contract.statuses(contract.holds(folder)) == {"completed": 3}
     assert len(events(folder)) == 2
-
-
-def test_a_trials_actor_is_killed_before_its_only_result(running):
-    train = {"steps": 400, "eval_every": 400, "batch_size": 4}
-    process, temp, folder = running(train=train, search={"trials": 1})
-    wait_for(lambda: list(folder.glob("trials/*/config.json")), "a trial to begin")
-    seen = processes(temp)
-    os.kill(pid_of(temp, "ray::ResourceTrainable"), signal.SIGKILL)
-    out, err = finish(process, temp, seen, time.monotonic())
-    assert process.returncode == 0, out + err
-    assert contract.statuses(contract.holds(folder)) == {"completed": 1}
 
 
 def test_the_pool_is_killed(running):

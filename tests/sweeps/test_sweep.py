@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -79,7 +78,8 @@ def test_one_slot_and_four_give_the_same_losses(bitlora, write_spec, tmp_path):
         assert four[config][1] == pytest.approx(curve, rel=1e-9)
 
 
-def test_chats_with_an_empty_completion(bitlora, write_spec, tmp_path):
+def chats(path):
+    """Conversations of two turns; in every fifth there is nothing to learn."""
     rows = [
         {
             "messages": [
@@ -92,16 +92,11 @@ def test_chats_with_an_empty_completion(bitlora, write_spec, tmp_path):
         }
         for a in range(40)
     ]
-    chat = tmp_path / "chat.jsonl"
-    chat.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    spec = write_spec(data={"source": str(chat), "max_length": 200}, search={"trials": 2}, train={"steps": 4})
-    ended = bitlora("sweep", spec)
-    assert ended.code == 0, ended.err
-    assert "8 rows have an empty completion and were dropped (first: chat.jsonl:1)" in ended.out
-    assert all(math.isfinite(record["eval_loss"]) for record in contract.holds(tmp_path / "quick").values())
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
-def test_the_adapter_on_disk_is_what_was_scored(bitlora, write_spec, tmp_path, tiny_base):
+def test_chats_and_the_adapters_on_disk_are_what_was_scored(bitlora, write_spec, tmp_path, tiny_base):
     """Stock PEFT loads a full-precision adapter and gives its eval loss; it refuses a quantized one."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -109,8 +104,11 @@ def test_the_adapter_on_disk_is_what_was_scored(bitlora, write_spec, tmp_path, t
     from bitlora.config import DataConfig
     from bitlora.data import prepare_data
 
-    spec = write_spec(search={"trials": 2, "sampler": "grid", "space": {"quantizer": ["none", "ternary"]}})
-    assert bitlora("sweep", spec).code == 0
+    data = {"source": str(chats(tmp_path / "chat.jsonl")), "max_length": 200}
+    spec = write_spec(data=data, search={"trials": 2, "sampler": "grid", "space": {"quantizer": ["none", "ternary"]}})
+    ended = bitlora("sweep", spec)
+    assert ended.code == 0, ended.err
+    assert "8 rows have an empty completion and were dropped (first: chat.jsonl:1)" in ended.out
     source = json.loads(spec.read_text())["data"]
     rows = prepare_data(DataConfig(**source), AutoTokenizer.from_pretrained(tiny_base)).eval
     for trial_id, record in contract.holds(tmp_path / "quick").items():
