@@ -33,6 +33,8 @@ HEAD: Final = {"node:__internal_head__": 0.001}
 
 POLL_S: Final = 5.0
 """How long `commands` waits before it answers with nothing."""
+AHEAD: Final = 2
+"""Trials that a pack gets beyond its slots, to go on with at once when one is free."""
 IDLE_S: Final = 30.0
 """A pack without a trial ends after this."""
 START_ATTEMPTS: Final = 2
@@ -59,7 +61,7 @@ class Entry:
     ended: bool = False
     pack: str | None = None
     lost: int = 0
-    """Packs it has lost."""
+    """Packs it has lost in which it had taken a step."""
     released: asyncio.Event = field(default_factory=asyncio.Event)
     progress: tuple[int, float] | None = None
     """(step, train loss) of its last step."""
@@ -284,14 +286,15 @@ class Pool:
         )
 
     def _dispatch(self) -> None:
-        """Give free slots to waiting trials; start a pack where there are more trials than slots."""
-        for name, pack in self._packs.items():
-            while self._waiting and pack.ready and not pack.stopping and len(pack.trials) < self._slots:
-                trial_id = self._waiting.pop(0)
-                entry = self._trials[trial_id]
-                entry.pack = name
-                pack.trials.add(trial_id)
-                pack.tell(("attach", (trial_id, entry.config, entry.reported)))
+        """Give waiting trials to packs, those with free slots first; start a pack where there are more than they hold."""
+        for limit in (self._slots, self._slots + AHEAD):
+            for name, pack in self._packs.items():
+                while self._waiting and pack.ready and not pack.stopping and len(pack.trials) < limit:
+                    trial_id = self._waiting.pop(0)
+                    entry = self._trials[trial_id]
+                    entry.pack = name
+                    pack.trials.add(trial_id)
+                    pack.tell(("attach", (trial_id, entry.config, entry.reported)))
         # One start at a time: a group that no pack has claimed then belongs to the pack that starts.
         starting = any(not pack.ready for pack in self._packs.values())
         live = sum(not pack.stopping for pack in self._packs.values())
@@ -329,7 +332,7 @@ class Pool:
                 entry.released.set()
         for trial_id in sorted(pack.trials):
             entry = self._trials[trial_id]
-            entry.lost += 1
+            entry.lost += entry.progress is not None
             entry.pack = entry.progress = None
             if entry.lost >= START_ATTEMPTS:
                 self._end(trial_id, "failed", f"its pack was lost: {error}")

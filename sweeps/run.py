@@ -23,7 +23,7 @@ from rich.console import Console
 from bitlora.record import Status, write_text
 from reports.report import write_report
 from sweeps.driver import DriverOnly
-from sweeps.pool import CLOSE_S, HEAD, INTERRUPTED_REASON, POOL, Pool, one_line
+from sweeps.pool import AHEAD, CLOSE_S, HEAD, INTERRUPTED_REASON, POOL, Pool, one_line
 from sweeps.prepare import InputError, Prepared
 from sweeps.progress import Display
 from sweeps.recorder import Recorder
@@ -201,7 +201,7 @@ def _search(
                 search_alg=searcher,
                 scheduler=make_scheduler(spec, prepared.trial(spec, {}).steps),
                 num_samples=searcher.total,
-                max_concurrent_trials=slots * packs + 2,
+                max_concurrent_trials=(slots + AHEAD) * packs,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(

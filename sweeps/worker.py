@@ -140,6 +140,8 @@ class Pack:
         self._train = settings.dataset.train
         self._eval = Batch.of(settings.dataset.eval, base.device)
         self._trials: dict[str, Running] = {}
+        self._ahead: dict[str, tuple[str, dict[str, Any], int]] = {}
+        """Trials that wait here for a slot, so that the next step after one is free is already theirs."""
         self._inbox: queue.Queue[Command] = queue.Queue()
         self._stopped = False
         self._failed = False
@@ -151,7 +153,7 @@ class Pack:
         """Train until the pool says stop, or is gone."""
         threading.Thread(target=self._listen, name="commands", daemon=True).start()
         try:
-            while self._obey():
+            while self._obey(wait=True):
                 self._step()
         finally:
             self._writer.shutdown()
@@ -169,17 +171,25 @@ class Pack:
                 if command[0] == "stop":
                     return
 
-    def _obey(self) -> bool:
-        """Do what has arrived; without a trial, wait for something. False: stop."""
-        while not self._stopped and (not self._inbox.empty() or not self._trials):
+    def _obey(self, wait: bool) -> bool:
+        """Do what has arrived, and fill the free slots. With `wait` and without a trial, wait for something.
+
+        Returns:
+            False: stop.
+        """
+        while not self._stopped and (not self._inbox.empty() or (wait and not self._trials and not self._ahead)):
             what, about = self._inbox.get()
             if what == "stop":
                 self._stopped = True
                 break
             if what == "attach":
-                self._attach(*about)
+                self._ahead[about[0]] = about
             elif about in self._trials:
                 self._detach(about)
+            elif self._ahead.pop(about, None):
+                self._write(lambda trial_id=about: self._pool.let_go.remote(self._name, trial_id))
+        while self._ahead and self._engine.free and not self._stopped:
+            self._attach(*self._ahead.pop(next(iter(self._ahead))))
         return not self._stopped
 
     def _attach(self, trial_id: str, config: dict[str, Any], reported: int) -> None:
@@ -220,14 +230,17 @@ class Pack:
         }
         self._pool.progress.remote(self._name, progress)
         # One slot after the other: while the next is evaluated, what becomes of the one before is decided elsewhere.
-        for trial in list(self._trials.values()):
-            if trial.trial_id not in self._trials:
-                continue
-            step = self._engine.slots[trial.slot].step
-            if step % trial.config.eval_every == 0 or step == trial.config.steps:
+        # Those that end by themselves come last: nobody else decides about them, and the next step is that of a successor.
+        due = [(t, step) for t in self._trials.values() if self._due(t, step := self._engine.slots[t.slot].step)]
+        for trial, step in sorted(due, key=lambda pair: pair[1] == pair[0].config.steps):
+            if trial.trial_id in self._trials:
                 self._evaluate(trial, step)
-                if self._trials and not self._obey():
+                if not self._obey(wait=False):
                     return
+
+    @staticmethod
+    def _due(trial: Running, step: int) -> bool:
+        return step % trial.config.eval_every == 0 or step == trial.config.steps
 
     def _after_step(self, trial: Running, stats: StepStats) -> None:
         trial.tokens += stats.tokens
