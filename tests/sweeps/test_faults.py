@@ -127,7 +127,7 @@ def head(bitlora):
 
 
 LEFT = """
-import json, sys, time, ray
+import json, sys, ray
 from ray.util.placement_group import placement_group_table
 ray.init(address=sys.argv[1], log_to_driver=False)
 groups = [g for g in placement_group_table().values() if g["state"] != "REMOVED"]

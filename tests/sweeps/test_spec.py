@@ -287,3 +287,12 @@ def test_reading_a_spec_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, QUICKSTART], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("override", ["train.epochs=2", "train.eval_every=epoch"])
+def test_batch_size_is_not_varied_where_the_budget_is_counted_in_epochs(tmp_path: Path, override: str) -> None:
+    file = tmp_path / "s.yaml"
+    file.write_text("base: {model: a}\ndata: {source: b}\nsearch: {space: {batch_size: [2, 4]}}\n")
+    assert load_spec(file).search.space
+    with pytest.raises(SpecError, match=r"search\.space\.batch_size: with epochs"):
+        load_spec(file, [override])
