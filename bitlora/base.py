@@ -21,6 +21,7 @@ from filelock import FileLock
 from torch import nn
 
 from bitlora.config import BaseConfig, Dtype
+from bitlora.cost import BaseInfo, LayerShape
 from bitlora.layout import Layout
 from bitlora.packed_linear import PackedLinear
 
@@ -29,38 +30,6 @@ PACKAGE: Final = "pypi:"
 
 class BaseError(ValueError):
     """The base cannot be had as asked; the message is one line for the user."""
-
-
-@dataclass(frozen=True, slots=True)
-class LayerShape:
-    """A targeted linear layer: its name in the model, its inputs and outputs."""
-
-    name: str
-    in_features: int
-    out_features: int
-
-
-@dataclass(frozen=True, slots=True)
-class BaseInfo:
-    """What is known of a base without its weights."""
-
-    model: str
-    quantization: str
-    revision: str
-    """The hub's commit, or 16 hex digits over the configuration."""
-    targets: tuple[LayerShape, ...]
-    vocab_size: int
-    params: int
-
-    def provenance(self) -> dict[str, Any]:
-        """What a record says of its base."""
-        return {
-            "model": self.model,
-            "quantization": self.quantization,
-            "revision": self.revision,
-            "params": self.params,
-            "targets": len(self.targets),
-        }
 
 
 @dataclass(slots=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -57,7 +58,7 @@ def sweep(
     spec = _load(spec_file, [*(set_ or ()), *([f"out={json.dumps(str(out))}"] if out is not None else ())])
     folder = spec.folder
     errors = _folder_errors(folder)
-    prepared = _prepare(spec_file, spec, errors)
+    prepared = _prepare(spec_file, spec, errors, meanwhile=lambda: import_module("sweeps.run"))
     from sweeps.prepare import InputError
     from sweeps.run import run_sweep
 
@@ -144,13 +145,13 @@ def _load(path: Path, overrides: Sequence[str]) -> Spec:
         _refuse(*error.lines)
 
 
-def _prepare(path: Path, spec: Spec, errors: list[str]) -> Prepared:
+def _prepare(path: Path, spec: Spec, errors: list[str], meanwhile: Callable[[], object] = lambda: None) -> Prepared:
     """Look at base and data; with `errors` that are known already, all are said together."""
     from sweeps.prepare import InputError, prepare
 
     typer.echo("reading base and data …", err=True)
     try:
-        prepared = prepare(spec)
+        prepared = prepare(spec, meanwhile)
     except InputError as error:
         _refuse(*errors, *(f"{path}: {line}" if line.startswith("base.") else line for line in error.lines))
     if errors:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from bitlora.config import TrialConfig, trial_config
 from sweeps.spec import Spec
 
 if TYPE_CHECKING:
-    from bitlora.base import BaseInfo
+    from bitlora.cost import BaseInfo
     from bitlora.data import Dataset
 
 
@@ -43,8 +44,11 @@ class Prepared:
         return trial_config(spec.adapter, spec.train, len(self.dataset.train), spec.search.seed, chosen)
 
 
-def prepare(spec: Spec) -> Prepared:
+def prepare(spec: Spec, meanwhile: Callable[[], object] = lambda: None) -> Prepared:
     """Look at base and data in a child process.
+
+    Args:
+        meanwhile: what this process does while it waits.
 
     Raises:
         InputError: one of them cannot be used; all that is wrong with both.
@@ -55,6 +59,7 @@ def prepare(spec: Spec) -> Prepared:
     child.start()
     theirs.close()
     try:
+        meanwhile()
         found: Prepared | list[str] = ours.recv()
     except EOFError:
         raise InputError(["base and data: the process that reads them died (out of memory?)"]) from None

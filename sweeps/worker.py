@@ -59,10 +59,11 @@ class PackHost:
             RuntimeError: it did not come up, or was lost; the message is one line.
         """
         from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchTrainer
+
+        from sweeps.trainer import PackTrainer
 
         settings: Settings = ray.get(ray.get_actor(POOL).settings.remote())
-        trainer = TorchTrainer(
+        trainer = PackTrainer(
             pack_loop,
             train_loop_config={"pack": name},
             scaling_config=ScalingConfig(
