@@ -1,19 +1,27 @@
-"""A trial's adapter on disk: latent weights in PEFT's layout.
+"""A trial on disk: its adapter in PEFT's layout, and the checkpoint that it goes on from.
 
 Stock PEFT reads the adapter of a full-precision trial as the LoRA adapter it is. Latent weights of a quantized one would
 be silently wrong there, so its configuration names a type that stock PEFT does not know and refuses.
+
+A checkpoint is one safetensors file: latent weights and AdamW's moments, in its header what else the trial goes on with.
+One file is replaced in one step on a disk and is one object in a store; nothing in it can be executed.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from torch import Tensor
 
 from bitlora.config import TrialConfig
+from bitlora.record import CHECKPOINT, replacing
+
+if TYPE_CHECKING:
+    from bitlora.engine import SlotState
 
 PEFT_TYPE: Final = "BITLORA"
 WEIGHTS: Final = "adapter_model.safetensors"
@@ -57,3 +65,56 @@ def save_adapter(
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     text = json.dumps(adapter_config(config, base_model, list(latent)), indent=2, sort_keys=True)
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """What a trial goes on with beside its state (`bitlora.engine.SlotState`)."""
+
+    step: int
+    tokens: int
+    seconds: float
+    losses: list[float]
+    """Train losses of the steps since the last evaluation; at an evaluated step, since the one before it."""
+    first_loss: float
+
+
+def save_checkpoint(folder: Path, state: SlotState, progress: Progress, config: TrialConfig, base: str) -> None:
+    """Write the checkpoint of the trial in `folder`.
+
+    Args:
+        base: what tells the base and its targets from others; a checkpoint over another one is not gone on from.
+    """
+    from safetensors.torch import save_file
+
+    tensors = {"latent": state.latent, "exp_avg": state.exp_avg, "exp_avg_sq": state.exp_avg_sq}
+    about = {"progress": json.dumps(asdict(progress)), "config": config.model_dump_json(), "base": base}
+    with replacing(folder / CHECKPOINT) as part:
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, part, metadata=about)
+
+
+def load_checkpoint(folder: Path, config: TrialConfig, base: str) -> tuple[SlotState, Progress] | None:
+    """What the trial in `folder` goes on from; None where there is no checkpoint.
+
+    Raises:
+        ValueError: there is one that is broken, or of another trial or base; the message names the file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    from bitlora.engine import SlotState
+
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+            latent, exp_avg, exp_avg_sq = (file.get_tensor(name) for name in ("latent", "exp_avg", "exp_avg_sq"))
+        progress = Progress(**json.loads(about["progress"]))
+        written_for = TrialConfig.model_validate_json(about["config"])
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not a checkpoint: {str(error).splitlines()[0]}") from None
+    for what, found, here in (("trial", written_for, config), ("base", about["base"], base)):
+        if found != here:
+            raise ValueError(f"{path}: the checkpoint of another {what}")
+    return SlotState(progress.step, latent, exp_avg, exp_avg_sq), progress

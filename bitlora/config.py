@@ -100,6 +100,9 @@ class TrainConfig(Config):
     schedule: ScheduleConfig = ScheduleConfig()
     optimizer: Literal["adamw", "paged_adamw"] = "adamw"
     eval_every: Positive | Literal["epoch"] = 8
+    checkpoint_every: Positive | None = None
+    """Steps between two checkpoints, which a trial goes on from when its pack or the sweep is lost; null: at each
+    evaluation."""
     dtype: Dtype = "auto"
     gradient_checkpointing: bool = False
 

@@ -26,6 +26,7 @@ from bitlora.layout import Span
 from bitlora.optim import clip, learning_rate, make_optimizer
 from bitlora.packed_linear import SlotLayer
 from bitlora.quantizers import QUANTIZERS
+from bitlora.workers import Workers
 
 if TYPE_CHECKING:
     from bitlora.data import Rows
@@ -119,6 +120,17 @@ class EvalResult:
         return math.fsum(self.losses) / sum(self.tokens)
 
 
+@dataclass(frozen=True, slots=True)
+class SlotState:
+    """All that a trial takes along into another slot, of another pack. Its batches and dropout masks are functions of its
+    seed and its step alone, so there is no random state beside them."""
+
+    step: int
+    latent: Tensor  # (P,)
+    exp_avg: Tensor  # (P,) AdamW's first moment
+    exp_avg_sq: Tensor  # (P,) and second
+
+
 @dataclass(slots=True)
 class Slot:
     """A trial in its place."""
@@ -132,6 +144,22 @@ class Slot:
     """(latent, quantized) of each matrix: A, B, A, B, … in the model's order."""
     step: int = 0
     parked: bool = False
+
+    def restore(self, state: SlotState) -> None:
+        """Go on from `state`.
+
+        Raises:
+            ValueError: it is of another adapter.
+        """
+        if state.latent.shape != self.latent.shape:
+            raise ValueError(f"a state of {state.latent.numel()} weights for an adapter of {self.latent.numel()}")
+        self.step = state.step
+        self.latent.copy_(state.latent)
+        moments = {"exp_avg": state.exp_avg, "exp_avg_sq": state.exp_avg_sq}
+        self.optimizer.state[self.latent] = {
+            "step": torch.tensor(float(state.step), dtype=torch.float32, device=self.latent.device),
+            **{name: moment.to(self.latent, copy=True) for name, moment in moments.items()},
+        }
 
     def quantize(self) -> None:
         """Bring the quantized copies up to date with the latent weights."""
@@ -153,11 +181,13 @@ class Engine:
     Args:
         base: loaded and packed; the engine owns its layout from now on.
         slots: how many trials fit at once.
+        workers: who shares the batches; each has an engine of its own, and all are told the same.
     """
 
-    def __init__(self, base: Base, slots: int) -> None:
+    def __init__(self, base: Base, slots: int, workers: Workers | None = None) -> None:
         self.base = base
         self.size = slots
+        self.workers = workers or Workers()
         self.slots: dict[int, Slot] = {}
         self.latent_dtype = torch.promote_types(base.dtype, torch.float32)
         # Not in float64: transformers' norms run in float32 there, and whether gradients are summed before or after one
@@ -169,17 +199,18 @@ class Engine:
         """The empty slots, lowest first."""
         return [slot for slot in range(self.size) if slot not in self.slots]
 
-    def attach(self, config: TrialConfig, slot: int | None = None) -> int:
+    def attach(self, config: TrialConfig, slot: int | None = None, state: SlotState | None = None) -> int:
         """Give a trial a slot: A uniform in ±1/sqrt(in) (as PEFT), seeded by the trial alone; B zero.
 
         Args:
             slot: which one; the lowest free one by default.
+            state: go on from here (`state`) instead.
 
         Returns:
             The slot.
 
         Raises:
-            ValueError: it is taken, or none is free.
+            ValueError: it is taken, or none is free; or the state is of another adapter.
         """
         if not self.free or slot not in (None, *self.free):
             raise ValueError(f"slot {slot} is not free" if slot is not None else f"all {self.size} slots are taken")
@@ -192,14 +223,14 @@ class Engine:
         grad = torch.zeros_like(latent)
         plain = config.quantizer == "none" and self.base.dtype == self.latent_dtype
         quantized = latent if plain else torch.zeros_like(latent, dtype=self.base.dtype)
-        state = Slot(config, latent, grad, quantized, make_optimizer(latent, config))
+        place = Slot(config, latent, grad, quantized, make_optimizer(latent, config))
         latent.grad = grad
 
         def matrices(flat: Tensor) -> list[Tensor]:
             return [part.view(shape) for part, shape in zip(flat.split(sizes), shapes, strict=True)]
 
         latents, copies, grads = matrices(latent), matrices(quantized), matrices(grad)
-        state.views = list(zip(latents, copies, strict=True))
+        place.views = list(zip(latents, copies, strict=True))
         generator = torch.Generator().manual_seed(config.seed)
         for index, layer in enumerate(layers):
             a, b = 2 * index, 2 * index + 1
@@ -214,8 +245,10 @@ class Engine:
                 dropout=config.dropout,
                 int8=config.activations == "int8",
             )
-        state.quantize()
-        self.slots[slot] = state
+        if state is not None:
+            place.restore(state)
+        place.quantize()
+        self.slots[slot] = place
         return slot
 
     def detach(self, slot: int) -> None:
@@ -233,14 +266,20 @@ class Engine:
         copies = [latent.clone() for latent, _ in self.slots[slot].views]
         return dict(zip(self.base.targets, zip(copies[::2], copies[1::2], strict=True), strict=True))
 
+    def state(self, slot: int) -> SlotState:
+        """A copy of what a trial that has taken a step would go on from."""
+        place = self.slots[slot]
+        moments = place.optimizer.state[place.latent]
+        return SlotState(place.step, place.latent.clone(), moments["exp_avg"].clone(), moments["exp_avg_sq"].clone())
+
     def step(self, batches: Mapping[int, Batch]) -> dict[int, StepStats]:
-        """One optimizer step of every slot in `batches`, each on its own batch.
+        """One optimizer step of every slot in `batches`, each on its own batch; of many workers each computes its rows.
 
         A slot whose loss or gradient is not finite is parked: its weights stay as they were, and its neighbours' numbers
         are what they would have been.
         """
         learned = {slot: int(batch.learn.sum()) for slot, batch in batches.items()}
-        totals = dict.fromkeys(batches, 0.0)
+        totals = dict.fromkeys(sorted(batches), 0.0)
         for slot in batches:
             self.slots[slot].grad.zero_()
         for pieces in self._micro_batches(batches):
@@ -249,6 +288,9 @@ class Engine:
             (sums / counts).sum().backward()
             for piece, total in zip(pieces, sums.tolist(), strict=True):
                 totals[piece.slot] += total
+        sums = torch.tensor([*totals.values()], dtype=torch.float64)
+        self.workers.sum([sums, *(self.slots[slot].grad for slot in totals)], self.latent_dtype)
+        totals = dict(zip(totals, sums.tolist(), strict=True))
         stats = {}
         for slot, batch in batches.items():
             state = self.slots[slot]
@@ -265,33 +307,33 @@ class Engine:
 
     def evaluate(self, slots: Sequence[int], batch: Batch) -> dict[int, EvalResult]:
         """Score the rows of `batch` with each slot's adapter as it would be deployed: quantized, without dropout."""
-        tokens: list[int] = []
-        losses: dict[int, list[float]] = {slot: [] for slot in slots}
-        start = 0
+        tokens = [int(part.sum()) for part in batch.learn.split(batch.lengths)]
+        losses = torch.zeros(len(slots), len(tokens), dtype=torch.float64)
+        start, end = self.workers.share(len(tokens))
         with torch.no_grad():
-            while start < len(batch.lengths):
+            while start < end:
                 stop = start + 1
-                while stop < len(batch.lengths) and sum(batch.lengths[start : stop + 1]) * len(slots) <= EVAL_TOKENS:
+                while stop < end and sum(batch.lengths[start : stop + 1]) * len(slots) <= EVAL_TOKENS:
                     stop += 1
                 rows, _ = batch.rows(start, stop)
-                counts = [int(part.sum()) for part in rows.learn.split(rows.lengths)]
-                tokens += counts
-                for slot, loss in zip(slots, self._losses([Piece(slot, rows) for slot in slots]), strict=True):
-                    losses[slot] += torch.stack([row.sum() for row in loss.double().split(counts)]).tolist()
+                for index, loss in enumerate(self._losses([Piece(slot, rows) for slot in slots])):
+                    parts = loss.double().split(tokens[start:stop])
+                    losses[index, start:stop] = torch.stack([part.sum() for part in parts]).cpu()
                 start = stop
-        return {slot: EvalResult(losses[slot], tokens) for slot in slots}
+        self.workers.sum([losses], torch.float64)
+        return {slot: EvalResult(row, tokens) for slot, row in zip(slots, losses.tolist(), strict=True)}
 
     def _micro_batches(self, batches: Mapping[int, Batch]) -> list[list[Piece]]:
-        """The batches cut into forward passes: in the k-th, each slot's k-th micro-batch."""
+        """This worker's rows cut into forward passes: in the k-th, each slot's k-th micro-batch."""
         passes: list[list[Piece]] = []
-        for slot, batch in sorted(batches.items()):
+        for turn, (slot, batch) in enumerate(sorted(batches.items())):
             state = self.slots[slot]
-            rows = len(batch.lengths)
-            size = state.config.micro_batch or rows
-            for number, start in enumerate(range(0, rows, size)):
+            first, last = self.workers.share(len(batch.lengths), turn)
+            size = state.config.micro_batch or max(1, last - first)
+            for number, start in enumerate(range(first, last, size)):
                 if number == len(passes):
                     passes.append([])
-                piece, before = batch.rows(start, start + size)
+                piece, before = batch.rows(start, min(start + size, last))
                 seed = (state.config.seed, state.step) if state.config.dropout else None
                 passes[number].append(Piece(slot, piece, before, len(batch.tokens), seed))
         return passes

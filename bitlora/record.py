@@ -1,8 +1,8 @@
 """What is known of a trial, on disk: its record and the files beside it. Every file is written whole or not at all.
 
 The layout is a contract with programs outside this repository; it imports neither torch nor ray. Of each file there is
-one writer: the pack's first worker writes `config.json`, `metrics.jsonl`, `eval.parquet` and `adapter/`; the driver
-alone writes `record.json`.
+one writer: the pack's first worker writes `config.json`, `metrics.jsonl`, `eval.parquet`, `adapter/` and the checkpoint;
+the driver alone writes `record.json`, and removes the checkpoint of a trial that will not go on.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ CONFIG: Final = "config.json"
 METRICS: Final = "metrics.jsonl"
 EVAL: Final = "eval.parquet"
 ADAPTER: Final = "adapter"
+CHECKPOINT: Final = "checkpoint.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

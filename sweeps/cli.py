@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -13,6 +12,7 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
+    from bitlora.storage import Storage
     from sweeps.prepare import Prepared
     from sweeps.spec import Spec
 
@@ -37,11 +37,9 @@ Set = Annotated[
 @app.command()
 def sweep(
     spec_file: SpecFile,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The sweep's folder. Default: runs/<name>.")] = None,
+    out: Annotated[str | None, typer.Option(metavar="DIR", help="The sweep's folder. Default: runs/<name>.")] = None,
     set_: Set = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Finish a sweep that was interrupted (not there yet).")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a sweep that was interrupted.")] = False,
     address: Annotated[
         str | None,
         typer.Option(metavar="ADDR", help="A Ray cluster. Default: RAY_ADDRESS, else one of this machine's own."),
@@ -51,23 +49,36 @@ def sweep(
 
     Exit codes: 0 done; 1 no trial gave a usable result; 2 bad input; 3 done, but some trials failed; 130 interrupted.
     """
-    if resume:
-        _refuse("--resume: not available yet; start the sweep again in another folder with --out")
-    if address is not None and "://" in address:
-        _refuse(f"--address: submitting to {address} is not available yet; give host:port, or use ray job submit")
-    spec = _load(spec_file, [*(set_ or ()), *([f"out={json.dumps(str(out))}"] if out is not None else ())])
-    folder = spec.folder
-    errors = _folder_errors(folder)
+    job_server = address is not None and address.startswith(("http://", "https://"))
+    if address is not None and "://" in address and not job_server:
+        _refuse(
+            f"--address: submitting to {address} is not possible; give host:port, or http://HOST:PORT of the job server"
+        )
+    spec = _load(spec_file, [*(set_ or ()), *([f"out={json.dumps(out)}"] if out is not None else ())])
+    if address is not None and job_server:
+        raise typer.Exit(_submit(spec_file, spec, address, resume))
+    _refuse_in_job(spec_file, spec)
+    from bitlora.storage import StorageError, open_storage
+
+    errors: list[str] = []
+    storage = None
+    try:
+        storage = open_storage(spec.place)
+        errors = _resume_errors(spec, storage) if resume else _folder_errors(storage)
+    except StorageError as error:
+        errors = [str(error)]
     prepared = _prepare(spec_file, spec, errors, meanwhile=lambda: import_module("sweeps.run"))
+    assert storage is not None  # else there was an error
     from sweeps.prepare import InputError
     from sweeps.run import run_sweep
 
     console = Console(soft_wrap=True)
     _notes(console, prepared)
-    try:
-        code = run_sweep(spec, prepared, folder, console, address)
-    except InputError as error:
-        _refuse(*error.lines)
+    with storage:
+        try:
+            code = run_sweep(spec, prepared, storage, console, address, resume)
+        except InputError as error:
+            _refuse(*error.lines)
     raise typer.Exit(code)
 
 
@@ -85,25 +96,37 @@ def plan(spec_file: SpecFile, set_: Set = None) -> None:
 
 @app.command()
 def report(
-    folders: Annotated[list[Path], typer.Argument(metavar="DIR…", help="A sweep's folder.", show_default=False)],
+    places: Annotated[
+        list[str], typer.Argument(metavar="DIR…", help="A sweep's folder, or s3://….", show_default=False)
+    ],
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write it. Default: DIR/report.")] = None,
 ) -> None:
     """Make the report again from the records."""
-    from reports.report import write_report
+    from contextlib import ExitStack
 
-    missing = [f"{folder}: no such folder" for folder in folders if not folder.is_dir()]
-    missing += [
-        f"{folder}: holds no sweep (no trials/)"
-        for folder in folders
-        if folder.is_dir() and not (folder / "trials").is_dir()
-    ]
-    if missing:
-        _refuse(*missing)
-    try:
-        path = write_report(folders, out)
-    except (OSError, ValueError) as error:
-        _refuse(str(error))
-    typer.echo(path)
+    from bitlora.storage import open_storage
+    from reports.report import write_report
+    from sweeps.resume import DECIDING
+
+    with ExitStack() as stack:
+        try:
+            storages = [stack.enter_context(open_storage(place)) for place in places]
+            missing = [f"{storage.out}: no such folder" for storage in storages if not storage.names()]
+            missing += [
+                f"{storage.out}: holds no sweep (no trials/)"
+                for storage in storages
+                if storage.names() and not storage.exists("trials")
+            ]
+            if missing:
+                _refuse(*missing)
+            for storage in storages:
+                storage.pull("", only=DECIDING)
+            path = write_report([storage.folder for storage in storages], out)
+            if out is None:
+                storages[0].push("report")
+        except (OSError, ValueError) as error:
+            _refuse(str(error))
+    typer.echo(path if out is not None else f"{places[0].rstrip('/')}/report/report.md")
 
 
 @app.command()
@@ -118,10 +141,22 @@ def doctor() -> None:
     raise typer.Exit(any(finding.verdict == "missing" for finding in findings))
 
 
-@app.command(hidden=True)
-def status(folder: Annotated[Path, typer.Argument(metavar="DIR")]) -> None:
-    """Say where a sweep stands (not there yet)."""
-    _refuse(f"status: not available yet; look at {folder}/trials/*/metrics.jsonl")
+@app.command()
+def status(place: Annotated[str, typer.Argument(metavar="DIR", help="A sweep's folder, or s3://….")]) -> None:
+    """Say where a sweep stands, running or ended."""
+    from bitlora.storage import open_storage
+    from sweeps.resume import DECIDING, EXIT_CODE
+    from sweeps.spec import SpecError
+    from sweeps.status import draw, standing
+
+    try:
+        with open_storage(place) as storage:
+            storage.pull("", only=(*DECIDING, EXIT_CODE))
+            draw(Console(soft_wrap=True), standing(storage.folder))
+    except SpecError as error:
+        _refuse(*error.lines)
+    except (OSError, ValueError) as error:
+        _refuse(str(error))
 
 
 @app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -159,19 +194,44 @@ def _prepare(path: Path, spec: Spec, errors: list[str], meanwhile: Callable[[], 
     return prepared
 
 
-def _folder_errors(folder: Path) -> list[str]:
-    """What keeps a sweep from being written to `folder`; looks, and writes nothing."""
-    if folder.is_dir() and any(folder.iterdir()):
-        what = "already holds a sweep" if (folder / "sweep.yaml").exists() else "is not empty"
-        return [f"{folder}: {what}; give another folder with --out"]
-    above = folder
-    while not above.exists() and above != above.parent:
-        above = above.parent
-    if not above.is_dir():
-        return [f"{folder}: {above} is a file, not a folder"]
-    if not os.access(above, os.W_OK | os.X_OK) or os.statvfs(above).f_flag & os.ST_RDONLY:
-        return [f"{folder}: {above} cannot be written to"]
+def _submit(path: Path, spec: Spec, address: str, resume: bool) -> int:
+    """Run the sweep as a job of a cluster."""
+    from sweeps.job import submit
+    from sweeps.prepare import InputError
+
+    try:
+        return submit(spec, address, resume)
+    except InputError as error:
+        _refuse(*(line if line.startswith("--") else f"{path}: {line}" for line in error.lines))
+
+
+def _refuse_in_job(path: Path, spec: Spec) -> None:
+    """As the command of a Ray job: refuse a folder that would go with the job."""
+    from sweeps.job import in_job, lost_with_the_job
+
+    if in_job() and (errors := lost_with_the_job(spec)):
+        _refuse(*(f"{path}: {line}" for line in errors))
+
+
+def _folder_errors(storage: Storage) -> list[str]:
+    """What keeps a new sweep from being written there; looks, and leaves nothing behind."""
+    storage.check()  # first: it is soon done also where nobody answers
+    if storage.names():
+        what = "already holds a sweep" if storage.exists("sweep.yaml") else "is not empty"
+        hint = "go on with it with --resume, or " if storage.exists("sweep.yaml") else ""
+        return [f"{storage.out}: {what}; {hint}give another folder with --out"]
     return []
+
+
+def _resume_errors(spec: Spec, storage: Storage) -> list[str]:
+    """Fetch what a sweep that goes on is decided by, and say what keeps it from going on."""
+    from sweeps.resume import DECIDING, cannot_resume
+
+    storage.check()
+    if not storage.names():
+        return [f"{storage.out}: there is no sweep to go on with; run it without --resume"]
+    storage.pull("", only=DECIDING)
+    return cannot_resume(spec, storage.folder)
 
 
 def _notes(console: Console, prepared: Prepared) -> None:

@@ -36,20 +36,31 @@ class Display(DriverOnly, Callback):  # type: ignore[misc]
     Args:
         axes: what the sweep varies.
         total: trials of the sweep.
+        best: (eval loss, trial) of an earlier run of the sweep.
+        done: trials that ended in it.
     """
 
-    def __init__(self, console: Console, pool: Any, axes: list[str], total: int) -> None:
+    def __init__(
+        self,
+        console: Console,
+        pool: Any,
+        axes: list[str],
+        total: int,
+        best: tuple[float, str] | None = None,
+        done: int = 0,
+    ) -> None:
         self._console = console
         self._pool = pool
         self._axes = axes
         self._began = time.monotonic()
-        self._best: tuple[float, str] | None = None
+        self._best = best
+        self._done = done
         self._ended: list[str] = []
         self._running: dict[str, dict[str, Any]] = {}
         self._bar = Progress(
             TextColumn("trials"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
         )
-        self._task = self._bar.add_task("trials", total=total)
+        self._task = self._bar.add_task("trials", total=total, completed=done)
         self._live: Live | None = None
         self._stop = threading.Event()
         self._status: dict[str, Any] = {}
@@ -112,7 +123,7 @@ class Display(DriverOnly, Callback):  # type: ignore[misc]
         at = f" at step {result.get('step', 0)}" if status == "stopped" else ""
         line = f"{trial_id}  {status}{at}  {describe(config['config'], self._axes)}{reason}"
         self._ended.append(line)
-        self._bar.update(self._task, completed=len(self._ended))
+        self._bar.update(self._task, completed=self._done + len(self._ended))
         self._say(line)
 
     def _draw(self) -> Group:

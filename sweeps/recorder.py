@@ -6,7 +6,6 @@ import contextlib
 import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, Final
 
 import ray
@@ -16,10 +15,14 @@ from bitlora import record
 from bitlora.config import TrialConfig
 from bitlora.cost import adapter_bytes, adapter_params
 from bitlora.record import STATUSES, Metrics, Record, Status
+from bitlora.storage import Storage
 from sweeps.driver import DriverOnly
 from sweeps.prepare import Prepared
+from sweeps.resume import Past
 from sweeps.search import OptunaSearcher
 
+REPORTED: Final = (record.CONFIG, record.METRICS, record.EVAL)
+"""Of a trial's files, those that a report is made of, beside its record."""
 RELEASE_S: Final = 60.0
 """How long a record waits for the pack to have written the trial's last file."""
 
@@ -28,17 +31,20 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
     """Listens to Tune, and writes a trial's record as soon as its pack has let it go.
 
     Args:
-        folder: the sweep's.
+        storage: of the sweep's folder.
         pool: the pool's handle.
         searcher: told how each trial ended.
         stopped_by: what a trial was stopped by that did not end by itself.
     """
 
-    def __init__(self, folder: Path, pool: Any, prepared: Prepared, searcher: OptunaSearcher, stopped_by: str) -> None:
+    def __init__(
+        self, storage: Storage, pool: Any, prepared: Prepared, searcher: OptunaSearcher, stopped_by: str
+    ) -> None:
         self.counts: Counter[Status] = Counter()
+        """How the trials of the whole sweep ended, those of an earlier run of it included."""
         self.ending: tuple[Status, str] | None = None
         """How all that have not ended by themselves end from now on, and why: the sweep itself ends."""
-        self._folder = folder
+        self._storage = storage
         self._pool = pool
         self._prepared = prepared
         self._searcher = searcher
@@ -61,12 +67,33 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
         try:
             ray.get(self._pool.status.remote(), timeout=RELEASE_S)
         except ray.exceptions.RayError:
-            self.ending = self.ending or ("failed", "the pool died")
+            self.ending = self.ending or ("interrupted", "the pool died")
         self.end(trial.config, *(self.ending or ("failed", "its actor died")))
+
+    def go_on(self, past: Past) -> None:
+        """Take up a sweep that was begun before: count what has ended, and write the records that are missing.
+
+        A trial that needs no more training ends here; the record of one that goes on is removed.
+        """
+        for trial_id, ended in self._searcher.ended.items():
+            self._ended.add(trial_id)
+            self.counts[ended.status] += 1
+            if trial_id not in past.records and ended.config is not None:
+                self._jobs.append(self._writer.submit(self._write, trial_id, ended.config, ended.status, ended.reason))
+        for trial_id in self._searcher.begun:
+            lines = past.metrics.get(trial_id)
+            config = past.configs.get(trial_id)
+            if lines and config and lines[-1].step == config["steps"]:
+                self._ended.add(trial_id)
+                self.counts["completed"] += 1
+                config = self._searcher.settle(trial_id, "completed", lines[-1].eval_loss)
+                self._jobs.append(self._writer.submit(self._write, trial_id, config, "completed", ""))
+            elif trial_id in past.records:
+                self._storage.delete(f"trials/{trial_id}/{record.RECORD}")
 
     def end_rest(self) -> None:
         """Whatever was handed out and has not ended, ends with the sweep."""
-        status, reason = self.ending or ("failed", "Ray Tune dropped it: see logs/driver.log")
+        status, reason = self.ending or ("interrupted", "Ray Tune dropped it: see logs/driver.log")
         for config in self._searcher.unfinished():
             self.end(config, status, reason)
 
@@ -94,9 +121,11 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
     def _write(self, trial_id: str, config: dict[str, Any], status: Status, reason: str) -> None:
         with contextlib.suppress(ray.exceptions.RayError):
             ray.get(self._pool.released.remote(trial_id), timeout=RELEASE_S)
-        folder = self._folder / "trials" / trial_id
+        where = f"trials/{trial_id}"
+        folder = self._storage.folder / where
         trial = TrialConfig(**config)
         record.sweep_up(folder)
+        self._storage.pull(where, only=REPORTED)
         lines = record.read_metrics(folder)
         last: Metrics | None = lines[-1] if lines else None
         if status == "pruned":
@@ -121,6 +150,9 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
                 versions=self._versions,
             ),
         )
+        self._storage.push(f"{where}/{record.RECORD}")
+        if status in ("completed", "pruned", "diverged"):  # it will not go on
+            self._storage.delete(f"{where}/{record.CHECKPOINT}")
 
 
 def provenance(prepared: Prepared) -> dict[str, Any]:

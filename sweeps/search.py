@@ -3,20 +3,24 @@
 What Ray's own OptunaSearch gets wrong is put right here: a pruned trial is told PRUNED and not COMPLETE, so that a
 sampler never mixes budgets; a diverged or failed one is told FAIL and does not stay RUNNING for ever; every result is
 reported at its own step. The study's journal is the only truth: Tune's checkpoints of the searcher stay empty.
+
+A sweep that goes on has a new searcher over the same journal. A trial that was interrupted is WAITING in it, one of a
+driver that died is RUNNING: both are the same Optuna trials again, under their own numbers, when they go on.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState
+from optuna.trial import FixedTrial, FrozenTrial, TrialState
 from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -28,6 +32,20 @@ STEP: Final = "step"
 METRIC: Final = "eval_loss"
 ABANDONED: Final = "the sweep ended before it did"
 
+Past = Mapping[str, Sequence[tuple[int, float]]]
+"""Our id -> (step, eval loss) of each evaluation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What the study knows of a trial that has ended."""
+
+    status: Status
+    reason: str
+    config: dict[str, Any] | None
+    """Its whole configuration; None where nothing was chosen yet."""
+    value: float | None
+
 
 class OptunaSearcher(Searcher):  # type: ignore[misc]
     """Proposes trials out of an Optuna study on disk, and tells the study how each of them ended.
@@ -36,14 +54,11 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
 
     Args:
         spec: The sweep.
-        journal: The study's file; one that is there already goes on, and counts towards `spec.search.trials`. What a
-            dead driver left RUNNING in it is told FAIL.
+        journal: The study's file; one that is there already goes on: the trials in it that have not ended are handed out
+            first, and all count towards `spec.search.trials`.
         metric, mode: The result to minimize, and Tune's word for that.
-        again: Ids of trials in the journal to hand out first, with the configuration they had.
         configure: Makes a trial's whole configuration of the values that were chosen for the axes.
-
-    Raises:
-        ValueError: the journal has none of the trials in `again`.
+        changed: Called when the journal has something new.
     """
 
     def __init__(
@@ -52,8 +67,8 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         journal: Path,
         metric: str = METRIC,
         mode: str = "min",
-        again: Sequence[str] = (),
         configure: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+        changed: Callable[[], object] = bool,
     ) -> None:
         super().__init__(metric=metric, mode=mode)
         self._space = spec.search.space
@@ -64,38 +79,108 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         if spec.search.sampler == "grid":
             self._plan = _ordered(spaces.grid(self._space), self._plan)
             self.total = min(self.total, len(self._plan))
-        self._study = _study(spec, journal)
+        journal.parent.mkdir(parents=True, exist_ok=True)
+        self._storage = JournalStorage(JournalFileBackend(str(journal)))
+        self._study = _study(spec, self._storage)
         self._configure = configure
+        self._changed = changed
         self._open: dict[str, optuna.Trial] = {}
         self._suggested: dict[str, dict[str, Any]] = {}
         self._ours: dict[str, str] = {}
         """Tune's id -> ours."""
-        params = _abandon(self._study)
-        self._handed = set(params)
-        unknown = [trial_id for trial_id in again if trial_id not in params]
-        if unknown:
-            raise ValueError(f"{journal}: no trial {', '.join(unknown)}")
-        self._again = [(trial_id, params[trial_id]) for trial_id in again]
+        self._begun: dict[str, FrozenTrial] = {}
+        """Those that go on, by our id, in the order of their numbers."""
+        self.reported: dict[str, int] = {}
+        """The last step that a trial of `begun` has reported; whoever knows says it here."""
+        self.ended: dict[str, Ended] = {}
+        """How each trial ended that had ended when the journal was opened."""
+        self._count = 0
+        """Trials handed out or ended."""
+        self._told: set[str] = set()
+        for trial in self._study.get_trials(deepcopy=False):
+            name = trial.user_attrs.get("trial_id") or _name(trial)
+            if trial.state.is_finished():
+                status = trial.user_attrs.get("status", "failed")
+                reason = trial.user_attrs.get("reason", "")
+                self.ended[name] = Ended(status, reason, self._config_of(trial), trial.value)
+                self._count += 1
+            else:
+                self._begun[name] = trial
+
+    def _config_of(self, trial: FrozenTrial) -> dict[str, Any] | None:
+        try:
+            return self._configure(spaces.suggest(FixedTrial(trial.params), self._space))
+        except ValueError:  # its driver died before all was chosen
+            return None
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """The study's user attributes."""
+        return self._study.user_attrs
+
+    def remember(self, attributes: Mapping[str, Any]) -> None:
+        """Set attributes of the study."""
+        for name, value in attributes.items():
+            self._study.set_user_attr(name, value)
+
+    @property
+    def left(self) -> int:
+        """Trials that are still to be handed out."""
+        return len(self._begun) + max(0, self.total - self._count - len(self._begun))
+
+    @property
+    def begun(self) -> list[str]:
+        """Our ids of the trials that have begun and are to go on."""
+        return list(self._begun)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """The next trial for Tune's `trial_id`: `{"trial_id": ours, "config": its configuration}`, or FINISHED."""
-        if self._again:
-            ours, params = self._again.pop(0)
-        elif len(self._handed) < self.total:
-            planned = self._plan[len(self._handed)] if len(self._handed) < len(self._plan) else {}
-            ours, params = "", spaces.params(self._space, planned)
+        """The next trial for Tune's `trial_id`, or FINISHED.
+
+        Returns:
+            `{"trial_id": ours, "config": its configuration}`, with `reported`, the last step that it has reported, where
+            it goes on.
+        """
+        reported = {}
+        if self._begun:
+            ours = next(iter(self._begun))
+            reported = {"reported": self.reported.get(ours, 0)}
+            self._go_on(ours)
+        elif self._count < self.total:
+            planned = self._plan[self._count] if self._count < len(self._plan) else {}
+            if params := spaces.params(self._space, planned):
+                self._study.enqueue_trial(params)
+            trial = self._study.ask()
+            ours = _name(trial)
+            trial.set_user_attr("trial_id", ours)
+            self._open[ours] = trial
+            self._count += 1
         else:
             return str(Searcher.FINISHED)
-        if params:
-            self._study.enqueue_trial(params)
-        trial = self._study.ask()
-        ours = ours or f"t{trial.number:04d}"
-        trial.set_user_attr("trial_id", ours)
-        self._open[ours] = trial
         self._ours[trial_id] = ours
-        self._handed.add(ours)
-        self._suggested[ours] = {"trial_id": ours, "config": self._configure(spaces.suggest(trial, self._space))}
+        config = self._configure(spaces.suggest(self._open[ours], self._space))
+        self._suggested[ours] = {"trial_id": ours, "config": config, **reported}
+        self._changed()
         return self._suggested[ours]
+
+    def _go_on(self, trial_id: str) -> None:
+        """Open a trial of the journal again."""
+        frozen = self._begun.pop(trial_id)
+        if frozen.state == TrialState.WAITING:
+            self._storage.set_trial_state_values(frozen._trial_id, TrialState.RUNNING)
+        self._open[trial_id] = optuna.Trial(self._study, frozen._trial_id)
+        self._open[trial_id].set_user_attr("trial_id", trial_id)
+        self._count += 1
+
+    def settle(self, trial_id: str, status: Status, value: float | None, reason: str = "") -> dict[str, Any]:
+        """End a trial out of `begun` that needs no more training.
+
+        Returns:
+            Its configuration.
+        """
+        self._go_on(trial_id)
+        config = self._configure(spaces.suggest(self._open[trial_id], self._space))
+        self.finish(trial_id, status, value, reason)
+        return config
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Report a result to the study: finite ones, each step once."""
@@ -123,25 +208,29 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         Raises:
             KeyError: no such trial was ever handed out.
         """
-        if trial_id not in self._handed:
+        if trial_id not in self._open and trial_id not in self._told:
             raise KeyError(trial_id)
         trial = self._open.pop(trial_id, None)
         if trial is None:
             return
+        self._told.add(trial_id)
         trial.set_user_attr("status", status)
         if reason:
             trial.set_user_attr("reason", reason)
         if status == "completed" and _finite(value) is not None:
             self._study.tell(trial, value)
+        elif status == "interrupted":  # not ended for the study: it goes on when the sweep does
+            self._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
         else:
             self._study.tell(trial, state=TrialState.PRUNED if status == "pruned" else TrialState.FAIL)
+        self._changed()
 
     def unfinished(self) -> list[dict[str, Any]]:
         """What `suggest` gave for the trials that have not ended, oldest first."""
         return [self._suggested[trial_id] for trial_id in self._open]
 
     def close(self) -> None:
-        """Nothing stays RUNNING: tell FAIL of all that have not ended."""
+        """Nothing stays RUNNING: what has not ended is interrupted."""
         for trial_id in list(self._open):
             self.finish(trial_id, "interrupted", None, ABANDONED)
 
@@ -152,20 +241,55 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         """Nothing: a new searcher over the same journal goes on."""
 
 
-def make_scheduler(spec: Spec, max_steps: int) -> TrialScheduler | None:
-    """The scheduler of a sweep whose full trials take `max_steps` optimizer steps; None: nobody is stopped."""
+def make_scheduler(
+    spec: Spec, max_steps: int, past: Past | None = None, ended: Iterable[str] = ()
+) -> TrialScheduler | None:
+    """The scheduler of a sweep whose full trials take `max_steps` optimizer steps; None: nobody is stopped.
+
+    Args:
+        past: what trials have reported before this scheduler came, by our ids; each trial is judged once at each step.
+        ended: those of them that will not go on.
+    """
     shared = {"time_attr": STEP, "metric": METRIC, "mode": "min"}
     grace = min(spec.scheduler.grace, max_steps)
+    scheduler: Asha | Median
     if spec.scheduler.name == "asha":
-        return Asha(**shared, grace_period=grace, reduction_factor=spec.scheduler.reduction, max_t=max_steps)
-    if spec.scheduler.name == "median":
+        scheduler = Asha(**shared, grace_period=grace, reduction_factor=spec.scheduler.reduction, max_t=max_steps)
+    elif spec.scheduler.name == "median":
         # An endless time slice: where Tune has too few trials for a median, it would else pause this one for another
-        return Median(**shared, grace_period=grace, min_samples_required=3, min_time_slice=math.inf)
-    return None
+        scheduler = Median(**shared, grace_period=grace, min_samples_required=3, min_time_slice=math.inf)
+    else:
+        return None
+    scheduler.past = past or {}
+    for trial_id in ended:
+        scheduler.on_trial_add(None, _Gone(trial_id))
+    return scheduler
 
 
-class _FiniteOnly:
-    """A result without a finite metric decides nothing, and never becomes something that others are held against."""
+class _Gone:
+    """A trial that ended before this scheduler came, as far as a scheduler looks."""
+
+    def __init__(self, trial_id: str) -> None:
+        self.trial_id = f"gone-{trial_id}"
+        self.config = {"trial_id": trial_id}
+
+
+class _Judge:
+    """What both schedulers have in common.
+
+    A result without a finite metric decides nothing, and never becomes something that others are held against. What a
+    trial reported in an earlier run of the sweep is known and not decided again.
+    """
+
+    past: Past
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_add(tune_controller, trial)  # type: ignore[misc]
+        for step, value in self.past.get(trial.config["trial_id"], ()):
+            self._recall(trial, step, value)
+
+    def _recall(self, trial: Any, step: int, value: float) -> None:
+        raise NotImplementedError
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         if _finite(result.get(METRIC)) is None:
@@ -177,23 +301,32 @@ class _FiniteOnly:
             super().on_trial_complete(tune_controller, trial, result)  # type: ignore[misc]
 
 
-class Asha(_FiniteOnly, AsyncHyperBandScheduler):  # type: ignore[misc]
+class Asha(_Judge, AsyncHyperBandScheduler):  # type: ignore[misc]
     """Asynchronous successive halving (arXiv 1810.05934)."""
 
+    def _recall(self, trial: Any, step: int, value: float) -> None:
+        self._trial_info[trial.trial_id].on_result(trial, step, self._metric_op * value)
 
-class Median(_FiniteOnly, MedianStoppingRule):  # type: ignore[misc]
+
+class Median(_Judge, MedianStoppingRule):  # type: ignore[misc]
     """The median stopping rule of Google Vizier."""
+
+    def _recall(self, trial: Any, step: int, value: float) -> None:
+        self._results[trial].append({STEP: step, METRIC: value})
 
 
 def _finite(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def _study(spec: Spec, journal: Path) -> optuna.Study:
+def _name(trial: optuna.Trial | FrozenTrial) -> str:
+    return f"t{trial.number:04d}"
+
+
+def _study(spec: Spec, storage: JournalStorage) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    journal.parent.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
-        storage=JournalStorage(JournalFileBackend(str(journal))),
+        storage=storage,
         study_name=spec.name,
         direction="minimize",
         load_if_exists=True,
@@ -209,16 +342,6 @@ def _study(spec: Spec, journal: Path) -> optuna.Study:
     else:
         study.sampler = optuna.samplers.RandomSampler(seed=seed)
     return study
-
-
-def _abandon(study: optuna.Study) -> dict[str, dict[str, Any]]:
-    """Tell FAIL of what a dead driver left behind; the Optuna parameters of each trial ever handed out, by our id."""
-    while study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-        study.ask()
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        study.tell(trial.number, state=TrialState.FAIL)
-    trials = study.get_trials(deepcopy=False)
-    return {trial.user_attrs["trial_id"]: trial.params for trial in trials if "trial_id" in trial.user_attrs}
 
 
 def _ordered(grid: list[dict[str, Any]], first: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

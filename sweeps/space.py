@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from bitlora.config import AXES, TrialConfig, explain, nearest, show
 
 if TYPE_CHECKING:
-    import optuna
+    from optuna.trial import BaseTrial
 
 GRID_MAX: Final = 10_000
 """A grid of more points is a mistake: nobody waits for it."""
@@ -76,7 +76,7 @@ def order(space: Space) -> list[str]:
     return done
 
 
-def suggest(trial: optuna.Trial, space: Space) -> dict[str, Any]:
+def suggest(trial: BaseTrial, space: Space) -> dict[str, Any]:
     """A value for every axis, suggested by `trial` (define by run).
 
     An axis that hangs on another has one Optuna parameter per branch, such as `learning_rate[quantizer=none]`: so each

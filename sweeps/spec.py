@@ -115,9 +115,9 @@ class Spec(Config):
     resources: ResourcesConfig = ResourcesConfig()
 
     @property
-    def folder(self) -> Path:
-        """The sweep's folder."""
-        return Path(self.out) if self.out is not None else Path("runs") / self.name
+    def place(self) -> str:
+        """Where the sweep's folder is: a path, or a URL of object storage."""
+        return self.out if self.out is not None else f"runs/{self.name}"
 
 
 def load_spec(path: Path, overrides: Sequence[str] = ()) -> Spec:
@@ -356,8 +356,6 @@ def _clashes(spec: Spec) -> Iterator[tuple[str, tuple[str, ...], str]]:
     """Key, the other keys involved, and what is wrong: values that are right each by itself."""
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", spec.name):
         yield "name", (), f"found {show(spec.name)}; give a folder's name out of letters, digits, '.', '_' and '-'"
-    if spec.out is not None and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", spec.out):
-        yield "out", (), f"{show(spec.out)} is not available yet; give a folder or a mount"
     for key, values in NOT_YET.items():
         section, name = key.split(".")
         value = getattr(getattr(spec, section), name)
@@ -372,12 +370,14 @@ def _clashes(spec: Spec) -> Iterator[tuple[str, tuple[str, ...], str]]:
         yield "confirm", (), "not available yet; leave it null and sweep the best again over search.space.seed"
     if spec.trackers:
         yield "trackers", (), "not available yet; leave it empty: trials/<id>/metrics.jsonl has every evaluation"
-    if spec.resources.packs != 1:
-        yield "resources.packs", (), "more or fewer than one pack is not available yet; give 1"
-    if spec.resources.workers_per_pack > 1:
-        yield "resources.workers_per_pack", (), "more than one worker is not available yet; give 1"
+    packs = spec.resources.packs
+    if isinstance(packs, PacksConfig) and packs.min > packs.max:
+        message = f"{packs.min} is more than resources.packs.max {packs.max}; give at most {packs.max}"
+        yield "resources.packs.min", ("resources.packs.max",), message
     if spec.resources.gpus_per_worker != "auto" and spec.resources.gpus_per_worker > 1:
-        yield "resources.gpus_per_worker", (), "more than one GPU is not available yet; give 1 or auto"
+        message = "an adapter's weights are one vector on one device, so a base cannot be spread over GPUs"
+        right = "give 1, with base.quantization: nf4 or train.gradient_checkpointing: true for a large base"
+        yield "resources.gpus_per_worker", (), f"{message}; {right}"
     steps, every, grace = spec.train.steps, spec.train.eval_every, spec.scheduler.grace
     if steps is not None and every != "epoch" and every > steps:
         yield "train.eval_every", ("train.steps",), f"{every} is more than train.steps {steps}; give at most {steps}"

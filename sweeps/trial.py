@@ -16,7 +16,11 @@ from sweeps.pool import POOL
 
 
 class Trial(tune.Trainable):  # type: ignore[misc]
-    """One adapter configuration. `config`: `trial_id` and `config` (`bitlora.config.TrialConfig`, as a dict)."""
+    """One adapter configuration.
+
+    `config`: `trial_id`, `config` (`bitlora.config.TrialConfig`, as a dict) and, of a trial that goes on from an earlier
+    run of the sweep, `reported`: the last step it has reported.
+    """
 
     def setup(self, config: dict[str, Any]) -> None:
         self._pool = ray.get_actor(POOL)
@@ -24,7 +28,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
 
     def _attach(self, config: dict[str, Any]) -> None:
         self._id = config["trial_id"]
-        self._next: int = ray.get(self._pool.attach.remote(self._id, config["config"]))
+        self._next: int = ray.get(self._pool.attach.remote(self._id, config["config"], config.get("reported")))
 
     def step(self) -> dict[str, Any]:
         result: dict[str, Any] = ray.get(self._pool.next_result.remote(self._id, self._next))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faults import results
 
 CHAT = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -84,8 +86,8 @@ class CommandLine:
 
     def start(self, *args: str | Path, **options: Any) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "sweeps", *map(str, args)]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(command, env=self.env, **{**pipes, **options})  # type: ignore[call-overload, no-any-return]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": self.env}
+        return subprocess.Popen(command, **{**pipes, **options})  # type: ignore[call-overload, no-any-return]
 
     def __call__(self, *args: str | Path, timeout: float = 240, **options: Any) -> Ended:
         began = time.monotonic()
@@ -99,11 +101,17 @@ class CommandLine:
         return Ended(process.returncode, out, err, time.monotonic() - began)
 
 
-@pytest.fixture
-def bitlora() -> Iterator[CommandLine]:
+@contextlib.contextmanager
+def command_line() -> Iterator[CommandLine]:
     # Short: Ray puts sockets below it, whose paths may have 107 characters.
     with tempfile.TemporaryDirectory(prefix="bl-", dir="/tmp", ignore_cleanup_errors=True) as temp:
         yield CommandLine({**os.environ, "RAY_TMPDIR": temp, "COLUMNS": "200"})
+
+
+@pytest.fixture
+def bitlora() -> Iterator[CommandLine]:
+    with command_line() as command:
+        yield command
 
 
 SpecWriter = Callable[..., Path]
@@ -112,11 +120,14 @@ SpecWriter = Callable[..., Path]
 @pytest.fixture
 def write_spec(tmp_path: Path, tiny_base: Path, arithmetic: Path) -> SpecWriter:
     """Writes a spec of a quick sweep; sections given replace keys of it."""
+    return spec_writer(tmp_path, tiny_base, arithmetic)
 
+
+def spec_writer(folder: Path, tiny_base: Path, arithmetic: Path) -> SpecWriter:
     def write(name: str = "quick", **sections: dict[str, Any]) -> Path:
         spec: dict[str, Any] = {
             "name": name,
-            "out": str(tmp_path / name),
+            "out": str(folder / name),
             "base": {"model": str(tiny_base), "quantization": "none"},
             "data": {"source": str(arithmetic), "max_length": 64, "eval_rows": 12},
             "adapter": {"rank": 4, "alpha": 8},
@@ -127,8 +138,50 @@ def write_spec(tmp_path: Path, tiny_base: Path, arithmetic: Path) -> SpecWriter:
         }
         for key, value in sections.items():
             spec[key] = {**spec.get(key, {}), **value}
-        path = tmp_path / f"{name}.yaml"
+        path = folder / f"{name}.yaml"
         path.write_text(json.dumps(spec))  # JSON is YAML
         return path
 
     return write
+
+
+RESUMABLE: dict[str, Any] = {
+    "train": {"steps": 400, "eval_every": 20, "batch_size": 4, "dtype": "float64"},
+    "adapter": {"dropout": 0.1},
+    "search": {
+        "trials": 4,
+        "sampler": "grid",
+        "space": {"rank": [2, 4], "quantizer": ["none", "ternary"]},
+    },
+}
+"""Long enough to be in the middle of it; in float64, without a scheduler and over a grid, so that two runs are equal."""
+
+
+@pytest.fixture
+def resumable(write_spec: SpecWriter) -> SpecWriter:
+    """Writes the spec of a sweep whose numbers do not hang on what goes wrong meanwhile."""
+
+    def write(out: Path | str | None = None, **resources: Any) -> Path:
+        path = write_spec("quick", **RESUMABLE, resources=resources)
+        if out is not None:
+            path.write_text(json.dumps({**json.loads(path.read_text()), "out": str(out)}))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def undisturbed_folder(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, arithmetic: Path) -> Path:
+    """What the sweep of `resumable` comes to where nothing goes wrong."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    spec = spec_writer(folder, tiny_base, arithmetic)("quick", **RESUMABLE)
+    with command_line() as bitlora:
+        ended = bitlora("sweep", spec)
+    assert ended.code == 0, ended.err
+    return folder / "quick"
+
+
+@pytest.fixture
+def undisturbed(undisturbed_folder: Path) -> Any:
+    """The same, as `faults.results` has it."""
+    return results(undisturbed_folder)

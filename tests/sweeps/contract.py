@@ -26,7 +26,7 @@ def study(folder):
     return optuna.load_study(study_name=name, storage=storage)
 
 
-STATE = {"completed": "COMPLETE", "pruned": "PRUNED", "diverged": "FAIL", "failed": "FAIL", "interrupted": "FAIL"}
+STATE = {"completed": "COMPLETE", "pruned": "PRUNED", "diverged": "FAIL", "failed": "FAIL", "interrupted": "WAITING"}
 
 
 def holds(folder):

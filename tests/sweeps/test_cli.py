@@ -123,14 +123,11 @@ def test_a_hub_out_of_reach_is_told_apart(bitlora, write_spec):
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["--resume"], "--resume: not available yet"),
-        (["--address", "http://127.0.0.1:8265"], "--address: submitting to"),
         (["--address", "ray://127.0.0.1:10001"], "--address: submitting to"),
         (["--set", "train.optimizer=paged_adamw"], "train.optimizer"),
         (["--set", "train.dtype=float16"], "train.dtype"),
-        (["--set", "resources.workers_per_pack=2"], "resources.workers_per_pack"),
+        (["--set", "resources.gpus_per_worker=2"], "resources.gpus_per_worker"),
         (["--set", "scheduler.name=pbt"], "scheduler.name"),
-        (["--set", "out=s3://bucket/x"], "out"),
     ],
 )
 def test_what_is_not_there_yet_is_refused_by_name(bitlora, write_spec, args, said):

@@ -45,8 +45,8 @@ def trials(folder: Path) -> list[FrozenTrial]:
     return optuna.load_study(study_name="s", storage=storage).trials
 
 
-def searcher(folder: Path, *again: str, **search: Any) -> OptunaSearcher:
-    return OptunaSearcher(spec(**search), folder / "study.journal", again=again)
+def searcher(folder: Path, **search: Any) -> OptunaSearcher:
+    return OptunaSearcher(spec(**search), folder / "study.journal")
 
 
 def drain(one: OptunaSearcher) -> list[dict[str, Any]]:
@@ -92,7 +92,8 @@ def test_every_ending_has_its_state(tmp_path: Path) -> None:
     assert [(trial.state, trial.value) for trial in told] == [
         (TrialState.COMPLETE, 1.5),
         (TrialState.PRUNED, 2.5),
-        *[(TrialState.FAIL, None)] * 5,
+        *[(TrialState.FAIL, None)] * 4,
+        (TrialState.WAITING, None),  # for the study it has not ended: it goes on when the sweep does
     ]
     assert told[0].intermediate_values == {8: 3.0, 32: 1.5}
     assert told[2].intermediate_values == {8: 3.0}
@@ -134,8 +135,8 @@ def test_nothing_stays_running_after_close(tmp_path: Path) -> None:
     one.close()
     one.close()
     assert one.unfinished() == []
-    fail = TrialState.FAIL
-    assert [trial.state for trial in trials(tmp_path)] == [fail, TrialState.COMPLETE, fail, fail]
+    waiting = TrialState.WAITING
+    assert [trial.state for trial in trials(tmp_path)] == [waiting, TrialState.COMPLETE, waiting, waiting]
     assert trials(tmp_path)[0].user_attrs["status"] == "interrupted"
 
 
@@ -210,19 +211,60 @@ def test_an_axis_may_hang_on_another(tmp_path: Path, sampler: str) -> None:
     assert names == {"quantizer", "rank", "learning_rate[quantizer=none]", "learning_rate[quantizer=default]"}
 
 
-def test_a_journal_goes_on_where_a_dead_driver_left_it(tmp_path: Path) -> None:
-    dead = searcher(tmp_path, trials=6)
-    old = [dead.suggest(f"tune{index}") for index in range(4)]
-    dead.finish("t0000", "completed", 1.0)
-    one = searcher(tmp_path, "t0002", "t0001", trials=6)
-    assert [trial.state for trial in trials(tmp_path)] == [TrialState.COMPLETE, *[TrialState.FAIL] * 3]
+@pytest.mark.parametrize("end", ["killed", "interrupted"])
+def test_a_sweep_goes_on_with_the_same_trials_and_begins_no_extra_one(tmp_path: Path, end: str) -> None:
+    before = searcher(tmp_path, trials=6)
+    old = [before.suggest(f"tune{index}") for index in range(4)]
+    before.on_trial_result("tune1", result(8, 3.0))
+    before.finish("t0000", "completed", 1.0)
+    before.finish("t0002", "diverged", None, "not finite")
+    if end == "interrupted":
+        before.close()
+    one = searcher(tmp_path, trials=6)
+    assert {name: (ended.status, ended.reason, ended.value) for name, ended in one.ended.items()} == {
+        "t0000": ("completed", "", 1.0),
+        "t0002": ("diverged", "not finite", None),
+    }
+    assert one.ended["t0000"].config == old[0]["config"]
+    assert one.begun == ["t0001", "t0003"]
+    assert one.left == 4
+    one.reported = {"t0001": 8}
     suggestions = drain(one)
-    assert suggestions[:2] == [old[2], old[1]]
-    assert [each["trial_id"] for each in suggestions[2:]] == ["t0006", "t0007"]
+    assert suggestions[:2] == [{**old[1], "reported": 8}, {**old[3], "reported": 0}]
+    assert [each["trial_id"] for each in suggestions[2:]] == ["t0004", "t0005"]
     drawn = [each["config"]["learning_rate"] for each in (*old, *suggestions[2:]) if isinstance(each, dict)]
     assert len(set(drawn)) == 6
-    with pytest.raises(ValueError, match="no trial t0099"):
-        searcher(tmp_path, "t0099", trials=6)
+    # They are the same trials of the study, with what they had reported.
+    one.on_trial_result("tune0", result(16, 2.5))
+    one.finish("t0001", "completed", 2.5)
+    found = trials(tmp_path)
+    assert len(found) == 6
+    assert (found[1].state, found[1].value, found[1].intermediate_values) == (
+        TrialState.COMPLETE,
+        2.5,
+        {8: 3.0, 16: 2.5},
+    )
+    assert found[1].user_attrs["status"] == "completed"
+
+
+def test_a_trial_that_needs_no_more_training_is_settled(tmp_path: Path) -> None:
+    before = searcher(tmp_path, trials=2)
+    old = before.suggest("tune0")
+    one = searcher(tmp_path, trials=2)
+    assert one.settle("t0000", "completed", 1.5) == old["config"]
+    assert one.left == 1
+    assert [(trial.state, trial.value) for trial in trials(tmp_path)] == [(TrialState.COMPLETE, 1.5)]
+    assert [each["trial_id"] for each in drain(one)] == ["t0001"]
+
+
+def test_a_grid_goes_on_with_the_points_that_are_left(tmp_path: Path) -> None:
+    space = {"quantizer": ["none", "binary"], "rank": [4, 8]}
+    before = searcher(tmp_path, sampler="grid", space=space, trials=4)
+    first = [before.suggest(f"tune{index}") for index in range(2)]
+    before.finish("t0000", "completed", 1.0)
+    rest = drain(searcher(tmp_path, sampler="grid", space=space, trials=4))
+    points = [tuple(each["config"].values()) for each in [first[0], *rest]]
+    assert points == [("none", 4), ("none", 8), ("binary", 4), ("binary", 8)]
 
 
 def test_survives_what_tune_does_to_it(tmp_path: Path) -> None:
@@ -241,6 +283,10 @@ class TuneTrial(str):
     @property
     def trial_id(self) -> str:
         return str(self)
+
+    @property
+    def config(self) -> dict[str, str]:
+        return {"trial_id": str(self)}
 
 
 TUNE = SimpleNamespace(get_live_trials=lambda: [SimpleNamespace(status="PENDING")])
@@ -288,3 +334,22 @@ def test_median_stops_the_worse_and_never_pauses() -> None:
 
 def test_no_scheduler() -> None:
     assert make_scheduler(spec("none"), 32) is None
+
+
+@pytest.mark.parametrize("name", ["asha", "median"])
+def test_a_scheduler_knows_what_came_before_it(name: str) -> None:
+    """Nobody is judged twice at one step, and newcomers are held against those that ended."""
+    past = {f"t000{trial}": [(8, 1.0 + trial), (16, 0.5 + trial)] for trial in range(3)}
+    past["t0003"] = [(8, 9.0)]
+    scheduler = make_scheduler(spec(name), 32, past, ended=["t0000", "t0001", "t0002"])
+    assert scheduler is not None
+    for trial in ("t0003", "t0004"):
+        scheduler.on_trial_add(TUNE, TuneTrial(trial))
+    assert decide(scheduler, {"t0004": 5.0}, 8) == {"t0004": TrialScheduler.STOP}
+    if name == "asha":  # that t0003 was the worst at step 8 was let pass then; step 12 is no rung
+        assert decide(scheduler, {"t0003": 8.0}, 12) == {"t0003": TrialScheduler.CONTINUE}
+    assert decide(scheduler, {"t0003": 8.0}, 16) == {"t0003": TrialScheduler.STOP}
+    knows_nothing = make_scheduler(spec(name), 32)
+    assert knows_nothing is not None
+    knows_nothing.on_trial_add(TUNE, TuneTrial("t0004"))
+    assert decide(knows_nothing, {"t0004": 5.0}, 8) == {"t0004": TrialScheduler.CONTINUE}

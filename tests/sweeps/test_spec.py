@@ -36,7 +36,7 @@ def errors(file: Path, text: str, *overrides: str) -> list[str]:
 
 def test_every_key_but_two_has_a_default(file: Path) -> None:
     spec = load(file, SMALLEST)
-    assert (spec.name, spec.out, spec.folder) == ("small", None, Path("runs/small"))
+    assert (spec.name, spec.out, spec.place) == ("small", None, "runs/small")
     assert (spec.train.steps, spec.train.eval_every, spec.train.learning_rate) == (32, 8, 5e-4)
     assert (spec.scheduler.name, spec.scheduler.grace, spec.scheduler.reduction) == ("asha", 8, 2)
     assert (spec.search.trials, spec.search.space, spec.search.first) == (12, {}, [])
@@ -89,7 +89,7 @@ def test_overrides_lie_over_the_file(file: Path) -> None:
     assert spec.train.steps == 16
     assert spec.search.space == {"rank": Choices((4, 8))}
     assert spec.adapter.quantizer == "binary"
-    assert spec.folder == Path("a/b=c")
+    assert spec.place == "a/b=c"
     assert spec.train.learning_rate == 2e-4
 
 
@@ -150,7 +150,6 @@ scheduler: {name: pbt}
         ("train: {dtype: float64}", "train.dtype: float64 needs base.quantization: none"),
         ("name: 3", "name: found 3; give text"),
         ("name: .hidden", "name: found '.hidden'; give a folder's name out of letters, digits, '.', '_' and '-'"),
-        ("out: s3://bucket/x", "out: 's3://bucket/x' is not available yet; give a folder or a mount"),
         ("scheduler: {grace: 40}", "scheduler.grace: 40 is more than train.steps 32; give at most 32"),
         (
             "scheduler: {grace: 12}",
@@ -167,16 +166,14 @@ scheduler: {name: pbt}
             "trackers: not available yet; leave it empty: trials/<id>/metrics.jsonl has every evaluation",
         ),
         (
-            "resources: {packs: {min: 0, max: 4}}",
-            "resources.packs: more or fewer than one pack is not available yet; give 1",
+            "resources: {packs: {min: 5, max: 4}}",
+            "resources.packs.min: 5 is more than resources.packs.max 4; give at most 4",
         ),
-        (
-            "resources: {workers_per_pack: 2}",
-            "resources.workers_per_pack: more than one worker is not available yet; give 1",
-        ),
+        ("resources: {workers_per_pack: 0}", "resources.workers_per_pack: found 0; give a number of at least 1"),
         (
             "resources: {gpus_per_worker: 2}",
-            "resources.gpus_per_worker: more than one GPU is not available yet; give 1 or auto",
+            "resources.gpus_per_worker: an adapter's weights are one vector on one device, so a base cannot be spread over "
+            "GPUs; give 1, with base.quantization: nf4 or train.gradient_checkpointing: true for a large base",
         ),
         ("resources: {slots: 0}", "resources.slots: found 0; give a number of at least 1 or auto"),
         ("search: {space: {rank: []}}", "search.space.rank: found an empty list; give at least one value"),

@@ -1,0 +1,249 @@
+"""A pack from inside: trials by slot, and between two steps obeying the pool.
+
+Every worker of a pack runs this, in step with the others: each does the same to its engine at the same moment. What the
+pool wants reaches the first worker alone; it goes to all with the next sum (`bitlora.workers`), and all obey it then.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from bitlora import record
+from bitlora.checkpoint import Progress
+from bitlora.config import TrialConfig
+from bitlora.data import batch_rows
+from bitlora.engine import Batch, SlotState
+from bitlora.optim import learning_rate
+
+if TYPE_CHECKING:
+    from bitlora.engine import Engine, StepStats
+    from sweeps.link import Link
+    from sweeps.worker import Settings
+
+DIVERGED: Final = 1.1
+"""A trial has diverged when its eval loss is this many times that of its own first step, …"""
+UNIFORM: Final = 0.99
+"""… and at least this share of what uniform guessing over the vocabulary gives: a collapsed model lands just there."""
+
+
+@dataclass(slots=True)
+class Running:
+    """A trial in its slot."""
+
+    trial_id: str
+    config: TrialConfig
+    slot: int
+    began: float
+    reported: int
+    """The last step it reported before it came here; it is silent until it is past it."""
+    tokens: int = 0
+    losses: list[float] = field(default_factory=list)
+    """Of the steps since the last evaluation."""
+    first_loss: float | None = None
+
+    def due(self, step: int) -> bool:
+        """Is it evaluated at this step?"""
+        return step % self.config.eval_every == 0 or step == self.config.steps
+
+
+class Pack:
+    """The trials of one worker's engine.
+
+    Args:
+        link: the first worker's; the others' is silent.
+    """
+
+    def __init__(self, settings: Settings, engine: Engine, link: Link) -> None:
+        self._engine = engine
+        self._workers = engine.workers
+        self._link = link
+        self._checkpoint_every = settings.checkpoint_every
+        self._train = settings.dataset.train
+        self._eval = Batch.of(settings.dataset.eval, engine.base.device)
+        self._uniform = math.log(engine.base.model.config.get_text_config().vocab_size)
+        self._trials: dict[str, Running] = {}
+        self._ahead: dict[str, list[Any]] = {}
+        """Trials that wait here for a slot, so that the next step after one is free is already theirs."""
+        self._behind: list[Running] = []
+        """Trials that go on at a step whose evaluation was not reported."""
+        self._stopped = False
+
+    def run(self) -> None:
+        """Train until the pool says stop, or is gone."""
+        try:
+            while not self._stopped:
+                if self._workers.size == 1 or not self._trials:  # alone, agreeing costs nothing
+                    self._agree(wait=not self._trials)
+                while self._behind and not self._stopped:
+                    self._evaluate(self._behind.pop(0))
+                if self._trials and not self._stopped:
+                    self._step()
+        finally:
+            self._link.close()
+
+    def _note(self, wait: bool = False) -> None:
+        """Let what has arrived go to all with the next sum."""
+        commands = self._link.take(wait)
+        self._workers.note = json.dumps(commands).encode() if commands else b""
+
+    def _agree(self, wait: bool) -> None:
+        self._note(wait)
+        self._workers.sum()
+        self._obey()
+
+    def _obey(self) -> None:
+        """Do what came with the last sum, and fill the free slots."""
+        for what, about in json.loads(self._workers.heard or b"[]"):
+            if what == "attach":
+                self._ahead[about[0]] = about
+            elif what == "detach" and about in self._trials:
+                self._detach(self._trials[about])
+            elif what == "detach" and self._ahead.pop(about, None):
+                self._link.let_go(about)
+            elif what == "leave":  # this machine goes away: what has been done here is done
+                for trial in self._trials.values():
+                    self._save(trial)
+            self._stopped = self._stopped or what in ("leave", "stop")
+        while self._ahead and self._engine.free and not self._stopped:
+            trial_id, config, reported, _ = self._ahead.pop(next(iter(self._ahead)))
+            self._attach(trial_id, TrialConfig(**config), reported)
+
+    def _attach(self, trial_id: str, config: TrialConfig, reported: int) -> None:
+        """Give a trial a slot. What it goes on from is read by the first worker, and summed with the others' zeros."""
+        found = self._link.begin(trial_id, config, reported)
+        state, progress = found if found is not None else (None, None)
+        if self._workers.size > 1:
+            self._workers.note = json.dumps(asdict(progress)).encode() if progress is not None else b""
+            self._workers.sum()
+            if self._workers.heard:
+                progress = Progress(**json.loads(self._workers.heard))
+                state = self._shared(state, progress.step, config)
+        slot = self._engine.attach(config, state=state)
+        trial = self._trials[trial_id] = Running(trial_id, config, slot, time.monotonic(), reported)
+        if progress is None:
+            return
+        trial.began -= progress.seconds
+        trial.tokens, trial.losses, trial.first_loss = progress.tokens, progress.losses, progress.first_loss
+        if trial.due(progress.step):
+            if progress.step > reported:
+                self._behind.append(trial)
+            else:
+                trial.losses.clear()
+
+    def _shared(self, state: SlotState | None, step: int, config: TrialConfig) -> SlotState:
+        size = sum(config.rank * (x.in_features + x.out_features) for x in self._engine.base.targets.values())
+        dtype, device = self._engine.latent_dtype, self._engine.base.device
+        own = (state.latent, state.exp_avg, state.exp_avg_sq) if state is not None else [torch.zeros(size)] * 3
+        parts = [part.to(device, dtype, copy=True) for part in own]
+        self._workers.sum(parts, dtype)
+        return SlotState(step, *parts)
+
+    def _detach(self, trial: Running) -> None:
+        del self._trials[trial.trial_id]
+        self._behind = [other for other in self._behind if other is not trial]
+        self._engine.detach(trial.slot)
+        self._link.let_go(trial.trial_id)
+
+    def _step(self) -> None:
+        """One optimizer step of every trial, then the evaluations and checkpoints that are due."""
+        batches = {}
+        for trial in self._trials.values():
+            step = self._engine.slots[trial.slot].step
+            rows = batch_rows(len(self._train), trial.config.batch_size, trial.config.seed, step)
+            batches[trial.slot] = Batch.of(self._train.take(rows), self._engine.base.device)
+        self._link.say("step", *self._trials)
+        if self._workers.size > 1:
+            self._note()
+        stats = self._engine.step(batches)
+        stepped = list(self._trials.values())
+        for trial in stepped:
+            self._after_step(trial, stats[trial.slot])
+        self._link.progress({t.trial_id: (self._at(t), t.losses[-1]) for t in self._trials.values()})
+        if self._workers.size > 1:
+            self._obey()
+        # One slot after the other: while the next is evaluated, what becomes of the one before is decided elsewhere.
+        # Those that end by themselves come last: nobody else decides about them, and the next step is that of a successor.
+        for trial in sorted(stepped, key=lambda t: self._here(t) and self._at(t) == t.config.steps):
+            if self._here(trial) and not self._stopped:
+                self._after_evaluation(trial)
+
+    def _here(self, trial: Running) -> bool:
+        return self._trials.get(trial.trial_id) is trial
+
+    def _at(self, trial: Running) -> int:
+        return self._engine.slots[trial.slot].step
+
+    def _after_evaluation(self, trial: Running) -> None:
+        step = self._at(trial)
+        due = trial.due(step)
+        if step < trial.config.steps and (step % self._checkpoint_every == 0 if self._checkpoint_every else due):
+            self._save(trial)
+        if due:
+            self._evaluate(trial)
+
+    def _after_step(self, trial: Running, stats: StepStats) -> None:
+        trial.tokens += stats.tokens
+        trial.losses.append(stats.loss)
+        if trial.first_loss is None:
+            trial.first_loss = stats.loss
+        if not stats.finite:
+            what = "loss" if not math.isfinite(stats.loss) else "gradient"
+            self._diverged(trial, f"the {what} was not finite at step {self._at(trial)}")
+
+    def _save(self, trial: Running) -> None:
+        """Have a checkpoint written: of the moment after a step, before its evaluation."""
+        step = self._at(trial)
+        if not self._workers.first or not step or trial.first_loss is None:
+            return
+        progress = Progress(
+            step=step,
+            tokens=trial.tokens,
+            seconds=time.monotonic() - trial.began,
+            losses=list(trial.losses),
+            first_loss=trial.first_loss,
+        )
+        self._link.save(trial.trial_id, trial.config, self._engine.state(trial.slot), progress)
+
+    def _evaluate(self, trial: Running) -> None:
+        """Score a trial, have written what it came to, and report it."""
+        step = self._at(trial)
+        if step <= trial.reported:
+            trial.losses.clear()
+            return
+        if self._workers.size > 1:
+            self._note()
+        result = self._engine.evaluate([trial.slot], self._eval)[trial.slot]
+        worst = max(UNIFORM * self._uniform, DIVERGED * (trial.first_loss or 0.0))
+        if not math.isfinite(result.loss) or result.loss > worst:
+            found = f"{result.loss:.4g}" if math.isfinite(result.loss) else "not finite"
+            guess = f"no better than guessing (uniform: {self._uniform:.4g} nats)"
+            self._diverged(trial, f"the eval loss at step {step} was {found}, {guess}")
+        else:
+            metrics = record.Metrics(
+                step=step,
+                tokens=trial.tokens,
+                train_loss=math.fsum(trial.losses) / len(trial.losses),
+                eval_loss=result.loss,
+                learning_rate=learning_rate(trial.config, step),
+                seconds=time.monotonic() - trial.began,
+            )
+            trial.losses.clear()
+            if self._workers.first:
+                latent = self._engine.latent(trial.slot)
+                self._link.evaluated(trial.trial_id, trial.config, metrics, result, latent)
+            if step == trial.config.steps:
+                self._detach(trial)
+        if self._workers.size > 1:
+            self._obey()
+        else:
+            self._agree(wait=False)
+
+    def _diverged(self, trial: Running, reason: str) -> None:
+        self._link.diverged(trial.trial_id, self._at(trial), reason)
+        self._detach(trial)

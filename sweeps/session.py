@@ -1,0 +1,113 @@
+"""What surrounds a sweep on the driver: a connection to Ray, signals, and where everything that is said goes."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import socket
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+import ray
+
+from sweeps.packs import one_line
+from sweeps.prepare import InputError
+
+LOG_BYTES: Final = 1_000_000
+"""Of each of Ray's log files that is kept."""
+CONNECT_S: Final = 5.0
+
+ENVIRONMENT: Final = {
+    # Tune's own loggers, output and signal handler are in the way: the sweep's folder is written by us alone.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+"""Set before Ray starts, where the user has not set them."""
+
+
+class Interrupt:
+    """Ctrl-C and SIGTERM: the first asks the sweep to end, the second stops asking."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> Interrupt:
+        self._before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+        self.arm()
+        return self
+
+    def arm(self) -> None:
+        """Take the signals, once more after Ray has: it ends the process at SIGTERM."""
+        for number in self._before:
+            signal.signal(number, self._on)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+@contextlib.contextmanager
+def connect(address: str | None) -> Iterator[Path | None]:
+    """A connection to Ray; gives the session's folder where the cluster is this sweep's own.
+
+    Raises:
+        InputError: it cannot be reached.
+    """
+    local = address is None and "RAY_ADDRESS" not in os.environ
+    options: dict[str, Any] = {"namespace": f"bitlora-{uuid.uuid4().hex[:8]}", "log_to_driver": False}
+    if local:
+        # On loopback, and for as long as the sweep runs.
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        options |= {"address": "local", "num_cpus": len(os.sched_getaffinity(0)), "include_dashboard": False}
+    elif address is not None:
+        options["address"] = address
+    where = address or os.environ.get("RAY_ADDRESS", "")
+    try:
+        host, _, port = where.rpartition(":")
+        if host and port.isdigit():  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+        context = ray.init(logging_level=logging.WARNING, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(
+            [f"--address: Ray at {where or 'this machine'} cannot be reached: {one_line(error)}"]
+        ) from None
+    session = Path(context.address_info["session_dir"])
+    try:
+        yield session if local else None
+    finally:
+        ray.shutdown()
+
+
+def log_to(path: Path) -> None:
+    """Send what Ray and Optuna log in this process to a file instead of the terminal, once Ray has set up its own."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.captureWarnings(True)
+    for name in ("ray", "ray.data", "ray.train", "ray.tune", "optuna", "py.warnings"):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [handler] if name in ("ray", "optuna", "py.warnings") else []
+        logger.propagate = name.startswith("ray.")
+
+
+def keep_logs(session: Path, into: Path) -> None:
+    """Copy what Ray's processes said into the sweep's folder."""
+    for file in session.rglob("*"):
+        if file.is_file() and not file.is_symlink() and 0 < file.stat().st_size <= LOG_BYTES:
+            target = into / file.relative_to(session)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(OSError):
+                shutil.copyfile(file, target)

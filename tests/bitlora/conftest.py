@@ -1,0 +1,72 @@
+"""Storages in an S3 server of the tests' own (`s3.py`)."""
+
+import importlib.util
+import os
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def s3():
+    """The module `s3.py`: it needs the package moto."""
+    spec = importlib.util.spec_from_file_location("s3", Path(__file__).with_name("s3.py"))
+    module = sys.modules["s3"] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def running(s3):
+    with s3.serve_s3() as server:
+        yield server
+
+
+@pytest.fixture
+def server(running, monkeypatch, tmp_path):
+    """The server without faults; this process's environment leads to it alone."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in {**running.env, "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none")}.items():
+        monkeypatch.setenv(name, value)
+    running.fault = None
+    running.requests.clear()
+    yield running
+    running.fault = None
+
+
+@pytest.fixture
+def out(server):
+    """A place in a bucket of its own."""
+    return f"s3://{server.make_bucket('b-' + uuid.uuid4().hex[:12])}/sweeps/one"
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """Opens storages, each with a scratch folder of its own, and closes them."""
+    from bitlora.storage import open_storage
+
+    kept = []
+
+    def open_one(out):
+        kept.append(open_storage(out, tmp_path / f"scratch-{len(kept)}"))
+        return kept[-1]
+
+    yield open_one
+    for one in kept:
+        one.close()
+
+
+@pytest.fixture
+def write():
+    """Writes files below a folder, by their names, in which `__` stands for `/` and `_` for `.`."""
+
+    def write_files(folder, **contents):
+        for name, content in contents.items():
+            path = folder / name.replace("__", "/").replace("_", ".")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+
+    return write_files

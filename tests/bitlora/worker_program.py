@@ -1,0 +1,73 @@
+"""One worker of a pack, as a program: trains three trials and writes what it saw. Run by test_workers.py."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch import distributed as dist
+
+from bitlora.base import load_base
+from bitlora.config import BaseConfig, TrialConfig
+from bitlora.engine import Batch, Engine
+from bitlora.workers import Workers
+
+STEPS = 6
+RECIPE = {
+    "activations": "full",
+    "alpha": 8,
+    "scaling": "lora",
+    "learning_rate": 5e-3,
+    "weight_decay": 0.01,
+    "max_grad_norm": 0.5,
+    "schedule": "cosine",
+    "warmup": 0.2,
+    "floor": 0.1,
+    "steps": STEPS,
+    "eval_every": 3,
+}
+TRIALS = [
+    TrialConfig(quantizer="ternary", rank=4, dropout=0.2, batch_size=5, micro_batch=2, seed=1, **RECIPE),
+    TrialConfig(quantizer="none", rank=2, dropout=0.0, batch_size=1, micro_batch=None, seed=2, **RECIPE),
+    TrialConfig(quantizer="binary", rank=8, dropout=0.1, batch_size=4, micro_batch=None, seed=3, **RECIPE),
+]
+
+
+def batch(seed, rows):
+    """Rows of different length with a random tail to learn."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(4, 12, (rows,), generator=generator).tolist()
+    tokens = torch.randint(3, 90, (sum(lengths),), generator=generator)
+    learn = torch.cat([torch.arange(length) >= 2 for length in lengths])
+    return Batch(tokens, learn, tuple(lengths))
+
+
+def main(rank, size, meeting, base, out):
+    if size > 1:
+        dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
+    torch.set_num_threads(1)
+    loaded = load_base(BaseConfig(model=base, quantization="none"), torch.float64, torch.device("cpu"))
+    workers = Workers(rank, size)
+    engine = Engine(loaded, 3, workers)
+    slots = [engine.attach(config) for config in TRIALS]
+    seen, heard = [], []
+    for step in range(STEPS):
+        workers.note = f"from {rank} at {step}".encode() * (step % 2)
+        batches = {
+            slot: batch(100 * slot + step, config.batch_size) for slot, config in zip(slots, TRIALS, strict=True)
+        }
+        stats = engine.step(batches)
+        heard.append(workers.heard.decode())
+        seen.append([[stats[slot].loss, stats[slot].grad_norm, stats[slot].tokens] for slot in slots])
+    scores = engine.evaluate(slots, batch(999, 7))
+    found = {
+        "steps": seen,
+        "heard": heard,
+        "evals": [[scores[slot].losses, scores[slot].tokens] for slot in slots],
+        "weights": [engine.slots[slot].latent.tolist() for slot in slots],
+    }
+    Path(out).write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

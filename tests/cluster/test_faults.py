@@ -1,0 +1,136 @@
+"""What a cluster can lose under a sweep: a machine after notice, its head; and storage that answers late.
+
+In float64, without a scheduler and over a grid, so that what comes out is what an undisturbed sweep gives.
+"""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from faults import evaluations, events, results, wait_for
+
+
+def _load(name, path):
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / path)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+fake = _load("fake", "fake.py")
+contract = _load("contract", "../sweeps/contract.py")
+s3 = _load("s3", "../bitlora/s3.py")
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+
+DRAIN = """
+import sys
+from ray._raylet import GcsClient
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+import time
+gcs = GcsClient(sys.argv[1])
+reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+print(gcs.drain_node(sys.argv[2], reason, "spot", int(time.time() * 1000) + 60_000))
+"""
+"""What a spot machine's notice amounts to: its node is drained, with a deadline."""
+
+NODE_OF = """
+import sys, ray
+ray.init(sys.argv[1], logging_level="ERROR")
+from ray.util.placement_group import placement_group_table
+groups = [info for info in placement_group_table().values() if info["state"] == "CREATED"]
+print(*{node for info in groups for node in info["bundles_to_node_id"].values()})
+"""
+
+
+def steps_of(trial, pack):
+    return sum(event["event"] == "step" and trial in event["trials"] for event in pack)
+
+
+def index_of(what, trial, pack):
+    return next(i for i, event in enumerate(pack) if event["event"] == what and trial in event["trials"])
+
+
+def ask(env, program, *args):
+    command = [sys.executable, "-c", program, *args]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=True, timeout=60).stdout.split()
+
+
+def test_a_machine_gives_notice_and_then_the_head_is_lost(bitlora, resumable, undisturbed, tmp_path):
+    """At the notice the pack saves what it has and goes elsewhere; without a head there is a new one, and --resume."""
+    folder, spec = tmp_path / "quick", resumable()
+    cluster = fake.Cluster(bitlora.env, cpus=0)
+    try:
+        cluster.add(gpus=1), cluster.add(gpus=1)
+        fake.wait_for(lambda: len(cluster.titled("raylet/raylet")) == 3, "the machines")
+        env = bitlora.env | cluster.env
+        process = bitlora.start("sweep", spec, "--address", cluster.address, env=env)
+        wait_for(evaluations(folder, 4), "evaluations")
+        (node,) = ask(env, NODE_OF, cluster.address)
+        ask(env, DRAIN, cluster.address, node)
+        wait_for(lambda: len(events(folder)) == 2, "another pack")
+        wait_for(evaluations(folder, 24), "evaluations of the second pack")
+        # It went on at the very step at which the first one left, which was hardly one that is evaluated.
+        first, second = events(folder)
+        for trial in ("t0000", "t0001"):
+            before, until = steps_of(trial, first), steps_of(trial, second[: index_of("evaluated", trial, second)])
+            print(f"{trial}: {before} steps before the notice, {until} after it until the next evaluation")
+            assert (before + until) % 20 == 0
+        fake.kill([*fake.tree(cluster.head.pid)])
+        out, err = process.communicate(timeout=200)
+        assert process.returncode not in (0, 2), out + err
+    finally:
+        cluster.close()
+    cluster = fake.Cluster(bitlora.env, cpus=0)
+    try:
+        cluster.add(gpus=1)
+        fake.wait_for(lambda: len(cluster.titled("raylet/raylet")) == 2, "the machine")
+        done = bitlora("sweep", spec, "--resume", "--address", cluster.address, env=bitlora.env | cluster.env)
+        assert done.code == 0, done.out + done.err
+    finally:
+        cluster.close()
+    assert contract.statuses(contract.holds(folder)) == {"completed": 4}
+    assert results(folder) == undisturbed
+
+
+def test_storage_in_s3_that_answers_late(bitlora, resumable, undisturbed, tmp_path):
+    """No step waits for it; a killed driver's sweep goes on from what is there."""
+    with s3.serve_s3() as server:
+        place = f"s3://{server.make_bucket('sweeps')}/quick"
+        env = bitlora.env | server.env
+        spec = resumable(out=place)
+        server.fault = s3.late(0.3)
+        process = bitlora.start("sweep", spec, env=env)
+
+        def reported():
+            return sum(path.endswith("metrics.jsonl") for path in server.paths("PUT")) > 6
+
+        wait_for(lambda: reported() or process.poll() is not None, "evaluations in the bucket")
+        assert process.poll() is None, process.communicate()
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        time.sleep(1)
+        done = bitlora("sweep", spec, "--resume", env=env, timeout=400)
+        assert done.code == 0, done.out + done.err
+        again = bitlora("report", place, env=env)
+        assert again.code == 0, again.err
+        standing = bitlora("status", place, env=env)
+        assert "4 completed" in standing.out
+        server.fault = None
+        from bitlora.storage import open_storage
+
+        old = {name: os.environ.get(name) for name in server.env}
+        os.environ.update(server.env)
+        try:
+            with open_storage(place, tmp_path / "mirror") as storage:
+                storage.pull("")
+        finally:
+            for name, value in old.items():
+                os.environ.pop(name) if value is None else os.environ.update({name: value})
+    assert contract.statuses(contract.holds(tmp_path / "mirror")) == {"completed": 4}
+    assert results(tmp_path / "mirror") == undisturbed

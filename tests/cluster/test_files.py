@@ -1,0 +1,342 @@
+"""The cluster files and the two ways to submit, as far as they go without a cluster."""
+
+import json
+import os
+import pty
+import re
+import shlex
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import jsonschema
+import pytest
+import yaml
+
+from sweeps.job import DRIVER, pack
+from sweeps.spec import load_spec
+
+ROOT = Path(__file__).parents[2]
+CLUSTERS = ("cluster.yaml", "cluster-local.yaml")
+
+
+# ---- cluster.yaml, cluster-local.yaml
+
+
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_ray_accepts_the_cluster_file(name):
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = yaml.safe_load((ROOT / name).read_text())
+    prepared = prepare_config(config)
+    validate_config(prepared)
+    with pytest.raises(jsonschema.ValidationError):
+        validate_config({**prepared, "idle_timeout": 5})
+    # What is copied is there, and is all that an installation needs.
+    assert {str(Path(local)) for local in config["file_mounts"].values()} - {"~/.ray/auth_token"} == {
+        "pyproject.toml", "README.md", "LICENSE", "bitlora", "reports", "sweeps"
+    }  # fmt: skip
+    assert all((ROOT / local).exists() for local in config["file_mounts"].values() if local[0] != "~")
+
+
+def test_the_cloud_cluster_is_what_it_says():
+    config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    types = config["available_node_types"]
+    assert types[config["head_node_type"]]["resources"] == {"CPU": 0}
+    spot, on_demand = types["gpu_spot"], types["gpu_on_demand"]
+    assert spot["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+    assert "InstanceMarketOptions" not in on_demand["node_config"]
+    assert spot["resources"] == on_demand["resources"]
+    assert spot["priority"] > on_demand["priority"]
+    assert spot["min_workers"] == on_demand["min_workers"] == 0
+    for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
+        assert "RAY_AUTH_MODE=token" in commands[-1]
+    import ray
+
+    images = [config["docker"]["head_image"], config["docker"]["worker_image"]]
+    assert images == [f"rayproject/ray:{ray.__version__}-py311-{kind}" for kind in ("cpu", "gpu")]
+
+
+def ray_commands(text):
+    """Every `ray …` command line of a file, in its commands, comments and code blocks, as words."""
+    text = re.sub(r"\n#? +(?=--[a-z])", " ", text)  # folded lines
+    for line in text.splitlines():
+        line = line.strip().lstrip("#-").strip().partition("   #")[0]
+        for part in re.split(r"[;`]|&&|\|\|", line):
+            words = part.split()
+            if words[:1] == ["ray"] and len(words) > 1:
+                yield shlex.split(part, comments=True)
+
+
+def commands_known(words):
+    """Walk Ray's command line along `words`; the options among them that it does not have."""
+    from ray.scripts.scripts import cli
+
+    command, rest = cli, words[1:]
+    while isinstance(command, click.Group):
+        assert rest[0] in command.commands, f"{' '.join(words)}: there is no {rest[0]}"
+        command, rest = command.commands[rest[0]], rest[1:]
+    rest = rest[: rest.index("--")] if "--" in rest else rest
+    known = {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
+    return [word for word in rest if word.startswith("-") and word.partition("=")[0] not in known]
+
+
+@pytest.mark.parametrize(("name", "least"), [("cluster.yaml", 9), ("cluster-local.yaml", 9), ("README.md", 0)])
+def test_every_ray_command_exists_in_this_ray(name, least):
+    found = list(ray_commands((ROOT / name).read_text()))
+    assert len(found) >= least, found
+    assert [(words, wrong) for words in found if (wrong := commands_known(words))] == []
+
+
+def test_that_check_can_fail():
+    (words,) = ray_commands("  - ulimit -n 65536; ray start --head --prot=6379\n    --dashbord-host=127.0.0.1")
+    assert commands_known(words) == ["--prot=6379", "--dashbord-host=127.0.0.1"]
+    with pytest.raises(AssertionError, match="there is no upp"):
+        commands_known(["ray", "upp", "cluster.yaml"])
+
+
+# ---- rayjob.yaml
+
+
+@pytest.fixture(scope="module")
+def manifests():
+    return list(yaml.safe_load_all((ROOT / "rayjob.yaml").read_text()))
+
+
+@pytest.fixture(scope="module")
+def schema():
+    schema = json.loads(Path(__file__).with_name("rayjob-schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema)
+
+
+def test_the_rayjob_holds_to_its_schema(manifests, schema):
+    _, job = manifests
+    assert [error.message for error in schema.iter_errors(job)] == []
+    for change in (
+        lambda spec: spec.update(entrypiont="x"),
+        lambda spec: spec["rayClusterSpec"]["autoscalerOptions"].update(version="v3"),
+        lambda spec: spec["rayClusterSpec"]["workerGroupSpecs"][0].pop("groupName"),
+        lambda spec: spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0].update(imag="x"),
+        lambda spec: spec["rayClusterSpec"]["headGroupSpec"]["rayStartParams"].update({"num-cpus": 0}),
+    ):
+        wrong = json.loads(json.dumps(job))
+        change(wrong["spec"])
+        assert len(list(schema.iter_errors(wrong))) == 1
+
+
+def test_the_rayjob_runs_a_valid_spec_on_gpus_from_zero(manifests, tmp_path):
+    config, job = manifests
+    spec = tmp_path / "sweep.yaml"
+    spec.write_text(config["data"]["sweep.yaml"])
+    assert yaml.safe_load(spec.read_text())["out"].startswith("s3://")
+    load_spec(spec, ["out=/mnt/sweep"])
+    cluster = job["spec"]["rayClusterSpec"]
+    (head,) = cluster["headGroupSpec"]["template"]["spec"]["containers"]
+    (volume,) = cluster["headGroupSpec"]["template"]["spec"]["volumes"]
+    (mount,) = head["volumeMounts"]
+    assert volume["configMap"]["name"] == config["metadata"]["name"]
+    assert mount["name"] == volume["name"]
+    assert job["spec"]["entrypoint"] == f"python -m sweeps sweep {mount['mountPath']}/sweep.yaml"
+    (workers,) = cluster["workerGroupSpecs"]
+    assert workers["minReplicas"] == 0
+    assert workers["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    import ray
+
+    assert cluster["rayVersion"] == ray.__version__
+    assert cluster["enableInTreeAutoscaling"] is True
+
+
+# ---- sweeps/submit.py: alone, as `ray submit` starts it
+
+
+@pytest.fixture
+def submit(tmp_path):
+    """Runs submit.py as Ray does: a copy of it alone, on a terminal, with a PATH of the test's own."""
+    script = tmp_path / "home" / "submit.py"
+    script.parent.mkdir()
+    script.write_text((ROOT / "sweeps" / "submit.py").read_text())
+    (tmp_path / "bin").mkdir()
+
+    def start(*args, python=sys.executable, **env):
+        ours, theirs = pty.openpty()
+        env = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "HOME": str(script.parent), **env}
+        process = subprocess.Popen(
+            [python, str(script), *args], stdin=theirs, stdout=theirs, stderr=theirs, env=env, cwd=script.parent
+        )
+        os.close(theirs)
+        return process, os.fdopen(ours, "rb", buffering=0)
+
+    return start
+
+
+def read(terminal):
+    """What the terminal showed until its last user was gone."""
+    shown = b""
+    while True:
+        try:
+            part = terminal.read(4096)
+        except OSError:
+            part = b""
+        if not part:
+            return shown.decode().replace("\r\n", "\n").splitlines()
+        shown += part
+
+
+def fake(tmp_path, body, name="bitlora"):
+    path = tmp_path / "bin" / name
+    path.write_text(f"#!{sys.executable}\nimport os, signal, sys, time\n{body}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return str(path)
+
+
+@pytest.mark.parametrize(("ends", "code", "said"), [("0", 0, 0), ("3", 1, 3), ("130", 1, 130), ("-9", 1, 137)])
+def test_submit_gives_0_or_1_and_says_the_true_code(submit, tmp_path, ends, code, said):
+    fake(tmp_path, f"os.kill(os.getpid(), 9) if {ends} < 0 else sys.exit({ends})")
+    process, terminal = submit("a.yaml")
+    assert read(terminal)[-1] == f"exit code: {said}"
+    assert process.wait() == code
+
+
+def test_submit_gives_plain_lines_on_a_terminal(submit, tmp_path):
+    # With rich itself, told to use colours: what decides is what submit.py sets.
+    fake(
+        tmp_path,
+        "from rich.console import Console\n"
+        "console = Console()\n"
+        "console.print('[red]hello[/]', 1)\n"
+        "print(console.is_terminal, os.environ['RAY_ADDRESS'], *sys.argv[1:])",
+    )
+    process, terminal = submit("a.yaml", "--set", "train.steps=2", FORCE_COLOR="1", TERM="xterm-256color")
+    lines = read(terminal)
+    assert lines[1:] == ["False auto sweep a.yaml --set train.steps=2", "exit code: 0"]
+    assert "\x1b" not in lines[1]
+    assert process.wait() == 0
+
+
+def test_submit_finds_the_project(submit, tmp_path):
+    bare = tmp_path / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", bare], check=True)
+    python = str(bare / "bin" / "python")
+    process, terminal = submit("a.yaml", python=python)
+    lines = read(terminal)
+    assert len(lines) == 2
+    for looked in (f"{tmp_path}/bin", python, "BITLORA_PYTHON"):
+        assert looked in lines[0]
+    assert lines[1] == "exit code: 2"
+    assert process.wait() == 1
+    process, terminal = submit("nowhere.yaml", python=python, BITLORA_PYTHON=sys.executable)
+    assert "nowhere.yaml: no such file" in read(terminal)[0]
+    process, terminal = submit("nowhere.yaml")  # the running python has it
+    assert "nowhere.yaml: no such file" in read(terminal)[0]
+    process, terminal = submit("a.yaml", python=python, BITLORA_PYTHON="/no/python")
+    assert read(terminal)[0].startswith("BITLORA_PYTHON=/no/python: no such program")
+
+
+SLOW = """
+def asked(number, frame):
+    print("asked by", signal.Signals(number).name, flush=True)
+    time.sleep(0.5)
+    print("in order", flush=True)
+    open(os.path.join(os.environ["HOME"], "ended"), "w").close()
+    sys.exit(130)
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, asked)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_ctrl_c_on_the_terminal_arrives_once(submit, tmp_path):
+    fake(tmp_path, SLOW)
+    process, terminal = submit("a.yaml")
+    assert terminal.readline().strip() == b"ready"
+    process.send_signal(signal.SIGINT)
+    assert read(terminal)[-3:] == ["asked by SIGINT", "in order", "exit code: 130"]
+    assert process.wait() == 1
+
+
+def test_a_lost_connection_ends_the_sweep_in_order(submit, tmp_path):
+    fake(tmp_path, SLOW)
+    process, terminal = submit("a.yaml")
+    assert terminal.readline().strip() == b"ready"
+    terminal.close()
+    process.send_signal(signal.SIGHUP)  # what a shell gets when ssh is gone
+    assert process.wait(timeout=10) == 1
+    assert (tmp_path / "home" / "ended").exists()
+
+
+# ---- sweeps/job.py: what travels, and what is refused
+
+
+def test_local_data_travels_under_its_name(write_spec, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    for name in ("a/rows.jsonl", "b/rows.jsonl", "b/eval.jsonl"):
+        (tmp_path / name).write_text(f"{name}\n")
+    source = [
+        str(tmp_path / "a/rows.jsonl"),
+        "pydoc",
+        "owner/rows",
+        "/on/the/cluster.jsonl",
+        str(tmp_path / "b/rows.jsonl"),
+    ]
+    path = write_spec(data={"source": source, "eval_source": str(tmp_path / "b/eval.jsonl")}, train={"steps": 5})
+    folder = tmp_path / "job"
+    folder.mkdir()
+    assert pack(load_spec(path, ["out=/mnt/x", "train.eval_every=5"]), folder) == []
+    spec = load_spec(folder / "spec.yaml")
+    first, *others, last = spec.data.source
+    assert others == source[1:4]
+    assert [(folder / name).read_text() for name in (first, last)] == ["a/rows.jsonl\n", "b/rows.jsonl\n"]
+    assert (folder / spec.data.eval_source).read_text() == "b/eval.jsonl\n"
+    assert {Path(name).name for name in (first, last)} == {"rows.jsonl"}
+    # The rest is the spec as it was, overrides applied.
+    assert spec.name == "quick"
+    assert (spec.out, spec.train.steps, spec.train.eval_every) == ("/mnt/x", 5, 5)
+
+
+def lines(ended):
+    return [line for line in ended.err.splitlines() if not line.startswith("reading base and data")]
+
+
+def test_what_cannot_travel_is_said_at_once_and_together(bitlora, write_spec, tmp_path, tiny_base):
+    spec = write_spec(base={"model": "tiny"}, data={"source": ["none.jsonl"]})
+    args = ("--address", "http://127.0.0.1:1", "--out", "runs/x")
+    ended = bitlora("sweep", spec, *args, cwd=tiny_base.parent)
+    assert ended.code == 2
+    out, base, data = lines(ended)
+    assert out.startswith(f"{spec}: out: runs/x would lie in the job's own folder")
+    assert "an absolute path on storage that every node sees, or s3://" in out
+    assert base.startswith(f"{spec}: base.model: tiny is a folder of this machine")
+    assert data.startswith(f"{spec}: data.source: none.jsonl: no such file")
+    ended = bitlora("sweep", write_spec(train={"stepz": 1}), *args)
+    assert ended.code == 2
+    assert len(lines(ended)) == 1
+    assert "train.stepz: unknown key" in ended.err
+
+
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:1", "https://127.0.0.1:1", "http://127.0.0.1:99999", "ray://a:1"]
+)
+def test_a_job_server_out_of_reach_is_one_line(bitlora, write_spec, address):
+    ended = bitlora("sweep", write_spec(), "--address", address)
+    assert ended.code == 2
+    assert len(lines(ended)) == 1, ended.err
+    assert ended.err.startswith(f"--address: submitting to {address} ")
+    assert ended.seconds < 10
+
+
+def test_a_relative_folder_in_a_job_is_refused(bitlora, write_spec, tmp_path):
+    bitlora.env[DRIVER] = "{}"
+    spec = write_spec()
+    ended = bitlora("sweep", spec, "--set", "out=null", cwd=tmp_path)
+    assert ended.code == 2
+    assert len(lines(ended)) == 1, ended.err
+    assert lines(ended)[0].startswith(
+        f"{spec}: out: runs/quick would lie in the job's own folder, which goes when the job"
+    )
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,58 @@
+"""Finding a sweep's processes, waiting for a moment of it, and holding what came out against a sweep without faults."""
+
+import json
+import time
+
+import psutil
+
+
+def processes(temp):
+    """Ray's processes of the sweep whose Ray has the folder `temp`: pid -> title."""
+    found = {}
+    for process in psutil.process_iter(["cmdline"]):
+        try:
+            line = " ".join(process.info["cmdline"] or [])
+            if temp in line and ("raylet" in line or "gcs_server" in line):
+                found[process.pid] = "raylet" if "raylet/raylet" in line else "gcs"
+                for child in process.children(recursive=True):
+                    found[child.pid] = " ".join(child.cmdline())
+        except psutil.Error:
+            continue
+    return found
+
+
+def wait_for(condition, what, timeout=120):
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"waited {timeout} s for {what}")
+
+
+def pid_of(temp, title, timeout=90):
+    return wait_for(lambda: [p for p, t in processes(temp).items() if title in t], title, timeout)[0]
+
+
+def evaluations(folder, at_least=1):
+    """Have so many evaluations been written?"""
+    return lambda: sum(len(p.read_text().splitlines()) for p in folder.glob("trials/*/metrics.jsonl")) >= at_least
+
+
+def events(folder):
+    """What the packs noted, pack by pack, in the order in which they began."""
+    packs = [file.read_text().splitlines() for file in (folder / "logs").glob("pack-*.jsonl")]
+    return sorted(([json.loads(line) for line in lines] for lines in packs if lines), key=lambda pack: pack[0]["time"])
+
+
+def results(folder):
+    """What a sweep came to, without what two runs may differ in: trial -> (record, metrics)."""
+    found = {}
+    for trial in sorted((folder / "trials").iterdir()):
+        record = json.loads((trial / "record.json").read_text())
+        lines = [json.loads(line) for line in (trial / "metrics.jsonl").read_text().splitlines()]
+        for one in (record, *lines):
+            one.pop("seconds")
+        record.pop("versions")
+        found[trial.name] = (record, lines)
+    return found

@@ -1,0 +1,151 @@
+"""A sweep that is lost under way goes on, or `--resume` finishes it, with the numbers it would have had."""
+
+import contextlib
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from faults import evaluations, events, pid_of, processes, results, wait_for
+
+_spec = importlib.util.spec_from_file_location("contract", Path(__file__).with_name("contract.py"))
+contract = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(contract)
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+
+
+def run_to(process, moment, what):
+    """Wait for a moment of a sweep that must not end before."""
+    wait_for(lambda: moment() or process.poll() is not None, what)
+    assert process.poll() is None, process.communicate()
+
+
+def test_the_pool_and_then_the_driver_are_killed(bitlora, resumable, undisturbed, tmp_path):
+    """Nothing is lost or done twice: what was reported before stays, what had ended is not begun again."""
+    spec, folder, temp = resumable(), tmp_path / "quick", bitlora.env["RAY_TMPDIR"]
+    process = bitlora.start("sweep", spec)
+    run_to(process, evaluations(folder, 4), "evaluations")
+    os.kill(pid_of(temp, "ray::Pool"), signal.SIGKILL)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, out + err
+    assert "the pool died" in out
+    assert "--resume" in out
+    assert (folder / "exit_code").read_text() == "130\n"
+    assert "interrupted" in contract.statuses(contract.holds(folder))
+
+    # The trials of the first slots end, and the driver is killed in the middle of the others.
+    process = bitlora.start("sweep", spec, "--resume")
+    run_to(
+        process,
+        lambda: len(list(folder.glob("trials/*/config.json"))) > 2 and evaluations(folder, 44)(),
+        "the last two",
+    )
+    assert not (folder / "exit_code").exists()
+    ended = {path.parent.name for path in folder.glob("trials/*/record.json")}
+    process.kill()
+    process.wait()
+    wait_for(lambda: not processes(temp), "Ray to end with its driver", 30)
+
+    ran = {file.name for file in (folder / "logs").glob("pack-*.jsonl")}
+    done = bitlora("sweep", spec, "--resume")
+    assert done.code == 0, done.out + done.err
+    assert contract.statuses(contract.holds(folder)) == {"completed": 4}
+    assert results(folder) == undisturbed
+    last = [pack for pack in events(folder) if pack][-1]
+    begun = {trial for event in last if event["event"] == "attach" for trial in event["trials"]}
+    assert len({file.name for file in (folder / "logs").glob("pack-*.jsonl")} - ran) == 1
+    assert not begun & ended
+    steps = sum(len(event["trials"]) for event in last if event["event"] == "step")
+    assert steps < 400 * len(begun)  # they went on from their checkpoints
+    assert not list(folder.glob("trials/*/checkpoint.safetensors"))
+
+    again = bitlora("sweep", spec, "--resume")  # nothing is left to do
+    assert again.code == 0, again.out + again.err
+    assert results(folder) == undisturbed
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a file system of its own with room for little."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a file system of its own needs the right to mount one")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_the_disk_is_full(bitlora, resumable, undisturbed, small_disk):
+    folder = small_disk / "quick"
+    spec = resumable(out=folder)
+    process = bitlora.start("sweep", spec)
+    run_to(process, evaluations(folder, 4), "evaluations")
+    filler = small_disk / "filler"
+    with contextlib.suppress(OSError):  # full at last
+        filler.write_bytes(bytes(16 * 2**20))
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 130, out + err
+    assert "No space left" in out + err
+    assert "Traceback" not in err
+    filler.unlink()
+    done = bitlora("sweep", spec, "--resume")
+    assert done.code == 0, done.out + done.err
+    assert contract.statuses(contract.holds(folder)) == {"completed": 4}
+    assert results(folder) == undisturbed
+
+
+def test_what_is_not_the_sweep_that_was_begun_is_refused(bitlora, resumable, undisturbed_folder, tmp_path):
+    """A line for each thing that differs; nothing is started or written."""
+    folder = tmp_path / "quick"
+    nothing = bitlora("sweep", resumable(), "--resume")
+    assert nothing.code == 2
+    assert f"{folder}: there is no sweep to go on with" in nothing.err
+
+    shutil.copytree(undisturbed_folder, folder)
+    (folder / "exit_code").unlink()
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    other = bitlora("sweep", resumable(), "--resume", "--set", "train.steps=500", "--set", "adapter.alpha=9")
+    assert other.code == 2
+    assert f"adapter.alpha: 9, but the sweep in {folder} was begun with 8; a sweep goes on as it was begun" in other.err
+    assert "train.steps: 500, but" in other.err
+    data = Path(json.loads(resumable().read_text())["data"]["source"])
+    changed = tmp_path / data.name
+    changed.write_text(data.read_text().replace("3", "4"))
+    moved = bitlora("sweep", resumable(), "--resume", "--set", f"data.source={changed}")
+    assert "data.source:" in moved.err
+    rows = data.read_text()
+    try:
+        data.write_text(rows.replace("3", "4"))
+        rewritten = bitlora("sweep", resumable(), "--resume")
+    finally:
+        data.write_text(rows)
+    assert rewritten.code == 2
+    assert "data.source: the rows changed since the sweep" in rewritten.err
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    fresh = bitlora("sweep", resumable())
+    assert fresh.code == 2
+    assert "already holds a sweep; go on with it with --resume" in fresh.err
+
+
+def test_status_says_where_a_sweep_stands(bitlora, undisturbed_folder, tmp_path):
+    folder = tmp_path / "quick"
+    shutil.copytree(undisturbed_folder, folder)
+    ended = bitlora("status", folder)
+    assert ended.code == 0
+    assert "ended with exit code 0; of at most 4 trials have ended: 4 completed" in ended.out
+    for name in ("exit_code", "trials/t0003/record.json"):
+        (folder / name).unlink()
+    running = bitlora("status", folder)
+    assert "last written" in running.out
+    assert "3 completed" in running.out
+    assert "t0003" in running.out
+    assert "400/400" in running.out
+    nowhere = bitlora("status", tmp_path / "nowhere")
+    assert nowhere.code == 2
+    assert nowhere.err.count("\n") == 1
