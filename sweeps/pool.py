@@ -4,7 +4,8 @@ One actor, all of it on one asyncio loop, so nothing here needs a lock. Trials (
 from one side, the first worker of each pack (`sweeps.worker`) from the other. Nobody waits for it but with a reason:
 `next_result` for a result, `commands` for something to do, `released` for a slot to be empty.
 
-A call of an actor that died goes on waiting here, so a result is read by its number, and the last that was read is kept.
+Ray's facts it is built on: a call of an actor that died goes on waiting here, so a result is read by its number, and the
+last that was read is kept; calls of one caller may overtake each other.
 """
 
 from __future__ import annotations
@@ -219,15 +220,17 @@ class Pool:
             return
         if result["status"] != "running":
             self._leave(trial_id, entry, tell=False)
+        elif result["step"] <= entry.reported:  # a later one overtook it
+            return
         entry.lost = self._unwritable = 0
         self._reported = True
         entry.deliver(result)
         self._dispatch()
 
     async def let_go(self, name: str, trial_id: str) -> None:
-        """The pack has emptied the trial's slot and written its last file."""
+        """The pack has emptied the trial's slot and written its last file. It may overtake the report of its end."""
         entry = self._trials.get(trial_id)
-        if entry is not None and entry.pack == name and entry.ended:
+        if entry is not None and entry.pack == name:
             entry.released.set()
 
     async def progress(self, name: str, steps: dict[str, tuple[int, float]]) -> None:

@@ -18,6 +18,7 @@ from rich.console import Console
 from bitlora.record import Status, write_text
 from bitlora.storage import Storage
 from reports.report import write_report
+from sweeps.actors import keep_actors
 from sweeps.cluster import HEAD, NodeTypes, node_types
 from sweeps.driver import DriverOnly
 from sweeps.packs import BEGIN_S, CLOSE_S, MACHINE_S, one_line
@@ -202,6 +203,7 @@ class _Search:
         with Display(
             console, pool, list(spec.search.space), searcher.total, past.best, searcher.total - left
         ) as display:
+            keep_actors()
             tuner = tune.Tuner(
                 tune.with_resources(Trial, {"CPU": 0, **HEAD}),
                 tune_config=tune.TuneConfig(

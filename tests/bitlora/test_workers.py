@@ -124,3 +124,17 @@ def test_a_checkpoint_that_does_not_fit_is_refused_and_holds_no_pickle(engine, t
         load_checkpoint(tmp_path, config, "a base")
     with pytest.raises(ValueError, match="a state of"):
         engine.attach(other, state=engine.state(slot))
+
+
+def test_agreeing_costs_at_most_a_fiftieth_of_a_short_step(tmp_path):
+    """The header rides in the sum of the gradients: 2 % of a step of 50 ms is 1 ms."""
+    program = PROGRAM.with_name("agreement_program.py")
+    both = [
+        subprocess.Popen([sys.executable, program, str(rank), str(tmp_path / "meeting")], stdout=subprocess.PIPE)
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    found = json.loads(said[0])
+    print(f"sum of the gradients {found['silent']:.2f} ms, with agreement {found['agreeing']:.2f} ms")
+    assert found["agreeing"] - found["silent"] <= 1.0

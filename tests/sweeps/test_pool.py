@@ -254,3 +254,19 @@ def test_results_that_were_read_are_dropped_and_the_last_is_given_again(world):
         assert (await w.pool.next_result("t0", number))["step"] == 100
 
     world(scenario)
+
+
+def test_calls_of_a_pack_may_overtake_each_other(world):
+    async def scenario(w):
+        await w.attach(0)
+        host = w.hosts[0]
+        await w.ready(host)
+        await w.report(host, "t0", 2)
+        await w.report(host, "t0", 1)
+        await w.pool.let_go(host.name, "t0")
+        await w.report(host, "t0", 3, "completed")
+        assert [(await w.pool.next_result("t0", number))["step"] for number in (0, 1)] == [2, 3]
+        async with asyncio.timeout(1):
+            await w.pool.released("t0")
+
+    world(scenario)
