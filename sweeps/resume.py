@@ -20,8 +20,8 @@ DECIDING: Final = (SPEC, JOURNAL, record.CONFIG, record.METRICS, record.RECORD, 
 """Names of the files that a run of the sweep which goes on looks at."""
 DATA, BASE = "data", "base"
 """Attributes of the study: what the sweep began with."""
-FREE: Final = ("out", "resources", "name")
-"""Sections of a spec that may differ when a sweep goes on: they decide no number."""
+FREE: Final = ("out", "resources.", "train.checkpoint_every")
+"""Keys of a spec, or how they begin, that may differ when a sweep goes on: they decide no number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ def cannot_resume(spec: Spec, folder: Path) -> list[str]:
         f"{key}: {_shown(now.get(key))}, but the sweep in {spec.place} was begun with {_shown(then.get(key))}; "
         "a sweep goes on as it was begun"
         for key in sorted(now.keys() | then.keys())
-        if key.split(".")[0] not in FREE and now.get(key) != then.get(key)
+        if not key.startswith(FREE) and now.get(key) != then.get(key)
     ]
 
 

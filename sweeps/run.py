@@ -28,7 +28,7 @@ from sweeps.progress import Display
 from sweeps.recorder import Recorder
 from sweeps.resume import EXIT_CODE, JOURNAL, SPEC, began_with, changed, look
 from sweeps.search import OptunaSearcher, make_scheduler
-from sweeps.session import ENVIRONMENT, Interrupt, connect, keep_logs, log_to
+from sweeps.session import ENVIRONMENT, Interrupt, alone, connect, keep_logs, log_to
 from sweeps.spec import Spec, dump_spec
 from sweeps.trial import Trial
 from sweeps.worker import FAKE_GPUS, PackHost, Settings
@@ -75,12 +75,13 @@ def run_sweep(
         raise InputError(lines)
     with Interrupt() as interrupt:
         console.print("starting Ray …", highlight=False)
-        with connect(address) as session:
+        with connect(address) as session, contextlib.ExitStack() as stack:
             interrupt.arm()
             own = session is not None
             resources = worker_resources(spec, ray.nodes(), [] if own else node_types())
             try:
                 (folder / "logs").mkdir(parents=True, exist_ok=True)
+                stack.enter_context(alone(folder))
                 if not resume:
                     write_text(folder / SPEC, dump_spec(spec))
                     storage.push(SPEC)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import shutil
@@ -92,11 +93,29 @@ def connect(address: str | None) -> Iterator[Path | None]:
         ray.shutdown()
 
 
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold a sweep's folder against other runs of it, as long as this process lives. Object storage has no such lock.
+
+    Raises:
+        InputError: there is another one.
+    """
+    with (folder / "logs" / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError([f"{folder}: another run of this sweep is under way; wait for it, or end it"]) from None
+        except OSError:  # a file system that has no locks
+            pass
+        yield
+
+
 def log_to(path: Path) -> None:
     """Send what Ray and Optuna log in this process to a file instead of the terminal, once Ray has set up its own."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.captureWarnings(True)
+    logging.raiseExceptions = False  # a full disk is said once, and not by a traceback of each line that could not be kept
     for name in ("ray", "ray.data", "ray.train", "ray.tune", "optuna", "py.warnings"):
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler] if name in ("ray", "optuna", "py.warnings") else []

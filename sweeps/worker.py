@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -141,6 +142,9 @@ def pack_loop(config: dict[str, Any]) -> None:
     except Exception as error:
         ray.get(pool.pack_failed.remote(name, one_line(error)))
         raise
+    finally:
+        with contextlib.suppress(OSError):
+            settings.storage.close()
 
 
 def identity(base: Base, config: BaseConfig) -> str:

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 def run_to(process, moment, what):
     """Wait for a moment of a sweep that must not end before."""
-    wait_for(lambda: moment() or process.poll() is not None, what)
+    wait_for(lambda: moment() or process.poll() is not None, what, 300)
     assert process.poll() is None, process.communicate()
 
 
