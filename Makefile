@@ -4,14 +4,18 @@ TORCH ?= torch==2.13.0
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 
-.PHONY: quickstart test check format clean
+.PHONY: quickstart test test-slow check format clean
 
 quickstart: .venv/.ready
 	@if [ -e runs/quickstart ]; then mv runs/quickstart "runs/quickstart.$$(date +%Y%m%d-%H%M%S)"; fi
 	$(BIN)/bitlora sweep sweeps/quickstart.yaml
 
 test: .venv/.ready
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest -m "not gpu and not slow"
+
+# Sweeps that are disturbed, and whole clusters on this machine: ssh, raylets, an autoscaler, S3.
+test-slow: .venv/.ready
+	$(BIN)/python -m pytest -m "not gpu and slow"
 
 check: .venv/.ready
 	$(BIN)/ruff check .

@@ -31,7 +31,7 @@ def describe(config: dict[str, Any], axes: list[str]) -> str:
 
 
 class Display(DriverOnly, Callback):  # type: ignore[misc]
-    """Listens to Tune; on a terminal it also asks the pool for the steps in between.
+    """Listens to Tune, and asks the pool for the steps in between and for packs that wait.
 
     Args:
         axes: what the sweep varies.
@@ -69,7 +69,7 @@ class Display(DriverOnly, Callback):  # type: ignore[misc]
         if self._console.is_terminal:
             self._live = Live(self._draw(), console=self._console, refresh_per_second=2, transient=True)
             self._live.start()
-            threading.Thread(target=self._watch, name="display", daemon=True).start()
+        threading.Thread(target=self._watch, name="display", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -78,13 +78,19 @@ class Display(DriverOnly, Callback):  # type: ignore[misc]
             self._live.stop()
 
     def _watch(self) -> None:
+        told = 0
         while not self._stop.wait(REFRESH_S):
             try:
                 self._status = ray.get(self._pool.status.remote(), timeout=POLL_S)
             except ray.exceptions.RayError:
                 continue
-            if self._live is not None and not self._stop.is_set():
+            if self._stop.is_set():
+                return
+            if self._live is not None:
                 self._live.update(self._draw())
+            elif (waiting := self._status["packs"]["waiting"]) != told:
+                told = waiting
+                self._say(f"packs that wait for a machine: {waiting}")
 
     def _say(self, text: str) -> None:
         if self._live is None:
@@ -139,7 +145,10 @@ class Display(DriverOnly, Callback):  # type: ignore[misc]
             step, loss = progress or (0, math.nan)
             shown = f"{loss:.4f}" if math.isfinite(loss) else "–"
             table.add_row(trial_id, f"{step}/{config['steps']}", shown, describe(config, self._axes))
-        state = "" if self._status.get("ready") else "starting a pack: loading the base …"
+        packs = self._status.get("packs", {})
+        state = "" if packs.get("ready") else "starting a pack: loading the base …"
+        if packs.get("waiting"):
+            state = f"packs that wait for a machine: {packs['waiting']}"
         best = f"best so far: {self._best[1]} {self._best[0]:.4f}" if self._best else ""
         waiting = len(self._status.get("waiting", []))
         tail = [Text(line, style="dim") for line in self._ended[-SHOWN:]]

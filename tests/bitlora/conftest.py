@@ -1,25 +1,14 @@
 """Storages in an S3 server of the tests' own (`s3.py`)."""
 
-import importlib.util
 import os
-import sys
 import uuid
-from pathlib import Path
 
 import pytest
+import s3
 
 
 @pytest.fixture(scope="session")
-def s3():
-    """The module `s3.py`: it needs the package moto."""
-    spec = importlib.util.spec_from_file_location("s3", Path(__file__).with_name("s3.py"))
-    module = sys.modules["s3"] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="session")
-def running(s3):
+def running():
     with s3.serve_s3() as server:
         yield server
 

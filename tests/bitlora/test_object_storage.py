@@ -10,6 +10,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+import s3
 
 from bitlora import storage
 from bitlora.storage import StorageError, open_storage
@@ -94,7 +95,7 @@ def test_only_the_files_wanted_are_fetched(server, out, opened, write):
     assert not [path for path in server.paths("GET") if "adapter" in path]
 
 
-def test_a_file_pulled_is_the_old_one_or_the_new_one(server, out, opened, s3, write):
+def test_a_file_pulled_is_the_old_one_or_the_new_one(server, out, opened, write):
     here, there = opened(out), opened(out)
     old, new = b"o" * 4_000_000, b"n" * 5_000_000
     write(here.folder, w=old)
@@ -139,7 +140,7 @@ def test_a_file_replaced_while_it_is_fetched_comes_whole(server, out, opened):
     assert tree(there.folder) == {"metrics.jsonl": b"1\n2\n3\n"}
 
 
-def test_many_files_are_fetched_several_at_once(server, out, opened, s3, write):
+def test_many_files_are_fetched_several_at_once(server, out, opened, write):
     here, there = opened(out), opened(out)
     for number in range(100):
         write(here.folder / f"trials/t{number:04}", record_json=b"%d" % number, metrics_jsonl=b"{}\n")
@@ -209,7 +210,7 @@ assert "torch" not in sys.modules and "ray" not in sys.modules
 # ---- in the background
 
 
-def test_a_file_that_changes_often_is_put_seldom_and_its_last_content_stays(server, out, opened, s3, write):
+def test_a_file_that_changes_often_is_put_seldom_and_its_last_content_stays(server, out, opened, write):
     here = opened(out)
     write(here.folder, sweep_yaml=b"a: 1")
     server.fault = s3.late(0.2)
@@ -225,7 +226,7 @@ def test_a_file_that_changes_often_is_put_seldom_and_its_last_content_stays(serv
     assert len(server.paths("PUT")) <= 4
 
 
-def test_what_could_not_be_put_in_the_background_is_said_once(server, out, opened, s3, write):
+def test_what_could_not_be_put_in_the_background_is_said_once(server, out, opened, write):
     here = opened(out)
     write(here.folder, a=b"1", b=b"2")
     server.fault = lambda request: s3.refusal(403, "AccessDenied")
@@ -242,7 +243,7 @@ def test_what_could_not_be_put_in_the_background_is_said_once(server, out, opene
     assert server.get(f"{out}/a") == b"1"
 
 
-def test_closing_puts_what_waits_and_removes_what_it_made(server, out, tmp_path, monkeypatch, s3, write):
+def test_closing_puts_what_waits_and_removes_what_it_made(server, out, tmp_path, monkeypatch, write):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with open_storage(out) as made:
         write(made.folder, a=b"1")

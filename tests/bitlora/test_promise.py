@@ -11,11 +11,10 @@ the float64 tests of that case round both sides' ties the same way (`snapped`); 
 bound.
 """
 
-import importlib.util
 import math
-from pathlib import Path
 
 import numpy as np
+import oracle
 import pytest
 import torch
 from transformers import (
@@ -34,10 +33,6 @@ from bitlora.config import BaseConfig, TrialConfig
 from bitlora.engine import Batch, Engine
 from bitlora.layout import Span
 from bitlora.packed_linear import dropout_mask
-
-_spec = importlib.util.spec_from_file_location("oracle", Path(__file__).with_name("oracle.py"))
-oracle = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(oracle)
 
 CPU = torch.device("cpu")
 VOCAB = 96

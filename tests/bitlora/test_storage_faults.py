@@ -5,6 +5,7 @@ import threading
 import time
 
 import pytest
+import s3
 
 from bitlora import object_storage, storage
 from bitlora.storage import StorageError, open_storage
@@ -16,7 +17,7 @@ def free_port():
         return taken.getsockname()[1]
 
 
-def test_an_answer_that_comes_late_is_waited_for(server, out, opened, s3, write):
+def test_an_answer_that_comes_late_is_waited_for(server, out, opened, write):
     here = opened(out)
     write(here.folder, a=b"1")
     server.fault = s3.late(2)
@@ -45,7 +46,7 @@ def test_a_request_that_hangs_is_given_up_and_asked_again(server, out, opened, m
     assert took < 30
 
 
-def test_a_busy_server_is_asked_again(server, out, opened, s3, write):
+def test_a_busy_server_is_asked_again(server, out, opened, write):
     here, there = opened(out), opened(out)
     write(here.folder, a=b"1", b=b"2")
     seen = set()
@@ -63,7 +64,7 @@ def test_a_busy_server_is_asked_again(server, out, opened, s3, write):
     assert len(seen) >= 8
 
 
-def test_a_server_that_stays_busy_is_given_up(server, out, opened, monkeypatch, s3, write):
+def test_a_server_that_stays_busy_is_given_up(server, out, opened, monkeypatch, write):
     here = opened(out)
     write(here.folder, a=b"1")
     monkeypatch.setattr(object_storage, "RETRY_S", 1.0)
@@ -76,7 +77,7 @@ def test_a_server_that_stays_busy_is_given_up(server, out, opened, monkeypatch, 
     assert len(server.requests) >= 2
 
 
-def test_a_server_that_was_away_is_found_again(out, server, opened, s3, write):
+def test_a_server_that_was_away_is_found_again(out, server, opened, write):
     port = free_port()
     here = opened(f"{out}?endpoint_override=127.0.0.1:{port}&scheme=http")
     write(here.folder, a=b"1")
@@ -113,7 +114,7 @@ def test_no_such_bucket(server, opened):
     assert took < 5
 
 
-def test_credentials_that_may_not(server, out, opened, monkeypatch, s3):
+def test_credentials_that_may_not(server, out, opened, monkeypatch):
     server.fault = lambda request: s3.refusal(403, "AccessDenied") if request.method == "PUT" else None
     assert "writing is denied" in refused(out, opened)[0]
     server.fault = lambda request: s3.refusal(403, "AccessDenied") if request.method == "DELETE" else None

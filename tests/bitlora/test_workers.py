@@ -1,6 +1,5 @@
 """Many workers come to one worker's numbers, and a trial that goes on from its checkpoint to those it would have had."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import worker_program as program
 from safetensors import safe_open
 
 from bitlora.base import load_base
@@ -16,10 +16,7 @@ from bitlora.config import BaseConfig
 from bitlora.engine import Engine
 from bitlora.workers import Workers
 
-PROGRAM = Path(__file__).with_name("worker_program.py")
-_spec = importlib.util.spec_from_file_location("worker_program", PROGRAM)
-program = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(program)
+PROGRAM = Path(program.__file__)
 
 
 def run(size, base, folder):

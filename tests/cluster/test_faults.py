@@ -3,30 +3,19 @@
 In float64, without a scheduler and over a grid, so that what comes out is what an undisturbed sweep gives.
 """
 
-import importlib.util
 import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
+import contract
+import fake_cluster as fake
 import pytest
-from faults import evaluations, events, results, wait_for
+import s3
+from faults import evaluations, events, results, same, wait_for
 
-
-def _load(name, path):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / path)
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-fake = _load("fake", "fake.py")
-contract = _load("contract", "../sweeps/contract.py")
-s3 = _load("s3", "../bitlora/s3.py")
-
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
 
 DRAIN = """
 import sys
@@ -95,7 +84,7 @@ def test_a_machine_gives_notice_and_then_the_head_is_lost(bitlora, resumable, un
     finally:
         cluster.close()
     assert contract.statuses(contract.holds(folder)) == {"completed": 4}
-    assert results(folder) == undisturbed
+    same(results(folder), undisturbed)
 
 
 def test_storage_in_s3_that_answers_late(bitlora, resumable, undisturbed, tmp_path):
@@ -133,4 +122,4 @@ def test_storage_in_s3_that_answers_late(bitlora, resumable, undisturbed, tmp_pa
             for name, value in old.items():
                 os.environ.pop(name) if value is None else os.environ.update({name: value})
     assert contract.statuses(contract.holds(tmp_path / "mirror")) == {"completed": 4}
-    assert results(tmp_path / "mirror") == undisturbed
+    same(results(tmp_path / "mirror"), undisturbed)

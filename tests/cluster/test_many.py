@@ -1,18 +1,14 @@
 """Many trials on many machines, with an engine that costs nothing: what is left is what a trial costs by itself."""
 
-import importlib.util
 import json
 import subprocess
 import sys
-from pathlib import Path
 
+import fake_cluster as fake
 import pytest
+import trivial_sweep
 
-_spec = importlib.util.spec_from_file_location("fake", Path(__file__).with_name("fake.py"))
-fake = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(fake)
-
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
 
 MACHINES, TRIALS = 8, 200
 FLAT_MB = 25
@@ -34,7 +30,7 @@ def test_no_trial_is_lost_and_memory_stays_flat(cluster, write_spec, tmp_path):
         search={"trials": TRIALS, "space": {"rank": {"low": 1, "high": 500}}},
         resources={"packs": MACHINES, "slots": 1},
     )
-    command = [sys.executable, str(Path(__file__).with_name("trivial.py")), str(spec), cluster.address, cluster.temp]
+    command = [sys.executable, trivial_sweep.__file__, str(spec), cluster.address, cluster.temp]
     ended = subprocess.run(command, env=cluster.env, capture_output=True, text=True, timeout=500)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     found = json.loads(ended.stdout.splitlines()[-1])

@@ -1,24 +1,13 @@
 """A machine that vanishes while a pack trains on it."""
 
-import importlib.util
 import json
 import time
-from pathlib import Path
 
+import contract
+import fake_cluster as fake
 import pytest
 
-
-def _load(name, path):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-fake = _load("fake", "fake.py")
-contract = _load("contract", "../sweeps/contract.py")
-
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 def events(folder, what):

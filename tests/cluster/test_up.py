@@ -3,7 +3,6 @@
 One cluster for all of them, so the tests go in their order: `ray up` first, `ray down` last.
 """
 
-import importlib.util
 import json
 import os
 import re
@@ -12,16 +11,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
+import contract
 import pytest
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(300)]
 
-
-_spec = importlib.util.spec_from_file_location("contract", Path(__file__).parents[1] / "sweeps" / "contract.py")
-contract = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(contract)
 
 QUICK = {
     "train": {"steps": 2, "eval_every": 2},

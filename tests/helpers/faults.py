@@ -4,6 +4,7 @@ import json
 import time
 
 import psutil
+import pytest
 
 
 def processes(temp):
@@ -56,3 +57,15 @@ def results(folder):
         record.pop("versions")
         found[trial.name] = (record, lines)
     return found
+
+
+def same(found, reference):
+    """Equal but for the last digits of losses: two workers add in another order than one."""
+    assert found.keys() == reference.keys()
+    for trial, (record, lines) in found.items():
+        expected, curve = reference[trial]
+        assert {**record, "eval_loss": 0} == {**expected, "eval_loss": 0}
+        assert record["eval_loss"] == pytest.approx(expected["eval_loss"], rel=1e-9)
+        assert len(lines) == len(curve)
+        for line, other in zip(lines, curve, strict=True):
+            assert line == pytest.approx(other, rel=1e-9)

@@ -1,7 +1,6 @@
 """Faults that must not hang a sweep: each is done for real, and ends in a finished sweep or the right code and reason."""
 
 import contextlib
-import importlib.util
 import json
 import os
 import shutil
@@ -12,50 +11,16 @@ import sys
 import time
 from pathlib import Path
 
+import contract
 import psutil
 import pytest
-
-_spec = importlib.util.spec_from_file_location("contract", Path(__file__).with_name("contract.py"))
-contract = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(contract)
+from faults import evaluations as training
+from faults import events, pid_of, processes, wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
 LONG = {"train": {"steps": 600, "eval_every": 20, "batch_size": 4}, "search": {"trials": 3}}
 """Long enough to be in the middle of it: some 10 s of training."""
-
-
-def processes(temp):
-    """Ray's processes of the sweep whose Ray has the folder `temp`: pid -> title."""
-    found = {}
-    for process in psutil.process_iter(["cmdline"]):
-        try:
-            line = " ".join(process.info["cmdline"] or [])
-            if temp in line and ("raylet" in line or "gcs_server" in line):
-                found[process.pid] = "raylet" if "raylet/raylet" in line else "gcs"
-                for child in process.children(recursive=True):
-                    found[child.pid] = " ".join(child.cmdline())
-        except psutil.Error:
-            continue
-    return found
-
-
-def wait_for(condition, what, timeout=120):
-    end = time.monotonic() + timeout
-    while time.monotonic() < end:
-        if found := condition():
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"waited {timeout} s for {what}")
-
-
-def pid_of(temp, title, timeout=90):
-    return wait_for(lambda: [p for p, t in processes(temp).items() if title in t], title, timeout)[0]
-
-
-def training(folder):
-    """Has a trial been evaluated?"""
-    return lambda: [p for p in folder.glob("trials/*/metrics.jsonl") if p.read_text()]
 
 
 def finish(process, temp, seen, since, limit=60):
@@ -99,12 +64,6 @@ def test_the_base_fails_to_load(bitlora, write_spec, tmp_path, tiny_base):
     assert all("the base could not be loaded" in record["reason"] for record in found.values())
     assert "no pack could be started: the base could not be loaded" in ended.out
     assert (tmp_path / "quick" / "exit_code").read_text() == "1\n"
-
-
-def events(folder):
-    """What the packs noted, pack by pack, in the order in which they began."""
-    files = sorted((folder / "logs").glob("pack-*.jsonl"))
-    return [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
 
 
 @pytest.fixture
@@ -177,19 +136,8 @@ def test_a_trials_actor_is_killed_before_its_first_result_and_a_worker_while_tra
     assert len(events(folder)) == 2
 
 
-def test_the_pool_is_killed(running):
-    process, temp, folder = running()
-    wait_for(training(folder), "an evaluation")
-    seen = processes(temp)
-    os.kill(pid_of(temp, "ray::Pool"), signal.SIGKILL)
-    out, err = finish(process, temp, seen, time.monotonic())
-    assert process.returncode == 1, out + err
-    assert "the pool died" in out
-    assert set(contract.statuses(contract.holds(folder))) == {"failed"}
-
-
-@pytest.mark.parametrize("when", ["start", "training"])
-def test_ctrl_c(running, when):
+@pytest.mark.parametrize(("when", "number"), [("start", signal.SIGINT), ("training", signal.SIGTERM)])
+def test_ctrl_c_or_a_plain_kill(running, when, number):
     process, temp, folder = running(search={"trials": 5})
     if when == "training":
         wait_for(training(folder), "an evaluation")
@@ -197,7 +145,7 @@ def test_ctrl_c(running, when):
         pid_of(temp, "ray::PackHost")
     seen = processes(temp)
     began = time.monotonic()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = finish(process, temp, seen, began, limit=30)
     assert process.returncode == 130, out + err
     assert (folder / "exit_code").read_text() == "130\n"

@@ -1,7 +1,6 @@
 """A sweep that is lost under way goes on, or `--resume` finishes it, with the numbers it would have had."""
 
 import contextlib
-import importlib.util
 import json
 import os
 import shutil
@@ -9,20 +8,32 @@ import signal
 import subprocess
 from pathlib import Path
 
+import contract
 import pytest
-from faults import evaluations, events, pid_of, processes, results, wait_for
+from faults import evaluations, events, pid_of, processes, results, same, wait_for
 
-_spec = importlib.util.spec_from_file_location("contract", Path(__file__).with_name("contract.py"))
-contract = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(contract)
-
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def run_to(process, moment, what):
     """Wait for a moment of a sweep that must not end before."""
     wait_for(lambda: moment() or process.poll() is not None, what, 300)
     assert process.poll() is None, process.communicate()
+
+
+def test_a_worker_and_a_trials_actor_are_killed(bitlora, resumable, undisturbed, tmp_path):
+    folder, temp = tmp_path / "quick", bitlora.env["RAY_TMPDIR"]
+    process = bitlora.start("sweep", resumable(workers_per_pack=2))
+    run_to(process, evaluations(folder, 4), "evaluations")
+    os.kill(pid_of(temp, "ray::RayTrainWorker"), signal.SIGKILL)
+    os.kill(pid_of(temp, "ray::ResourceTrainable"), signal.SIGKILL)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err
+    assert contract.statuses(contract.holds(folder)) == {"completed": 4}
+    same(results(folder), undisturbed)
+    _, second = events(folder)
+    begun = {trial for event in second if event["event"] == "attach" for trial in event["trials"]}
+    assert sum(len(event["trials"]) for event in second if event["event"] == "step") < 400 * len(begun)
 
 
 def test_the_pool_and_then_the_driver_are_killed(bitlora, resumable, undisturbed, tmp_path):
@@ -55,7 +66,7 @@ def test_the_pool_and_then_the_driver_are_killed(bitlora, resumable, undisturbed
     done = bitlora("sweep", spec, "--resume")
     assert done.code == 0, done.out + done.err
     assert contract.statuses(contract.holds(folder)) == {"completed": 4}
-    assert results(folder) == undisturbed
+    same(results(folder), undisturbed)
     last = [pack for pack in events(folder) if pack][-1]
     begun = {trial for event in last if event["event"] == "attach" for trial in event["trials"]}
     assert len({file.name for file in (folder / "logs").glob("pack-*.jsonl")} - ran) == 1
@@ -66,7 +77,7 @@ def test_the_pool_and_then_the_driver_are_killed(bitlora, resumable, undisturbed
 
     again = bitlora("sweep", spec, "--resume")  # nothing is left to do
     assert again.code == 0, again.out + again.err
-    assert results(folder) == undisturbed
+    same(results(folder), undisturbed)
 
 
 @pytest.fixture
@@ -97,7 +108,7 @@ def test_the_disk_is_full(bitlora, resumable, undisturbed, small_disk):
     done = bitlora("sweep", spec, "--resume")
     assert done.code == 0, done.out + done.err
     assert contract.statuses(contract.holds(folder)) == {"completed": 4}
-    assert results(folder) == undisturbed
+    same(results(folder), undisturbed)
 
 
 def test_what_is_not_the_sweep_that_was_begun_is_refused(bitlora, resumable, undisturbed_folder, tmp_path):

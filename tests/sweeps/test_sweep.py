@@ -1,16 +1,11 @@
 """Sweeps from the command line to the report, over a small base on a Ray of their own."""
 
-import importlib.util
 import json
-from pathlib import Path
 
+import contract
 import pytest
 import torch
 from safetensors.torch import load_file
-
-_spec = importlib.util.spec_from_file_location("contract", Path(__file__).with_name("contract.py"))
-contract = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(contract)
 
 pytestmark = pytest.mark.cluster
 
