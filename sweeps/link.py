@@ -134,11 +134,17 @@ class FirstLink(Link):
         except ValueError as error:  # it begins again, and comes to the same numbers
             self.say(f"no checkpoint: {error}", trial_id)
 
+        # A checkpoint is written when all evaluations before it are. What was written of them but not heard of is said
+        # again; what was written at its step or after it comes once more.
+        before = found[1].step - 1 if found is not None else 0
+
         def write() -> None:
             record.write_json(folder / record.CONFIG, config.model_dump(mode="json"))
-            # What was written but not reported is written again.
-            record.keep_metrics(folder, reported)
+            record.keep_metrics(folder, max(reported, before))
             self._storage.push(f"{where}/{record.CONFIG}", f"{where}/{record.METRICS}")
+            for line in record.read_metrics(folder):
+                if line.step > reported:
+                    self._report(trial_id, "running", line.step, line.eval_loss)
 
         self._write(write)
         self.say("attach", trial_id)
@@ -168,27 +174,30 @@ class FirstLink(Link):
         self.say("evaluated", trial_id)
 
     def save(self, trial_id: str, config: TrialConfig, state: SlotState, progress: Progress) -> None:
-        self._newest[trial_id] = state.step
+        def hand_over() -> None:
+            self._newest[trial_id] = state.step
+            self._saver.submit(self._guarded, write)
 
         def write() -> None:
             from bitlora.checkpoint import save_checkpoint
 
-            if self._newest.get(trial_id) != state.step:
+            if self._newest.get(trial_id) != state.step:  # a newer one waits behind it, or the trial has gone
                 return
             save_checkpoint(self._storage.folder / "trials" / trial_id, state, progress, config, self._base)
             self._storage.push(f"trials/{trial_id}/{record.CHECKPOINT}")
 
-        self._saver.submit(self._guarded, write)
+        # Through the writer: never before the evaluations that come before it.
+        self._write(hand_over)
 
     def diverged(self, trial_id: str, step: int, reason: str) -> None:
         self._write(lambda: self._report(trial_id, "diverged", step, math.nan, reason))
 
     def let_go(self, trial_id: str) -> None:
-        def said() -> None:
-            self._pool.let_go.remote(self._name, trial_id)
+        def hand_over() -> None:
+            self._newest.pop(trial_id, None)
+            self._saver.submit(lambda: self._pool.let_go.remote(self._name, trial_id))
 
-        self._newest.pop(trial_id, None)
-        self._write(lambda: self._saver.submit(said))
+        self._write(hand_over)
         self.say("detach", trial_id)
 
     def progress(self, steps: dict[str, tuple[int, float]]) -> None:

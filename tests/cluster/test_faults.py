@@ -32,7 +32,7 @@ NODE_OF = """
 import sys, ray
 ray.init(sys.argv[1], logging_level="ERROR")
 from ray.util.placement_group import placement_group_table
-groups = [info for info in placement_group_table().values() if info["state"] == "CREATED"]
+groups = [info for info in placement_group_table().values() if info["name"].startswith("pack-")]
 print(*{node for info in groups for node in info["bundles_to_node_id"].values()})
 """
 
