@@ -23,12 +23,10 @@ CHAT = (
 )
 
 
-@pytest.fixture(scope="session")
-def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama of two small blocks with a byte-level tokenizer and a chat template, as a folder."""
-    import torch
+def save_tokenizer(folder: Path) -> int:
+    """Write a byte-level tokenizer with a chat template; gives the size of its vocabulary."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -40,8 +38,19 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token=special[0], eos_token=special[2], pad_token=special[0], chat_template=CHAT
     )
+    tokenizer.save_pretrained(folder)
+    return len(vocab)
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of two small blocks with a byte-level tokenizer and a chat template, as a folder."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("base") / "tiny"
     config = LlamaConfig(
-        vocab_size=len(vocab),
+        vocab_size=save_tokenizer(folder),
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,
@@ -53,9 +62,32 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pad_token_id=0,
     )
     torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("base") / "tiny"
     LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def float64_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GPT-NeoX of two small blocks: in float64 all of it is, while transformers' RMSNorm runs in float32 even there."""
+    import torch
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    folder = tmp_path_factory.mktemp("base") / "float64"
+    config = GPTNeoXConfig(
+        vocab_size=save_tokenizer(folder),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        bos_token_id=0,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    torch.manual_seed(0)
+    GPTNeoXForCausalLM(config).save_pretrained(folder)
     return folder
 
 
@@ -158,11 +190,11 @@ RESUMABLE: dict[str, Any] = {
 
 
 @pytest.fixture
-def resumable(write_spec: SpecWriter) -> SpecWriter:
+def resumable(tmp_path: Path, float64_base: Path, arithmetic: Path) -> SpecWriter:
     """Writes the spec of a sweep whose numbers do not hang on what goes wrong meanwhile."""
 
     def write(out: Path | str | None = None, **resources: Any) -> Path:
-        path = write_spec("quick", **RESUMABLE, resources=resources)
+        path = spec_writer(tmp_path, float64_base, arithmetic)("quick", **RESUMABLE, resources=resources)
         if out is not None:
             path.write_text(json.dumps({**json.loads(path.read_text()), "out": str(out)}))
         return path
@@ -171,10 +203,10 @@ def resumable(write_spec: SpecWriter) -> SpecWriter:
 
 
 @pytest.fixture(scope="session")
-def undisturbed_folder(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, arithmetic: Path) -> Path:
+def undisturbed_folder(tmp_path_factory: pytest.TempPathFactory, float64_base: Path, arithmetic: Path) -> Path:
     """What the sweep of `resumable` comes to where nothing goes wrong."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    spec = spec_writer(folder, tiny_base, arithmetic)("quick", **RESUMABLE)
+    spec = spec_writer(folder, float64_base, arithmetic)("quick", **RESUMABLE)
     with command_line() as bitlora:
         ended = bitlora("sweep", spec)
     assert ended.code == 0, ended.err

@@ -70,7 +70,7 @@ def test_a_machine_gives_notice_and_then_the_head_is_lost(bitlora, resumable, un
             before, until = steps_of(trial, first), steps_of(trial, second[: index_of("evaluated", trial, second)])
             print(f"{trial}: {before} steps before the notice, {until} after it until the next evaluation")
             assert (before + until) % 20 == 0
-        fake.kill([*fake.tree(cluster.head.pid)])
+        fake.kill(fake.below({cluster.head.pid}, fake.running()))
         out, err = process.communicate(timeout=200)
         assert process.returncode not in (0, 2), out + err
     finally:
