@@ -70,7 +70,7 @@ def test_a_machine_gives_notice_and_then_the_head_is_lost(bitlora, resumable, un
             before, until = steps_of(trial, first), steps_of(trial, second[: index_of("evaluated", trial, second)])
             print(f"{trial}: {before} steps before the notice, {until} after it until the next evaluation")
             assert (before + until) % 20 == 0
-        fake.kill(fake.below({cluster.head.pid}, fake.running()))
+        fake.kill(fake.below({cluster.head}, fake.running()))
         out, err = process.communicate(timeout=200)
         assert process.returncode not in (0, 2), out + err
     finally:
@@ -93,7 +93,7 @@ def test_storage_in_s3_that_answers_late(bitlora, resumable, undisturbed, tmp_pa
         place = f"s3://{server.make_bucket('sweeps')}/quick"
         env = bitlora.env | server.env
         spec = resumable(out=place)
-        server.fault = s3.late(0.3)
+        server.fault = s3.late(0.15)
         process = bitlora.start("sweep", spec, env=env)
 
         def reported():

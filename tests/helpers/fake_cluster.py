@@ -111,6 +111,11 @@ class Cluster:
         for _ in range(count):
             assert process.stdout.readline(), "a machine did not start"
 
+    @property
+    def head(self):
+        """The id of the process above all of the head's."""
+        return self._started[0].pid
+
     def pids(self):
         """All of the cluster's processes: id -> command line."""
         processes = running()
