@@ -38,8 +38,8 @@ Found = tuple["SlotState", "Progress"]
 class Link:
     """The link of a worker that speaks to nobody."""
 
-    def take(self, wait: bool) -> list[Command]:
-        """What the pool wants done; with `wait`, it may take seconds until there is something, or nothing still."""
+    def take(self, wait: float) -> list[Command]:
+        """What the pool wants done, as soon as there is something; nothing after so many seconds."""
         return []
 
     def begin(self, trial_id: str, config: TrialConfig, reported: int) -> Found | None:
@@ -115,11 +115,11 @@ class FirstLink(Link):
                 if command[0] in ("stop", "leave"):
                     return
 
-    def take(self, wait: bool) -> list[Command]:
+    def take(self, wait: float) -> list[Command]:
         taken: list[Command] = []
         with contextlib.suppress(queue.Empty):
-            if wait:
-                taken.append(self._inbox.get(timeout=1))
+            if wait > 0:
+                taken.append(self._inbox.get(timeout=wait))
             while True:
                 taken.append(self._inbox.get_nowait())
         return taken

@@ -22,7 +22,7 @@ from bitlora.engine import Batch, SlotState
 from bitlora.optim import learning_rate
 
 if TYPE_CHECKING:
-    from bitlora.engine import Engine, StepStats
+    from bitlora.engine import Engine, EvalResult, StepStats
     from sweeps.link import Link
     from sweeps.worker import Settings
 
@@ -30,6 +30,11 @@ DIVERGED: Final = 1.1
 """A trial has diverged when its eval loss is this many times that of its own first step, …"""
 UNIFORM: Final = 0.99
 """… and at least this share of what uniform guessing over the vocabulary gives: a collapsed model lands just there."""
+IDLE_S: Final = 1.0
+"""How long a pack without a trial waits for one, until its workers meet again."""
+SETTLE_S: Final = 1.0
+"""How long, at most, a pack waits after an evaluation for what becomes of its trials. Never longer than a step takes, so
+that less is lost than by a step of trials that are to be stopped."""
 
 
 @dataclass(slots=True)
@@ -72,6 +77,11 @@ class Pack:
         """Trials that wait here for a slot, so that the next step after one is free is already theirs."""
         self._behind: list[Running] = []
         """Trials that go on at a step whose evaluation was not reported."""
+        self._undecided: set[str] = set()
+        """Trials that were evaluated, and may be stopped for it."""
+        self._settling = False
+        self._step_s = 0.0
+        """What the last step took."""
         self._stopped = False
 
     def run(self) -> None:
@@ -79,23 +89,35 @@ class Pack:
         try:
             while not self._stopped:
                 if self._workers.size == 1 or not self._trials:  # alone, agreeing costs nothing
-                    self._agree(wait=not self._trials)
-                while self._behind and not self._stopped:
-                    self._evaluate(self._behind.pop(0))
+                    self._agree(0.0 if self._trials else IDLE_S)
+                if self._behind and not self._stopped:
+                    behind, self._behind = self._behind, []
+                    self._evaluate(behind)
+                    continue
                 if self._trials and not self._stopped:
                     self._step()
         finally:
             self._link.close()
 
-    def _note(self, wait: bool = False) -> None:
+    def _note(self, wait: float = 0.0, *more: tuple[str, Any]) -> None:
         """Let what has arrived go to all with the next sum."""
-        commands = self._link.take(wait)
+        commands = [*self._link.take(wait), *more]
         self._workers.note = json.dumps(commands).encode() if commands else b""
 
-    def _agree(self, wait: bool) -> None:
-        self._note(wait)
+    def _agree(self, wait: float = 0.0, *more: tuple[str, Any]) -> None:
+        """Obey what has arrived; where nothing has, wait so many seconds for something."""
+        self._note(wait, *more)
         self._workers.sum()
         self._obey()
+
+    def _settle(self) -> None:
+        """Wait, shortly, for what becomes of the trials that were evaluated."""
+        end = time.monotonic() + min(SETTLE_S, self._step_s)
+        self._settling = True
+        while self._settling and not self._stopped:
+            left = end - time.monotonic() if self._undecided else 0.0
+            self._agree(max(0.0, left), *([("settled", None)] if left <= 0 else []))
+        self._undecided.clear()
 
     def _obey(self) -> None:
         """Do what came with the last sum, and fill the free slots."""
@@ -106,6 +128,10 @@ class Pack:
                 self._detach(self._trials[about])
             elif what == "detach" and self._ahead.pop(about, None):
                 self._link.let_go(about)
+            elif what == "go_on":
+                self._undecided.discard(about)
+            elif what == "settled":
+                self._settling = False
             elif what == "leave":  # this machine goes away: what has been done here is done
                 for trial in self._trials.values():
                     self._save(trial)
@@ -146,6 +172,7 @@ class Pack:
 
     def _detach(self, trial: Running) -> None:
         del self._trials[trial.trial_id]
+        self._undecided.discard(trial.trial_id)
         self._behind = [other for other in self._behind if other is not trial]
         self._engine.detach(trial.slot)
         self._link.let_go(trial.trial_id)
@@ -160,18 +187,25 @@ class Pack:
         self._link.say("step", *self._trials)
         if self._workers.size > 1:
             self._note()
+        began = time.monotonic()
         stats = self._engine.step(batches)
+        self._step_s = time.monotonic() - began
         stepped = list(self._trials.values())
         for trial in stepped:
             self._after_step(trial, stats[trial.slot])
         self._link.progress({t.trial_id: (self._at(t), t.losses[-1]) for t in self._trials.values()})
         if self._workers.size > 1:
             self._obey()
-        # One slot after the other: while the next is evaluated, what becomes of the one before is decided elsewhere.
-        # Those that end by themselves come last: nobody else decides about them, and the next step is that of a successor.
-        for trial in sorted(stepped, key=lambda t: self._here(t) and self._at(t) == t.config.steps):
+        due = []
+        for trial in stepped:
             if self._here(trial) and not self._stopped:
-                self._after_evaluation(trial)
+                step = self._at(trial)
+                evaluated = trial.due(step)
+                due += [trial] * evaluated
+                if step < trial.config.steps and self._is_saved(step, evaluated):
+                    self._save(trial)
+        if due:
+            self._evaluate(due)
 
     def _here(self, trial: Running) -> bool:
         return self._trials.get(trial.trial_id) is trial
@@ -179,13 +213,8 @@ class Pack:
     def _at(self, trial: Running) -> int:
         return self._engine.slots[trial.slot].step
 
-    def _after_evaluation(self, trial: Running) -> None:
-        step = self._at(trial)
-        due = trial.due(step)
-        if step < trial.config.steps and (step % self._checkpoint_every == 0 if self._checkpoint_every else due):
-            self._save(trial)
-        if due:
-            self._evaluate(trial)
+    def _is_saved(self, step: int, evaluated: bool) -> bool:
+        return step % self._checkpoint_every == 0 if self._checkpoint_every else evaluated
 
     def _after_step(self, trial: Running, stats: StepStats) -> None:
         trial.tokens += stats.tokens
@@ -210,15 +239,25 @@ class Pack:
         )
         self._link.save(trial.trial_id, trial.config, self._engine.state(trial.slot), progress)
 
-    def _evaluate(self, trial: Running) -> None:
-        """Score a trial, have written what it came to, and report it."""
-        step = self._at(trial)
-        if step <= trial.reported:
-            trial.losses.clear()
+    def _evaluate(self, trials: list[Running]) -> None:
+        """Score trials, all at once, have written what they came to, and report it."""
+        for trial in trials:
+            if self._at(trial) <= trial.reported:
+                trial.losses.clear()
+        trials = [trial for trial in trials if self._at(trial) > trial.reported]
+        if not trials:
             return
         if self._workers.size > 1:
             self._note()
-        result = self._engine.evaluate([trial.slot], self._eval)[trial.slot]
+        results = self._engine.evaluate([trial.slot for trial in trials], self._eval)
+        for trial in trials:
+            self._scored(trial, results[trial.slot])
+        if self._workers.size > 1:
+            self._obey()
+        self._settle()
+
+    def _scored(self, trial: Running, result: EvalResult) -> None:
+        step = self._at(trial)
         worst = max(UNIFORM * self._uniform, DIVERGED * (trial.first_loss or 0.0))
         if not math.isfinite(result.loss) or result.loss > worst:
             found = f"{result.loss:.4g}" if math.isfinite(result.loss) else "not finite"
@@ -239,10 +278,8 @@ class Pack:
                 self._link.evaluated(trial.trial_id, trial.config, metrics, result, latent)
             if step == trial.config.steps:
                 self._detach(trial)
-        if self._workers.size > 1:
-            self._obey()
-        else:
-            self._agree(wait=False)
+            else:
+                self._undecided.add(trial.trial_id)
 
     def _diverged(self, trial: Running, reason: str) -> None:
         self._link.diverged(trial.trial_id, self._at(trial), reason)

@@ -44,8 +44,8 @@ CLOSE_S: Final = 20.0
 """How long packs have to end by themselves when the sweep does."""
 TICK_S: Final = 1.0
 
-Command = tuple[Literal["attach", "detach", "leave", "stop"], Any]
-"""`leave`: save what has been done, and stop."""
+Command = tuple[Literal["attach", "detach", "go_on", "leave", "stop"], Any]
+"""`go_on`: a trial is not stopped for its last evaluation. `leave`: save what has been done, and stop."""
 
 
 @dataclass(slots=True)

@@ -128,8 +128,13 @@ class Pool:
         return 0
 
     async def next_result(self, trial_id: str, number: int) -> Result:
-        """The trial's result of that number, counted from 0, as soon as there is one."""
+        """The trial's result of that number, counted from 0, as soon as there is one.
+
+        Who asks for one that is not there yet has taken the one before well: the trial is not stopped for it.
+        """
         entry = self._trials[trial_id]
+        if number == entry.count > 0 and not entry.ended and (pack := self._packs.named.get(entry.pack or "")):
+            pack.tell(("go_on", trial_id))
         for read in [n for n in entry.results if n < number - 1]:
             del entry.results[read]
         while entry.count <= number:

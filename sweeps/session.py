@@ -115,7 +115,9 @@ def log_to(path: Path) -> None:
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.captureWarnings(True)
-    logging.raiseExceptions = False  # a full disk is said once, and not by a traceback of each line that could not be kept
+    logging.raiseExceptions = (
+        False  # a full disk is said once, and not by a traceback of each line that could not be kept
+    )
     for name in ("ray", "ray.data", "ray.train", "ray.tune", "optuna", "py.warnings"):
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler] if name in ("ray", "optuna", "py.warnings") else []

@@ -40,9 +40,7 @@ def standing(folder: Path) -> Standing:
     """
     spec = load_spec(folder / SPEC)
     code = folder / EXIT_CODE
-    written = [
-        path.stat().st_mtime for path in (folder / SPEC, *folder.glob("trials/*/*"), *folder.glob("logs/*"))
-    ]
+    written = [path.stat().st_mtime for path in (folder / SPEC, *folder.glob("trials/*/*"), *folder.glob("logs/*"))]
     ended = int(code.read_text(encoding="utf-8")) if code.exists() else None
     return Standing(spec, look(folder), ended, max(0.0, time.time() - max(written)))
 

@@ -100,7 +100,9 @@ def pack_device(resources: dict[str, float]) -> torch.device:
     if not resources.get("GPU") or os.environ.get(FAKE_GPUS) == "1":
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        why = "has no CUDA" if torch.version.cuda is None else f"for CUDA {torch.version.cuda} finds no driver that fits"
+        why = (
+            "has no CUDA" if torch.version.cuda is None else f"for CUDA {torch.version.cuda} finds no driver that fits"
+        )
         raise RuntimeError(
             f"a GPU is reserved but PyTorch {torch.__version__} on {platform.node()} cannot use one: it {why}; install "
             "what is missing there, or give resources.gpus_per_worker: 0"
