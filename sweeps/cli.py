@@ -111,11 +111,8 @@ def report(
     with ExitStack() as stack:
         try:
             storages = [stack.enter_context(open_storage(place)) for place in places]
-            missing = [f"{storage.out}: no such folder" for storage in storages if not storage.names()]
-            missing += [
-                f"{storage.out}: holds no sweep (no trials/)"
-                for storage in storages
-                if storage.names() and not storage.exists("trials")
+            missing = [
+                f"{storage.out}: holds no sweep (no trials/)" for storage in storages if not storage.exists("trials")
             ]
             if missing:
                 _refuse(*missing)

@@ -102,7 +102,7 @@ def test_data_and_output_are_refused_together(bitlora, write_spec, tmp_path):
     ended = bitlora("sweep", write_spec(data={"source": str(tmp_path / "rows.jsonl")}))
     assert ended.code == 2
     assert len(lines(ended)) == 2
-    assert "is a file, not a folder" in ended.err
+    assert "quick: cannot be written: Not a directory; give a folder that can" in ended.err
     assert "rows.jsonl" in ended.err
 
 
