@@ -43,6 +43,8 @@ def main(rank, meeting):
             times.append(1e3 * (time.perf_counter() - began))
     if rank == 0:
         print(json.dumps({way.__name__: statistics.median(times) for way, times in took.items()}))
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

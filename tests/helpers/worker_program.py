@@ -67,6 +67,9 @@ def main(rank, size, meeting, base, out):
         "weights": [engine.slots[slot].latent.tolist() for slot in slots],
     }
     Path(out).write_text(json.dumps(found))
+    if size > 1:
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
