@@ -142,8 +142,8 @@ def doctor() -> None:
 def status(place: Annotated[str, typer.Argument(metavar="DIR", help="A sweep's folder, or s3://….")]) -> None:
     """Say where a sweep stands, running or ended."""
     from bitlora.storage import open_storage
+    from sweeps.draft import SpecError
     from sweeps.resume import DECIDING, EXIT_CODE
-    from sweeps.spec import SpecError
     from sweeps.status import draw, standing
 
     try:
@@ -169,7 +169,8 @@ def _refuse(*lines: str) -> NoReturn:
 
 
 def _load(path: Path, overrides: Sequence[str]) -> Spec:
-    from sweeps.spec import SpecError, load_spec
+    from sweeps.draft import SpecError
+    from sweeps.spec import load_spec
 
     try:
         return load_spec(path, overrides)

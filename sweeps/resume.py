@@ -10,8 +10,9 @@ from typing import Any, Final
 
 from bitlora import record
 from bitlora.record import Metrics, Record
+from sweeps.draft import SpecError
 from sweeps.prepare import Prepared
-from sweeps.spec import Spec, SpecError, load_spec
+from sweeps.spec import Spec, load_spec
 
 SPEC: Final = "sweep.yaml"
 JOURNAL: Final = "study.journal"

@@ -8,7 +8,6 @@ by name.
 from __future__ import annotations
 
 import copy
-import difflib
 import io
 import re
 from collections.abc import Iterator, Sequence
@@ -16,9 +15,6 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import Field, PlainSerializer, PlainValidator, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from bitlora.config import (
     AXES,
@@ -35,17 +31,10 @@ from bitlora.config import (
     show,
 )
 from sweeps import space as spaces
+from sweeps.draft import Draft, SpecError, yaml
 from sweeps.space import Problem, Space
 
 _CLONES: Final = ("pbt", "pb2", "hyperband", "bohb", "hb_bohb")
-
-
-class SpecError(ValueError):
-    """A spec that cannot be used. `lines`: one line for each thing that is wrong with it."""
-
-    def __init__(self, lines: Sequence[str]) -> None:
-        super().__init__("\n".join(lines))
-        self.lines = list(lines)
 
 
 def _space(value: Any) -> Space:
@@ -126,7 +115,7 @@ def load_spec(path: Path, overrides: Sequence[str] = ()) -> Spec:
     Raises:
         SpecError: something is wrong; all of it, one line each, in the order of the file, overrides last.
     """
-    draft = _Draft(path)
+    draft = Draft(path)
     problems = [problem for override in overrides for problem in draft.override(override)]
     data = {key: value for key, value in draft.data.items() if value is not None}  # `train:` alone: its defaults
     data = copy.deepcopy({"name": path.stem, **data})
@@ -159,101 +148,12 @@ def load_spec(path: Path, overrides: Sequence[str] = ()) -> Spec:
 def dump_spec(spec: Spec) -> str:
     """The spec as YAML, every default filled in; `load_spec` reads it back to an equal one."""
     text = io.StringIO()
-    yaml = _yaml()
-    yaml.default_flow_style = False
-    yaml.width = 4096
-    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-    yaml.dump(spec.model_dump(), text)
+    writer = yaml()
+    writer.default_flow_style = False
+    writer.width = 4096
+    writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    writer.dump(spec.model_dump(), text)
     return text.getvalue()
-
-
-def _yaml() -> YAML:
-    return YAML(typ="safe", pure=True)  # pure: YAML 1.2, where 5e-4 is a number and `no` is text
-
-
-class _Draft:
-    """The file as plain data, and where each key of it comes from."""
-
-    def __init__(self, file: Path) -> None:
-        self.data: dict[Any, Any] = {}
-        self._file = file
-        self._where: dict[spaces.Path, tuple[tuple[int, int], str]] = {}
-        """Path -> what sorts it (the file before the overrides), and its place as it is shown."""
-        self._overrides = 0
-        try:
-            text = file.read_text(encoding="utf-8")
-            lines = dict(_lines(_yaml().compose(text), ()))
-            data = _yaml().load(text)
-        except FileNotFoundError:
-            raise SpecError([f"{file}: no such file{_near_file(file)}"]) from None
-        except OSError as error:
-            raise SpecError([f"{file}: cannot be read: {error.strerror}"]) from None
-        except (YAMLError, ValueError, RecursionError) as error:
-            mark = error.problem_mark if isinstance(error, MarkedYAMLError) else None
-            raise SpecError([f"{file}{f':{mark.line + 1}' if mark else ''}: not YAML: {_problem(error)}"]) from None
-        if not isinstance(data, dict):
-            raise SpecError([f"{file}: found {show(data)}; give a mapping with at least base and data"])
-        self.data = data
-        self._where = {path: ((0, line), f"{file}:{line}") for path, line in lines.items()}
-
-    def override(self, text: str) -> list[Problem]:
-        """Lay `KEY=VALUE` over the data."""
-        key, equals, value = text.partition("=")
-        path = tuple(key.strip().split("."))
-        self._overrides += 1
-        here = ((1, self._overrides), f"--set {text}")
-        if not equals or not all(path):
-            self._where[(text,)] = here
-            return [((text,), "give KEY=VALUE, such as train.steps=64")]
-        self._where = {at: where for at, where in self._where.items() if at[: len(path)] != path} | {path: here}
-        node = self.data
-        for depth, part in enumerate(path[:-1], 1):
-            if node.get(part) is None:
-                node[part] = {}
-                self._where[path[:depth]] = here
-            node = node[part]
-            if not isinstance(node, dict):
-                return [(path, f"{'.'.join(path[:depth])} is {show(node)}, not a mapping; give it as a whole")]
-        try:
-            node[path[-1]] = _yaml().load(value)
-        except (YAMLError, ValueError) as error:
-            return [(path, f"not YAML: {_problem(error)}")]
-        return []
-
-    def line(self, path: spaces.Path, message: str) -> tuple[tuple[int, int], str]:
-        """The line of an error, after what sorts it."""
-        parts = tuple(map(str, path))
-        at = next((parts[:depth] for depth in range(len(parts), 0, -1) if parts[:depth] in self._where), ())
-        order, where = self._where.get(at, ((0, 0), str(self._file)))
-        name = ".".join(parts)
-        said = f"{where}=".startswith(f"--set {name}=")
-        return order, f"{where}: {message}" if said else f"{where}: {name}: {message}"
-
-
-def _problem(error: Exception) -> str:
-    return str(error.problem) if isinstance(error, MarkedYAMLError) else str(error).splitlines()[0]
-
-
-def _lines(node: Node | None, at: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], int]]:
-    if isinstance(node, MappingNode):
-        for key, value in node.value:
-            path = (*at, str(key.value))
-            yield path, key.start_mark.line + 1
-            yield from _lines(value, path)
-    elif isinstance(node, SequenceNode):
-        for index, item in enumerate(node.value):
-            path = (*at, str(index))
-            yield path, item.start_mark.line + 1
-            yield from _lines(item, path)
-
-
-def _near_file(path: Path) -> str:
-    shipped = list(Path(__file__).parent.glob("*.yaml"))
-    for files in (list(path.parent.glob("*.y*ml")), shipped):
-        close = difflib.get_close_matches(path.name, [file.name for file in files], 1)
-        if close:
-            return f"; did you mean {next(file for file in files if file.name == close[0])}?"
-    return ""
 
 
 def _overlap(one: spaces.Path, other: spaces.Path) -> bool:

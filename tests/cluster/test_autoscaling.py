@@ -6,6 +6,7 @@ import time
 import contract
 import fake_cluster as fake
 import pytest
+from faults import wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -34,7 +35,7 @@ def test_gpu_machines_come_and_go_with_the_packs(cluster, bitlora, write_spec, t
     assert ended.code == 0, ended.out + ended.err
     assert contract.statuses(contract.holds(folder)) == {"completed": 8}
     last = max(path.stat().st_mtime for path in folder.glob("trials/*/record.json"))
-    fake.wait_for(lambda: seen[-1]["nodes"] == 0, "the machines to go", 60)
+    wait_for(lambda: seen[-1]["nodes"] == 0, "the machines to go", 60)
     shape = [seen[0]["nodes"]]
     for look in seen:
         if look["nodes"] != shape[-1]:
@@ -54,12 +55,12 @@ def test_gpu_machines_come_and_go_with_the_packs(cluster, bitlora, write_spec, t
     again = write_spec("again", search={"trials": 8}, resources={"packs": 2, "slots": 4})
     looks = len(seen)
     process = bitlora.start("sweep", again, "--address", cluster.address)
-    fake.wait_for(lambda: any(look["demand"] for look in seen[looks:]), "a pack to ask for a machine", 60)
+    wait_for(lambda: any(look["demand"] for look in seen[looks:]), "a pack to ask for a machine", 60)
     process.send_signal(signal.SIGINT)
     interrupted = time.time()
     out, err = process.communicate(timeout=90)
     assert process.returncode == 130, out + err
-    fake.wait_for(lambda: not (seen[-1]["demand"] or seen[-1]["starting"]), "the demand to go", 30)
+    wait_for(lambda: not (seen[-1]["demand"] or seen[-1]["starting"]), "the demand to go", 30)
     no_demand = next(look["time"] for look in seen if look["time"] > interrupted and not look["demand"])
-    fake.wait_for(lambda: seen[-1]["nodes"] == 0, "the machines to go", 60)
+    wait_for(lambda: seen[-1]["nodes"] == 0, "the machines to go", 60)
     print(f"cancelled -> no demand: {no_demand - interrupted:.1f} s; none is left: {time.time() - interrupted:.1f} s")

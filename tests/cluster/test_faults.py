@@ -56,7 +56,7 @@ def test_a_machine_gives_notice_and_then_the_head_is_lost(bitlora, resumable, un
     cluster = fake.Cluster(bitlora.env, cpus=0)
     try:
         cluster.add(gpus=1), cluster.add(gpus=1)
-        fake.wait_for(lambda: len(cluster.titled("raylet/raylet")) == 3, "the machines")
+        wait_for(lambda: len(cluster.titled("raylet/raylet")) == 3, "the machines")
         env = bitlora.env | cluster.env
         process = bitlora.start("sweep", spec, "--address", cluster.address, env=env)
         wait_for(evaluations(folder, 4), "evaluations")
@@ -78,7 +78,7 @@ def test_a_machine_gives_notice_and_then_the_head_is_lost(bitlora, resumable, un
     cluster = fake.Cluster(bitlora.env, cpus=0)
     try:
         cluster.add(gpus=1)
-        fake.wait_for(lambda: len(cluster.titled("raylet/raylet")) == 2, "the machine")
+        wait_for(lambda: len(cluster.titled("raylet/raylet")) == 2, "the machine")
         done = bitlora("sweep", spec, "--resume", "--address", cluster.address, env=bitlora.env | cluster.env)
         assert done.code == 0, done.out + done.err
     finally:

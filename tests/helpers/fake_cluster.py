@@ -11,10 +11,10 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import psutil
+from faults import wait_for
 
 RAY = str(Path(sys.executable).with_name("ray"))
 HEAD_ID = "f" * 51 + "00000"
@@ -27,15 +27,6 @@ def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
-
-
-def wait_for(condition, what, timeout=120):
-    end = time.monotonic() + timeout
-    while time.monotonic() < end:
-        if found := condition():
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"waited {timeout} s for {what}")
 
 
 def running():

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 import sweeps
+from sweeps.draft import SpecError
 from sweeps.space import By, Choices, Range
-from sweeps.spec import Spec, SpecError, dump_spec, load_spec
+from sweeps.spec import Spec, dump_spec, load_spec
 
 SMALLEST = "base: {model: a}\ndata: {source: b}\n"
 QUICKSTART = Path(sweeps.__path__[0]) / "quickstart.yaml"
