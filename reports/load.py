@@ -14,7 +14,7 @@ import pandas as pd
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from bitlora.record import CONFIG, METRICS, RECORD, Metrics, Record, read_metrics, read_record
+from bitlora.record import CONFIG, EVAL, METRICS, RECORD, Metrics, Record, read_metrics, read_record
 
 SPEC: Final = "sweep.yaml"
 TRIALS: Final = "trials"
@@ -83,6 +83,14 @@ def load_sweep(folder: Path) -> Sweep:
         versions=_distinct(record.versions for record in reader.records),
         problems=tuple(reader.problems),
     )
+
+
+def load_eval(folder: Path, trial_id: str) -> pd.DataFrame | None:
+    """A trial's eval.parquet (`example_id`, `loss`, `tokens`); None where there is none that can be read."""
+    try:
+        return pd.read_parquet(folder / TRIALS / trial_id / EVAL, columns=["example_id", "loss", "tokens"])
+    except (OSError, ValueError, KeyError):  # pyarrow's errors are among these
+        return None
 
 
 @dataclass(slots=True)

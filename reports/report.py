@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,17 +17,21 @@ import pandas as pd
 
 from bitlora.record import RECORD, STATUSES, write_text
 from reports import tables
-from reports.load import SPEC, TRIALS, UNKNOWN, Found, Sweep, load_sweep
+from reports.load import SPEC, TRIALS, UNKNOWN, Found, Sweep, load_eval, load_sweep
 from reports.stats import Row, Verdict, comparable, verdict
 from reports.tables import SHOWN, Axes, text, value
 
 REPORT: Final = "report.md"
 CSV: Final = "trials.csv"
 
-NOTE = """\
-*One seed, no interval: this says how these runs ended, not whether a gap of this size is more than chance. Eval loss is
-the mean cross-entropy in nats per completion token over the eval split; lower is better.*
-"""
+EVAL_LOSS = "Eval loss is the mean cross-entropy in nats per completion token over the eval split; lower is better."
+NO_INTERVAL = (
+    "One seed, no interval: this says how these runs ended, not whether a gap of this size is more than chance."
+)
+INTERVAL = (
+    "The interval is Student's t over the eval examples, each scored by both trials: it says what other examples of the"
+    " kind could change, and nothing of another seed. Tied: it holds zero."
+)
 
 
 def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
@@ -71,9 +76,11 @@ def document(sweep: Sweep) -> str:
     axes = tables.axes(trials, space)
     choices = space.get("quantizer", _mapping(sweep.spec, "adapter").get("quantizer"))
     asked = [name for name in (choices if isinstance(choices, list) else [choices]) if isinstance(name, str)]
-    said = verdict(groups.ranked)
+    said = verdict(groups.ranked, lambda trial_id: load_eval(sweep.folder, trial_id))
+    chance = INTERVAL if said.interval is not None else NO_INTERVAL
+    note = textwrap.fill(f"*{chance} {EVAL_LOSS}*", 120) + "\n"
 
-    parts = [f"# Sweep {text(sweep.name)}\n", sentence(said, len(trials), axes), *([NOTE] if said.best else [])]
+    parts = [f"# Sweep {text(sweep.name)}\n", sentence(said, len(trials), axes), *([note] if said.best else [])]
     parts += ["## Set-up\n", set_up(sweep, axes)]
     lines = tables.quantizer_bests(trials, groups, asked)
     parts += [
@@ -110,7 +117,7 @@ def document(sweep: Sweep) -> str:
 
 
 def sentence(said: Verdict, begun: int, axes: Axes) -> str:
-    """One sentence: what won, and by how much. It claims no significance."""
+    """One sentence: what won, and by how much, or that nothing did."""
     if not said.best:
         if not begun:
             return "**No trial has begun**, so there is nothing to compare.\n"
@@ -131,6 +138,8 @@ def sentence(said: Verdict, begun: int, axes: Axes) -> str:
             f"{_named(lead, axes)} is **the only trial** that completed its full budget, with an eval loss of {nats},"
             " so there is nothing to compare it with.\n"
         )
+    if said.tied and said.rival is not None:
+        return f"{_named(lead, axes)} and {_named(said.rival, axes)} are **tied**: an eval loss of {nats}{rival}.\n"
     return f"{_named(lead, axes)} **won** with an eval loss of {nats}{rival}.\n"
 
 
@@ -141,6 +150,9 @@ def _rival(said: Verdict) -> str:
     other = f"{_bold(said.rival)} at {tables.loss(said.rival['eval_loss'])}"
     below = f", {tables.gap(said.gap)} nats{share} below"
     quantizer = text(said.rival.get("config.quantizer", ""), 60)
+    if said.interval is not None:
+        low, high = (f"{end:.4f}" for end in (said.interval.low, said.interval.high))
+        other += f" (95 % interval of the gap {low} to {high}, over {said.interval.examples:,} paired examples)"
     if said.across:
         return f"{below} the best trial of the next quantizer, {quantizer}: {other}"
     return f"{below} the next trial, {other}; no other quantizer has a trial at full budget"

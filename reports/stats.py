@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
+
+from reports.paired import Interval, paired
 
 Row = dict[str, Any]
 """A trial: a row of `reports.load.Sweep.trials` by column."""
@@ -26,7 +29,7 @@ class Comparable:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What won and by how much. A difference of single runs: it says nothing about chance."""
+    """What won and by how much. A difference of single runs: it says nothing about another seed."""
 
     best: tuple[Row, ...]
     """The ranked trials with the lowest eval loss: none, one, or several that tie to the last bit."""
@@ -38,6 +41,13 @@ class Verdict:
     """Nats per completion token from best to rival; 0 without a rival."""
     percent: float | None
     """The gap in per cent of the rival's eval loss; None without a rival, or where that loss is 0."""
+    interval: Interval | None = None
+    """Of the gap, over the eval examples of both; None where they cannot be paired."""
+
+    @property
+    def tied(self) -> bool:
+        """The interval holds zero: on other examples of the kind, either could be ahead."""
+        return self.interval is not None and not self.interval.decided
 
 
 def comparable(trials: pd.DataFrame) -> Comparable:
@@ -60,7 +70,11 @@ def by_progress(trials: pd.DataFrame) -> pd.DataFrame:
     return trials.sort_values(order, ascending=[False, True, True], na_position="last", ignore_index=True)
 
 
-def verdict(ranked: pd.DataFrame) -> Verdict:
+Scores = Callable[[str], pd.DataFrame | None]
+"""trial_id -> its eval.parquet, or None (`reports.load.load_eval`)."""
+
+
+def verdict(ranked: pd.DataFrame, scores: Scores = lambda trial_id: None) -> Verdict:
     """What won among `ranked` (`Comparable.ranked`)."""
     if ranked.empty:
         return Verdict((), None, False, 0.0, None)
@@ -74,7 +88,8 @@ def verdict(ranked: pd.DataFrame) -> Verdict:
     rival = rows(rivals.head(1))[0]
     gap = rival["eval_loss"] - best["eval_loss"].iloc[0]
     percent = 100 * gap / rival["eval_loss"] if rival["eval_loss"] else None
-    return Verdict(rows(best), rival, across, float(gap), percent)
+    interval = paired(scores(str(best["trial_id"].iloc[0])), scores(str(rival["trial_id"])))
+    return Verdict(rows(best), rival, across, float(gap), percent, interval)
 
 
 def rows(frame: pd.DataFrame) -> tuple[Row, ...]:

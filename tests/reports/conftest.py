@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bitlora.record import Metrics, Record, append_metrics, write_json, write_record
+from bitlora.record import Metrics, Record, append_metrics, write_eval, write_json, write_record
 
 CONFIG = {
     "quantizer": "none",
@@ -50,7 +50,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def add(folder: Path) -> AddTrial:
-    """Adds a trial to `folder`: its id, status, eval loss and steps, what else its record says, its config."""
+    """Adds a trial to `folder`: its id, status, eval loss and steps, what else its record says, the mean loss of each eval
+    example, its config."""
 
     def add_trial(
         trial_id: str,
@@ -58,6 +59,7 @@ def add(folder: Path) -> AddTrial:
         eval_loss: float | None = None,
         steps: int = 32,
         record: dict[str, Any] | None = None,
+        scores: list[float] | None = None,
         **config: Any,
     ) -> Path:
         trial = folder / "trials" / trial_id
@@ -69,6 +71,10 @@ def add(folder: Path) -> AddTrial:
                 step=steps, tokens=100 * steps, train_loss=3.0, eval_loss=eval_loss, learning_rate=0.0, seconds=1.0
             )
             append_metrics(trial, metrics)
+        if scores is not None:  # of examples of ten tokens each; the eval loss is then theirs
+            write_eval(
+                trial, [f"e{index}" for index in range(len(scores))], [10 * s for s in scores], [10] * len(scores)
+            )
         values = {
             "trial_id": trial_id,
             "status": status,

@@ -8,7 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from reports.report import write_report
+from reports.load import load_sweep
+from reports.report import document, write_report
 
 
 @pytest.fixture
@@ -309,3 +310,37 @@ def test_bad_input_is_one_line(folder, add):
     Path("taken").write_text("")
     with pytest.raises(ValueError, match=r"^taken: is a file; the report needs a folder$"):
         write_report([folder], Path("taken"))
+
+
+def spread(centre, apart):
+    """The mean losses of 20 examples around `centre`, every other one `apart` above it and the rest below."""
+    return [centre + (apart if index % 2 else -apart) for index in range(20)]
+
+
+def test_a_gap_that_chance_explains_is_called_tied(folder, add):
+    add("a", eval_loss=2.50, quantizer="none", scores=spread(2.50, 0.1))
+    add("b", eval_loss=2.51, quantizer="ternary", scores=spread(2.51, -0.1))
+    page = document(load_sweep(folder))
+    # By hand: the differences are 0.01 +- 0.2, so 0.01 +- 2.093 * 0.2 * sqrt(20 / 19) / sqrt(20).
+    assert "**a** (quantizer none" in page
+    assert "are **tied**: an eval loss of 2.5000" in page
+    assert "0.0100 nats (0.40 %) below the best trial of the next quantizer, ternary: **b** at 2.5100" in page
+    assert "(95 % interval of the gap -0.0860 to 0.1060, over 20 paired examples)" in page
+    assert "**won**" not in page
+
+
+def test_a_gap_that_all_examples_agree_on_has_a_winner(folder, add):
+    add("a", eval_loss=2.50, quantizer="none", scores=spread(2.50, 0.1))
+    add("b", eval_loss=2.51, quantizer="ternary", scores=spread(2.51, 0.101))
+    page = document(load_sweep(folder))
+    assert "**won** with an eval loss of 2.5000" in page
+    assert "(95 % interval of the gap 0.0095 to 0.0105, over 20 paired examples)" in page
+    assert "The interval is Student's t" in page
+
+
+def test_other_examples_give_no_interval(folder, add):
+    add("a", eval_loss=2.50, quantizer="none", scores=spread(2.50, 0.1))
+    add("b", eval_loss=2.51, quantizer="ternary", scores=spread(2.51, 0.1)[1:])
+    page = document(load_sweep(folder))
+    assert "95 % interval" not in page
+    assert "no interval" in page
