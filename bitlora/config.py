@@ -141,6 +141,8 @@ class TrialConfig(Config):
     """Optimizer steps between two evaluations; the last step is always evaluated."""
     seed: Annotated[int, Field(ge=0)]
     """Of A's first values, of the batch order and of the dropout masks."""
+    confirms: str | None = None
+    """The trial whose configuration this one repeats on a fresh seed; it is scored on the test split at its end."""
 
 
 AXES: Final[tuple[str, ...]] = (

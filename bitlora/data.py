@@ -56,6 +56,9 @@ class Rows:
     offsets: npt.NDArray[np.int64]
     """[rows + 1] row i is `tokens[offsets[i] : offsets[i + 1]]`."""
     example_ids: tuple[str, ...]
+    text_bytes: npt.NDArray[np.int64]
+    """[rows] UTF-8 bytes of the completions that the tokens in `learn` stand for, without the tokens that end a turn: what
+    bases with other tokenizers are compared by."""
 
     def __len__(self) -> int:
         return len(self.example_ids)
@@ -78,7 +81,7 @@ class Rows:
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         places = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][chosen] - offsets[:-1], lengths)
         ids = tuple(self.example_ids[index] for index in chosen)
-        return Rows(tokens=self.tokens[places], learn=self.learn[places], offsets=offsets, example_ids=ids)
+        return Rows(self.tokens[places], self.learn[places], offsets, ids, self.text_bytes[chosen])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,18 +98,21 @@ class DataSummary:
     eval_rows: int
     """Rows that are evaluated: at most `DataConfig.eval_rows` of the split."""
     eval_split_rows: int
+    test_rows: int
+    """Rows of the eval split that nobody is tuned on: confirmed trials are scored on them."""
     fingerprint: str
-    """16 hex digits over all tokens, masks and ids of both splits: equal data, equal fingerprint."""
+    """16 hex digits over all tokens, masks and ids of the splits: equal data, equal fingerprint."""
     notes: tuple[str, ...]
     """What a reader should know, a plain sentence each."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dataset:
-    """What is trained on and what is evaluated."""
+    """What is trained on, what is evaluated, and what is kept for the end; the test split may have no rows."""
 
     train: Rows
     eval: Rows
+    test: Rows
     summary: DataSummary
 
 
@@ -165,16 +171,19 @@ def tokenize(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, ma
     used = [each for each in examples if any(map(_is_learned, each.messages))]
     empty = tuple(each.example_id for each in examples if not any(map(_is_learned, each.messages)))
     texts, spans = _render_all(used, tokenizer)
-    truncated, full, ids = 0, [], []
+    endings = tuple(tokenizer.get_added_vocab())
+    truncated, full, ids, text_bytes = 0, [], [], []
     tokens: list[npt.NDArray[np.int32]] = []
     learn: list[npt.NDArray[np.bool_]] = []
-    for example, row_spans, (row, offsets) in zip(used, spans, _encode(texts, tokenizer), strict=True):
+    encoded = _encode(texts, tokenizer)
+    for example, text, row_spans, (row, offsets) in zip(used, texts, spans, encoded, strict=True):
         mask = _learned(offsets, row_spans)[:max_length]
         if not mask.any():
             full.append(example.example_id)
             continue
         truncated += len(row) > max_length
         ids.append(example.example_id)
+        text_bytes.append(_bytes(text, row_spans, int(offsets[: len(mask)][mask][-1, 1]), endings))
         tokens.append(row[:max_length])
         learn.append(mask)
     rows = Rows(
@@ -182,6 +191,7 @@ def tokenize(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, ma
         learn=np.concatenate([np.empty(0, np.bool_), *learn]),
         offsets=np.cumsum([0, *(len(row) for row in tokens)], dtype=np.int64),
         example_ids=tuple(ids),
+        text_bytes=np.array(text_bytes, np.int64),
     )
     return rows, Counts(read=len(examples), truncated=truncated, empty=empty, full=tuple(full))
 
@@ -293,19 +303,34 @@ def _learned(offsets: npt.NDArray[np.int64], spans: Sequence[Span]) -> npt.NDArr
     return learned
 
 
-def prepare_data(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+def _bytes(text: str, spans: Sequence[Span], end: int, endings: tuple[str, ...]) -> int:
+    """UTF-8 bytes of what is learned in `text` up to its character `end`, without the tokens that end a turn."""
+    count = 0
+    for first, last in spans:
+        piece = text[first : min(last, end)]
+        count += len(piece.removesuffix(next(filter(piece.endswith, endings), "")).encode())
+    return count
+
+
+def prepare_data(config: DataConfig, tokenizer: PreTrainedTokenizerBase, test_rows: int | None = 0) -> Dataset:
     """Read, tokenize and split.
 
     The split is a permutation seeded by `config.seed`: its first part, `eval_fraction` of the rows and at least one, is
     the eval split, of which the first `eval_rows` are evaluated; the rest of it is not trained on either. With
     `eval_source` nothing is split.
 
+    Args:
+        test_rows: the rows after those that are evaluated that become the test split, at most; None: all. Where it is
+            not 0, at most half of the eval split is evaluated, so that there are some.
+
     Raises:
         DataError: with every error of both sources; also where too few rows are left.
     """
     errors: list[str] = []
-    main = _load(config.source, tokenizer, config.max_length, 1 if config.eval_source else 2, errors)
-    other = _load(config.eval_source, tokenizer, config.max_length, 1, errors) if config.eval_source else None
+    kept = ["to evaluate"] if test_rows == 0 else ["to evaluate", "to confirm"]
+    uses = ["to train on"] if config.eval_source else ["to train on", *kept]
+    main = _load(config.source, tokenizer, config.max_length, uses, errors)
+    other = _load(config.eval_source, tokenizer, config.max_length, kept, errors) if config.eval_source else None
     if errors or main is None:
         raise DataError(errors)
     rows, counts = main
@@ -314,14 +339,17 @@ def prepare_data(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Data
     order = np.random.Generator(np.random.PCG64(config.seed))
     if other is None:
         shuffled = order.permutation(len(rows))
-        held_out = min(max(round(len(rows) * config.eval_fraction), 1), len(rows) - 1)
+        held_out = min(max(round(len(rows) * config.eval_fraction), len(kept)), len(rows) - 1)
         train, split = rows.take(np.sort(shuffled[held_out:])), rows.take(shuffled[:held_out])
     else:
         eval_rows, eval_counts = other
         train, split = rows, eval_rows.take(order.permutation(len(eval_rows)))
         all_counts.append(eval_counts)
         notes += [f"of the eval source: {note}" for note in eval_counts.notes(config.max_length)]
-    evaluated = split.take(np.arange(len(split))[: config.eval_rows])
+    first = len(split) if test_rows == 0 else len(split) // 2
+    first = min(first, config.eval_rows or first)
+    evaluated = split.take(np.arange(first))
+    test = split.take(np.arange(first, len(split))[:test_rows])
     summary = DataSummary(
         source=_named(config.source),
         rows_read=sum(each.read for each in all_counts),
@@ -330,23 +358,24 @@ def prepare_data(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Data
         train_rows=len(train),
         eval_rows=len(evaluated),
         eval_split_rows=len(split),
-        fingerprint=_fingerprint(train, evaluated),
+        test_rows=len(test),
+        fingerprint=_fingerprint(train, evaluated, *([test] if len(test) else [])),
         notes=tuple(notes),
     )
-    return Dataset(train=train, eval=evaluated, summary=summary)
+    return Dataset(train=train, eval=evaluated, test=test, summary=summary)
 
 
 def _load(
-    source: str | list[str], tokenizer: PreTrainedTokenizerBase, max_length: int, at_least: int, errors: list[str]
+    source: str | list[str], tokenizer: PreTrainedTokenizerBase, max_length: int, uses: list[str], errors: list[str]
 ) -> tuple[Rows, Counts] | None:
     try:
         rows, counts = tokenize(read_examples(source), tokenizer, max_length)
     except DataError as error:
         errors.extend(error.errors)
         return None
-    if len(rows) < at_least:
+    if len(rows) < len(uses):
         why = "; ".join(counts.notes(max_length))
-        need = "at least 2 are needed, to train on and to evaluate" if at_least == 2 else "at least 1 is needed"
+        need = f"at least {len(uses)} {'is' if len(uses) == 1 else 'are'} needed, {' and '.join(uses)}"
         errors.append(f"{_named(source)}: {len(rows)} usable rows of {counts.read}; {need}{f' ({why})' if why else ''}")
         return None
     return rows, counts

@@ -1,7 +1,8 @@
 """What is known of a trial, on disk: its record and the files beside it. Every file is written whole or not at all.
 
 The layout is a contract with programs outside this repository; it imports neither torch nor ray. Of each file there is
-one writer: the pack's first worker writes `config.json`, `metrics.jsonl`, `eval.parquet`, `adapter/` and the checkpoint;
+one writer: the pack's first worker writes `config.json`, `metrics.jsonl`, `eval.parquet`, `adapter/`, the checkpoint and,
+of a trial that confirms another, `test.parquet`;
 the driver alone writes `record.json`, and removes the checkpoint of a trial that will not go on.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -24,8 +26,11 @@ RECORD: Final = "record.json"
 CONFIG: Final = "config.json"
 METRICS: Final = "metrics.jsonl"
 EVAL: Final = "eval.parquet"
+TEST: Final = "test.parquet"
 ADAPTER: Final = "adapter"
 CHECKPOINT: Final = "checkpoint.safetensors"
+RUNS: Final = "runs.jsonl"
+"""In the sweep's folder: a line for each run of the command that has ended, whatever became of it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +57,8 @@ class Record:
     base: dict[str, Any]
     data: dict[str, Any]
     versions: dict[str, str]
+    test_loss: float | None = None
+    """Nats per completion token over the test split, of a trial that confirms another and has completed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,9 +141,13 @@ def read_record(folder: Path) -> Record:
 
 def append_metrics(folder: Path, metrics: Metrics) -> None:
     """Add a line to metrics.jsonl, in one write."""
-    line = json.dumps(asdict(metrics), allow_nan=False) + "\n"
-    with (folder / METRICS).open("a", encoding="utf-8") as file:
-        file.write(line)
+    append_line(folder / METRICS, json.dumps(asdict(metrics), allow_nan=False))
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add `line` to a file, in one write."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(f"{line}\n")
 
 
 def keep_metrics(folder: Path, step: int) -> None:
@@ -165,8 +176,15 @@ def read_metrics(folder: Path) -> list[Metrics]:
     return found
 
 
-def write_eval(folder: Path, example_ids: Sequence[str], losses: Sequence[float], tokens: Sequence[int]) -> None:
-    """Write eval.parquet: a row for each evaluated example, its loss summed over its completion tokens (nats)."""
+def write_scores(
+    path: Path, example_ids: Sequence[str], losses: Sequence[float], tokens: Sequence[int], text_bytes: Sequence[int]
+) -> None:
+    """Write eval.parquet or test.parquet: a row for each example that was scored.
+
+    Args:
+        losses: summed over the example's completion tokens, in nats.
+        text_bytes: UTF-8 bytes of the text that those tokens stand for.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -175,10 +193,24 @@ def write_eval(folder: Path, example_ids: Sequence[str], losses: Sequence[float]
             "example_id": pa.array(list(example_ids), pa.string()),
             "loss": pa.array(list(losses), pa.float64()),
             "tokens": pa.array(list(tokens), pa.int64()),
+            "bytes": pa.array(list(text_bytes), pa.int64()),
         }
     )
-    with replacing(folder / EVAL) as part:
+    with replacing(path) as part:
         pq.write_table(table, part)
+
+
+def loss_of(path: Path) -> float:
+    """The loss that such a file comes to, in nats per completion token: the ratio of the sums.
+
+    Raises:
+        OSError, ValueError: it cannot be read.
+    """
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path, columns=["loss", "tokens"]).to_pydict()
+    total: int = sum(table["tokens"])
+    return math.fsum(table["loss"]) / total
 
 
 def write_folder(path: Path, write: Callable[[Path], None]) -> None:

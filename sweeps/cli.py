@@ -235,7 +235,9 @@ def _resume_errors(spec: Spec, storage: Storage) -> list[str]:
 def _notes(console: Console, prepared: Prepared) -> None:
     data = prepared.dataset.summary
     console.print(
-        f"data: {data.train_rows} rows to train on, {data.eval_rows} to evaluate, from {data.source}",
+        f"data: {data.train_rows} rows to train on, {data.eval_rows} to evaluate"
+        + (f", {data.test_rows} to confirm on" if data.test_rows else "")
+        + f", from {data.source}",
         markup=False,
         highlight=False,
     )

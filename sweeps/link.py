@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 import ray
@@ -47,9 +48,15 @@ class Link:
         return None
 
     def evaluated(
-        self, trial_id: str, config: TrialConfig, metrics: record.Metrics, result: EvalResult, latent: Latent
+        self,
+        trial_id: str,
+        config: TrialConfig,
+        metrics: record.Metrics,
+        result: EvalResult,
+        latent: Latent,
+        test: EvalResult | None,
     ) -> None:
-        """Write what an evaluation came to, and report it."""
+        """Write what an evaluation came to, and report it. `test`: on the test split, at the end of a confirming trial."""
 
     def save(self, trial_id: str, config: TrialConfig, state: SlotState, progress: Progress) -> None:
         """Write a checkpoint."""
@@ -144,17 +151,25 @@ class FirstLink(Link):
             self._storage.push(f"{where}/{record.CONFIG}", f"{where}/{record.METRICS}")
             for line in record.read_metrics(folder):
                 if line.step > reported:
-                    self._report(trial_id, "running", line.step, line.eval_loss)
+                    self._report(trial_id, "running", line)
 
         self._write(write)
         self.say("attach", trial_id)
         return found
 
     def evaluated(
-        self, trial_id: str, config: TrialConfig, metrics: record.Metrics, result: EvalResult, latent: Latent
+        self,
+        trial_id: str,
+        config: TrialConfig,
+        metrics: record.Metrics,
+        result: EvalResult,
+        latent: Latent,
+        test: EvalResult | None,
     ) -> None:
         folder, where = self._storage.folder / "trials" / trial_id, f"trials/{trial_id}"
-        ids = self._settings.dataset.eval.example_ids
+        scores = [(record.EVAL, self._settings.dataset.eval, result)]
+        if test is not None:
+            scores.append((record.TEST, self._settings.dataset.test, test))
         done = metrics.step == config.steps
 
         def write() -> None:
@@ -162,12 +177,16 @@ class FirstLink(Link):
 
             if not ray.get(self._pool.evaluated.remote(self._name, trial_id)):
                 return
-            record.write_eval(folder, ids, result.losses, result.tokens)
+            for name, rows, scored in scores:
+                record.write_scores(
+                    folder / name, rows.example_ids, scored.losses, scored.tokens, rows.text_bytes.tolist()
+                )
             model = self._settings.base.model
             record.write_folder(folder / record.ADAPTER, lambda part: save_adapter(part, latent, config, model))
             record.append_metrics(folder, metrics)
-            self._storage.push(*(f"{where}/{name}" for name in (record.EVAL, record.ADAPTER, record.METRICS)))
-            self._report(trial_id, "completed" if done else "running", metrics.step, metrics.eval_loss)
+            files = [name for name, _, _ in scores]
+            self._storage.push(*(f"{where}/{name}" for name in (*files, record.ADAPTER, record.METRICS)))
+            self._report(trial_id, "completed" if done else "running", metrics)
 
         self._backlog.acquire()
         self._write(write, self._backlog.release)
@@ -190,7 +209,8 @@ class FirstLink(Link):
         self._write(hand_over)
 
     def diverged(self, trial_id: str, step: int, reason: str) -> None:
-        self._write(lambda: self._report(trial_id, "diverged", step, math.nan, reason))
+        result = {"trial_id": trial_id, "status": "diverged", "reason": reason, "step": step, "eval_loss": math.nan}
+        self._write(lambda: self._pool.report.remote(self._name, result))
 
     def let_go(self, trial_id: str) -> None:
         def hand_over() -> None:
@@ -214,9 +234,8 @@ class FirstLink(Link):
         with contextlib.suppress(OSError):
             self._storage.push(self._log_name)
 
-    def _report(self, trial_id: str, status: str, step: int, eval_loss: float, reason: str = "") -> None:
-        result = {"trial_id": trial_id, "status": status, "reason": reason, "step": step, "eval_loss": eval_loss}
-        self._pool.report.remote(self._name, result)
+    def _report(self, trial_id: str, status: str, metrics: record.Metrics) -> None:
+        self._pool.report.remote(self._name, {**asdict(metrics), "trial_id": trial_id, "status": status, "reason": ""})
 
     def _write(self, job: Callable[[], object], afterwards: Callable[[], object] = lambda: None) -> None:
         """Do `job` after all that was to be written before it, off the step's path."""

@@ -71,6 +71,7 @@ class Pack:
         self._checkpoint_every = settings.checkpoint_every
         self._train = settings.dataset.train
         self._eval = Batch.of(settings.dataset.eval, engine.base.device)
+        self._test = settings.dataset.test
         self._uniform = math.log(engine.base.model.config.get_text_config().vocab_size)
         self._trials: dict[str, Running] = {}
         self._ahead: dict[str, list[Any]] = {}
@@ -250,13 +251,15 @@ class Pack:
         if self._workers.size > 1:
             self._note()
         results = self._engine.evaluate([trial.slot for trial in trials], self._eval)
+        tested = [t.slot for t in trials if t.config.confirms and self._at(t) == t.config.steps and len(self._test)]
+        tests = self._engine.evaluate(tested, Batch.of(self._test, self._engine.base.device)) if tested else {}
         for trial in trials:
-            self._scored(trial, results[trial.slot])
+            self._scored(trial, results[trial.slot], tests.get(trial.slot))
         if self._workers.size > 1:
             self._obey()
         self._settle()
 
-    def _scored(self, trial: Running, result: EvalResult) -> None:
+    def _scored(self, trial: Running, result: EvalResult, test: EvalResult | None) -> None:
         step = self._at(trial)
         worst = max(UNIFORM * self._uniform, DIVERGED * (trial.first_loss or 0.0))
         if not math.isfinite(result.loss) or result.loss > worst:
@@ -275,7 +278,7 @@ class Pack:
             trial.losses.clear()
             if self._workers.first:
                 latent = self._engine.latent(trial.slot)
-                self._link.evaluated(trial.trial_id, trial.config, metrics, result, latent)
+                self._link.evaluated(trial.trial_id, trial.config, metrics, result, latent, test)
             if step == trial.config.steps:
                 self._detach(trial)
             else:

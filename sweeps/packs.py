@@ -57,6 +57,8 @@ class Pack:
     """Its worker runs."""
     ready: bool = False
     """It has its base."""
+    up: float | None = None
+    """When its first worker ran."""
     worked: bool = False
     """It has taken a step."""
     trials: set[str] = field(default_factory=set)
@@ -123,6 +125,8 @@ class Packs:
         self._failed_starts = 0
         self._paused_until = 0.0
         self._started = 0
+        self.seconds = 0.0
+        """That packs were up which have ended."""
 
     def live(self) -> list[Pack]:
         """Those that are up, and those that are coming."""
@@ -194,6 +198,7 @@ class Packs:
         ray.kill(pack.host)
         await _remove_group(name)
         del self.named[name]
+        self.seconds += time.monotonic() - pack.up if pack.up is not None else 0.0
         if not pack.worked and not pack.stopping:
             self._did_not_start(error, pack.late)
         self._ended(name, pack, error)

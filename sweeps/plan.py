@@ -31,6 +31,9 @@ class Plan:
     """A sweep, before it runs."""
 
     trials: int
+    confirming: int
+    """Trials that confirm the best, at most."""
+    test_rows: int
     steps: int
     """Of a full trial with the spec's own batch size."""
     evaluations: int
@@ -43,6 +46,7 @@ class Plan:
 def make_plan(spec: Spec, prepared: Prepared) -> Plan:
     """The plan of `spec`."""
     from sweeps import space as spaces
+    from sweeps.confirm import most
 
     trials = spec.search.trials
     if spec.search.sampler == "grid":
@@ -54,7 +58,9 @@ def make_plan(spec: Spec, prepared: Prepared) -> Plan:
         for rank, quantizer in product(_values(spec, "rank"), _values(spec, "quantizer"))
     )
     evaluations = -(-example.steps // example.eval_every)
-    return Plan(trials, example.steps, evaluations, len(shapes), prepared.base.params, costs)
+    confirming = most(spec.confirm, spec.search.space) if spec.confirm is not None else 0
+    test_rows = prepared.dataset.summary.test_rows
+    return Plan(trials, confirming, test_rows, example.steps, evaluations, len(shapes), prepared.base.params, costs)
 
 
 def _values(spec: Spec, axis: str) -> list[Any]:
@@ -79,6 +85,11 @@ def draw(console: Console, plan: Plan) -> None:
         f"adapters on {plan.targets} layers of a base of {plan.base_params / 1e6:.1f} M parameters",
         highlight=False,
     )
+    if plan.confirming:
+        console.print(
+            f"then at most {plan.confirming} more confirm the best on fresh seeds, scored on {plan.test_rows} test rows",
+            highlight=False,
+        )
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("rank", "quantizer", "parameters", "bytes as packed"):
         table.add_column(name, justify="left" if name == "quantizer" else "right")

@@ -30,7 +30,8 @@ AHEAD: Final = 2
 INTERRUPTED_REASON: Final = "the sweep was interrupted"
 
 Result = dict[str, Any]
-"""`trial_id`, `status` ("running" or how it ended), `reason`, `step`, `eval_loss`; `fatal`: no pack can be started."""
+"""`trial_id`, `status` ("running" or how it ended), `reason`, `step`, `eval_loss`, and of an evaluation the rest of
+`bitlora.record.Metrics`; `fatal`: no pack can be started."""
 
 
 @dataclass(slots=True)
@@ -172,10 +173,15 @@ class Pool:
             if not entry.ended:
                 self._end(trial_id, "interrupted", INTERRUPTED_REASON)
 
-    async def close(self) -> None:
-        """End all packs; returns when none is left and their placement groups are gone."""
+    async def close(self) -> float:
+        """End all packs; returns when none is left and their placement groups are gone.
+
+        Returns:
+            Seconds that packs were up, summed.
+        """
         await self.interrupt()
         await self._packs.close()
+        return self._packs.seconds
 
     # ---- the side of packs
 
@@ -186,7 +192,8 @@ class Pool:
     async def pack_begun(self, name: str) -> None:
         """The pack's worker runs."""
         if (pack := self._packs.named.get(name)) is not None:
-            pack.begun, pack.since = True, time.monotonic()
+            pack.begun = True
+            pack.since = pack.up = time.monotonic()
 
     async def pack_ready(self, name: str) -> None:
         """The pack has its base and can train."""

@@ -94,7 +94,8 @@ def _look(spec: Spec) -> Prepared | list[str]:
         errors.append(f"base.model: {spec.base.model}: {type(error).__name__}: {error}".splitlines()[0])
     if info is not None and tokenizer is not None:
         try:
-            return Prepared(info, prepare_data(spec.data, tokenizer))
+            test_rows = 0 if spec.confirm is None else spec.confirm.rows
+            return Prepared(info, prepare_data(spec.data, tokenizer, test_rows))
         except DataError as error:
             return list(error.errors)
     # Without a tokenizer the sources can still be read, so that what is wrong with them is said in the same breath.

@@ -127,7 +127,8 @@ class Display(DriverOnly, Callback):  # type: ignore[misc]
         self._running.pop(trial_id, None)
         reason = f": {result['reason']}" if result.get("reason") else ""
         at = f" at step {result.get('step', 0)}" if status == "stopped" else ""
-        line = f"{trial_id}  {status}{at}  {describe(config['config'], self._axes)}{reason}"
+        confirms = f"  confirms {of}" if (of := config["config"].get("confirms")) else ""
+        line = f"{trial_id}  {status}{at}  {describe(config['config'], self._axes)}{confirms}{reason}"
         self._ended.append(line)
         self._bar.update(self._task, completed=self._done + len(self._ended))
         self._say(line)

@@ -21,7 +21,7 @@ from sweeps.prepare import Prepared
 from sweeps.resume import Past
 from sweeps.search import OptunaSearcher
 
-REPORTED: Final = (record.CONFIG, record.METRICS, record.EVAL)
+REPORTED: Final = (record.CONFIG, record.METRICS, record.EVAL, record.TEST)
 """Of a trial's files, those that a report is made of, beside its record."""
 RELEASE_S: Final = 60.0
 """How long a record waits for the pack to have written the trial's last file."""
@@ -131,6 +131,7 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
         if status == "pruned":
             reason = f"stopped by {self._stopped_by} at step {last.step if last else 0}"
         ranked = last is not None and status != "diverged"
+        tested = status == "completed" and (folder / record.TEST).exists()
         shapes = self._prepared.base.targets
         record.write_record(
             folder,
@@ -148,6 +149,7 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
                 base=self._prepared.base.provenance(),
                 data=provenance(self._prepared),
                 versions=self._versions,
+                test_loss=record.loss_of(folder / record.TEST) if tested else None,
             ),
         )
         self._storage.push(f"{where}/{record.RECORD}")
@@ -158,5 +160,5 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
 def provenance(prepared: Prepared) -> dict[str, Any]:
     """What a record says of its data."""
     summary = prepared.dataset.summary
-    keys = ("source", "train_rows", "eval_rows", "truncated", "dropped", "fingerprint")
+    keys = ("source", "train_rows", "eval_rows", "test_rows", "truncated", "dropped", "fingerprint")
     return {key: getattr(summary, key) for key in keys}

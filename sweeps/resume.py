@@ -17,11 +17,11 @@ from sweeps.spec import Spec, load_spec
 SPEC: Final = "sweep.yaml"
 JOURNAL: Final = "study.journal"
 EXIT_CODE: Final = "exit_code"
-DECIDING: Final = (SPEC, JOURNAL, record.CONFIG, record.METRICS, record.RECORD, record.EVAL)
+DECIDING: Final = (SPEC, JOURNAL, record.CONFIG, record.METRICS, record.RECORD, record.EVAL, record.TEST, record.RUNS)
 """Names of the files that a run of the sweep which goes on looks at."""
 DATA, BASE = "data", "base"
 """Attributes of the study: what the sweep began with."""
-FREE: Final = ("out", "resources.", "train.checkpoint_every")
+FREE: Final = ("out", "resources.", "train.checkpoint_every", "trackers")
 """Keys of a spec, or how they begin, that may differ when a sweep goes on: they decide no number."""
 
 

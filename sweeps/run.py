@@ -15,7 +15,7 @@ from ray import tune
 from ray.tune import Stopper
 from rich.console import Console
 
-from bitlora.record import Status, write_text
+from bitlora.record import RUNS, Status, write_text
 from bitlora.storage import Storage
 from reports.report import write_report
 from sweeps.actors import keep_actors
@@ -25,11 +25,14 @@ from sweeps.packs import BEGIN_S, CLOSE_S, MACHINE_S, one_line
 from sweeps.pool import AHEAD, INTERRUPTED_REASON, POOL, Pool
 from sweeps.prepare import InputError, Prepared
 from sweeps.progress import Display
+from sweeps.provenance import Run, git_state, machines, note, now
 from sweeps.recorder import Recorder
 from sweeps.resume import EXIT_CODE, JOURNAL, SPEC, began_with, changed, look
-from sweeps.search import OptunaSearcher, make_scheduler
+from sweeps.scheduler import make_scheduler
+from sweeps.search import OptunaSearcher
 from sweeps.session import ENVIRONMENT, Interrupt, alone, connect, keep_logs, log_to
 from sweeps.spec import Spec, dump_spec
+from sweeps.trackers import callbacks, missing
 from sweeps.trial import Trial
 from sweeps.worker import FAKE_GPUS, PackHost, Settings
 
@@ -70,8 +73,11 @@ def run_sweep(
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    folder = storage.folder
-    if resume and (lines := changed(prepared, folder, storage.out)):
+    folder, began = storage.folder, now()
+    lines = missing(spec.trackers)
+    if resume:
+        lines += changed(prepared, folder, storage.out)
+    if lines:
         raise InputError(lines)
     with Interrupt() as interrupt:
         console.print("starting Ray …", highlight=False)
@@ -92,13 +98,21 @@ def run_sweep(
             log_to(folder / "logs" / "driver.log")
             search = _Search(spec, prepared, storage, token, resources, BEGIN_S if own else MACHINE_S, host)
             recorder = search.run(console, interrupt)
+            run = Run(
+                began=began.isoformat(timespec="seconds"),
+                seconds=round((now() - began).total_seconds(), 1),
+                worker_seconds=round(search.pack_seconds * spec.resources.workers_per_pack, 1),
+                worker=resources,
+                machines=machines(ray.nodes()),
+                git=git_state(),
+            )
         if session is not None:
             keep_logs(session / "logs", folder / "logs" / "ray")
         if recorder.ending is not None and recorder.ending[1] != INTERRUPTED_REASON:
             console.print(recorder.ending[1], style="red", markup=False, highlight=False)
         interrupted = recorder.ending is not None and recorder.ending[0] == "interrupted"
         code = exit_code(recorder.counts, interrupted)
-        _finish(storage, code, console)
+        _finish(storage, run, code, console)
     ended = ", ".join(f"{count} {status}" for status, count in sorted(recorder.counts.items()))
     console.print(f"{storage.out}: {ended or 'no trial began'}", markup=False, highlight=False)
     if interrupted:
@@ -115,16 +129,20 @@ def exit_code(counts: Counter[Status], interrupted: bool) -> int:
     return SOME_FAILED if counts["failed"] + counts["interrupted"] else DONE
 
 
-def _finish(storage: Storage, code: int, console: Console) -> None:
+def _finish(storage: Storage, run: Run, code: int, console: Console) -> None:
     """Make the report and leave the exit code; that one cannot be written costs no trial."""
+    with contextlib.suppress(OSError):
+        note(storage.folder, run)
     try:
         path = write_report([storage.folder])
         console.print(f"report: {path}", markup=False, highlight=False)
-    except (OSError, ValueError) as error:
-        console.print(f"no report: {error}; try again: bitlora report {storage.out}", markup=False, highlight=False)
+    except Exception as error:  # whatever is wrong with it: the trials' records stand
+        logging.getLogger("ray").exception("no report")
+        why = f"{one_line(error)}; try again: bitlora report {storage.out}"
+        console.print(f"no report: {why}", markup=False, highlight=False)
     try:
         write_text(storage.folder / EXIT_CODE, f"{code}\n")
-        kept = ("report", "logs/driver.log", "logs/ray", EXIT_CODE)
+        kept = ("report", "logs/driver.log", "logs/ray", RUNS, EXIT_CODE)
         storage.push(*(name for name in kept if (storage.folder / name).exists()))
         storage.flush()
     except OSError as error:
@@ -177,6 +195,8 @@ class _Search:
             name=POOL, num_cpus=0, resources=HEAD, max_concurrency=1000, runtime_env={"env_vars": env} if env else None
         )
         self._pool = pool.remote(settings, host, slots, limits, patience)
+        self.pack_seconds = 0.0
+        """That packs were up, summed; known when the search has ended."""
 
     def run(self, console: Console, interrupt: Interrupt) -> Recorder:
         """Search, and end everything, however the search ends. Gives the recorder, which knows how the trials ended."""
@@ -213,12 +233,14 @@ class _Search:
                     num_samples=left,
                     max_concurrent_trials=self._at_once,
                     reuse_actors=True,
+                    trial_name_creator=_name,
+                    trial_dirname_creator=_name,
                 ),
                 run_config=tune.RunConfig(
                     name=f"tune-{uuid.uuid4().hex[:6]}",
                     storage_path=str(storage.folder / "logs"),
                     stop=Stop(pool, interrupt, recorder),
-                    callbacks=[recorder, display],
+                    callbacks=[recorder, display, *callbacks(spec.trackers, spec.name)],
                     failure_config=tune.FailureConfig(max_failures=ACTOR_DEATHS),
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                     verbose=0,
@@ -243,12 +265,17 @@ class _Search:
         except OSError as error:
             recorder.ending = ("interrupted", f"the study could not be written: {one_line(error)}")
         with contextlib.suppress(ray.exceptions.RayError):
-            ray.get(self._pool.close.remote(), timeout=3 * CLOSE_S)
+            self.pack_seconds = ray.get(self._pool.close.remote(), timeout=3 * CLOSE_S)
         try:
             recorder.close()
             searcher.close()
         except (OSError, ValueError) as error:
             recorder.ending = ("interrupted", f"a record could not be written: {one_line(error)}")
+
+
+def _name(trial: Any) -> str:
+    """Ours, for Tune's files and trackers."""
+    return str(trial.config["trial_id"])
 
 
 class Stop(DriverOnly, Stopper):  # type: ignore[misc]

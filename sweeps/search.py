@@ -1,4 +1,4 @@
-"""The searcher over Optuna and the scheduler, as Ray Tune drives them.
+"""The searcher over Optuna, as Ray Tune drives it.
 
 What Ray's own OptunaSearch gets wrong is put right here: a pruned trial is told PRUNED and not COMPLETE, so that a
 sampler never mixes budgets; a diverged or failed one is told FAIL and does not stay RUNNING for ever; every result is
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,20 +20,17 @@ from typing import Any, Final
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FixedTrial, FrozenTrial, TrialState
-from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule, TrialScheduler
+from optuna.trial import BaseTrial, FixedTrial, FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
 from bitlora.record import Status
 from sweeps import space as spaces
+from sweeps.confirm import REPEATS, most, repeats
 from sweeps.spec import Spec
 
 STEP: Final = "step"
 METRIC: Final = "eval_loss"
 ABANDONED: Final = "the sweep ended before it did"
-
-Past = Mapping[str, Sequence[tuple[int, float]]]
-"""Our id -> (step, eval loss) of each evaluation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +71,18 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         self._space = spec.search.space
         self._plan = list(spec.search.first)
         """The configurations of the first trials; an axis that is left out is the sampler's."""
-        self.total = spec.search.trials
-        """Trials of the whole sweep."""
+        self._searched = spec.search.trials
+        """Trials that search."""
         if spec.search.sampler == "grid":
             self._plan = _ordered(spaces.grid(self._space), self._plan)
-            self.total = min(self.total, len(self._plan))
+            self._searched = min(self._searched, len(self._plan))
+        self._confirm = spec.confirm
+        self._first_seed = spec.search.seed + 1
+        self._repeats: list[dict[str, Any]] | None = None
+        """What is to be confirmed: known when the search has ended."""
+        confirmed = 0 if spec.confirm is None else most(spec.confirm, self._space)
+        self.total = self._searched + confirmed
+        """Trials of the whole sweep; with `confirm`, at most."""
         journal.parent.mkdir(parents=True, exist_ok=True)
         self._storage = JournalStorage(JournalFileBackend(str(journal)))
         self._study = _study(spec, self._storage)
@@ -96,6 +100,8 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         """How each trial ended that had ended when the journal was opened."""
         self._count = 0
         """Trials handed out or ended."""
+        self._confirming = 0
+        """Those of them that confirm."""
         self._told: set[str] = set()
         for trial in self._study.get_trials(deepcopy=False):
             name = trial.user_attrs.get("trial_id") or _name(trial)
@@ -104,14 +110,24 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
                 reason = trial.user_attrs.get("reason", "")
                 self.ended[name] = Ended(status, reason, self._config_of(trial), trial.value)
                 self._count += 1
+                self._confirming += REPEATS in trial.user_attrs
             else:
                 self._begun[name] = trial
 
     def _config_of(self, trial: FrozenTrial) -> dict[str, Any] | None:
         try:
-            return self._configure(spaces.suggest(FixedTrial(trial.params), self._space))
+            return self._configure(self._chosen(FixedTrial(trial.params), trial.user_attrs))
         except ValueError:  # its driver died before all was chosen
             return None
+
+    def _chosen(self, trial: BaseTrial, attributes: Mapping[str, Any]) -> dict[str, Any]:
+        """What is chosen for a trial: by the sampler, and for one that confirms also by this searcher."""
+        return {**spaces.suggest(trial, self._space), **attributes.get(REPEATS, {})}
+
+    def _config(self, trial_id: str) -> dict[str, Any]:
+        """The whole configuration of an open trial."""
+        trial = self._open[trial_id]
+        return self._configure(self._chosen(trial, trial.user_attrs))
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -133,34 +149,50 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         """Our ids of the trials that have begun and are to go on."""
         return list(self._begun)
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial for Tune's `trial_id`, or FINISHED.
 
         Returns:
             `{"trial_id": ours, "config": its configuration}`, with `reported`, the last step that it has reported, where
-            it goes on.
+            it goes on. None: the search has to end before it is known what is to be confirmed.
         """
         reported = {}
         if self._begun:
             ours = next(iter(self._begun))
             reported = {"reported": self.reported.get(ours, 0)}
             self._go_on(ours)
-        elif self._count < self.total:
-            planned = self._plan[self._count] if self._count < len(self._plan) else {}
-            if params := spaces.params(self._space, planned):
-                self._study.enqueue_trial(params)
-            trial = self._study.ask()
-            ours = _name(trial)
-            trial.set_user_attr("trial_id", ours)
-            self._open[ours] = trial
-            self._count += 1
-        else:
+        elif (searched := self._count - self._confirming) < self._searched:
+            planned = self._plan[searched] if searched < len(self._plan) else {}
+            ours = self._ask(spaces.params(self._space, planned), {})
+        elif self._confirm is None:
             return str(Searcher.FINISHED)
+        else:
+            if self._repeats is None:
+                if any(REPEATS not in trial.user_attrs for trial in self._open.values()):
+                    return None
+                self._repeats = repeats(self._study, self._confirm, self._space, self._first_seed)
+            if self._confirming >= len(self._repeats):
+                return str(Searcher.FINISHED)
+            repeat = self._repeats[self._confirming]
+            best = self._study.trials[repeat["number"]]
+            ours = self._ask(best.params, {REPEATS: {"seed": repeat["seed"], "confirms": _name(best)}})
+            self._confirming += 1
         self._ours[trial_id] = ours
-        config = self._configure(spaces.suggest(self._open[ours], self._space))
+        config = self._config(ours)
         self._suggested[ours] = {"trial_id": ours, "config": config, **reported}
         self._changed()
         return self._suggested[ours]
+
+    def _ask(self, params: dict[str, Any], attributes: dict[str, Any]) -> str:
+        """A new trial of the study with these parameters; those that are missing are the sampler's."""
+        if params or attributes:
+            self._study.enqueue_trial(params, user_attrs=attributes)
+        trial = self._study.ask()
+        ours = _name(trial)
+        trial.set_user_attr("trial_id", ours)
+        self._open[ours] = trial
+        self._count += 1
+        return ours
 
     def _go_on(self, trial_id: str) -> None:
         """Open a trial of the journal again."""
@@ -170,6 +202,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         self._open[trial_id] = optuna.Trial(self._study, frozen._trial_id)
         self._open[trial_id].set_user_attr("trial_id", trial_id)
         self._count += 1
+        self._confirming += REPEATS in frozen.user_attrs
 
     def settle(self, trial_id: str, status: Status, value: float | None, reason: str = "") -> dict[str, Any]:
         """End a trial out of `begun` that needs no more training.
@@ -178,14 +211,14 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
             Its configuration.
         """
         self._go_on(trial_id)
-        config = self._configure(spaces.suggest(self._open[trial_id], self._space))
+        config = self._config(trial_id)
         self.finish(trial_id, status, value, reason)
         return config
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Report a result to the study: finite ones, each step once."""
         trial = self._open.get(self._ours.get(trial_id, ""))
-        value, step = _finite(result.get(self.metric)), result.get(STEP)
+        value, step = finite(result.get(self.metric)), result.get(STEP)
         if trial is None or value is None or step is None:
             return
         if step not in self._study.get_trials(deepcopy=False)[trial.number].intermediate_values:
@@ -217,7 +250,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         trial.set_user_attr("status", status)
         if reason:
             trial.set_user_attr("reason", reason)
-        if status == "completed" and _finite(value) is not None:
+        if status == "completed" and finite(value) is not None:
             self._study.tell(trial, value)
         elif status == "interrupted":  # not ended for the study: it goes on when the sweep does
             self._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
@@ -241,81 +274,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         """Nothing: a new searcher over the same journal goes on."""
 
 
-def make_scheduler(
-    spec: Spec, max_steps: int, past: Past | None = None, ended: Iterable[str] = ()
-) -> TrialScheduler | None:
-    """The scheduler of a sweep whose full trials take `max_steps` optimizer steps; None: nobody is stopped.
-
-    Args:
-        past: what trials have reported before this scheduler came, by our ids; each trial is judged once at each step.
-        ended: those of them that will not go on.
-    """
-    shared = {"time_attr": STEP, "metric": METRIC, "mode": "min"}
-    grace = min(spec.scheduler.grace, max_steps)
-    scheduler: Asha | Median
-    if spec.scheduler.name == "asha":
-        scheduler = Asha(**shared, grace_period=grace, reduction_factor=spec.scheduler.reduction, max_t=max_steps)
-    elif spec.scheduler.name == "median":
-        # An endless time slice: where Tune has too few trials for a median, it would else pause this one for another
-        scheduler = Median(**shared, grace_period=grace, min_samples_required=3, min_time_slice=math.inf)
-    else:
-        return None
-    scheduler.past = past or {}
-    for trial_id in ended:
-        scheduler.on_trial_add(None, _Gone(trial_id))
-    return scheduler
-
-
-class _Gone:
-    """A trial that ended before this scheduler came, as far as a scheduler looks."""
-
-    def __init__(self, trial_id: str) -> None:
-        self.trial_id = f"gone-{trial_id}"
-        self.config = {"trial_id": trial_id}
-
-
-class _Judge:
-    """What both schedulers have in common.
-
-    A result without a finite metric decides nothing, and never becomes something that others are held against. What a
-    trial reported in an earlier run of the sweep is known and not decided again.
-    """
-
-    past: Past
-
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        super().on_trial_add(tune_controller, trial)  # type: ignore[misc]
-        for step, value in self.past.get(trial.config["trial_id"], ()):
-            self._recall(trial, step, value)
-
-    def _recall(self, trial: Any, step: int, value: float) -> None:
-        raise NotImplementedError
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        if _finite(result.get(METRIC)) is None:
-            return str(TrialScheduler.CONTINUE)
-        return super().on_trial_result(tune_controller, trial, result)  # type: ignore[misc, no-any-return]
-
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        if _finite(result.get(METRIC)) is not None:
-            super().on_trial_complete(tune_controller, trial, result)  # type: ignore[misc]
-
-
-class Asha(_Judge, AsyncHyperBandScheduler):  # type: ignore[misc]
-    """Asynchronous successive halving (arXiv 1810.05934)."""
-
-    def _recall(self, trial: Any, step: int, value: float) -> None:
-        self._trial_info[trial.trial_id].on_result(trial, step, self._metric_op * value)
-
-
-class Median(_Judge, MedianStoppingRule):  # type: ignore[misc]
-    """The median stopping rule of Google Vizier."""
-
-    def _recall(self, trial: Any, step: int, value: float) -> None:
-        self._results[trial].append({STEP: step, METRIC: value})
-
-
-def _finite(value: object) -> float | None:
+def finite(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 

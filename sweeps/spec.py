@@ -34,6 +34,8 @@ from sweeps import space as spaces
 from sweeps.draft import Draft, SpecError, yaml
 from sweeps.space import Problem, Space
 
+Tracker = Literal["tensorboard", "wandb", "mlflow"]
+
 _CLONES: Final = ("pbt", "pb2", "hyperband", "bohb", "hb_bohb")
 
 
@@ -71,6 +73,18 @@ class SchedulerConfig(Config):
     """ASHA: one in so many goes on from each rung to the next, which is so many times further."""
 
 
+class ConfirmConfig(Config):
+    """The best once more, on fresh seeds, scored at the end on rows that nobody was tuned on."""
+
+    top: Positive = 3
+    """So many of the best configurations, seeds apart."""
+    by: Annotated[str, Field(min_length=1)] | None = None
+    """An axis of the search space: the best of each of its values."""
+    seeds: Positive = 3
+    rows: Positive | None = None
+    """Of the test split, at most: what the eval split has beyond the rows that are evaluated."""
+
+
 class PacksConfig(Config):
     """Between how many packs a sweep breathes."""
 
@@ -99,8 +113,9 @@ class Spec(Config):
     train: TrainConfig = TrainConfig()
     search: SearchConfig = SearchConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
-    confirm: Any = None
-    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(default_factory=list)
+    confirm: ConfirmConfig | None = None
+    trackers: list[Tracker] = Field(default_factory=list)
+    """Where results go beside the sweep's folder, by Ray Tune's own loggers."""
     resources: ResourcesConfig = ResourcesConfig()
 
     @property
@@ -266,10 +281,11 @@ def _clashes(spec: Spec) -> Iterator[tuple[str, tuple[str, ...], str]]:
     if "batch_size" in spec.search.space and (spec.train.epochs is not None or spec.train.eval_every == "epoch"):
         message = "with epochs, trials of different batch size take different steps; count in steps instead"
         yield "search.space.batch_size", ("train.epochs", "train.eval_every"), message
-    if spec.confirm is not None:
-        yield "confirm", (), "not available yet; leave it null and sweep the best again over search.space.seed"
-    if spec.trackers:
-        yield "trackers", (), "not available yet; leave it empty: trials/<id>/metrics.jsonl has every evaluation"
+    by = spec.confirm.by if spec.confirm is not None else None
+    if by is not None and not isinstance(spec.search.space.get(by), spaces.Choices):
+        lists = [axis for axis, domain in spec.search.space.items() if isinstance(domain, spaces.Choices)]
+        right = f"an axis of search.space that is a list{nearest(by, lists)}"
+        yield "confirm.by", ("search.space",), f"found {show(by)}; give {right}"
     packs = spec.resources.packs
     if isinstance(packs, PacksConfig) and packs.min > packs.max:
         message = f"{packs.min} is more than resources.packs.max {packs.max}; give at most {packs.max}"

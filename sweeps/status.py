@@ -51,8 +51,10 @@ def draw(console: Console, found: Standing) -> None:
     counts = Counter(record.status for record in past.records.values())
     ended = ", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "none"
     state = f"ended with exit code {found.code}" if found.code is not None else f"last written {found.quiet:.0f} s ago"
-    total = found.spec.search.trials
-    console.print(f"{found.spec.name}: {state}; of at most {total} trials have ended: {ended}", highlight=False)
+    searching = found.spec.search.trials
+    confirm = found.spec.confirm
+    total = f"{searching} trials" if confirm is None else f"{searching} trials and those that confirm the best"
+    console.print(f"{found.spec.name}: {state}; of at most {total} have ended: {ended}", highlight=False)
     if past.best is not None:
         console.print(f"best so far: {past.best[1]} {past.best[0]:.4f}", highlight=False)
     if not found.open:

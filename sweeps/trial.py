@@ -33,7 +33,8 @@ class Trial(tune.Trainable):  # type: ignore[misc]
     def step(self) -> dict[str, Any]:
         result: dict[str, Any] = ray.get(self._pool.next_result.remote(self._id, self._next))
         self._next += 1
-        return {**result, "done": result["status"] != "running"}
+        # Tune's loggers draw over `timesteps_total`.
+        return {**result, "timesteps_total": result["step"], "done": result["status"] != "running"}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """The actor is used again for another trial (`reuse_actors`)."""

@@ -61,7 +61,7 @@ class Worker:
                     step=step, tokens=step, train_loss=loss, eval_loss=loss, learning_rate=0.1, seconds=time.monotonic()
                 ),
             )
-            record.write_eval(own, ["all"], [loss], [1])
+            record.write_scores(own / record.EVAL, ["all"], [loss], [1], [1])
             pool.progress.remote(name, {trial_id: (step, loss)})
             status = "completed" if step == trial.steps else "running"
             result = {"trial_id": trial_id, "status": status, "reason": "", "step": step, "eval_loss": loss}

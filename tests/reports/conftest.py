@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bitlora.record import Metrics, Record, append_metrics, write_eval, write_json, write_record
+from bitlora.record import EVAL, Metrics, Record, append_metrics, write_json, write_record, write_scores
 
 CONFIG = {
     "quantizer": "none",
@@ -72,8 +72,12 @@ def add(folder: Path) -> AddTrial:
             )
             append_metrics(trial, metrics)
         if scores is not None:  # of examples of ten tokens each; the eval loss is then theirs
-            write_eval(
-                trial, [f"e{index}" for index in range(len(scores))], [10 * s for s in scores], [10] * len(scores)
+            write_scores(
+                trial / EVAL,
+                [f"e{index}" for index in range(len(scores))],
+                [10 * s for s in scores],
+                [10] * len(scores),
+                [40] * len(scores),
             )
         values = {
             "trial_id": trial_id,

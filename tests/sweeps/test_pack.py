@@ -39,7 +39,7 @@ def rows(count, seed):
     tokens = np.random.default_rng(seed).integers(3, 90, 6 * count).astype(np.int32)
     learn = np.tile([False, False, False, True, True, True], count)
     ids = tuple(f"r{index}" for index in range(count))
-    return Rows(tokens, learn, np.arange(0, 6 * count + 1, 6), ids)
+    return Rows(tokens, learn, np.arange(0, 6 * count + 1, 6), ids, np.full(count, 9))
 
 
 class Played(Link):
@@ -68,7 +68,7 @@ class Played(Link):
         self._happened("begin", trial_id)
         return self.found.get(trial_id)
 
-    def evaluated(self, trial_id, config, metrics, result, latent):
+    def evaluated(self, trial_id, config, metrics, result, latent, test):
         self.metrics.setdefault(trial_id, []).append(metrics)
         self._happened("evaluated", trial_id)
 
@@ -90,7 +90,7 @@ def attach(*trials, reported=0):
 @pytest.fixture
 def run(tiny_base):
     base = load_base(BaseConfig(model=str(tiny_base), quantization="none"), torch.float64, torch.device("cpu"))
-    dataset = Dataset(rows(10, 1), rows(4, 2), None)
+    dataset = Dataset(rows(10, 1), rows(4, 2), rows(3, 3), None)
 
     def run_pack(script, found=None, checkpoint_every=None, slots=2):
         link = Played(script, found)

@@ -17,7 +17,8 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search import Searcher
 
-from sweeps.search import OptunaSearcher, make_scheduler
+from sweeps.scheduler import make_scheduler
+from sweeps.search import OptunaSearcher
 from sweeps.spec import Spec
 
 SPACE: dict[str, Any] = {
