@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,7 +15,7 @@ import pandas as pd
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from bitlora.record import CONFIG, EVAL, METRICS, RECORD, Metrics, Record, read_metrics, read_record
+from bitlora.record import CONFIG, METRICS, RECORD, RUNS, Metrics, Record, read_metrics, read_record
 
 SPEC: Final = "sweep.yaml"
 TRIALS: Final = "trials"
@@ -26,6 +27,7 @@ COLUMNS: Final = {
     "status": "str",
     "reason": "str",
     "eval_loss": "float64",
+    "test_loss": "float64",
     "steps": "Int64",
     "budget": "Int64",
     "tokens": "Int64",
@@ -33,6 +35,8 @@ COLUMNS: Final = {
     "adapter_params": "Int64",
     "adapter_bytes": "Int64",
 }
+
+CURVES: Final = ("trial_id", "step", "train_loss", "eval_loss", "learning_rate")
 
 Found = dict[str, tuple[str, ...]]
 """Key → the distinct values that the records have for it, as text. More than one: the trials differ."""
@@ -46,10 +50,17 @@ class Sweep:
     name: str
     spec: dict[str, Any]
     """sweep.yaml; {} where there is none that can be read."""
+    spec_hash: str
+    """16 hex digits over the bytes of sweep.yaml; empty where there is none."""
+    runs: tuple[dict[str, Any], ...]
+    """The lines of runs.jsonl (`sweeps.provenance.Run`)."""
     trials: pd.DataFrame
     """A row per trial, however it ended, sorted by trial_id: `COLUMNS`, then `config.<key>` for each configuration key.
 
-    `eval_loss` in nats per completion token, NaN where there is none that is finite; `budget` is `config.steps`."""
+    `eval_loss` and `test_loss` in nats per completion token, NaN where there is none that is finite; `budget` is
+    `config.steps`."""
+    curves: pd.DataFrame
+    """A row per evaluation: `trial_id`, `step`, `train_loss`, `eval_loss`, `learning_rate`, by trial_id and step."""
     base: Found
     data: Found
     versions: Found
@@ -77,7 +88,10 @@ def load_sweep(folder: Path) -> Sweep:
         folder=folder,
         name=_text(name if isinstance(name, str) and name.strip() else folder.resolve().name),
         spec=spec,
+        spec_hash=reader.spec_hash,
+        runs=reader.runs(),
         trials=_frame(rows),
+        curves=pd.DataFrame(reader.curves, columns=CURVES),
         base=_distinct(record.base for record in reader.records),
         data=_distinct(record.data for record in reader.records),
         versions=_distinct(record.versions for record in reader.records),
@@ -85,12 +99,35 @@ def load_sweep(folder: Path) -> Sweep:
     )
 
 
-def load_eval(folder: Path, trial_id: str) -> pd.DataFrame | None:
-    """A trial's eval.parquet (`example_id`, `loss`, `tokens`); None where there is none that can be read."""
+def load_scores(folder: Path, trial_id: str, name: str) -> pd.DataFrame | None:
+    """A trial's eval.parquet or test.parquet: `example_id`, `loss` (nats, summed), `tokens`, and `bytes` where it has that.
+
+    None where there is none that can be read.
+    """
     try:
-        return pd.read_parquet(folder / TRIALS / trial_id / EVAL, columns=["example_id", "loss", "tokens"])
-    except (OSError, ValueError, KeyError):  # pyarrow's errors are among these
+        frame = pd.read_parquet(folder / TRIALS / trial_id / name)
+    except (OSError, ValueError):  # pyarrow's errors are among these
         return None
+    columns = [column for column in ("example_id", "loss", "tokens", "bytes") if column in frame]
+    return frame[columns] if columns[:3] == ["example_id", "loss", "tokens"] else None
+
+
+def scores_of(sweep: Sweep, name: str) -> Callable[[dict[str, Any]], dict[int, pd.DataFrame]]:
+    """Reads the scores of configurations (`reports.stats.Row`): eval.parquet or test.parquet of their trials, by seed."""
+    seeds = sweep.trials.set_index("trial_id")["config.seed"]
+    read: dict[str, pd.DataFrame | None] = {}
+
+    def scores(row: dict[str, Any]) -> dict[int, pd.DataFrame]:
+        found: dict[int, pd.DataFrame] = {}
+        for number, trial in enumerate(row.get("trials", ())):
+            if trial not in read:
+                read[trial] = load_scores(sweep.folder, trial, name)
+            seed = number if pd.isna(seeds[trial]) else int(seeds[trial])
+            if (table := read[trial]) is not None:
+                found.setdefault(seed, table)
+        return found
+
+    return scores
 
 
 @dataclass(slots=True)
@@ -100,6 +137,8 @@ class _Reader:
     root: Path
     problems: list[str] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
+    curves: list[tuple[Any, ...]] = field(default_factory=list)
+    spec_hash: str = ""
 
     def note(self, path: Path, what: str) -> None:
         self.problems.append(_text(f"{path.relative_to(self.root).as_posix()}{what}"))
@@ -116,7 +155,9 @@ class _Reader:
     def spec(self) -> dict[str, Any]:
         path = self.root / SPEC
         try:
-            spec = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+            read = path.read_bytes()
+            self.spec_hash = hashlib.sha256(read).hexdigest()[:16]
+            spec = YAML(typ="safe", pure=True).load(read.decode("utf-8"))
         except MarkedYAMLError as error:
             line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
             self.note(path, f"{line}: not YAML: {error.problem}")
@@ -127,6 +168,15 @@ class _Reader:
                 return spec
             self.note(path, ": not a mapping of keys to values")
         return {}
+
+    def runs(self) -> tuple[dict[str, Any], ...]:
+        path = self.root / RUNS
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+            return tuple(found for line in lines if isinstance(found := json.loads(line), dict))
+        except (OSError, ValueError) as error:
+            self.note_error(path, error)
+            return ()
 
     def trial_folders(self) -> list[Path]:
         path = self.root / TRIALS
@@ -139,6 +189,8 @@ class _Reader:
     def trial(self, folder: Path) -> dict[str, Any]:
         """The row of the trial in `folder`."""
         evaluations = self._metrics(folder)
+        name = _text(folder.name)
+        self.curves += [(name, *point) for line in evaluations if (point := _point(line))]
         try:
             record = read_record(folder)
         except FileNotFoundError:
@@ -168,7 +220,7 @@ class _Reader:
             "status": record.status,
             "reason": _text(record.reason or ""),
         }
-        for key in ("eval_loss", "seconds"):
+        for key in ("eval_loss", "test_loss", "seconds"):
             row[key] = _number(getattr(record, key))
         for key in ("steps", "tokens", "adapter_params", "adapter_bytes"):
             row[key] = _count(getattr(record, key))
@@ -204,6 +256,13 @@ def _number(value: object) -> float | None:
         return None
 
 
+def _point(line: Metrics) -> tuple[Any, ...] | None:
+    """Of an evaluation: step, train loss, eval loss, learning rate; None without a step."""
+    step = _count(line.step)
+    found = [_number(part) for part in (line.train_loss, line.eval_loss, line.learning_rate)]
+    return None if step is None else (step, *(math.nan if number is None else number for number in found))
+
+
 def _count(value: object) -> int | None:
     """`value` where it is a whole number that 64 bits hold, else None."""
     number = _number(value)
@@ -220,8 +279,9 @@ def _config_columns(config: object) -> dict[str, Any]:
 
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """The rows as a table whose columns keep their types where values are missing (a rank stays an integer)."""
-    # Everything groups by the quantizer, so its column is there even if no trial says which it had.
-    keys = dict.fromkeys(["config.quantizer", *(key for row in rows for key in row if key not in COLUMNS)])
+    # Everything groups by these, so their columns are there even if no trial says what it had.
+    named = ("config.quantizer", "config.seed", "config.confirms")
+    keys = dict.fromkeys([*named, *(key for row in rows for key in row if key not in COLUMNS)])
     fixed = {key: pd.Series([row.get(key) for row in rows], dtype=dtype) for key, dtype in COLUMNS.items()}
     config = {key: pd.Series([row.get(key) for row in rows], dtype=object).convert_dtypes() for key in keys}
     return pd.DataFrame(fixed | config)

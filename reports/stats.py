@@ -1,17 +1,25 @@
-"""Which trials may be compared with which, and what the comparison says. Everything else is listed, never ranked."""
+"""Which configurations may be compared with which, and what the comparison says. Everything else is listed, never ranked.
+
+A configuration is everything but the seed. Trials that differ in their seed alone are one, with the mean of their losses
+and its standard error; of two trials that are equal to the seed, the first counts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import pandas as pd
 
-from reports.paired import Interval, paired
+from reports.paired import Interval, Scores, paired
 
 Row = dict[str, Any]
-"""A trial: a row of `reports.load.Sweep.trials` by column."""
+"""A trial or a configuration by column: of `reports.load.Sweep.trials`, and for a configuration `error` and `seeds`."""
+
+APART: Final = ("config.seed", "config.confirms")
+"""Columns in which trials of one configuration may differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,30 +27,42 @@ class Comparable:
     """The trials with a finite eval loss that completed or were pruned, by what they may be compared with."""
 
     ranked: pd.DataFrame
-    """Completed at the largest full budget that any trial completed: by eval loss, then trial_id; `place` from 1, a tie
-    shares its place."""
+    """Configurations out of the search whose trials completed at the largest full budget that any trial completed: by eval
+    loss, then trial_id; `place` from 1, a tie shares its place. `trial_id` is the first trial's, which gives the
+    configuration its `name`; `trials` has all, `seeds` counts their seeds, `error` is the standard error over them (NaN
+    with one)."""
     other: pd.DataFrame
     """Completed with a smaller budget, or short of their own: by steps downwards, eval loss, trial_id."""
     pruned: pd.DataFrame
     """Pruned: by steps downwards, eval loss (NaN last), trial_id."""
+    confirmed: pd.DataFrame
+    """As `ranked`, of the trials that confirm: by `test_loss`, which `error` is of; `eval_loss` is their mean too, and
+    `name` the trial of the search whose configuration it is."""
+
+    @property
+    def contest(self) -> pd.DataFrame:
+        """What the verdict is about, with the loss that decides as `loss`: the confirmed, where any is."""
+        confirmed = len(self.confirmed) > 0
+        frame = self.confirmed if confirmed else self.ranked
+        return frame.assign(loss=frame["test_loss" if confirmed else "eval_loss"])
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What won and by how much. A difference of single runs: it says nothing about another seed."""
+    """What won and by how much."""
 
     best: tuple[Row, ...]
-    """The ranked trials with the lowest eval loss: none, one, or several that tie to the last bit."""
+    """The configurations with the lowest loss: none, one, or several that tie to the last bit."""
     rival: Row | None
-    """The best trial of the next quantizer; where there is only one quantizer, the next trial; else None."""
+    """The best configuration of the next quantizer; with one quantizer alone the next configuration; else None."""
     across: bool
     """Whether the rival has another quantizer."""
     gap: float
     """Nats per completion token from best to rival; 0 without a rival."""
     percent: float | None
-    """The gap in per cent of the rival's eval loss; None without a rival, or where that loss is 0."""
+    """The gap in per cent of the rival's loss; None without a rival, or where that loss is 0."""
     interval: Interval | None = None
-    """Of the gap, over the eval examples of both; None where they cannot be paired."""
+    """Of the gap, over the examples (and seeds) of both; None where they cannot be paired."""
 
     @property
     def tied(self) -> bool:
@@ -57,11 +77,35 @@ def comparable(trials: pd.DataFrame) -> Comparable:
     full = (completed["steps"] == completed["budget"]).fillna(False).astype(bool)
     budget = completed.loc[full, "budget"].max()
     equal = full & (completed["budget"] == budget).fillna(False).astype(bool)
-    ranked = completed[equal].sort_values(["eval_loss", "trial_id"], ignore_index=True)
-    ranked.insert(0, "place", ranked["eval_loss"].rank(method="min").astype("Int64"))
+    confirming = completed["config.confirms"].notna()
+    confirmed = configurations(completed[equal & confirming & completed["test_loss"].notna()], "test_loss")
     return Comparable(
-        ranked=ranked, other=by_progress(completed[~equal]), pruned=by_progress(trials[trials["status"] == "pruned"])
+        ranked=configurations(completed[equal & ~confirming], "eval_loss"),
+        other=by_progress(completed[~equal & ~confirming]),
+        pruned=by_progress(trials[trials["status"] == "pruned"]),
+        confirmed=confirmed,
     )
+
+
+def configurations(trials: pd.DataFrame, loss: str) -> pd.DataFrame:
+    """`trials` as configurations, ranked by the mean of the column `loss` (`Comparable.ranked`)."""
+    keys = [c for c in trials.columns if str(c).startswith("config.") and c not in APART]
+    trials = trials.sort_values("trial_id", ignore_index=True)
+    # As text: a value that is missing, or of another type, is a value too.
+    same = pd.Series(["\0".join(map(str, held)) for held in trials[keys].itertuples(index=False)], dtype=str)
+    found = []
+    for _, group in trials.groupby(same, sort=False):
+        once = group.drop_duplicates("config.seed")
+        first = once.iloc[0].to_dict()
+        first |= {column: float(once[column].mean()) for column in dict.fromkeys(["eval_loss", loss])}
+        error = float(once[loss].std(ddof=1)) / math.sqrt(len(once)) if len(once) > 1 else math.nan
+        name = first["trial_id"] if pd.isna(first["config.confirms"]) else first["config.confirms"]
+        first |= {"name": name, "error": error, "seeds": len(once), "trials": tuple(group["trial_id"])}
+        found.append(first)
+    columns = [*trials.columns, "name", "error", "seeds", "trials"]
+    frame = pd.DataFrame(found, columns=columns).sort_values([loss, "trial_id"], ignore_index=True)
+    frame.insert(0, "place", frame[loss].rank(method="min").astype("Int64"))
+    return frame
 
 
 def by_progress(trials: pd.DataFrame) -> pd.DataFrame:
@@ -70,26 +114,32 @@ def by_progress(trials: pd.DataFrame) -> pd.DataFrame:
     return trials.sort_values(order, ascending=[False, True, True], na_position="last", ignore_index=True)
 
 
-Scores = Callable[[str], pd.DataFrame | None]
-"""trial_id -> its eval.parquet, or None (`reports.load.load_eval`)."""
+ScoresOf = Callable[[Row], Scores]
+"""A configuration -> its scores on the examples that decide, by seed; {} where there are none to be had."""
 
 
-def verdict(ranked: pd.DataFrame, scores: Scores = lambda trial_id: None) -> Verdict:
-    """What won among `ranked` (`Comparable.ranked`)."""
-    if ranked.empty:
+def verdict(contest: pd.DataFrame, scores: ScoresOf = lambda row: {}) -> Verdict:
+    """What won in `contest` (`Comparable.contest`)."""
+    if contest.empty:
         return Verdict((), None, False, 0.0, None)
-    best = ranked[ranked["place"] == 1]
-    rivals = ranked[~ranked["config.quantizer"].isin(best["config.quantizer"])]
+    best = contest[contest["place"] == 1]
+    rivals = contest[~contest["config.quantizer"].isin(best["config.quantizer"])]
     across = not rivals.empty
     if not across:
-        rivals = ranked[ranked["place"] > 1]
+        rivals = contest[contest["place"] > 1]
     if rivals.empty:
         return Verdict(rows(best), None, False, 0.0, None)
-    rival = rows(rivals.head(1))[0]
-    gap = rival["eval_loss"] - best["eval_loss"].iloc[0]
-    percent = 100 * gap / rival["eval_loss"] if rival["eval_loss"] else None
-    interval = paired(scores(str(best["trial_id"].iloc[0])), scores(str(rival["trial_id"])))
-    return Verdict(rows(best), rival, across, float(gap), percent, interval)
+    first, rival = rows(best)[0], rows(rivals.head(1))[0]
+    gap = rival["loss"] - first["loss"]
+    percent = 100 * gap / rival["loss"] if rival["loss"] else None
+    return Verdict(rows(best), rival, across, float(gap), percent, paired(scores(first), scores(rival)))
+
+
+def pareto(frame: pd.DataFrame, costs: Sequence[str]) -> pd.Series[bool]:
+    """Which rows no other is at least as good as in all of `costs` (less is better) and better in one."""
+    values = frame[list(costs)].to_numpy(dtype=float)
+    front = [not bool(((values <= row).all(axis=1) & (values < row).any(axis=1)).any()) for row in values]
+    return pd.Series(front, index=frame.index, dtype=bool)
 
 
 def rows(frame: pd.DataFrame) -> tuple[Row, ...]:

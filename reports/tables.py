@@ -1,14 +1,9 @@
-"""The tables of a report: first the data of each, then its drawing as Markdown.
-
-Whatever stands in a record (names, reasons, values) goes through `text` or `value` on its way to the page.
-"""
+"""The tables of a report: first the data of each, then its cells."""
 
 from __future__ import annotations
 
 import math
-import re
-import unicodedata
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,14 +11,12 @@ import pandas as pd
 
 from bitlora.config import AXES, QUANTIZERS
 from bitlora.record import STATUSES
-from reports.stats import Comparable, Row, by_progress, rows
+from reports.cells import bits, cell, gap, head, loss, names, size, value, whole
+from reports.document import NOTHING, Cell, Column, Table, plain
+from reports.paired import Interval, paired
+from reports.stats import Comparable, Row, ScoresOf, by_progress, rows
 
-SHOWN: Final = 30
-"""Rows of a long table that are drawn; trials.csv has them all."""
-NAMED: Final = 6
-"""Trials named in one cell."""
-NOTHING: Final = "–"
-DERIVED: Final = ("steps", "eval_every", "micro_batch")
+DERIVED: Final = ("steps", "eval_every", "micro_batch", "confirms")
 """Keys of a configuration that are no axis: they follow from others, or change no result."""
 
 
@@ -46,13 +39,15 @@ class QuantizerBest:
 
     quantizer: str
     began: int
-    """Trials with this quantizer, however they ended."""
+    """Trials of the search with this quantizer, however they ended."""
     full: int
     """Those of them that are ranked."""
     best: Row | None
-    """Its best ranked trial; where it has none, the one that came furthest; None where none came anywhere."""
+    """Its best ranked configuration; where it has none, the trial that came furthest; None where none came anywhere."""
     gap: float | None
     """Nats per completion token above the best of all quantizers; None where `best` is not ranked."""
+    interval: Interval | None
+    """Of that gap; None also for the best itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +74,13 @@ def axes(trials: pd.DataFrame, space: Iterable[str]) -> Axes:
     return Axes(tuple(varying), fixed)
 
 
-def quantizer_bests(trials: pd.DataFrame, groups: Comparable, asked: Collection[str]) -> tuple[QuantizerBest, ...]:
+def quantizer_bests(
+    trials: pd.DataFrame, groups: Comparable, asked: Collection[str], scores: ScoresOf = lambda row: {}
+) -> tuple[QuantizerBest, ...]:
     """A line for each quantizer in `trials` or `asked` (the spec's): the ranked by eval loss, then the others."""
     column = "config.quantizer"
     known = dict.fromkeys((*QUANTIZERS, *sorted(asked), *sorted(str(name) for name in trials[column].dropna())))
-    lowest = groups.ranked["eval_loss"].min()
+    leader = rows(groups.ranked.head(1))
     begun = pd.concat([groups.other, groups.pruned[groups.pruned["eval_loss"].notna()]])
     found = []
     for name in known:
@@ -92,8 +89,13 @@ def quantizer_bests(trials: pd.DataFrame, groups: Comparable, asked: Collection[
             continue
         candidates = ranked if len(ranked) else by_progress(begun[begun[column] == name])
         best = rows(candidates.head(1))[0] if len(candidates) else None
-        gap = float(best["eval_loss"] - lowest) if best is not None and len(ranked) else None
-        found.append(QuantizerBest(name, len(of_all), len(ranked), best, gap))
+        apart, interval = None, None
+        if best is not None and len(ranked):
+            apart = float(best["eval_loss"] - leader[0]["eval_loss"])
+            if best["trial_id"] != leader[0]["trial_id"]:
+                interval = paired(scores(leader[0]), scores(best))
+        full = sum(len(group) for group in ranked["trials"])
+        found.append(QuantizerBest(name, len(of_all), full, best, apart, interval))
     return tuple(sorted(found, key=lambda line: math.inf if line.gap is None else line.gap))
 
 
@@ -109,169 +111,168 @@ def endings(trials: pd.DataFrame) -> tuple[Ending, ...]:
     return tuple(sorted(found, key=lambda e: (order.get(e.status, len(order)), -len(e.trial_ids), e.reason)))
 
 
-# --- drawing
+# --- cells
 
 
-def text(anything: object, limit: int = 200) -> str:
-    """`anything` as one line of Markdown that means only itself, in a table's cell or a sentence.
-
-    Right-to-left text is isolated, so that it cannot reorder the numbers beside it.
-    """
-    line = str(anything).encode("utf-8", "replace").decode("utf-8")
-    line = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in line)
-    line = re.sub("[\u202a-\u202e\u2066-\u2069\u200e\u200f]", "", line)
-    line = " ".join(line.split())
-    if len(line) > limit:
-        line = line[: limit - 1] + "…"
-    leftward = any(unicodedata.bidirectional(c) in ("R", "AL", "AN") for c in line)
-    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    line = re.sub(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", line)
-    return f"\u2068{line}\u2069" if leftward else line
+def _config(row: Row, keys: Sequence[str]) -> list[Cell]:
+    return [cell(value(key, row.get(f"config.{key}")), row.get(f"config.{key}")) for key in keys]
 
 
-def value(key: str, anything: object) -> str:
-    """A configuration's value under `key`: learning rates as 2e-4, what is missing or not finite as a dash."""
-    if anything is None or anything is pd.NA:
-        return NOTHING
-    if isinstance(anything, bool):
-        return str(anything).lower()
-    if isinstance(anything, int | float):
-        if not math.isfinite(anything):
-            return NOTHING
-        if key == "learning_rate" or 0 < abs(anything) < 1e-2:
-            mantissa, exponent = f"{anything:.2e}".split("e")
-            return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
-        return f"{anything:g}" if isinstance(anything, float) else str(anything)
-    return text(anything, 60) or NOTHING
+def _heads(keys: Sequence[str]) -> list[Column]:
+    return [head(key) for key in keys]
 
 
-def loss(nats: object) -> str:
-    """Nats per completion token, four decimals."""
-    return f"{nats:.4f}" if isinstance(nats, float) and math.isfinite(nats) else NOTHING
+def _loss(row: Row, key: str = "eval_loss") -> Cell:
+    return cell(loss(row.get(key), row.get("error")), row.get(key))
 
 
-def gap(nats: float | None) -> str:
-    """A difference of losses: one that is there but too small for four decimals is not printed as zero."""
-    if nats is None:
-        return NOTHING
-    return "under 0.0001" if 0 < nats < 0.00005 else f"{nats:.4f}"
+def between(interval: Interval | None) -> Cell:
+    """An interval's two ends; where it holds zero, the word for that."""
+    if interval is None:
+        return Cell(NOTHING)
+    tied = "" if interval.decided else " (tied)"
+    return cell(f"{interval.low:.4f} to {interval.high:.4f}{tied}", interval.low)
 
 
-def size(count: object) -> str:
-    """Bytes in powers of 1000."""
-    if not isinstance(count, int):
-        return NOTHING
-    number, unit = float(count), "B"
-    for larger in ("KB", "MB", "GB", "TB"):
-        if number < 999.95:
-            break
-        number, unit = number / 1000, larger
-    return f"{count} B" if unit == "B" else f"{number:.1f} {unit}"
-
-
-def bits(row: Mapping[str, Any]) -> str:
-    """Bits that the packed adapter of `row` spends on a parameter, scales included."""
-    params, packed = row["adapter_params"], row["adapter_bytes"]
-    return f"{8 * packed / params:.2f}" if isinstance(params, int) and isinstance(packed, int) and params else NOTHING
-
-
-def whole(count: object) -> str:
-    """A whole number with its thousands apart."""
-    return f"{count:,}" if isinstance(count, int) else NOTHING
-
-
-def names(trial_ids: Sequence[str], limit: int = NAMED) -> str:
-    """The first of `trial_ids`, and how many more there are."""
-    shown = ", ".join(text(trial_id, 60) for trial_id in trial_ids[:limit])
-    return f"{shown} and {len(trial_ids) - limit:,} more" if len(trial_ids) > limit else shown
-
-
-def draw(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the name of a column to be set to the right begins with `>`. Cells are Markdown already."""
-    right = [column.startswith(">") for column in columns]
-    cells = [[column.removeprefix(">") for column in columns], *lines]
-    # Padded, so that it also reads well unrendered; a last column of words may be long and is left ragged.
-    widths = [max(3, *(len(line[i]) for line in cells)) for i in range(len(columns))]
-    widths[-1] = widths[-1] if right[-1] else 3
-    rule = ["-" * (width - 1) + ":" if r else "-" * width for width, r in zip(widths, right, strict=True)]
-
-    def drawn(line: Sequence[str]) -> str:
-        padded = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True))
-        return f"| {' | '.join(padded)} |"
-
-    return "\n".join([drawn(cells[0]), drawn(rule), *(drawn(line) for line in lines)]) + "\n"
-
-
-def heads(keys: Sequence[str]) -> list[str]:
-    """Column names of configuration keys."""
-    return [text(key, 40).replace("_", " ") for key in keys]
-
-
-def draw_quantizers(lines: Sequence[QuantizerBest], varying: Sequence[str]) -> str:
-    """One line per quantizer: its best trial; what is not at equal budget is marked and explained below."""
+def quantizer_table(lines: Sequence[QuantizerBest], varying: Sequence[str]) -> tuple[Table, list[str]]:
+    """One line per quantizer: its best configuration. With it the notes on what is not at equal budget, marked by †."""
     keys = ["rank", "alpha", "learning_rate", *(["activations"] if "activations" in varying else [])]
     drawn, notes = [], []
     for line in lines:
         best = line.best or {}
-        name = text(best["trial_id"], 60) if best else "none"
+        name = plain(best["trial_id"], 60) if best else "none"
         if best and line.gap is None:
             ended = f"{best['status']} at step {whole(best['steps'])} of {whole(best['budget'])}"
-            notes.append(f"† Not at equal budget: {name} was {ended}, so its loss does not compare with the others.\n")
+            notes.append(f"† Not at equal budget: {name} was {ended}, so its loss does not compare with the others.")
             name += " †"
+        spent = bits(best) if best else None
         drawn.append(
-            [
-                *(text(line.quantizer, 60), f"{line.full:,} of {line.began:,}", name, loss(best.get("eval_loss"))),
-                *(gap(line.gap), *(value(key, best.get(f"config.{key}")) for key in keys)),
-                *((whole(best["adapter_params"]), size(best["adapter_bytes"]), bits(best)) if best else [NOTHING] * 3),
-            ]
+            (
+                cell(plain(line.quantizer, 60)),
+                cell(f"{line.full:,} of {line.began:,}", line.full),
+                cell(name),
+                _loss(best),
+                cell(gap(line.gap), line.gap),
+                between(line.interval),
+                *_config(best, keys),
+                cell(whole(best.get("adapter_params")), best.get("adapter_params")),
+                cell(size(best.get("adapter_bytes")), best.get("adapter_bytes")),
+                cell(NOTHING if spent is None else f"{spent:.2f}", spent),
+            )
         )
     columns = [
-        "quantizer",
-        ">at full budget",
-        "best trial",
-        ">eval loss",
-        ">gap to best",
-        *(f">{h}" for h in heads(keys)),
+        Column("quantizer"),
+        Column("at full budget", True),
+        Column("best trial"),
+        *(Column(name, True) for name in ("eval loss", "gap to best", "95 % interval of the gap")),
+        *(head(key, True) for key in keys),
+        *(Column(name, True) for name in ("parameters", "packed size", "bits per parameter")),
     ]
-    return "\n".join([draw([*columns, ">parameters", ">packed size", ">bits per parameter"], drawn), *notes])
+    return Table("quantizers", tuple(columns), tuple(drawn)), notes
 
 
-def draw_ranked(ranked: pd.DataFrame, varying: Sequence[str]) -> str:
+def ranked_table(ranked: pd.DataFrame, varying: Sequence[str]) -> Table:
     """The leaderboard: `Comparable.ranked`."""
     lowest = ranked["eval_loss"].min()
+    seeds = bool((ranked["seeds"] > 1).any())
+    keys = [key for key in varying if not (seeds and key == "seed")]
     lines = [
-        [
-            *(str(row["place"]), text(row["trial_id"], 60), loss(row["eval_loss"]), gap(row["eval_loss"] - lowest)),
-            *(value(key, row[f"config.{key}"]) for key in varying),
-            size(row["adapter_bytes"]),
-        ]
-        for row in rows(ranked.head(SHOWN))
+        (
+            cell(str(row["place"]), row["place"]),
+            cell(names(row["trials"], 3)),
+            _loss(row),
+            cell(gap(row["eval_loss"] - lowest), row["eval_loss"] - lowest),
+            *([cell(str(row["seeds"]), row["seeds"])] if seeds else []),
+            *_config(row, keys),
+            cell(size(row["adapter_bytes"]), row["adapter_bytes"]),
+        )
+        for row in rows(ranked)
     ]
-    columns = [">place", "trial", ">eval loss", ">gap to best", *heads(varying), ">packed size"]
-    return draw(columns, lines) + more(len(ranked))
+    columns = [
+        *(Column("place", True), Column("trials" if seeds else "trial")),
+        *(Column("eval loss", True), Column("gap to best", True), *([Column("seeds", True)] if seeds else [])),
+        *(*_heads(keys), Column("packed size", True)),
+    ]
+    return Table("leaderboard", tuple(columns), tuple(lines))
 
 
-def draw_unranked(trials: pd.DataFrame, varying: Sequence[str]) -> str:
+def confirmed_table(groups: Comparable, varying: Sequence[str], scores: ScoresOf) -> Table:
+    """The configurations that were tried again: their test loss, and what the search had said of them."""
+    leader = rows(groups.confirmed.head(1))[0]
+    keys = [key for key in varying if key != "seed"]
+    searched = {trial: row for row in rows(groups.ranked) for trial in row["trials"]}
+    lines = []
+    for row in rows(groups.confirmed):
+        first = row["trial_id"] == leader["trial_id"]
+        apart = row["test_loss"] - leader["test_loss"]
+        before = searched.get(row["name"], {})
+        lines.append(
+            (
+                cell(str(row["place"]), row["place"]),
+                cell(plain(row["name"], 60)),
+                cell(str(row["seeds"]), row["seeds"]),
+                _loss(row, "test_loss"),
+                cell(gap(apart), apart),
+                between(None if first else paired(scores(leader), scores(row))),
+                cell(loss(row["eval_loss"]), row["eval_loss"]),
+                cell(loss(before.get("eval_loss")), before.get("eval_loss")),
+                *_config(row, keys),
+                cell(size(row["adapter_bytes"]), row["adapter_bytes"]),
+            )
+        )
+    columns = [
+        *(Column("place", True), Column("configuration of"), Column("seeds", True)),
+        *(Column(n, True) for n in ("test loss", "gap to best", "95 % interval of the gap")),
+        *(Column(n, True) for n in ("eval loss on these seeds", "in the search")),
+        *(*_heads(keys), Column("packed size", True)),
+    ]
+    return Table("confirmed", tuple(columns), tuple(lines))
+
+
+def unranked_table(name: str, trials: pd.DataFrame, varying: Sequence[str]) -> Table:
     """Trials that stopped at different steps: `Comparable.pruned` or `Comparable.other`."""
     lines = [
-        [
-            *(text(row["trial_id"], 60), f"{whole(row['steps'])} of {whole(row['budget'])}", loss(row["eval_loss"])),
-            *(value(key, row[f"config.{key}"]) for key in varying),
-        ]
-        for row in rows(trials.head(SHOWN))
+        (
+            cell(plain(row["trial_id"], 60)),
+            cell(f"{whole(row['steps'])} of {whole(row['budget'])}", row["steps"]),
+            _loss(row),
+            *_config(row, varying),
+        )
+        for row in rows(trials)
     ]
-    return draw(["trial", ">step reached", ">eval loss there", *heads(varying)], lines) + more(len(trials))
+    columns = (Column("trial"), Column("step reached", True), Column("eval loss there", True), *_heads(varying))
+    return Table(name, columns, tuple(lines))
 
 
-def draw_endings(lines: Sequence[Ending]) -> str:
+def endings_table(lines: Sequence[Ending]) -> Table:
     """How many trials ended how, and why."""
     drawn = [
-        [text(line.status), f"{len(line.trial_ids):,}", names(line.trial_ids), text(line.reason) or NOTHING]
-        for line in lines[:SHOWN]
+        (
+            cell(plain(line.status)),
+            cell(f"{len(line.trial_ids):,}", len(line.trial_ids)),
+            cell(names(line.trial_ids)),
+            cell(plain(line.reason) or NOTHING),
+        )
+        for line in lines
     ]
-    return draw(["status", ">trials", "which", "reason"], drawn) + more(len(lines), "reasons")
+    columns = (Column("status"), Column("trials", True), Column("which"), Column("reason"))
+    return Table("endings", columns, tuple(drawn))
 
 
-def more(count: int, what: str = "trials") -> str:
-    """The line below a table that was cut at `SHOWN`."""
-    return f"\nand {count - SHOWN:,} more {what} in trials.csv\n" if count > SHOWN else ""
+def front_table(front: pd.DataFrame, varying: Sequence[str]) -> Table:
+    """The configurations that no other beats in loss, bytes and training at once."""
+    lines = [
+        (
+            cell(plain(row["trial_id"], 60)),
+            _loss(row),
+            cell(size(row["adapter_bytes"]), row["adapter_bytes"]),
+            cell(whole(row["tokens"]), row["tokens"]),
+            *_config(row, varying),
+        )
+        for row in rows(front)
+    ]
+    columns = (
+        *(Column("trial"), Column("eval loss", True), Column("packed size", True), Column("tokens trained", True)),
+        *_heads(varying),
+    )
+    return Table("pareto", columns, tuple(lines))

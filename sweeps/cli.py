@@ -99,15 +99,21 @@ def report(
     places: Annotated[
         list[str], typer.Argument(metavar="DIR…", help="A sweep's folder, or s3://….", show_default=False)
     ],
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write it. Default: DIR/report.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where to write it. Default: DIR/report; of several, DIR/../comparison."),
+    ] = None,
 ) -> None:
-    """Make the report again from the records."""
+    """Make the report again from the records; of several sweeps, compare them."""
     from contextlib import ExitStack
 
     from bitlora.storage import open_storage
     from reports.report import write_report
     from sweeps.resume import DECIDING
 
+    several = len(places) > 1
+    if several and out is None and "://" in places[0]:
+        _refuse("--out: a comparison of sweeps is not written to object storage; give a folder")
     with ExitStack() as stack:
         try:
             storages = [stack.enter_context(open_storage(place)) for place in places]
@@ -119,11 +125,11 @@ def report(
             for storage in storages:
                 storage.pull("", only=DECIDING)
             path = write_report([storage.folder for storage in storages], out)
-            if out is None:
+            if out is None and not several:
                 storages[0].push("report")
         except (OSError, ValueError) as error:
             _refuse(str(error))
-    typer.echo(path if out is not None else f"{places[0].rstrip('/')}/report/report.md")
+    typer.echo(path if out is not None or several else f"{places[0].rstrip('/')}/report/report.md")
 
 
 @app.command()

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitlora.config import DataConfig
-from bitlora.data import DataError, Example, Message, Rows, batch_rows, prepare_data, tokenize
+from bitlora.data import DataError, Example, Message, Rows, batch_rows, prepare_data, read_examples, tokenize
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -261,6 +261,33 @@ def test_an_eval_source_leaves_the_whole_source_to_train(source: str, tmp_path: 
     assert data.summary.notes == (
         "of the eval source: 1 row has an empty completion and was dropped (first: eval.jsonl:2)",
     )
+
+
+def test_the_test_split_is_what_nobody_is_tuned_on(source: str) -> None:
+    tokenizer = byte_level()
+    plain = prepare_data(DataConfig(source=source, eval_fraction=0.2, eval_rows=4), tokenizer)
+    capped = prepare_data(DataConfig(source=source, eval_fraction=0.2, eval_rows=4), tokenizer, test_rows=3)
+    whole = prepare_data(DataConfig(source=source, eval_fraction=0.2, eval_rows=None), tokenizer, test_rows=None)
+    assert (len(plain.test), len(capped.test), len(whole.test)) == (0, 3, 5)
+    assert capped.train.example_ids == plain.train.example_ids == whole.train.example_ids
+    assert capped.eval.example_ids == plain.eval.example_ids
+    assert len(whole.eval) == 5  # half of the ten that are held out
+    for data in (capped, whole):
+        parts = [*data.train.example_ids, *data.eval.example_ids, *data.test.example_ids]
+        assert len(parts) == len(set(parts))
+    assert plain.summary.fingerprint != capped.summary.fingerprint
+    assert (plain.summary.test_rows, capped.summary.test_rows) == (0, 3)
+
+
+def test_text_bytes_are_those_of_the_completion_that_was_kept(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    said = ["four", "ünï", "x" * 500]
+    path.write_text("".join(json.dumps({"prompt": "p", "completion": text}) + "\n" for text in said))
+    examples = read_examples(str(path))
+    rows, _ = tokenize(examples, byte_level(), 100)
+    assert rows.text_bytes[:2].tolist() == [4, 5]
+    assert rows.text_bytes[2] == rows.learn_tokens[2] < 100  # a token is a byte here, and the end was cut off
+    assert rows.take([1]).text_bytes.tolist() == [5]
 
 
 def test_a_tiny_source_keeps_a_row_on_either_side(tmp_path: Path) -> None:

@@ -5,7 +5,12 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from reports.paired import paired
+from reports.paired import paired as compared
+
+
+def paired(first, second):
+    """Of one trial each."""
+    return compared(*({0: side} if side is not None else {} for side in (first, second)))
 
 
 def scores(losses, tokens):
@@ -71,3 +76,61 @@ def test_equal_losses_are_undecided():
     first, _ = pair(np.random.default_rng(6), 20)
     found = paired(first, first)
     assert (found.difference, found.low, found.high, found.decided) == (0.0, 0.0, 0.0, False)
+
+
+def several(rng, seeds, examples, shift=0.0, between=0.02, interaction=0.1):
+    """Two configurations on the same seeds: examples differ, seeds differ, and each seed does with each example."""
+    tokens = rng.integers(3, 60, examples)
+    shared = tokens * rng.normal(3.0, 0.5, examples)
+    sides = []
+    for side in range(2):
+        own = tokens * rng.normal(0, 0.1, examples)
+        sides.append(
+            {
+                seed: scores(
+                    shared
+                    + own
+                    + tokens * (rng.normal(0, between) + rng.normal(0, interaction, examples) + side * shift),
+                    tokens,
+                )
+                for seed in range(seeds)
+            }
+        )
+    return sides
+
+
+@pytest.mark.parametrize("between", [0.0, 0.02, 0.1])
+def test_with_seeds_it_covers(between):
+    """No true difference, three seeds: called undecided in at least 93 % of 500, however much seeds matter."""
+    rng = np.random.default_rng(9)
+    found = [compared(*several(rng, 3, 48, between=between)) for _ in range(500)]
+    assert {(each.seeds, each.examples) for each in found} == {(3, 48)}
+    assert sum(not each.decided for each in found) >= 0.93 * 500
+
+
+def test_with_seeds_a_difference_is_found():
+    rng = np.random.default_rng(10)
+    found = [compared(*several(rng, 3, 96, shift=0.15, between=0.02)) for _ in range(200)]
+    assert sum(each.decided and each.difference > 0 for each in found) >= 0.80 * 200
+
+
+def test_with_seeds_it_is_as_wide_as_the_variances_by_hand():
+    one, other = several(np.random.default_rng(11), 4, 30)
+    tokens = one[0]["tokens"].to_numpy()
+    apart = np.array([other[s]["loss"].to_numpy() - one[s]["loss"].to_numpy() for s in range(4)])
+    by_seed = apart.sum(1) / tokens.sum()
+    seeds = np.var(by_seed, ddof=1) / 4
+    rest = apart.mean(0) - by_seed.mean() * tokens
+    examples = (rest @ rest) * 30 / 29 / tokens.sum() ** 2
+    freedom = (seeds + examples) ** 2 / (seeds**2 / 3 + examples**2 / 29)
+    found = compared(one, other)
+    assert found.difference == pytest.approx(by_seed.mean(), rel=1e-12)
+    assert (found.high - found.low) / 2 == pytest.approx(
+        stats.t.ppf(0.975, freedom) * np.sqrt(seeds + examples), rel=1e-9
+    )
+
+
+def test_only_the_seeds_that_both_have_are_paired():
+    one, other = several(np.random.default_rng(12), 3, 30)
+    assert compared(one, {2: other[2]}) == paired(one[2], other[2])
+    assert compared({0: one[0]}, {7: other[0]}) == paired(one[0], other[0])

@@ -47,7 +47,7 @@ class Played(Link):
 
     def __init__(self, script, found=None):
         self.script, self.found = script, found or {}
-        self.log, self.saved, self.metrics, self.waits = [], {}, {}, []
+        self.log, self.saved, self.metrics, self.tests, self.waits = [], {}, {}, {}, []
         self.inbox = list(script.pop("at first"))
 
     def _happened(self, event, trial):
@@ -70,6 +70,7 @@ class Played(Link):
 
     def evaluated(self, trial_id, config, metrics, result, latent, test):
         self.metrics.setdefault(trial_id, []).append(metrics)
+        self.tests[trial_id, metrics.step] = test
         self._happened("evaluated", trial_id)
 
     def save(self, trial_id, config, state, progress):
@@ -83,8 +84,9 @@ class Played(Link):
             self._happened(event, trial)
 
 
-def attach(*trials, reported=0):
-    return [("attach", [trial, TRIAL.model_dump(mode="json"), reported, bool(reported)]) for trial in trials]
+def attach(*trials, reported=0, **config):
+    chosen = TRIAL.model_copy(update=config).model_dump(mode="json")
+    return [("attach", [trial, chosen, reported, bool(reported)]) for trial in trials]
 
 
 @pytest.fixture
@@ -166,3 +168,14 @@ def test_trials_that_are_due_together_are_scored_together(run):
     assert link.metrics["a"][0].eval_loss == pytest.approx(link.metrics["b"][0].eval_loss, rel=1e-12)
     order = [event for event in link.log if event[0] in ("step", "evaluated")]
     assert order[8:10] == [("evaluated", "a"), ("evaluated", "b")]
+
+
+def test_a_trial_that_confirms_is_scored_on_the_test_split_at_its_end_alone(run):
+    link = run({"at first": [*attach("a"), *attach("b", confirms="a")], ("let go", "b", 1): [("stop", None)]})
+    assert {key: test and len(test.losses) for key, test in link.tests.items()} == {
+        ("a", 4): None,
+        ("a", 8): None,
+        ("b", 4): None,
+        ("b", 8): 3,
+    }
+    assert link.metrics["a"][1].eval_loss == pytest.approx(link.metrics["b"][1].eval_loss, rel=1e-12)

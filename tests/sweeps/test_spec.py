@@ -159,12 +159,12 @@ scheduler: {name: pbt}
         ),
         ("scheduler: {name: ashaa}", "scheduler.name: found 'ashaa'; give asha, median or none; did you mean asha?"),
         (
-            "confirm: {top: 3, seeds: 3}",
-            "confirm: not available yet; leave it null and sweep the best again over search.space.seed",
+            "confirm: {by: rank}",
+            "confirm.by: found 'rank'; give an axis of search.space that is a list",
         ),
         (
-            "trackers: [wandb]",
-            "trackers: not available yet; leave it empty: trials/<id>/metrics.jsonl has every evaluation",
+            "trackers: [wandv]",
+            "trackers.0: found 'wandv'; give tensorboard, wandb or mlflow; did you mean wandb?",
         ),
         (
             "resources: {packs: {min: 5, max: 4}}",

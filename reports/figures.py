@@ -1,0 +1,162 @@
+"""The data of each figure, computed apart from its drawing (`reports.plots`) and written beside it as CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pandas as pd
+
+from reports.document import Figure, plain
+from reports.insight import Importances
+from reports.load import Sweep
+from reports.paired import Interval, paired
+from reports.stats import Comparable, Row, ScoresOf, pareto, rows
+from reports.tables import QuantizerBest
+
+SLICED: Final = ("learning_rate", "rank", "alpha")
+"""Axes that the eval loss is drawn over, those of them that vary."""
+COSTS: Final = ("eval_loss", "adapter_bytes", "tokens")
+"""What a configuration on the Pareto front is not beaten in: loss, bytes as packed, training."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """A figure to be drawn: its place in the document, the function of `reports.plots` that draws it, and its data."""
+
+    figure: Figure
+    draw: str
+    data: pd.DataFrame
+    more: dict[str, Any]
+    """What else that function takes."""
+
+
+def _plot(name: str, data: pd.DataFrame, alt: str, caption: str, **more: Any) -> Plot | None:
+    drawing = name.replace("-", "_")
+    return Plot(Figure(name, alt, caption), drawing, data, more) if len(data) else None
+
+
+def quality_size(ranked: pd.DataFrame) -> Plot | None:
+    """Eval loss against the adapter's bytes as packed, with the Pareto front over `COSTS`."""
+    frame = ranked[ranked["adapter_bytes"].notna()]
+    data = pd.DataFrame(
+        {
+            "label": frame["name"],
+            "quantizer": frame["config.quantizer"].astype(str),
+            "eval_loss": frame["eval_loss"],
+            "error": frame["error"],
+            "adapter_bytes": frame["adapter_bytes"].astype("int64"),
+            "tokens": frame["tokens"],
+            "front": pareto(frame, ["eval_loss", "adapter_bytes"]),
+        }
+    )
+    return _plot(
+        "quality-size",
+        data,
+        "Eval loss of each configuration at full budget against the bytes of its adapter as packed.",
+        "Eval loss against the adapter's size as packed. The line joins the configurations that no other beats in both.",
+    )
+
+
+def learning_curves(sweep: Sweep, best: str | None) -> Plot | None:
+    """Eval loss over optimizer steps, trial by trial, with the points where trials were stopped."""
+    about = sweep.trials.set_index("trial_id")
+    curves = sweep.curves[sweep.curves["eval_loss"].notna()]
+    data = curves[["trial_id", "step", "eval_loss"]].assign(
+        quantizer=curves["trial_id"].map(about["config.quantizer"].astype(str)),
+        status=curves["trial_id"].map(about["status"]),
+        best=curves["trial_id"] == best,
+    )
+    return _plot(
+        "learning-curves",
+        data,
+        "Eval loss of every trial at each of its evaluations, over optimizer steps.",
+        "Eval loss at each evaluation. A cross marks where a trial was stopped; the best is drawn heavy.",
+    )
+
+
+def importance(found: Importances) -> Plot | None:
+    """What mattered, axis by axis."""
+    return _plot(
+        "importances",
+        found.shares,
+        "Share of each axis in the spread of the eval loss.",
+        f"PED-ANOVA importances over {found.used} of {found.of} trials: those at equal budget.",
+    )
+
+
+def slices(sweep: Sweep, groups: Comparable, varying: Sequence[str]) -> Plot | None:
+    """Eval loss over single axes, by quantizer."""
+    trials = sweep.trials[sweep.trials["config.confirms"].isna() & sweep.trials["eval_loss"].notna()]
+    trials = trials[trials["status"].isin(["completed", "pruned"])]
+    axes = [axis for axis in SLICED if axis in varying and pd.api.types.is_numeric_dtype(trials[f"config.{axis}"])]
+    full = {trial for group in groups.ranked["trials"] for trial in group}
+    data = pd.DataFrame(
+        {
+            "trial_id": trials["trial_id"],
+            "quantizer": trials["config.quantizer"].astype(str),
+            "eval_loss": trials["eval_loss"],
+            "ranked": trials["trial_id"].isin(full),
+            **{axis: trials[f"config.{axis}"] for axis in axes},
+        }
+    )
+    return _plot(
+        "slices",
+        data if axes else data.iloc[:0],
+        f"Eval loss over {', '.join(axes)}, by quantizer.",
+        "Eval loss over single axes, by quantizer. Hollow: stopped early, so its loss is of fewer steps.",
+        axes=[(axis, axis == "learning_rate") for axis in axes],
+    )
+
+
+def gaps(groups: Comparable, lines: Sequence[QuantizerBest], scores: ScoresOf) -> Plot | None:
+    """How far behind the best the others are, with intervals: the confirmed, or the best of each quantizer."""
+    confirmed = len(groups.confirmed) > 0
+    found: list[Row]
+    if confirmed:
+        found = list(rows(groups.contest))
+    else:
+        found = [{**line.best, "loss": line.best["eval_loss"]} for line in lines if line.best and line.gap is not None]
+    compared = []
+    for row in found:
+        interval = None if row is found[0] else paired(scores(found[0]), scores(row))
+        label = f"{plain(row['name'], 30)} {plain(row['config.quantizer'], 20)}"
+        compared.append((label, str(row["config.quantizer"]), float(row["loss"] - found[0]["loss"]), interval))
+    return gaps_of(compared, "the confirmed configurations" if confirmed else "the best of each quantizer")
+
+
+def gaps_of(
+    found: Sequence[tuple[str, str, float, Interval | None]],
+    what: str,
+    name: str = "gaps",
+    unit: str = "nats per completion token",
+) -> Plot | None:
+    """The same for any that are compared: label, quantizer, gap to the first, and its interval."""
+    nan = float("nan")
+    data = [
+        {
+            "label": label,
+            "quantizer": quantizer,
+            "difference": apart,
+            "low": interval.low if interval else nan,
+            "high": interval.high if interval else nan,
+        }
+        for label, quantizer, apart, interval in found
+    ]
+    if len(data) < 2:
+        return None
+    alt = f"How far {what} are behind the best, in {unit}, with 95 % intervals."
+    caption = f"How far {what} are behind the best, with paired 95 % intervals. Hollow: the interval holds zero, a tie."
+    return Plot(Figure(name, alt, caption), "gaps", pd.DataFrame(data), {"unit": unit})
+
+
+def budget(found: pd.DataFrame) -> Plot | None:
+    """Optimizer steps that were taken, and those that stopping saved."""
+    data = found.rename(columns={"steps": "steps_run", "saved": "steps_saved"})
+    return _plot(
+        "budget",
+        data[["status", "trials", "steps_run", "steps_saved"]],
+        "Optimizer steps taken by trials of each ending, and steps saved by stopping.",
+        "Optimizer steps taken, and what the stopped trials had left of their budget.",
+    )

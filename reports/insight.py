@@ -1,0 +1,146 @@
+"""What a sweep says beyond its ranking: which axes mattered, what stopping saved, what the trials that failed share."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pandas as pd
+
+from bitlora.record import STATUSES
+from reports.cells import value
+from reports.load import UNKNOWN
+
+FEWEST: Final = 4
+"""Trials below which importances would be read out of nothing."""
+BAD: Final = ("diverged", "failed", "interrupted", UNKNOWN)
+ENDED_BADLY: Final = 0.5
+"""What trials have in common says something where at most this share of the others has it too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Importances:
+    """How much of the spread of the eval loss goes with each axis."""
+
+    shares: pd.DataFrame
+    """`axis`, `importance` (0 to 1, summing to 1), the largest first; empty where nothing could be said."""
+    used: int
+    """Trials it is over: those at equal budget."""
+    of: int
+
+
+def importances(equal: pd.DataFrame, begun: int, varying: Sequence[str], space: dict[str, Any]) -> Importances:
+    """PED-ANOVA (arXiv 2304.10255), Optuna's default, over trials at equal budget.
+
+    Args:
+        equal: those trials, with their eval loss.
+        begun: trials of the search, however they ended.
+        space: the spec's search space, as plain data.
+    """
+    import optuna
+
+    nothing = Importances(pd.DataFrame(columns=["axis", "importance"]), len(equal), begun)
+    distributions = {}
+    for axis in varying:
+        values = equal[f"config.{axis}"].dropna()
+        if len(values) == len(equal) and values.nunique() > 1:
+            distributions[axis] = _distribution(values, space.get(axis), axis)
+    if len(equal) < FEWEST or not distributions or equal["eval_loss"].nunique() < 2:
+        return nothing
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            study = optuna.create_study()
+            for row in equal.to_dict("records"):
+                params = {axis: _plain(row[f"config.{axis}"]) for axis in distributions}
+                study.add_trial(
+                    optuna.trial.create_trial(params=params, distributions=distributions, value=row["eval_loss"])
+                )
+            found = optuna.importance.get_param_importances(study)
+    except (ValueError, RuntimeError):  # too few trials for its quantile
+        return nothing
+    finally:
+        optuna.logging.set_verbosity(before)
+    shares = pd.DataFrame({"axis": list(found), "importance": list(found.values())})
+    if not shares["importance"].sum() > 0:
+        return nothing
+    return Importances(shares.sort_values(["importance", "axis"], ascending=[False, True]), len(equal), begun)
+
+
+def _distribution(values: pd.Series[Any], domain: object, axis: str) -> Any:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+    numbers = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+    if isinstance(domain, list) or not numbers:
+        return CategoricalDistribution(sorted({_plain(each) for each in values}, key=str))
+    low, high = float(values.min()), float(values.max())
+    return FloatDistribution(low, high, log=low > 0 and axis == "learning_rate")
+
+
+def _plain(anything: Any) -> Any:
+    return anything.item() if hasattr(anything, "item") else anything
+
+
+def budget(trials: pd.DataFrame) -> pd.DataFrame:
+    """What was trained and what stopping saved, by status: `status`, `trials`, `steps`, `saved`, `tokens`, `seconds`.
+
+    Saved: the steps that pruned trials had left of their budget. `seconds` are those in their slots, which trials share.
+    """
+    lines = []
+    for status in (*STATUSES, UNKNOWN):
+        part = trials[trials["status"] == status]
+        if part.empty:
+            continue
+        left = (part["budget"] - part["steps"]).clip(lower=0).fillna(0)
+        lines.append(
+            {
+                "status": status,
+                "trials": len(part),
+                "steps": int(part["steps"].fillna(0).sum()),
+                "saved": int(left.sum()) if status == "pruned" else 0,
+                "tokens": int(part["tokens"].fillna(0).sum()),
+                "seconds": float(part["seconds"].fillna(0).sum()),
+            }
+        )
+    return pd.DataFrame(lines, columns=["status", "trials", "steps", "saved", "tokens", "seconds"])
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What trials that ended badly have in common."""
+
+    status: str
+    trials: int
+    axis: str
+    values: str
+    others: int
+    """Trials of the sweep that ended otherwise and have it too."""
+    of: int
+
+
+def in_common(trials: pd.DataFrame, varying: Sequence[str]) -> tuple[Shared, ...]:
+    """For each way to end badly that at least two trials share: the values that all of them have and few others do."""
+    found = []
+    for status in BAD:
+        bad, others = trials[trials["status"] == status], trials[trials["status"] != status]
+        if len(bad) < 2 or others.empty:
+            continue
+        for axis in varying:
+            mine, theirs = bad[f"config.{axis}"].dropna(), others[f"config.{axis}"].dropna()
+            if len(mine) < len(bad) or theirs.empty:
+                continue
+            if mine.nunique() == 1:
+                said, also = value(axis, _plain(mine.iloc[0])), int((theirs.astype(str) == str(mine.iloc[0])).sum())
+            elif pd.api.types.is_numeric_dtype(mine) and pd.api.types.is_numeric_dtype(theirs):
+                low, high = mine.min(), mine.max()
+                said = f"{value(axis, _plain(low))} to {value(axis, _plain(high))}"
+                also = int(((theirs >= low) & (theirs <= high)).sum())
+            else:
+                continue
+            if also <= ENDED_BADLY * len(others):
+                found.append(Shared(status, len(bad), axis, said, also, len(others)))
+    return tuple(found)

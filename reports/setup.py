@@ -1,0 +1,164 @@
+"""What was asked for, on what, with which code; and how to do it again."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from bitlora.record import RECORD
+from reports.cells import counted, seconds, value
+from reports.document import NOTHING, Block, Bullets, Code, Inline, Listing, Paragraph, plain
+from reports.load import SPEC, TRIALS, Found, Sweep
+from reports.tables import Axes
+
+
+def mapping(held: dict[str, Any], *path: str) -> dict[str, Any]:
+    """The mapping at `path` inside `held`; {} where there is none, since the file may be anybody's."""
+    for key in path:
+        found = held.get(key)
+        held = found if isinstance(found, dict) else {}
+    return {str(key): each for key, each in held.items()}
+
+
+def set_up(sweep: Sweep, axes: Axes) -> Bullets:
+    """A few lines: base, data, search, versions, machine, time."""
+    search, scheduler = mapping(sweep.spec, "search"), mapping(sweep.spec, "scheduler")
+    space = mapping(search, "space")
+    confirming = int(sweep.trials["config.confirms"].notna().sum())
+    begun = f"{len(sweep.trials) - confirming:,} began"
+    asked = f"{value('trials', search['trials'])} asked for, {begun}" if "trials" in search else begun
+    by = [("sampler", search.get("sampler")), ("scheduler", scheduler.get("name"))]
+    asked += "".join(f"; {role} {plain(name, 60)}" for role, name in by if name is not None)
+    options = [f"{plain(key, 40)} {value(key, scheduler[key])}" for key in ("grace", "reduction") if key in scheduler]
+    asked += f" ({', '.join(options)})" if options and scheduler.get("name") not in (None, "none") else ""
+    asked += f"; then {confirming} to confirm the best" if confirming else ""
+    varied = [f"{plain(key, 40).replace('_', ' ')}{_domain(key, space.get(key))}" for key in axes.varying]
+    fixed = [f"{plain(key, 40).replace('_', ' ')} {value(key, held)}" for key, held in axes.fixed.items()]
+    lines = {
+        "Base": _said(sweep.base or _scalars(mapping(sweep.spec, "base")), "model"),
+        "Data": _said(sweep.data or _scalars(mapping(sweep.spec, "data")), "source"),
+        "Trials": asked,
+        "Varied": "; ".join(varied),
+        "Held fixed": ", ".join(fixed),
+        "Versions": ", ".join(f"{plain(name, 60)} {_values(found)}" for name, found in sorted(sweep.versions.items())),
+        "Spec": f"{SPEC}, SHA-256 {sweep.spec_hash}…" if sweep.spec_hash else "",
+        **_runs(sweep.runs),
+    }
+    return Bullets(tuple((f"{title}: {line or NOTHING}",) for title, line in lines.items()))
+
+
+def _runs(runs: tuple[dict[str, Any], ...]) -> dict[str, str]:
+    """Code, machine and time, as the runs of the sweep said them; nothing where none did."""
+    if not runs:
+        return {}
+    code: dict[str, None] = {}
+    for run in runs:
+        git = mapping(run, "git")
+        if "commit" in git:
+            code[f"commit {plain(git['commit'], 12)}{' and changes to it' if git.get('changed') else ''}"] = None
+    machines, worker = mapping(runs[-1], "machines"), mapping(runs[-1], "worker")
+    gpus = [f"{count} × {plain(kind, 40)}" for kind, count in mapping(machines, "gpus").items()]
+    nodes = machines.get("nodes")
+    parts = [
+        f"{counted(nodes, 'machine')}" if isinstance(nodes, int) else "",
+        ", ".join(gpus) or "no GPU",
+        f"{value('cpus', machines.get('cpus'))} CPU cores ({plain(machines.get('cpu', NOTHING), 60)})",
+        f"{value('memory_gb', machines.get('memory_gb'))} GB of memory on the driver's",
+        plain(machines.get("system", NOTHING), 60),
+    ]
+    wall = sum(run["seconds"] for run in runs if isinstance(run.get("seconds"), int | float))
+    used = sum(run["worker_seconds"] for run in runs if isinstance(run.get("worker_seconds"), int | float))
+    gpu = worker.get("GPU")
+    reserved = f"{gpu:g} GPU" if gpu else f"{value('CPU', worker.get('CPU'))} CPU cores"
+    again = f", in {len(runs)} runs of the command" if len(runs) > 1 else ""
+    return {
+        "Code": " and ".join(code) or "not from a checkout",
+        "Machine": ", ".join(part for part in parts if part),
+        "Time": f"{seconds(wall)} in all{again}; {seconds(used)} of workers with {reserved} each",
+    }
+
+
+def _domain(key: str, domain: object) -> str:
+    """Where the searcher looked: choices, a range, or one that hangs on another axis."""
+    if isinstance(domain, list):
+        return f" ({', '.join(value(key, choice) for choice in domain)})"
+    if isinstance(domain, dict) and {"low", "high"} <= domain.keys():
+        scale = ", log" if domain.get("log") else ""
+        return f" ({value(key, domain['low'])} to {value(key, domain['high'])}{scale})"
+    if isinstance(domain, dict) and "by" in domain:
+        return f" (its range hangs on {plain(domain['by'], 40)})"
+    return " (differs between trials)"
+
+
+def _said(found: Found, first: str) -> str:
+    """`found` in one line; the value of the key `first` stands in front without its name, notes at the end."""
+    named = [key for key in sorted(found) if key not in (first, "notes")]
+    rest = [f"{plain(key, 40).replace('_', ' ')} {_values(found[key])}" for key in named]
+    line = ", ".join([_values(found[first])] * (first in found) + rest)
+    return f"{line}. {'; '.join(plain(note) for note in found['notes'])}" if "notes" in found else line
+
+
+def _values(found: tuple[str, ...]) -> str:
+    # A long whole number is a count (rows, parameters); a hash that is all digits is longer still.
+    said = [f"{int(v):,}" if re.fullmatch(r"[1-9][0-9]{3,11}", v) else plain(v) for v in found]
+    return said[0] if len(said) == 1 else f"{' and '.join(said)} (trials differ)"
+
+
+def _scalars(held: dict[str, Any]) -> Found:
+    return {
+        key: (str(each),) for key, each in held.items() if isinstance(each, str | int) and not isinstance(each, bool)
+    }
+
+
+def counts(sweep: Sweep, statuses: tuple[str, ...]) -> str:
+    """How many trials ended how."""
+    if sweep.trials.empty:
+        return "No trial has begun."
+    count = Counter(sweep.trials["status"])
+    ended = [f"{count[status]:,} {status}" for status in statuses if count[status]]
+    return f"{counted(len(sweep.trials), 'trial')}: {', '.join(ended)}."
+
+
+def repeat(sweep: Sweep, best: str | None) -> tuple[Block, ...]:
+    """The command that runs the sweep again, how to go on with its files, and with its best adapter.
+
+    Args:
+        best: the trial whose adapter is to be used.
+    """
+    folder = shown(sweep.folder)
+    again = f"bitlora sweep {shlex.quote(f'{folder}/{SPEC}')} --out {shlex.quote(f'{folder}-again')}\n"
+    code = f"""\
+import json, pathlib, pandas as pd
+trials = pd.json_normalize([json.loads(p.read_text()) for p in pathlib.Path({folder!r}).glob("{TRIALS}/*/{RECORD}")])
+"""
+    blocks: list[Block] = [
+        Listing("sh", again)
+        if sweep.spec
+        else Paragraph((f"{SPEC} cannot be read, so there is nothing to run again.",)),
+        Paragraph(("Every trial is a line of ", Code("trials.csv"), ", beside this report. Or from the records:")),
+        Listing("python", code),
+    ]
+    files: tuple[Inline, ...] = (
+        *("Beside each record stand ", Code("metrics.jsonl"), " (a line per evaluation), ", Code("eval.parquet")),
+        *(" (the loss of each example) and ", Code("adapter/"), ". "),
+        *(Code("optuna-dashboard"), f" opens {folder}/study.journal."),
+    )
+    blocks.append(Paragraph(files))
+    if best is not None:
+        trial = f"{folder}/{TRIALS}/{best}"
+        blocks += [
+            Paragraph(("The best adapter, as ordinary LoRA weights for PEFT, vLLM or llama.cpp:",)),
+            Listing("sh", f"bitlora export {shlex.quote(trial)} --to peft --out {shlex.quote(f'{best}-peft')}\n"),
+        ]
+    return tuple(blocks)
+
+
+def shown(folder: Path) -> str:
+    """`folder` as it is printed: as given, but never absolute."""
+    if not folder.is_absolute() and folder.name not in ("", ".."):
+        return folder.as_posix()
+    here, there = Path.cwd(), folder.resolve()
+    return there.relative_to(here).as_posix() if here in there.parents else there.name
