@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -50,7 +52,7 @@ Open = Callable[..., Page]
 
 def drawing(colour: str) -> str:
     return (
-        '<svg xmlns="http://www.w3.org/2000/svg" width="900" height="300"><style>rect { stroke: red }</style>'
+        '<svg xmlns="http://www.w3.org/2000/svg" width="900" height="300"><style>text { fill: gray }</style>'
         f'<rect width="900" height="300" fill="{colour}"/></svg>'
     )
 
@@ -96,7 +98,7 @@ def browser() -> Iterator[Browser]:
 def visit(browser: Browser, tmp_path: Path) -> Iterator[Open]:
     """Opens the page; options are those of a browser context. Nothing may go wrong, and nothing be asked for."""
     path = tmp_path / "report.html"
-    path.write_text(html(document(), {"curves": (drawing("white"), drawing("black"))}), encoding="utf-8")
+    path.write_text(html(document(), {"curves": (drawing("#ff0000"), drawing("#0000ff"))}), encoding="utf-8")
     asked: list[str] = []
     wrong: list[str] = []
     contexts: list[BrowserContext] = []
@@ -248,6 +250,16 @@ def test_on_paper_folds_are_open_rows_are_all_there_and_buttons_are_not(visit):
     assert seen(page) == ROWS
     assert page.locator(".more:visible, .copy:visible, nav:visible").count() == 0
     assert page.evaluate("getComputedStyle(document.documentElement).backgroundColor") == "rgb(255, 255, 255)"
+
+
+def test_paper_gets_the_light_drawing(visit):
+    page = visit(color_scheme="dark")
+    streams = re.findall(rb"stream\r?\n(.*?)endstream", page.pdf(), re.DOTALL)
+    drawn = b"".join(zlib.decompress(stream) for stream in streams if stream.startswith(b"x"))
+    assert b"1 0 0 rg" in drawn
+    assert b"0 0 1 rg" not in drawn
+    image = page.locator("img")
+    assert image.evaluate("image => image.currentSrc") == page.locator("picture source").get_attribute("srcset")
 
 
 def test_contents_lead_to_the_sections(visit):
