@@ -129,7 +129,7 @@ def comparison(sweeps: Sequence[Sweep]) -> tuple[Document, tuple[Plot, ...]]:
         blocks += [Paragraph((about,)), _table(group, number)]
         plot = gaps_of(
             [(line[0].label, str(line[0].row["config.quantizer"]), line[2], line[3]) for line in group.lines],
-            "the best of each sweep",
+            "each sweep's best",
             f"gaps-{number}",
             group.unit,
         )
@@ -151,7 +151,7 @@ def _sentence(group: Group) -> Paragraph:
     if tied:
         parts += ["and ", Strong(plain(second.label)), f" ({_configuration(second.row)}) are ", Strong("tied")]
     else:
-        parts += [Strong("won")]
+        parts += [Strong("won") if interval is not None else Strong("is ahead")]
     parts += [f": {loss:.4f} {group.unit}, {gap(apart)} below {plain(second.label)} at {other:.4f}"]
     if interval is None:
         return Paragraph((*parts, "; no interval could be computed, so a gap of this size may be chance."))

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import pandas as pd
 
+from reports import plots
 from reports.document import Figure, plain
 from reports.insight import Importances
 from reports.load import Sweep
 from reports.paired import Interval, paired
 from reports.stats import Comparable, Row, ScoresOf, pareto, rows
+from reports.style import Draw
 from reports.tables import QuantizerBest
 
 SLICED: Final = ("learning_rate", "rank", "alpha")
@@ -23,18 +26,15 @@ COSTS: Final = ("eval_loss", "adapter_bytes", "tokens")
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """A figure to be drawn: its place in the document, the function of `reports.plots` that draws it, and its data."""
+    """A figure to be drawn: its place in the document, its data, and what draws that."""
 
     figure: Figure
-    draw: str
     data: pd.DataFrame
-    more: dict[str, Any]
-    """What else that function takes."""
+    draw: Draw
 
 
-def _plot(name: str, data: pd.DataFrame, alt: str, caption: str, **more: Any) -> Plot | None:
-    drawing = name.replace("-", "_")
-    return Plot(Figure(name, alt, caption), drawing, data, more) if len(data) else None
+def _plot(name: str, draw: Callable[..., Any], data: pd.DataFrame, alt: str, caption: str, *more: Any) -> Plot | None:
+    return Plot(Figure(name, alt, caption), data, partial(draw, data, *more)) if len(data) else None
 
 
 def quality_size(ranked: pd.DataFrame) -> Plot | None:
@@ -53,6 +53,7 @@ def quality_size(ranked: pd.DataFrame) -> Plot | None:
     )
     return _plot(
         "quality-size",
+        plots.quality_size,
         data,
         "Eval loss of each configuration at full budget against the bytes of its adapter as packed.",
         "Eval loss against the adapter's size as packed. The line joins the configurations that no other beats in both.",
@@ -70,6 +71,7 @@ def learning_curves(sweep: Sweep, best: str | None) -> Plot | None:
     )
     return _plot(
         "learning-curves",
+        plots.learning_curves,
         data,
         "Eval loss of every trial at each of its evaluations, over optimizer steps.",
         "Eval loss at each evaluation. A cross marks where a trial was stopped; the best is drawn heavy.",
@@ -80,6 +82,7 @@ def importance(found: Importances) -> Plot | None:
     """What mattered, axis by axis."""
     return _plot(
         "importances",
+        plots.importances,
         found.shares,
         "Share of each axis in the spread of the eval loss.",
         f"PED-ANOVA importances over {found.used} of {found.of} trials: those at equal budget.",
@@ -103,10 +106,11 @@ def slices(sweep: Sweep, groups: Comparable, varying: Sequence[str]) -> Plot | N
     )
     return _plot(
         "slices",
+        plots.slices,
         data if axes else data.iloc[:0],
-        f"Eval loss over {', '.join(axes)}, by quantizer.",
+        f"Eval loss over {', '.join(axes).replace('_', ' ')}, by quantizer.",
         "Eval loss over single axes, by quantizer. Hollow: stopped early, so its loss is of fewer steps.",
-        axes=[(axis, axis == "learning_rate") for axis in axes],
+        [(axis, axis == "learning_rate") for axis in axes],
     )
 
 
@@ -123,7 +127,7 @@ def gaps(groups: Comparable, lines: Sequence[QuantizerBest], scores: ScoresOf) -
         interval = None if row is found[0] else paired(scores(found[0]), scores(row))
         label = f"{plain(row['name'], 30)} {plain(row['config.quantizer'], 20)}"
         compared.append((label, str(row["config.quantizer"]), float(row["loss"] - found[0]["loss"]), interval))
-    return gaps_of(compared, "the confirmed configurations" if confirmed else "the best of each quantizer")
+    return gaps_of(compared, "each confirmed configuration" if confirmed else "each quantizer's best")
 
 
 def gaps_of(
@@ -146,9 +150,12 @@ def gaps_of(
     ]
     if len(data) < 2:
         return None
-    alt = f"How far {what} are behind the best, in {unit}, with 95 % intervals."
-    caption = f"How far {what} are behind the best, with paired 95 % intervals. Hollow: the interval holds zero, a tie."
-    return Plot(Figure(name, alt, caption), "gaps", pd.DataFrame(data), {"unit": unit})
+    alt = f"How far {what} is behind the best of all, in {unit}, with 95 % intervals."
+    caption = (
+        f"How far {what} is behind the best of all, with paired 95 % intervals. Hollow: tied, the interval holds zero."
+    )
+    frame = pd.DataFrame(data)
+    return Plot(Figure(name, alt, caption), frame, partial(plots.gaps, frame))
 
 
 def budget(found: pd.DataFrame) -> Plot | None:
@@ -156,6 +163,7 @@ def budget(found: pd.DataFrame) -> Plot | None:
     data = found.rename(columns={"steps": "steps_run", "saved": "steps_saved"})
     return _plot(
         "budget",
+        plots.budget,
         data[["status", "trials", "steps_run", "steps_saved"]],
         "Optimizer steps taken by trials of each ending, and steps saved by stopping.",
         "Optimizer steps taken, and what the stopped trials had left of their budget.",

@@ -16,17 +16,18 @@ from bitlora.record import EVAL, STATUSES, TEST, replacing, write_text
 from reports import figures, tables
 from reports.cells import cell, counted, percent, seconds, whole
 from reports.compare import comparison
+from reports.csv_table import csv_table
 from reports.document import Block, Bullets, Column, Document, Fold, Heading, Paragraph, Table, plain
-from reports.export_tables import csv_table, latex
 from reports.figures import COSTS, Plot
 from reports.html import html
 from reports.insight import Shared, importances, in_common
 from reports.insight import budget as budget_of
+from reports.latex import latex
 from reports.load import UNKNOWN, Sweep, load_sweep, scores_of
 from reports.markdown import markdown
-from reports.plots import drawn
 from reports.setup import counts, mapping, repeat, set_up
 from reports.stats import Comparable, comparable, pareto, rows, verdict
+from reports.style import drawn
 from reports.verdict import note, sentence
 
 REPORT: Final = "report.md"
@@ -74,7 +75,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
         write_text(out / "tables" / f"{table.name}.tex", latex(table))
     pictures = {}
     for plot in made.plots:
-        picture = drawn(plot.draw, plot.data, **plot.more)
+        picture = drawn(plot.draw)
         if picture is None:
             continue
         stem = out / "figures" / plot.figure.name
@@ -136,8 +137,8 @@ def report(sweep: Sweep) -> Report:
         blocks += [
             Heading(2, "Confirmed"),
             _text(
-                f"The best of the search once more, on seeds that it had not used, scored on"
-                f" {whole(_count(sweep, 'test_rows'))} rows that nobody was tuned on."
+                "The best of the search once more, on seeds that it had not used, scored on the test split:"
+                f" {_rows(sweep)} that nobody was tuned on."
             ),
             tables.confirmed_table(groups, axes.varying, on_test),
         ]
@@ -154,7 +155,7 @@ def report(sweep: Sweep) -> Report:
         held = sum(len(group) for group in groups.ranked["trials"])
         budget = groups.ranked["budget"].iloc[0]
         blocks += [_text(f"{counted(held, 'trial')} at equal budget: {budget:,} optimizer steps, all completed.")]
-        blocks += [tables.ranked_table(groups.ranked, axes.varying)]
+        blocks += [tables.ranked_table(groups.ranked, axes.varying, on_eval)]
         front = groups.ranked[groups.ranked["adapter_bytes"].notna() & groups.ranked["tokens"].notna()]
         front = front[pareto(front, COSTS)].sort_values(["adapter_bytes", "eval_loss"])
         blocks += [
@@ -185,9 +186,9 @@ def _text(words: str) -> Paragraph:
     return Paragraph((words,))
 
 
-def _count(sweep: Sweep, key: str) -> int | None:
-    found = sweep.data.get(key, ())
-    return int(found[0]) if len(found) == 1 and found[0].isdigit() else None
+def _rows(sweep: Sweep) -> str:
+    found = sweep.data.get("test_rows", ())
+    return counted(int(found[0]), "row") if len(found) == 1 and found[0].isdigit() else "rows"
 
 
 def _equal(trials: pd.DataFrame, groups: Comparable) -> pd.DataFrame:
@@ -258,7 +259,7 @@ def _common(found: Sequence[Shared]) -> list[Block]:
     items = [
         (
             f"All {line.trials} {line.status} trials have {line.axis.replace('_', ' ')} {line.values};"
-            f" of the {line.of} others, {line.others} {'has' if line.others == 1 else 'have'} that.",
+            f" of {counted(line.of, 'other')}, {line.others or 'none'} {'has' if line.others == 1 else 'have'} that.",
         )
         for line in found
     ]

@@ -58,7 +58,7 @@ def _runs(runs: tuple[dict[str, Any], ...]) -> dict[str, str]:
     for run in runs:
         git = mapping(run, "git")
         if "commit" in git:
-            code[f"commit {plain(git['commit'], 12)}{' and changes to it' if git.get('changed') else ''}"] = None
+            code[f"commit {plain(git['commit'])[:12]}{' and changes to it' if git.get('changed') else ''}"] = None
     machines, worker = mapping(runs[-1], "machines"), mapping(runs[-1], "worker")
     gpus = [f"{count} × {plain(kind, 40)}" for kind, count in mapping(machines, "gpus").items()]
     nodes = machines.get("nodes")

@@ -20,6 +20,8 @@ Row = dict[str, Any]
 
 APART: Final = ("config.seed", "config.confirms")
 """Columns in which trials of one configuration may differ."""
+RIVALS: Final = 9
+"""Configurations that the best has to beat where all have one quantizer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,26 +50,38 @@ class Comparable:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What won and by how much."""
+class Rival:
+    """One that the best is compared with."""
 
-    best: tuple[Row, ...]
-    """The configurations with the lowest loss: none, one, or several that tie to the last bit."""
-    rival: Row | None
-    """The best configuration of the next quantizer; with one quantizer alone the next configuration; else None."""
-    across: bool
-    """Whether the rival has another quantizer."""
+    row: Row
     gap: float
-    """Nats per completion token from best to rival; 0 without a rival."""
+    """Nats per completion token that it is above the best."""
     percent: float | None
-    """The gap in per cent of the rival's loss; None without a rival, or where that loss is 0."""
-    interval: Interval | None = None
+    """The gap in per cent of its own loss; None where that is 0."""
+    interval: Interval | None
     """Of the gap, over the examples (and seeds) of both; None where they cannot be paired."""
 
     @property
     def tied(self) -> bool:
         """The interval holds zero: on other examples of the kind, either could be ahead."""
         return self.interval is not None and not self.interval.decided
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What won and by how much: it has, where no rival is tied with it."""
+
+    best: tuple[Row, ...]
+    """The configurations with the lowest loss: none, one, or several that tie to the last bit."""
+    rivals: tuple[Rival, ...]
+    """The best of each other quantizer; with one quantizer alone the next `RIVALS` configurations."""
+    across: bool
+    """Whether the rivals have other quantizers."""
+
+    @property
+    def tied(self) -> tuple[Rival, ...]:
+        """Those that the best does not beat for sure."""
+        return tuple(rival for rival in self.rivals if rival.tied)
 
 
 def comparable(trials: pd.DataFrame) -> Comparable:
@@ -120,19 +134,16 @@ ScoresOf = Callable[[Row], Scores]
 
 def verdict(contest: pd.DataFrame, scores: ScoresOf = lambda row: {}) -> Verdict:
     """What won in `contest` (`Comparable.contest`)."""
-    if contest.empty:
-        return Verdict((), None, False, 0.0, None)
     best = contest[contest["place"] == 1]
-    rivals = contest[~contest["config.quantizer"].isin(best["config.quantizer"])]
-    across = not rivals.empty
-    if not across:
-        rivals = contest[contest["place"] > 1]
-    if rivals.empty:
-        return Verdict(rows(best), None, False, 0.0, None)
-    first, rival = rows(best)[0], rows(rivals.head(1))[0]
-    gap = rival["loss"] - first["loss"]
-    percent = 100 * gap / rival["loss"] if rival["loss"] else None
-    return Verdict(rows(best), rival, across, float(gap), percent, paired(scores(first), scores(rival)))
+    others = contest[~contest["config.quantizer"].isin(best["config.quantizer"])]
+    across = not others.empty
+    others = others.drop_duplicates("config.quantizer") if across else contest[contest["place"] > 1].head(RIVALS)
+    rivals = []
+    for row in rows(others):
+        first = rows(best)[0]
+        percent = 100 * (row["loss"] - first["loss"]) / row["loss"] if row["loss"] else None
+        rivals.append(Rival(row, float(row["loss"] - first["loss"]), percent, paired(scores(first), scores(row))))
+    return Verdict(rows(best), tuple(rivals), across)
 
 
 def pareto(frame: pd.DataFrame, costs: Sequence[str]) -> pd.Series[bool]:

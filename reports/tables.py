@@ -18,6 +18,8 @@ from reports.stats import Comparable, Row, ScoresOf, by_progress, rows
 
 DERIVED: Final = ("steps", "eval_every", "micro_batch", "confirms")
 """Keys of a configuration that are no axis: they follow from others, or change no result."""
+SHOWN: Final = 30
+"""Rows of a table that are drawn at once."""
 
 
 # --- data
@@ -171,29 +173,32 @@ def quantizer_table(lines: Sequence[QuantizerBest], varying: Sequence[str]) -> t
     return Table("quantizers", tuple(columns), tuple(drawn)), notes
 
 
-def ranked_table(ranked: pd.DataFrame, varying: Sequence[str]) -> Table:
-    """The leaderboard: `Comparable.ranked`."""
+def ranked_table(ranked: pd.DataFrame, varying: Sequence[str], scores: ScoresOf = lambda row: {}) -> Table:
+    """The leaderboard: `Comparable.ranked`. The first `SHOWN` are held against the best."""
     lowest = ranked["eval_loss"].min()
     seeds = bool((ranked["seeds"] > 1).any())
     keys = [key for key in varying if not (seeds and key == "seed")]
+    best = scores(rows(ranked.head(1))[0])
     lines = [
         (
             cell(str(row["place"]), row["place"]),
             cell(names(row["trials"], 3)),
             _loss(row),
             cell(gap(row["eval_loss"] - lowest), row["eval_loss"] - lowest),
+            between(paired(best, scores(row)) if 0 < number < SHOWN else None),
             *([cell(str(row["seeds"]), row["seeds"])] if seeds else []),
             *_config(row, keys),
             cell(size(row["adapter_bytes"]), row["adapter_bytes"]),
         )
-        for row in rows(ranked)
+        for number, row in enumerate(rows(ranked))
     ]
     columns = [
         *(Column("place", True), Column("trials" if seeds else "trial")),
-        *(Column("eval loss", True), Column("gap to best", True), *([Column("seeds", True)] if seeds else [])),
+        *(Column(name, True) for name in ("eval loss", "gap to best", "95 % interval of the gap")),
+        *([Column("seeds", True)] if seeds else []),
         *(*_heads(keys), Column("packed size", True)),
     ]
-    return Table("leaderboard", tuple(columns), tuple(lines))
+    return Table("leaderboard", tuple(columns), tuple(lines), SHOWN)
 
 
 def confirmed_table(groups: Comparable, varying: Sequence[str], scores: ScoresOf) -> Table:

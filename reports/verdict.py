@@ -6,7 +6,7 @@ import math
 
 from reports.cells import counted, gap, loss, percent, value
 from reports.document import Code, Inline, Paragraph, Strong, plain
-from reports.stats import Comparable, Row, Verdict
+from reports.stats import Comparable, Rival, Row, Verdict
 from reports.tables import Axes
 
 Parts = tuple[Inline, ...]
@@ -30,24 +30,28 @@ def sentence(said: Verdict, begun: int, axes: Axes, confirmed: bool) -> Paragrap
         tied: list[Inline] = []
         for index, name in enumerate(names):
             tied += [*([" and " if index == len(names) - 1 else ", "] if index else []), *name]
-        return Paragraph((*tied, " ", Strong("tie exactly"), f" with {of}", *_rival(said), "."))
-    if said.rival is None:
+        exact = _rival(said, said.rivals[0]) if said.rivals else ()
+        return Paragraph((*tied, " ", Strong("tie exactly"), f" with {of}", *exact, "."))
+    if not said.rivals:
         only = f" that completed its full budget, with {of}, so there is nothing to compare it with."
         return Paragraph((*_named(lead, axes), " is ", Strong("the only one"), only))
     if said.tied:
-        both = (*_named(lead, axes), " and ", *_named(said.rival, axes), " are ", Strong("tied"))
-        return Paragraph((*both, f": {of}", *_rival(said), "."))
-    return Paragraph((*_named(lead, axes), " ", Strong("won"), f" with {of}", *_rival(said), "."))
+        others = [_named(rival.row, axes) for rival in said.tied[:3]]
+        rest = f" and {len(said.tied) - 3:,} more" if len(said.tied) > 3 else ""
+        both = (*_named(lead, axes), *(part for other in others for part in (" and ", *other)), rest)
+        return Paragraph((*both, " are ", Strong("tied"), f": {of}", *_rival(said, said.tied[0]), "."))
+    how = (" ", Strong("won")) if all(rival.interval for rival in said.rivals) else (" is ", Strong("ahead"))
+    return Paragraph((*_named(lead, axes), *how, f" with {of}", *_rival(said, said.rivals[0]), "."))
 
 
 def note(said: Verdict, groups: Comparable) -> Paragraph:
     """What the sentence can be relied on for."""
     confirmed = len(groups.confirmed) > 0
     parts: list[Inline] = []
-    interval = said.interval
+    interval = next((rival.interval for rival in said.rivals if rival.interval is not None), None)
     if interval is None:
-        if said.rival is not None or len(said.best) > 1:
-            parts.append("No interval could be computed, so a gap of this size may be chance. ")
+        if said.rivals or len(said.best) > 1:
+            parts.append("No interval could be computed, so there is no winner: a gap of this size may be chance. ")
     elif interval.seeds > 1:
         parts.append(
             f"The interval is Student's t over {interval.examples:,} examples and {interval.seeds} seeds, each scored and"
@@ -73,21 +77,21 @@ def _scored(row: Row) -> str:
     return f"{said} (mean ± standard error over {row['seeds']} seeds)" if math.isfinite(row["error"]) else said
 
 
-def _rival(said: Verdict) -> Parts:
-    if said.rival is None:
-        return ()
-    share = "" if said.percent is None else f" ({percent(said.percent)})"
-    below = f", {gap(said.gap)} nats{share} below"
-    at = f" at {loss(float(said.rival['loss']), said.rival['error'])}"
-    if said.interval is not None:
-        over = f"{said.interval.examples:,} paired examples"
-        over += f" and {said.interval.seeds} seeds" if said.interval.seeds > 1 else ""
-        at += f" (95 % interval of the gap {said.interval.low:.4f} to {said.interval.high:.4f}, over {over})"
-    other = Strong(plain(said.rival["name"], 60))
+def _rival(said: Verdict, rival: Rival) -> Parts:
+    """How far the best is below a rival."""
+    share = "" if rival.percent is None else f" ({percent(rival.percent)})"
+    below = f", {gap(rival.gap)} nats{share} below"
+    at = f" at {loss(float(rival.row['loss']), rival.row['error'])}"
+    if (interval := rival.interval) is not None:
+        over = f"{interval.examples:,} paired examples" + (f" and {interval.seeds} seeds" if interval.seeds > 1 else "")
+        at += f" (95 % interval of the gap {interval.low:.4f} to {interval.high:.4f}, over {over})"
+    other = Strong(plain(rival.row["name"], 60))
     if said.across:
-        quantizer = plain(said.rival.get("config.quantizer", ""), 60)
-        return (f"{below} the best of the next quantizer, {quantizer}: ", other, at)
-    return (f"{below} the next, ", other, f"{at}; no other quantizer is in the comparison")
+        next_ = " of the next quantizer" if rival is said.rivals[0] else ""
+        quantizer = plain(rival.row.get("config.quantizer", ""), 60)
+        return (f"{below} the best{next_}, {quantizer}: " if next_ else f"{below} the best of {quantizer}, ", other, at)
+    which = "the next, " if rival is said.rivals[0] else ""
+    return (f"{below} {which}", other, f"{at}; no other quantizer is in the comparison")
 
 
 def _named(row: Row, axes: Axes) -> Parts:

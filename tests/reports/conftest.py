@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bitlora.record import EVAL, Metrics, Record, append_metrics, write_json, write_record, write_scores
+from bitlora.record import EVAL, TEST, Metrics, Record, append_metrics, write_json, write_record, write_scores
 
 CONFIG = {
     "quantizer": "none",
@@ -50,8 +50,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def add(folder: Path) -> AddTrial:
-    """Adds a trial to `folder`: its id, status, eval loss and steps, what else its record says, the mean loss of each eval
-    example, its config."""
+    """Adds a trial to `folder`: its id, status, eval loss and steps, what else its record says, the mean loss of each
+    example of the eval split and of the test split, its config."""
 
     def add_trial(
         trial_id: str,
@@ -60,6 +60,7 @@ def add(folder: Path) -> AddTrial:
         steps: int = 32,
         record: dict[str, Any] | None = None,
         scores: list[float] | None = None,
+        test: list[float] | None = None,
         **config: Any,
     ) -> Path:
         trial = folder / "trials" / trial_id
@@ -71,14 +72,10 @@ def add(folder: Path) -> AddTrial:
                 step=steps, tokens=100 * steps, train_loss=3.0, eval_loss=eval_loss, learning_rate=0.0, seconds=1.0
             )
             append_metrics(trial, metrics)
-        if scores is not None:  # of examples of ten tokens each; the eval loss is then theirs
-            write_scores(
-                trial / EVAL,
-                [f"e{index}" for index in range(len(scores))],
-                [10 * s for s in scores],
-                [10] * len(scores),
-                [40] * len(scores),
-            )
+        for name, means in ((EVAL, scores), (TEST, test)):
+            if means is not None:  # of examples of ten tokens each; the loss is then theirs
+                ids = [f"{name}{index}" for index in range(len(means))]
+                write_scores(trial / name, ids, [10 * m for m in means], [10] * len(means), [40] * len(means))
         values = {
             "trial_id": trial_id,
             "status": status,
@@ -93,6 +90,7 @@ def add(folder: Path) -> AddTrial:
             "base": {"model": "tiny", "quantization": "nf4", "params": 134515008},
             "data": {"source": "pydoc", "train_rows": 2585, "eval_rows": 48},
             "versions": {"torch": "2.13.0"},
+            "test_loss": sum(test) / len(test) if test is not None else None,
         }
         write_record(trial, Record(**(values | (record or {}))))
         return trial

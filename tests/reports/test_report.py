@@ -9,7 +9,9 @@ import pandas as pd
 import pytest
 
 from reports.load import load_sweep
-from reports.report import document, write_report
+from reports.markdown import markdown
+from reports.report import report as made
+from reports.report import write_report
 
 
 @pytest.fixture
@@ -26,7 +28,7 @@ def eight(add):
 
 
 def report(folder: Path) -> str:
-    return write_report([folder]).read_text(encoding="utf-8")
+    return markdown(made(load_sweep(folder)).document)
 
 
 def section(page: str, title: str) -> list[str]:
@@ -37,90 +39,6 @@ def section(page: str, title: str) -> list[str]:
 
 def cells(line: str) -> list[str]:
     return [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
-
-
-GOLDEN = """\
-# Sweep quickstart
-
-**t0003** (quantizer none, rank 8, alpha 16, learning rate 1.5e-3) **won** with an eval loss of 2.7137 nats per completion token, 0.0183 nats (0.67 %) below the best trial of the next quantizer, binary: **t0007** at 2.7320.
-
-*One seed, no interval: this says how these runs ended, not whether a gap of this size is more than chance. Eval loss is
-the mean cross-entropy in nats per completion token over the eval split; lower is better.*
-
-## Set-up
-
-- Base: tiny, params 134,515,008, quantization nf4
-- Data: pydoc, eval rows 48, train rows 2,585
-- Trials: 8 asked for, 8 began; sampler tpe; scheduler asha (grace 8, reduction 2)
-- Varied: quantizer (none, binary, ternary); rank (8, 16, 32); learning rate (1e-4 to 5e-3, log)
-- Held fixed: activations full, alpha 16, dropout 0, batch size 4, seed 0, steps 32
-- Versions: torch 2.13.0
-
-## Quantizers side by side
-
-| quantizer | at full budget | best trial | eval loss | gap to best | rank | alpha | learning rate | parameters | packed size | bits per parameter |
-| --------- | -------------: | ---------- | --------: | ----------: | ---: | ----: | ------------: | ---------: | ----------: | -----------------: |
-| none      |         2 of 3 | t0003      |    2.7137 |      0.0000 |    8 |    16 |        1.5e-3 |    610,560 |      1.2 MB |              16.00 |
-| binary    |         2 of 3 | t0007      |    2.7320 |      0.0183 |   32 |    16 |        2.5e-3 |  2,442,240 |    305.3 KB |               1.00 |
-| ternary   |         0 of 2 | t0005 †    |    2.8949 |           – |   16 |    16 |       2.65e-3 |  1,221,120 |    152.6 KB |               1.00 |
-
-† Not at equal budget: t0005 was pruned at step 16 of 32, so its loss does not compare with the others.
-
-## Leaderboard
-
-4 trials at equal budget: 32 optimizer steps, all completed.
-
-| place | trial | eval loss | gap to best | quantizer | rank | learning rate | packed size |
-| ----: | ----- | --------: | ----------: | --------- | ---- | ------------- | ----------: |
-|     1 | t0003 |    2.7137 |      0.0000 | none      | 8    | 1.5e-3        |      1.2 MB |
-|     2 | t0000 |    2.7313 |      0.0176 | none      | 32   | 2e-4          |      4.9 MB |
-|     3 | t0007 |    2.7320 |      0.0183 | binary    | 32   | 2.5e-3        |    305.3 KB |
-|     4 | t0002 |    2.7451 |      0.0314 | binary    | 8    | 6.75e-4       |     76.3 KB |
-
-## Pruned
-
-Not ranked: each stopped early, so its loss compares only with others at the same step.
-
-| trial | step reached | eval loss there | quantizer | rank | learning rate |
-| ----- | -----------: | --------------: | --------- | ---- | --- |
-| t0005 |     16 of 32 |          2.8949 | ternary   | 16   | 2.65e-3 |
-| t0001 |      8 of 32 |          2.9585 | none      | 16   | 5e-4 |
-
-## How the trials ended
-
-8 trials: 4 completed, 2 pruned, 1 diverged, 1 failed.
-
-| status    | trials | which                      | reason |
-| --------- | -----: | -------------------------- | --- |
-| completed |      4 | t0000, t0002, t0003, t0007 | –   |
-| pruned    |      2 | t0001, t0005               | pruned for a reason |
-| diverged  |      1 | t0004                      | train loss is not finite at step 11 |
-| failed    |      1 | t0006                      | pack lost |
-
-## Problems on disk
-
-All that is there could be read.
-
-## How to repeat it
-
-```sh
-bitlora sweep runs/quickstart/sweep.yaml --out runs/quickstart-again
-```
-
-Every trial is a line of trials.csv, beside this report. Or from the records:
-
-```python
-import json, pathlib, pandas as pd
-records = pathlib.Path('runs/quickstart').glob("trials/*/record.json")
-trials = pd.json_normalize([json.loads(record.read_text()) for record in records])
-```
-
-Beside each record stand metrics.jsonl (a line per evaluation), eval.parquet (the loss of each example) and adapter/.
-"""  # noqa: E501
-
-
-def test_a_clear_winner_among_three_quantizers(folder, eight):
-    assert report(folder) == GOLDEN
 
 
 def test_the_printed_numbers_against_a_reading_of_the_records_alone(folder, eight):
@@ -137,8 +55,8 @@ def test_the_printed_numbers_against_a_reading_of_the_records_alone(folder, eigh
     assert [row[1] for row in board] == expected["trial_id"].tolist()
     assert [float(row[2]) for row in board] == expected["eval_loss"].tolist()
     assert [float(row[3]) for row in board] == (expected["eval_loss"] - best.min()).round(4).tolist()
-    assert [int(row[5]) for row in board] == expected["config.rank"].tolist()
-    assert [float(row[6]) for row in board] == expected["config.learning_rate"].tolist()
+    assert [int(row[6]) for row in board] == expected["config.rank"].tolist()
+    assert [float(row[7]) for row in board] == expected["config.learning_rate"].tolist()
     ended = [cells(line) for line in section(page, "How the trials ended")[3:]]
     assert {row[0]: int(row[1]) for row in ended} == records["status"].value_counts().to_dict()
 
@@ -167,7 +85,11 @@ def test_the_same_records_give_the_same_bytes(folder, eight, tmp_path):
     assert again == tmp_path / "elsewhere" / "report.md"
     assert (again.read_bytes(), (again.parent / "trials.csv").read_bytes()) == first
     assert str(tmp_path) not in first[0].decode()
-    assert sorted(path.name for path in again.parent.iterdir()) == ["report.md", "trials.csv"]
+    assert sorted(path.name for path in again.parent.iterdir()) == [
+        *("figures", "report.html", "report.md", "tables", "trials.csv")
+    ]
+    for path in (path for path in again.parent.rglob("*") if path.is_file()):
+        assert (folder / "report" / path.relative_to(again.parent)).read_bytes() == path.read_bytes(), path
 
 
 def test_all_failed(folder, add):
@@ -196,7 +118,7 @@ def test_nothing_has_begun(folder):
 def test_one_trial(folder, add):
     add("t0000", eval_loss=2.5)
     assert report(folder).splitlines()[2] == (
-        "**t0000** (quantizer none, rank 16, alpha 16, learning rate 5e-4) is **the only trial** that completed its"
+        "**t0000** (quantizer none, rank 16, alpha 16, learning rate 5e-4) is **the only one** that completed its"
         " full budget, with an eval loss of 2.5000 nats per completion token, so there is nothing to compare it with."
     )
 
@@ -207,8 +129,8 @@ def test_one_quantizer(folder, add):
     add("t0002", "pruned", eval_loss=2.4, steps=8, quantizer="binary")
     assert report(folder).splitlines()[2] == (
         "**t0000** (quantizer none, rank 16, alpha 16, learning rate 5e-4) **won** with an eval loss of 2.5000 nats per"
-        " completion token, under 0.0001 nats (under 0.01 %) below the next trial, **t0001** at 2.5000; no other"
-        " quantizer has a trial at full budget."
+        " completion token, under 0.0001 nats (under 0.01 %) below the next, **t0001** at 2.5000; no other quantizer"
+        " is in the comparison."
     )
 
 
@@ -219,7 +141,7 @@ def test_an_exact_tie(folder, add):
     assert report(folder).splitlines()[2] == (
         "**t0000** (quantizer none, activations full, rank 16, alpha 16, learning rate 5e-4) and **t0001** (quantizer"
         " ternary, activations full, rank 16, alpha 16, learning rate 5e-4) **tie exactly** with an eval loss of 2.5000"
-        " nats per completion token, 0.2500 nats (9.09 %) below the best trial of the next quantizer, binary: **t0002**"
+        " nats per completion token, 0.2500 nats (9.09 %) below the best of the next quantizer, binary: **t0002**"
         " at 2.7500."
     )
 
@@ -238,7 +160,8 @@ def test_hostile_names_stay_in_their_cells(folder, add):
         "\u2068שלום\u2069",
         r"first \| line # second &lt;script&gt;alert(1)&lt;/script&gt; \`code\`",
     ]
-    assert not re.search(r"<[a-z/]", page)
+    ours = r"</?(picture|source|img|details|summary)\b"
+    assert all(re.match(ours, page[found.start() :]) for found in re.finditer(r"<[a-z/]", page))
     assert pd.read_csv(folder / "report" / "trials.csv")["trial_id"].tolist() == ["a|b", "שלום"]
 
 
@@ -250,7 +173,7 @@ def test_a_loss_that_is_no_number_never_ranks_and_is_never_printed(folder, add, 
     (trial / "record.json").write_text(record.replace("1.25", broken))
     page = report(folder)
     assert [cells(line)[1] for line in section(page, "Leaderboard")[3:]] == ["t0000"]
-    assert "is **the only trial**" in page
+    assert "is **the only one**" in page
     (problem,) = section(page, "Problems on disk")
     assert problem.startswith("- trials/t0001/record.json: status is completed, but eval_loss is ")
     assert ["completed", "1", "t0001", "without a usable eval loss: not ranked"] in [
@@ -264,7 +187,7 @@ def test_a_record_cut_short(folder, add):
     trial = add("t0001", eval_loss=2.25)
     (trial / "record.json").write_bytes((trial / "record.json").read_bytes()[:100])
     page = report(folder)
-    assert "is **the only trial**" in page
+    assert "is **the only one**" in page
     assert "2 trials: 1 completed, 1 unknown." in page
     (problem,) = section(page, "Problems on disk")
     assert problem.startswith("- trials/t0001/record.json: not JSON: ")
@@ -276,36 +199,38 @@ def test_other_budgets_have_a_list_of_their_own(folder, add):
     page = report(folder)
     assert [cells(line)[1] for line in section(page, "Leaderboard")[3:]] == ["t0000"]
     assert cells(section(page, "Completed at another budget")[3])[:3] == ["t0001", "16 of 32", "2.2500"]
-    assert "## Completed at another budget" not in GOLDEN
 
 
 def test_a_folder_that_a_shell_would_split_is_quoted(folder, add, monkeypatch):
     add("t0000", eval_loss=2.5)
     odd = folder.rename("my ``` sweep")
-    page = write_report([odd]).read_text()
+    page = report(odd)
     assert "````sh\nbitlora sweep 'my ``` sweep/sweep.yaml' --out 'my ``` sweep-again'\n````\n" in page
     monkeypatch.chdir(odd)
-    assert write_report([Path()]).read_text() == page
+    assert report(Path()) == page
 
 
-def test_two_thousand_trials_in_under_five_seconds(folder, add):
+def test_two_thousand_trials_in_under_twenty_seconds(folder, add):
     quantizers = ("none", "binary", "ternary")
     for number in range(2000):
         status = "pruned" if number % 4 else "completed"
         steps = 32 if status == "completed" else 8
-        add(f"t{number:04d}", status, 2.5 + number * 7919 % 2000 / 1e4, steps, quantizer=quantizers[number % 3])
+        rate, loss = 1e-4 * 1.002**number, 2.5 + number * 7919 % 2000 / 1e4
+        add(f"t{number:04d}", status, loss, steps, quantizer=quantizers[number % 3], learning_rate=rate)
     begun = time.perf_counter()
-    page = report(folder)
-    assert time.perf_counter() - begun < 5
-    assert "and 470 more trials in trials.csv" in page
-    assert "and 1,470 more trials in trials.csv" in page
-    assert len(page) < 15_000
+    path = write_report([folder])
+    assert time.perf_counter() - begun < 20
+    page = path.read_text(encoding="utf-8")
+    assert "and 170 more in [tables/leaderboard.csv](tables/leaderboard.csv)" in page
+    assert "and 1,170 more in [tables/pruned.csv](tables/pruned.csv)" in page
+    assert len(page) < 130_000
+    assert len(pd.read_csv(path.parent / "tables" / "pruned.csv")) == 1500
 
 
 def test_bad_input_is_one_line(folder, add):
     with pytest.raises(ValueError, match=r"^no folder given"):
         write_report([])
-    with pytest.raises(ValueError, match=r"^b: a report over several sweeps is not there yet; give one folder$"):
+    with pytest.raises(ValueError, match=r"^b: no such folder$"):
         write_report([folder, Path("b")])
     Path("taken").write_text("")
     with pytest.raises(ValueError, match=r"^taken: is a file; the report needs a folder$"):
@@ -320,11 +245,11 @@ def spread(centre, apart):
 def test_a_gap_that_chance_explains_is_called_tied(folder, add):
     add("a", eval_loss=2.50, quantizer="none", scores=spread(2.50, 0.1))
     add("b", eval_loss=2.51, quantizer="ternary", scores=spread(2.51, -0.1))
-    page = document(load_sweep(folder))
+    page = report(folder)
     # By hand: the differences are 0.01 +- 0.2, so 0.01 +- 2.093 * 0.2 * sqrt(20 / 19) / sqrt(20).
     assert "**a** (quantizer none" in page
     assert "are **tied**: an eval loss of 2.5000" in page
-    assert "0.0100 nats (0.40 %) below the best trial of the next quantizer, ternary: **b** at 2.5100" in page
+    assert "0.0100 nats (0.40 %) below the best of the next quantizer, ternary: **b** at 2.5100" in page
     assert "(95 % interval of the gap -0.0860 to 0.1060, over 20 paired examples)" in page
     assert "**won**" not in page
 
@@ -332,7 +257,7 @@ def test_a_gap_that_chance_explains_is_called_tied(folder, add):
 def test_a_gap_that_all_examples_agree_on_has_a_winner(folder, add):
     add("a", eval_loss=2.50, quantizer="none", scores=spread(2.50, 0.1))
     add("b", eval_loss=2.51, quantizer="ternary", scores=spread(2.51, 0.101))
-    page = document(load_sweep(folder))
+    page = report(folder)
     assert "**won** with an eval loss of 2.5000" in page
     assert "(95 % interval of the gap 0.0095 to 0.0105, over 20 paired examples)" in page
     assert "The interval is Student's t" in page
@@ -341,6 +266,6 @@ def test_a_gap_that_all_examples_agree_on_has_a_winner(folder, add):
 def test_other_examples_give_no_interval(folder, add):
     add("a", eval_loss=2.50, quantizer="none", scores=spread(2.50, 0.1))
     add("b", eval_loss=2.51, quantizer="ternary", scores=spread(2.51, 0.1)[1:])
-    page = document(load_sweep(folder))
-    assert "95 % interval" not in page
-    assert "no interval" in page
+    page = report(folder)
+    assert "95 % interval of the gap 0" not in page
+    assert "No interval could be computed" in page

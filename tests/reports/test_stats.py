@@ -47,18 +47,30 @@ def test_the_rival_is_the_best_of_the_next_quantizer(folder, add):
     add("c", eval_loss=2.75, quantizer="none")
     said = verdict(comparable(load_sweep(folder).trials).contest)
     assert [row["trial_id"] for row in said.best] == ["a"]
-    assert said.rival is not None
-    assert (said.rival["trial_id"], said.across) == ("c", True)
-    assert said.gap == pytest.approx(0.25)
-    assert said.percent == pytest.approx(100 * 0.25 / 2.75)
+    (rival,) = said.rivals
+    assert (rival.row["trial_id"], said.across) == ("c", True)
+    assert rival.gap == pytest.approx(0.25)
+    assert rival.percent == pytest.approx(100 * 0.25 / 2.75)
+
+
+def test_the_best_of_every_other_quantizer_is_a_rival(folder, add):
+    for trial_id, quantizer, loss in (
+        ("a", "none", 2.5),
+        ("b", "ternary", 2.7),
+        ("c", "binary", 2.6),
+        ("d", "binary", 2.65),
+    ):
+        add(trial_id, eval_loss=loss, quantizer=quantizer, rank=ord(trial_id))
+    said = verdict(comparable(load_sweep(folder).trials).contest)
+    assert [rival.row["trial_id"] for rival in said.rivals] == ["c", "b"]
 
 
 def test_a_sole_quantizers_rival_is_its_next_trial(folder, add):
     add("a", eval_loss=2.5)
     add("b", eval_loss=2.75, rank=8)
     said = verdict(comparable(load_sweep(folder).trials).contest)
-    assert said.rival is not None
-    assert (said.rival["trial_id"], said.across, said.gap) == ("b", False, 0.25)
+    (rival,) = said.rivals
+    assert (rival.row["trial_id"], said.across, rival.gap) == ("b", False, 0.25)
 
 
 def test_a_tie_has_no_rival_among_those_that_tie(folder, add):
@@ -66,7 +78,7 @@ def test_a_tie_has_no_rival_among_those_that_tie(folder, add):
     add("b", eval_loss=2.5, quantizer="none")
     said = verdict(comparable(load_sweep(folder).trials).contest)
     assert [row["trial_id"] for row in said.best] == ["a", "b"]
-    assert said.rival is None
+    assert said.rivals == ()
 
 
 def test_nothing_to_rank(folder):
@@ -98,8 +110,8 @@ def test_the_confirmed_decide_where_there_are_any(folder, add):
     assert groups.confirmed["test_loss"].tolist() == pytest.approx([2.75, 2.95])
     assert groups.confirmed["error"].tolist() == pytest.approx([0.05, 0.05])
     said = verdict(groups.contest)
-    assert said.rival is not None
-    assert (said.best[0]["name"], said.rival["name"], said.gap) == ("t1", "t0", pytest.approx(0.2))
+    (rival,) = said.rivals
+    assert (said.best[0]["name"], rival.row["name"], rival.gap) == ("t1", "t0", pytest.approx(0.2))
 
 
 def test_the_pareto_front_against_a_look_at_every_pair():
@@ -142,7 +154,7 @@ def test_sweeps_without_a_true_difference_are_called_tied():
     """In at least 93 % of 500, although the verdict is about the best of many."""
     rng = np.random.default_rng(7)
     said = [simulated(rng, 12, [0] * 12) for _ in range(500)]
-    assert sum(each.tied for each in said) >= 0.93 * 500
+    assert sum(bool(each.tied) for each in said) >= 0.93 * 500
 
 
 def test_a_true_difference_of_three_standard_errors_has_a_winner():

@@ -164,8 +164,10 @@ def test_a_sweep_with_confirm_and_a_tracker_that_is_interrupted_and_goes_on(bitl
     path.write_text(json.dumps({**json.loads(path.read_text()), "trackers": ["tensorboard"]}))
     folder = tmp_path / "quick"
     running = bitlora.start("sweep", path)
-    wait_for(lambda: (folder / "trials" / "t0004" / "config.json").exists(), 120)
-    running.send_signal(2)
+    try:
+        wait_for(lambda: (folder / "trials" / "t0004" / "config.json").exists(), "a trial that confirms", 120)
+    finally:
+        running.send_signal(2)
     assert running.wait(60) == 130
     ended = bitlora("sweep", path, "--resume")
     assert ended.code == 0, ended.err

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import socket
 import sqlite3
+import subprocess
 import sys
+import urllib.request
 
 import pytest
+from faults import wait_for
 
 from sweeps import trackers
+from sweeps.search import OptunaSearcher
+from sweeps.spec import Spec
 
 
 def test_a_package_that_is_missing_is_one_line(monkeypatch):
@@ -58,3 +64,31 @@ def scalars(path, event_pb2):
         found += [(event.step, v.simple_value) for v in event.summary.value if v.tag == "ray/tune/eval_loss"]
         at += 16 + length
     return found
+
+
+def test_optuna_dashboard_opens_the_study(tmp_path):
+    spec = Spec.model_validate({"name": "mine", "base": {"model": "a"}, "data": {"source": "b"}})
+    one = OptunaSearcher(spec, tmp_path / "study.journal")
+    one.suggest("tune0")
+    one.finish("t0000", "completed", 2.5)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "optuna_dashboard", str(tmp_path / "study.journal"), "--port", str(port)]
+    with subprocess.Popen([*command, "--quiet"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            studies = wait_for(lambda: ask(f"http://127.0.0.1:{port}/api/studies"), "the dashboard", 60)
+            (study,) = studies["study_summaries"]
+            assert study["study_name"] == "mine"
+            found = ask(f"http://127.0.0.1:{port}/api/studies/{study['study_id']}")
+            assert [(t["state"], t["values"]) for t in found["trials"]] == [("Complete", [2.5])]
+        finally:
+            server.terminate()
+
+
+def ask(url):
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return json.load(answer)
+    except OSError:
+        return None
