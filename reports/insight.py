@@ -44,6 +44,8 @@ def importances(equal: pd.DataFrame, begun: int, varying: Sequence[str], space: 
     nothing = Importances(pd.DataFrame(columns=["axis", "importance"]), len(equal), begun)
     distributions = {}
     for axis in varying:
+        if f"config.{axis}" not in equal:
+            continue
         values = equal[f"config.{axis}"].dropna()
         if len(values) == len(equal) and values.nunique() > 1:
             distributions[axis] = _distribution(values, space.get(axis), axis)
@@ -129,7 +131,7 @@ def in_common(trials: pd.DataFrame, varying: Sequence[str]) -> tuple[Shared, ...
         bad, others = trials[trials["status"] == status], trials[trials["status"] != status]
         if len(bad) < 2 or others.empty:
             continue
-        for axis in varying:
+        for axis in (axis for axis in varying if f"config.{axis}" in trials):
             mine, theirs = bad[f"config.{axis}"].dropna(), others[f"config.{axis}"].dropna()
             if len(mine) < len(bad) or theirs.empty:
                 continue

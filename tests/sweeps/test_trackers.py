@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 
 import pytest
 from faults import wait_for
@@ -74,7 +75,12 @@ def test_optuna_dashboard_opens_the_study(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "optuna_dashboard", str(tmp_path / "study.journal"), "--port", str(port)]
+    command = [
+        str(Path(sys.executable).with_name("optuna-dashboard")),
+        str(tmp_path / "study.journal"),
+        "--port",
+        str(port),
+    ]
     with subprocess.Popen([*command, "--quiet"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
             studies = wait_for(lambda: ask(f"http://127.0.0.1:{port}/api/studies"), "the dashboard", 60)

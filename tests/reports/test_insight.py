@@ -1,0 +1,67 @@
+"""What a report says beyond its ranking, over records whose answer is known."""
+
+from __future__ import annotations
+
+import pytest
+
+from reports.insight import budget, importances, in_common
+from reports.load import load_sweep
+from reports.stats import comparable
+
+
+def equal(trials):
+    ids = {trial for group in comparable(trials).ranked["trials"] for trial in group}
+    return trials[trials["trial_id"].isin(ids)]
+
+
+def test_the_axis_that_decides_is_the_one_that_mattered(folder, add):
+    for number in range(24):
+        rate, rank = 1e-4 * 1.2**number, (4, 8, 16)[number % 3]
+        add(f"t{number:02d}", eval_loss=3.0 - number / 20 + rank / 1e4, learning_rate=rate, rank=rank)
+    trials = load_sweep(folder).trials
+    found = importances(equal(trials), 30, ["rank", "learning_rate"], {"rank": [4, 8, 16]})
+    assert found.shares["axis"].tolist() == ["learning_rate", "rank"]
+    assert found.shares["importance"].iloc[0] > 0.9
+    assert found.shares["importance"].sum() == pytest.approx(1)
+    assert (found.used, found.of) == (24, 30)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_few_trials_say_nothing(folder, add, count):
+    for number in range(count):
+        add(f"t{number}", eval_loss=2.5 + number, rank=number + 1)
+    found = importances(load_sweep(folder).trials, 9, ["rank"], {})
+    assert (len(found.shares), found.used, found.of) == (0, count, 9)
+
+
+def test_an_axis_that_is_missing_in_some_trials_or_never_varies_is_left_out(folder, add):
+    for number in range(8):
+        more = {"dropout": None} if number == 3 else {"dropout": number / 10}
+        add(f"t{number}", eval_loss=2.5 + number, rank=2**number, alpha=8.0, **more)
+    found = importances(load_sweep(folder).trials, 8, ["rank", "alpha", "dropout"], {})
+    assert found.shares["axis"].tolist() == ["rank"]
+
+
+def test_steps_that_stopping_saved(folder, add):
+    add("a", eval_loss=2.5)
+    add("b", "pruned", eval_loss=2.6, steps=8)
+    add("c", "pruned", eval_loss=2.6, steps=16)
+    add("d", "failed", steps=4)
+    found = budget(load_sweep(folder).trials).set_index("status")
+    assert found["trials"].to_dict() == {"completed": 1, "pruned": 2, "failed": 1}
+    assert found["steps"].to_dict() == {"completed": 32, "pruned": 24, "failed": 4}
+    assert found["saved"].to_dict() == {"completed": 0, "pruned": 40, "failed": 0}
+    assert found["tokens"].to_dict() == {"completed": 3200, "pruned": 2400, "failed": 400}
+
+
+def test_what_the_diverged_have_in_common(folder, add):
+    for number, rate in enumerate((1e-4, 5e-4, 1e-3, 4e-3)):
+        add(f"good{number}", eval_loss=2.5, learning_rate=rate, quantizer=("none", "binary")[number % 2])
+    for number, rate in enumerate((3e-3, 9e-3)):
+        add(f"bad{number}", "diverged", learning_rate=rate, quantizer="binary", rank=8 * (number + 1))
+    add("lone", "failed", quantizer="ternary")
+    found = in_common(load_sweep(folder).trials, ["quantizer", "rank", "learning_rate"])
+    assert [(s.status, s.trials, s.axis, s.values, s.others, s.of) for s in found] == [
+        ("diverged", 2, "quantizer", "binary", 2, 5),
+        ("diverged", 2, "learning_rate", "3e-3 to 9e-3", 1, 5),
+    ]
