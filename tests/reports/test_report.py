@@ -128,8 +128,8 @@ def test_one_quantizer(folder, add):
     add("t0001", eval_loss=2.50001, rank=8)
     add("t0002", "pruned", eval_loss=2.4, steps=8, quantizer="binary")
     assert report(folder).splitlines()[2] == (
-        "**t0000** (quantizer none, rank 16, alpha 16, learning rate 5e-4) **won** with an eval loss of 2.5000 nats per"
-        " completion token, under 0.0001 nats (under 0.01 %) below the next, **t0001** at 2.5000; no other quantizer"
+        "**t0000** (quantizer none, rank 16, alpha 16, learning rate 5e-4) is **ahead** with an eval loss of 2.5000 nats"
+        " per completion token, under 0.0001 nats (under 0.01 %) below the next, **t0001** at 2.5000; no other quantizer"
         " is in the comparison."
     )
 
@@ -162,6 +162,7 @@ def test_hostile_names_stay_in_their_cells(folder, add):
     ]
     ours = r"</?(picture|source|img|details|summary)\b"
     assert all(re.match(ours, page[found.start() :]) for found in re.finditer(r"<[a-z/]", page))
+    write_report([folder])
     assert pd.read_csv(folder / "report" / "trials.csv")["trial_id"].tolist() == ["a|b", "שלום"]
 
 
