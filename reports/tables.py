@@ -120,8 +120,10 @@ def _config(row: Row, keys: Sequence[str]) -> list[Cell]:
     return [cell(value(key, row.get(f"config.{key}")), row.get(f"config.{key}")) for key in keys]
 
 
-def _heads(keys: Sequence[str]) -> list[Column]:
-    return [head(key) for key in keys]
+def _heads(keys: Sequence[str], frame: pd.DataFrame) -> list[Column]:
+    """Columns of configuration keys: numbers to the right."""
+    numbers = pd.api.types.is_numeric_dtype
+    return [head(key, f"config.{key}" in frame and numbers(frame[f"config.{key}"])) for key in keys]
 
 
 def _loss(row: Row, key: str = "eval_loss") -> Cell:
@@ -196,7 +198,7 @@ def ranked_table(ranked: pd.DataFrame, varying: Sequence[str], scores: ScoresOf 
         *(Column("place", True), Column("trials" if seeds else "trial")),
         *(Column(name, True) for name in ("eval loss", "gap to best", "95 % interval of the gap")),
         *([Column("seeds", True)] if seeds else []),
-        *(*_heads(keys), Column("packed size", True)),
+        *(*_heads(keys, ranked), Column("packed size", True)),
     ]
     return Table("leaderboard", tuple(columns), tuple(lines), SHOWN)
 
@@ -229,7 +231,7 @@ def confirmed_table(groups: Comparable, varying: Sequence[str], scores: ScoresOf
         *(Column("place", True), Column("configuration of"), Column("seeds", True)),
         *(Column(n, True) for n in ("test loss", "gap to best", "95 % interval of the gap")),
         *(Column(n, True) for n in ("eval loss on these seeds", "in the search")),
-        *(*_heads(keys), Column("packed size", True)),
+        *(*_heads(keys, groups.confirmed), Column("packed size", True)),
     ]
     return Table("confirmed", tuple(columns), tuple(lines))
 
@@ -245,7 +247,7 @@ def unranked_table(name: str, trials: pd.DataFrame, varying: Sequence[str]) -> T
         )
         for row in rows(trials)
     ]
-    columns = (Column("trial"), Column("step reached", True), Column("eval loss there", True), *_heads(varying))
+    columns = (Column("trial"), Column("step reached", True), Column("eval loss there", True), *_heads(varying, trials))
     return Table(name, columns, tuple(lines))
 
 
@@ -278,6 +280,6 @@ def front_table(front: pd.DataFrame, varying: Sequence[str]) -> Table:
     ]
     columns = (
         *(Column("trial"), Column("eval loss", True), Column("packed size", True), Column("tokens trained", True)),
-        *_heads(varying),
+        *_heads(varying, front),
     )
     return Table("pareto", columns, tuple(lines))
