@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
-Quantizer = Literal["none", "binary", "ternary"]
+Quantizer = Literal["none", "binary", "ternary", "absmean", "twn", "int2", "int4", "int8", "double_binary"]
+Granularity = Literal["tensor", "component"]
 Activations = Literal["full", "int8"]
 Scaling = Literal["lora", "rslora"]
 Dtype = Literal["auto", "float64", "float32", "bfloat16", "float16"]
@@ -67,6 +68,9 @@ class AdapterConfig(Config):
     """One LoRA adapter: a pair (A, B) for every targeted layer."""
 
     quantizer: Quantizer = "none"
+    granularity: Granularity = "tensor"
+    """What has a scale of its own: the matrix, or each rank component (a row of A, a column of B). Nothing changes for
+    `none`, which has no scale, and for `double_binary`, whose scales are per row by definition."""
     activations: Activations = "full"
     rank: Positive = 16
     alpha: PositiveFloat = 16
@@ -140,7 +144,9 @@ class TrialConfig(Config):
     eval_every: Positive
     """Optimizer steps between two evaluations; the last step is always evaluated."""
     seed: Annotated[int, Field(ge=0)]
-    """Of A's first values, of the batch order and of the dropout masks."""
+    """Of the adapter's first values, of the batch order and of the dropout masks."""
+    granularity: Granularity = "tensor"
+    """The default is what trials of before there was a choice had."""
 
 
 AXES: Final[tuple[str, ...]] = (

@@ -25,7 +25,7 @@ from bitlora.config import AdapterConfig, TrialConfig
 from bitlora.layout import Span
 from bitlora.optim import clip, learning_rate, make_optimizer
 from bitlora.packed_linear import SlotLayer
-from bitlora.quantizers import QUANTIZERS
+from bitlora.quantizers import quantize
 from bitlora.workers import Workers
 
 if TYPE_CHECKING:
