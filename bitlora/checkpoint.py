@@ -21,7 +21,7 @@ from bitlora.config import TrialConfig
 from bitlora.record import CHECKPOINT, replacing
 
 if TYPE_CHECKING:
-    from bitlora.engine import SlotState
+    from bitlora.slot import SlotState
 
 PEFT_TYPE: Final = "BITLORA"
 WEIGHTS: Final = "adapter_model.safetensors"
@@ -44,24 +44,26 @@ def adapter_config(config: TrialConfig, base_model: str, targets: list[str]) -> 
         "inference_mode": True,
     }
     if not plain:
-        described |= {"quantizer": config.quantizer, "activations": config.activations}
+        described |= {
+            "quantizer": config.quantizer,
+            "granularity": config.granularity,
+            "activations": config.activations,
+        }
     return described
 
 
-def save_adapter(
-    folder: Path, latent: Mapping[str, tuple[Tensor, Tensor]], config: TrialConfig, base_model: str
-) -> None:
+def save_adapter(folder: Path, latent: Mapping[str, tuple[Tensor, ...]], config: TrialConfig, base_model: str) -> None:
     """Write the latent weights into `folder`, which exists and is empty (`bitlora.record.write_folder`).
 
     Args:
-        latent: layer name -> (A (rank, in), B (out, rank)).
+        latent: layer name -> A (rank, in), B (out, rank), and of learned scales those of A (rank, 1) and B (out, 1).
     """
     from safetensors.torch import save_file
 
     tensors = {}
-    for name, (a, b) in latent.items():
-        tensors[f"base_model.model.{name}.lora_A.weight"] = a.cpu().contiguous()
-        tensors[f"base_model.model.{name}.lora_B.weight"] = b.cpu().contiguous()
+    for name, parts in latent.items():
+        for key, part in zip(("lora_A.weight", "lora_B.weight", "lora_A.scales", "lora_B.scales"), parts, strict=False):
+            tensors[f"base_model.model.{name}.{key}"] = part.cpu().contiguous()
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     text = json.dumps(adapter_config(config, base_model, list(latent)), indent=2, sort_keys=True)
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
@@ -69,7 +71,7 @@ def save_adapter(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """What a trial goes on with beside its state (`bitlora.engine.SlotState`)."""
+    """What a trial goes on with beside its state (`bitlora.slot.SlotState`)."""
 
     step: int
     tokens: int
@@ -88,7 +90,12 @@ def save_checkpoint(folder: Path, state: SlotState, progress: Progress, config: 
     from safetensors.torch import save_file
 
     tensors = {"latent": state.latent, "exp_avg": state.exp_avg, "exp_avg_sq": state.exp_avg_sq}
-    about = {"progress": json.dumps(asdict(progress)), "config": config.model_dump_json(), "base": base}
+    about = {
+        "progress": json.dumps(asdict(progress)),
+        "config": config.model_dump_json(),
+        "base": base,
+        "loss_scale": json.dumps(state.loss_scale),
+    }
     with replacing(folder / CHECKPOINT) as part:
         save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, part, metadata=about)
 
@@ -101,7 +108,8 @@ def load_checkpoint(folder: Path, config: TrialConfig, base: str) -> tuple[SlotS
     """
     from safetensors import SafetensorError, safe_open
 
-    from bitlora.engine import SlotState
+    from bitlora.optim import UNSCALED, LossScale
+    from bitlora.slot import SlotState
 
     path = folder / CHECKPOINT
     if not path.exists():
@@ -111,10 +119,11 @@ def load_checkpoint(folder: Path, config: TrialConfig, base: str) -> tuple[SlotS
             about = file.metadata() or {}
             latent, exp_avg, exp_avg_sq = (file.get_tensor(name) for name in ("latent", "exp_avg", "exp_avg_sq"))
         progress = Progress(**json.loads(about["progress"]))
+        loss_scale = LossScale(*json.loads(about["loss_scale"])) if "loss_scale" in about else UNSCALED
         written_for = TrialConfig.model_validate_json(about["config"])
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a checkpoint: {str(error).splitlines()[0]}") from None
     for what, found, here in (("trial", written_for, config), ("base", about["base"], base)):
         if found != here:
             raise ValueError(f"{path}: the checkpoint of another {what}")
-    return SlotState(progress.step, latent, exp_avg, exp_avg_sq), progress
+    return SlotState(progress.step, latent, exp_avg, exp_avg_sq, loss_scale), progress

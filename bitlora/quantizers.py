@@ -75,8 +75,8 @@ def weights_int2(w: Tensor, axes: Axes) -> Codes:
 
     Levels between the steps (mid-rise), because four codes have no middle: a level at 0 would leave three symmetric ones,
     which is `absmean`. A step of 2 s = 1.25 mean|w| is the best of four levels for a Gaussian (0.996 standard
-    deviations; Max, "Quantizing for minimum distortion", 1960). From the largest weight, as in `weights_int4`, the step would be
-    several times that and nearly all weights would fall on two levels.
+    deviations; Max, "Quantizing for minimum distortion", 1960). From the largest weight, as in `weights_int4`, the step
+    would be several times that and nearly all weights would fall on two levels.
     """
     scale = 0.625 * _mean(w.abs(), axes)
     return (_divided(w, 2 * scale).floor().clamp(-2, 1) * 2).add_(1), scale
@@ -119,7 +119,11 @@ QUANTIZERS: Final[dict[Quantizer, Callable[[Tensor, Axes], Codes]]] = {
 
 
 def encode(
-    quantizer: Quantizer, w: Tensor, side: Side = "A", granularity: Granularity = "tensor", learned: Tensor | None = None
+    quantizer: Quantizer,
+    w: Tensor,
+    side: Side = "A",
+    granularity: Granularity = "tensor",
+    learned: Tensor | None = None,
 ) -> Codes:
     """What `quantizer` makes of a latent weight, as a file would hold it.
 
@@ -128,8 +132,8 @@ def encode(
         learned: (rows, 1), the scales of `double_binary`; of the others None.
 
     Returns:
-        Codes (int8, the shape of w: -1 to 1; of int2 -3, -1, 1, 3; of int4 -7 to 7; of int8 -127 to 127) and their scales in
-        the dtype of w.
+        Codes (int8, the shape of w: -1 to 1; of int2 -3, -1, 1, 3; of int4 -7 to 7; of int8 -127 to 127) and their scales
+        in the dtype of w.
 
     Raises:
         ValueError: `none`, which has no codes.
@@ -146,7 +150,11 @@ def decode(codes: Tensor, scales: Tensor) -> Tensor:
 
 
 def quantize(
-    quantizer: Quantizer, w: Tensor, side: Side = "A", granularity: Granularity = "tensor", learned: Tensor | None = None
+    quantizer: Quantizer,
+    w: Tensor,
+    side: Side = "A",
+    granularity: Granularity = "tensor",
+    learned: Tensor | None = None,
 ) -> Tensor:
     """The quantized weight in the shape and dtype of w (arguments as for `encode`).
 

@@ -58,7 +58,9 @@ def test_a_scale_for_each_rank_component(name):
 
 def test_double_binary_is_signs_times_float16_scales_of_the_rows():
     w, scales = latent(), torch.rand(16, 1, dtype=torch.float64)
-    expected = torch.stack([torch.where(row > 0, 1.0, -1.0) * float(s.half()) for row, s in zip(w, scales, strict=True)])
+    expected = torch.stack(
+        [torch.where(row > 0, 1.0, -1.0) * float(s.half()) for row, s in zip(w, scales, strict=True)]
+    )
     for granularity in ("tensor", "component"):
         assert torch.equal(quantize("double_binary", w, "B", granularity, scales), expected.double())
 
