@@ -1,7 +1,8 @@
 """A trial on disk: its adapter in PEFT's layout, and the checkpoint that it goes on from.
 
 Stock PEFT reads the adapter of a full-precision trial as the LoRA adapter it is. Latent weights of a quantized one would
-be silently wrong there, so its configuration names a type that stock PEFT does not know and refuses.
+be silently wrong there, so its configuration names a type that stock PEFT does not know and refuses; it is read by
+`bitlora.peft_adapter`. Baked, with the quantized weights in the place of the latent ones, it is an ordinary LoRA adapter.
 
 A checkpoint is one safetensors file: latent weights and AdamW's moments, in its header what else the trial goes on with.
 One file is replaced in one step on a disk and is one object in a store; nothing in it can be executed.
@@ -67,6 +68,34 @@ def save_adapter(folder: Path, latent: Mapping[str, tuple[Tensor, ...]], config:
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     text = json.dumps(adapter_config(config, base_model, list(latent)), indent=2, sort_keys=True)
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+
+
+def bake(latent: Mapping[str, tuple[Tensor, ...]], config: TrialConfig) -> dict[str, tuple[Tensor, Tensor]]:
+    """The weights that the forward pass sees: layer name -> A (rank, in), B (out, rank), float32 (or float64)."""
+    from bitlora.quantizers import quantize
+
+    baked = {}
+    for name, (a, b, *scales) in latent.items():
+        scale_a, scale_b = scales or (None, None)
+        baked[name] = (
+            quantize(config.quantizer, a, "A", config.granularity, scale_a),
+            quantize(config.quantizer, b, "B", config.granularity, scale_b),
+        )
+    return baked
+
+
+def save_baked_adapter(
+    folder: Path, latent: Mapping[str, tuple[Tensor, ...]], config: TrialConfig, base_model: str
+) -> None:
+    """Write the adapter as an ordinary LoRA adapter, with its quantized weights; arguments as for `save_adapter`.
+
+    Raises:
+        ValueError: it has `int8` activations, which an ordinary LoRA adapter has not.
+    """
+    if config.activations != "full":
+        raise ValueError(f"activations: {config.activations}: stock PEFT would run it on full activations")
+    plain = config.model_copy(update={"quantizer": "none"})
+    save_adapter(folder, bake(latent, config), plain, base_model)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
