@@ -1,7 +1,7 @@
 """The configuration of base, data, adapter and training: frozen, typed, validated where it enters.
 
-Imports neither torch nor ray, so that a wrong file is answered at once. What the file format knows but this version
-cannot do yet is refused by name (`NOT_YET`), never silently ignored.
+Imports neither torch nor ray, so that a wrong file is answered at once. What one may look for and will not find is refused
+by name (`REFUSED`), with the reason.
 """
 
 from __future__ import annotations
@@ -103,11 +103,14 @@ class TrainConfig(Config):
     max_grad_norm: PositiveFloat = 1.0
     schedule: ScheduleConfig = ScheduleConfig()
     optimizer: Literal["adamw", "paged_adamw"] = "adamw"
+    """`paged_adamw` is the same AdamW: bitsandbytes pages moments out where they do not fit, and an adapter's are 8 bytes a
+    parameter, some megabytes beside a base of gigabytes. There is nothing to page."""
     eval_every: Positive | Literal["epoch"] = 8
     checkpoint_every: Positive | None = None
     """Steps between two checkpoints, which a trial goes on from when its pack or the sweep is lost; null: at each
     evaluation."""
     dtype: Dtype = "auto"
+    """Of the base's arithmetic; latent weights are in float32 (float64). In float16 each slot has its own loss scale."""
     gradient_checkpointing: bool = False
 
     @model_validator(mode="before")
@@ -192,11 +195,17 @@ def trial_config(
     return TrialConfig(**{**fixed, **chosen})
 
 
-NOT_YET: Final[dict[str, dict[str, object]]] = {
-    "train.optimizer": {"paged_adamw": "use adamw"},
-    "train.dtype": {"float16": "use bfloat16 or float32"},
+_INIT: Final = (
+    "a pack's adapters share one base and start as exact no-ops; PiSSA and LoftQ would change the base of each"
+)
+_DORA: Final = "DoRA normalizes each layer's merged weight, which a pack never forms"
+REFUSED: Final[dict[str, str]] = {
+    "adapter.init": _INIT,
+    "adapter.init_lora_weights": _INIT,
+    "adapter.dora": _DORA,
+    "adapter.use_dora": _DORA,
 }
-"""path -> value -> what to use instead: what the file format knows and this version cannot do yet."""
+"""Keys that one may look for, and why they are not there."""
 
 
 _WANTED: Final = {

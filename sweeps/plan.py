@@ -89,9 +89,9 @@ def draw(console: Console, plan: Plan) -> None:
         highlight=False,
     )
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("rank", "quantizer", "a scale per", "parameters", "bytes as packed"):
+    for name in ("rank", "quantizer", "parameters", "bytes as packed", "a scale per"):
         table.add_column(name, justify="left" if name in ("quantizer", "a scale per") else "right")
     for cost in plan.adapters:
         scale = {"none": "", "double_binary": "row"}.get(cost.quantizer, cost.granularity)
-        table.add_row(str(cost.rank), cost.quantizer, scale, f"{cost.params:,}", f"{cost.bytes:,}")
+        table.add_row(str(cost.rank), cost.quantizer, f"{cost.params:,}", f"{cost.bytes:,}", scale)
     console.print(table)
