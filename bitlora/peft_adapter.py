@@ -148,7 +148,19 @@ class BitLoraVariant(LoraVariant):  # type: ignore[misc]
 
 
 class BitLinear(LoraLinear):  # type: ignore[misc]
-    """PEFT's LoRA layer over `nn.Linear`, whose adapters may have a quantizer."""
+    """PEFT's LoRA layer over `nn.Linear`, whose adapters may have a quantizer.
+
+    Raises:
+        ValueError: the layer only looks like one (bitsandbytes' `Linear8bitLt`): its weight could not be merged into.
+    """
+
+    def __init__(self, base_layer: nn.Module, *args: Any, **kwargs: Any) -> None:
+        super().__init__(base_layer, *args, **kwargs)
+        weight = self.get_base_layer().weight
+        if not weight.is_floating_point():
+            raise ValueError(
+                f"{type(base_layer).__name__} with weights in {weight.dtype}: give a base in NF4, or unquantized"
+            )
 
     def resolve_lora_variant(self, *, config: LoraConfig, **kwargs: Any) -> LoraVariant | None:
         return _variant(config) or super().resolve_lora_variant(config=config, **kwargs)

@@ -316,6 +316,16 @@ def test_a_cpu_with_avx512_bf16_does_not_repack_the_base():
         get_peft_model(repacked, config).merge_adapter()
 
 
+def test_a_base_in_8_bits_is_refused():
+    class Linear8bit(nn.Linear):
+        pass
+
+    linear = Linear8bit(8, 8)
+    linear.weight = nn.Parameter(torch.zeros(8, 8, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(ValueError, match=r"Linear8bit with weights in torch\.int8: give a base in NF4 or plain"):
+        get_peft_model(nn.Sequential(linear), BitLoraConfig(target_modules=["0"], quantizer="binary"))
+
+
 @pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("component", [False, True])
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
