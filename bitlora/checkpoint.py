@@ -1,7 +1,8 @@
 """A trial on disk: its adapter in PEFT's layout, and the checkpoint that it goes on from.
 
 Stock PEFT reads the adapter of a full-precision trial as the LoRA adapter it is. Latent weights of a quantized one would
-be silently wrong there, so its configuration names a type that stock PEFT does not know and refuses.
+be silently wrong there, so its configuration names a type that stock PEFT does not know and refuses; it is read by
+`bitlora.peft_adapter`. Baked, with the quantized weights in the place of the latent ones, it is an ordinary LoRA adapter.
 
 A checkpoint is one safetensors file: latent weights and AdamW's moments, in its header what else the trial goes on with.
 One file is replaced in one step on a disk and is one object in a store; nothing in it can be executed.
@@ -21,7 +22,7 @@ from bitlora.config import TrialConfig
 from bitlora.record import CHECKPOINT, replacing
 
 if TYPE_CHECKING:
-    from bitlora.engine import SlotState
+    from bitlora.slot import SlotState
 
 PEFT_TYPE: Final = "BITLORA"
 WEIGHTS: Final = "adapter_model.safetensors"
@@ -44,32 +45,62 @@ def adapter_config(config: TrialConfig, base_model: str, targets: list[str]) -> 
         "inference_mode": True,
     }
     if not plain:
-        described |= {"quantizer": config.quantizer, "activations": config.activations}
+        described |= {
+            "quantizer": config.quantizer,
+            "granularity": config.granularity,
+            "activations": config.activations,
+        }
     return described
 
 
-def save_adapter(
-    folder: Path, latent: Mapping[str, tuple[Tensor, Tensor]], config: TrialConfig, base_model: str
-) -> None:
+def save_adapter(folder: Path, latent: Mapping[str, tuple[Tensor, ...]], config: TrialConfig, base_model: str) -> None:
     """Write the latent weights into `folder`, which exists and is empty (`bitlora.record.write_folder`).
 
     Args:
-        latent: layer name -> (A (rank, in), B (out, rank)).
+        latent: layer name -> A (rank, in), B (out, rank), and of learned scales those of A (rank, 1) and B (out, 1).
     """
     from safetensors.torch import save_file
 
     tensors = {}
-    for name, (a, b) in latent.items():
-        tensors[f"base_model.model.{name}.lora_A.weight"] = a.cpu().contiguous()
-        tensors[f"base_model.model.{name}.lora_B.weight"] = b.cpu().contiguous()
+    for name, parts in latent.items():
+        for key, part in zip(("lora_A.weight", "lora_B.weight", "lora_A.scales", "lora_B.scales"), parts, strict=False):
+            tensors[f"base_model.model.{name}.{key}"] = part.cpu().contiguous()
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     text = json.dumps(adapter_config(config, base_model, list(latent)), indent=2, sort_keys=True)
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
 
 
+def bake(latent: Mapping[str, tuple[Tensor, ...]], config: TrialConfig) -> dict[str, tuple[Tensor, Tensor]]:
+    """The weights that the forward pass sees: layer name -> A (rank, in), B (out, rank), float32 (or float64)."""
+    from bitlora.quantizers import quantize
+
+    baked = {}
+    for name, (a, b, *scales) in latent.items():
+        scale_a, scale_b = scales or (None, None)
+        baked[name] = (
+            quantize(config.quantizer, a, "A", config.granularity, scale_a),
+            quantize(config.quantizer, b, "B", config.granularity, scale_b),
+        )
+    return baked
+
+
+def save_baked_adapter(
+    folder: Path, latent: Mapping[str, tuple[Tensor, ...]], config: TrialConfig, base_model: str
+) -> None:
+    """Write the adapter as an ordinary LoRA adapter, with its quantized weights; arguments as for `save_adapter`.
+
+    Raises:
+        ValueError: it has `int8` activations, which an ordinary LoRA adapter has not.
+    """
+    if config.activations != "full":
+        raise ValueError(f"activations: {config.activations}: stock PEFT would run it on full activations")
+    plain = config.model_copy(update={"quantizer": "none"})
+    save_adapter(folder, bake(latent, config), plain, base_model)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """What a trial goes on with beside its state (`bitlora.engine.SlotState`)."""
+    """What a trial goes on with beside its state (`bitlora.slot.SlotState`)."""
 
     step: int
     tokens: int
@@ -88,7 +119,12 @@ def save_checkpoint(folder: Path, state: SlotState, progress: Progress, config: 
     from safetensors.torch import save_file
 
     tensors = {"latent": state.latent, "exp_avg": state.exp_avg, "exp_avg_sq": state.exp_avg_sq}
-    about = {"progress": json.dumps(asdict(progress)), "config": config.model_dump_json(), "base": base}
+    about = {
+        "progress": json.dumps(asdict(progress)),
+        "config": config.model_dump_json(),
+        "base": base,
+        "loss_scale": json.dumps(state.loss_scale),
+    }
     with replacing(folder / CHECKPOINT) as part:
         save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, part, metadata=about)
 
@@ -101,7 +137,8 @@ def load_checkpoint(folder: Path, config: TrialConfig, base: str) -> tuple[SlotS
     """
     from safetensors import SafetensorError, safe_open
 
-    from bitlora.engine import SlotState
+    from bitlora.optim import UNSCALED, LossScale
+    from bitlora.slot import SlotState
 
     path = folder / CHECKPOINT
     if not path.exists():
@@ -111,10 +148,11 @@ def load_checkpoint(folder: Path, config: TrialConfig, base: str) -> tuple[SlotS
             about = file.metadata() or {}
             latent, exp_avg, exp_avg_sq = (file.get_tensor(name) for name in ("latent", "exp_avg", "exp_avg_sq"))
         progress = Progress(**json.loads(about["progress"]))
+        loss_scale = LossScale(*json.loads(about["loss_scale"])) if "loss_scale" in about else UNSCALED
         written_for = TrialConfig.model_validate_json(about["config"])
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a checkpoint: {str(error).splitlines()[0]}") from None
     for what, found, here in (("trial", written_for, config), ("base", about["base"], base)):
         if found != here:
             raise ValueError(f"{path}: the checkpoint of another {what}")
-    return SlotState(progress.step, latent, exp_avg, exp_avg_sq), progress
+    return SlotState(progress.step, latent, exp_avg, exp_avg_sq, loss_scale), progress

@@ -1,7 +1,7 @@
 """The configuration of base, data, adapter and training: frozen, typed, validated where it enters.
 
-Imports neither torch nor ray, so that a wrong file is answered at once. What the file format knows but this version
-cannot do yet is refused by name (`NOT_YET`), never silently ignored.
+Imports neither torch nor ray, so that a wrong file is answered at once. What one may look for and will not find is refused
+by name (`REFUSED`), with the reason.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
-Quantizer = Literal["none", "binary", "ternary"]
+Quantizer = Literal["none", "binary", "ternary", "absmean", "twn", "int2", "int4", "int8", "double_binary"]
+Granularity = Literal["tensor", "component"]
 Activations = Literal["full", "int8"]
 Scaling = Literal["lora", "rslora"]
 Dtype = Literal["auto", "float64", "float32", "bfloat16", "float16"]
@@ -67,6 +68,9 @@ class AdapterConfig(Config):
     """One LoRA adapter: a pair (A, B) for every targeted layer."""
 
     quantizer: Quantizer = "none"
+    granularity: Granularity = "tensor"
+    """What has a scale of its own: the matrix, or each rank component (a row of A, a column of B). Nothing changes for
+    `none`, which has no scale, and for `double_binary`, whose scales are per row by definition."""
     activations: Activations = "full"
     rank: Positive = 16
     alpha: PositiveFloat = 16
@@ -99,11 +103,14 @@ class TrainConfig(Config):
     max_grad_norm: PositiveFloat = 1.0
     schedule: ScheduleConfig = ScheduleConfig()
     optimizer: Literal["adamw", "paged_adamw"] = "adamw"
+    """`paged_adamw` is the same AdamW: bitsandbytes pages moments out where they do not fit, and an adapter's are 8 bytes a
+    parameter, some megabytes beside a base of gigabytes. There is nothing to page."""
     eval_every: Positive | Literal["epoch"] = 8
     checkpoint_every: Positive | None = None
     """Steps between two checkpoints, which a trial goes on from when its pack or the sweep is lost; null: at each
     evaluation."""
     dtype: Dtype = "auto"
+    """Of the base's arithmetic; latent weights are in float32 (float64). In float16 each slot has its own loss scale."""
     gradient_checkpointing: bool = False
 
     @model_validator(mode="before")
@@ -140,9 +147,11 @@ class TrialConfig(Config):
     eval_every: Positive
     """Optimizer steps between two evaluations; the last step is always evaluated."""
     seed: Annotated[int, Field(ge=0)]
-    """Of A's first values, of the batch order and of the dropout masks."""
+    """Of the adapter's first values, of the batch order and of the dropout masks."""
     confirms: str | None = None
     """The trial whose configuration this one repeats on a fresh seed; it is scored on the test split at its end."""
+    granularity: Granularity = "tensor"
+    """The default is what trials of before there was a choice had."""
 
 
 AXES: Final[tuple[str, ...]] = (
@@ -188,11 +197,17 @@ def trial_config(
     return TrialConfig(**{**fixed, **chosen})
 
 
-NOT_YET: Final[dict[str, dict[str, object]]] = {
-    "train.optimizer": {"paged_adamw": "use adamw"},
-    "train.dtype": {"float16": "use bfloat16 or float32"},
+_INIT: Final = (
+    "a pack's adapters share one base and start as exact no-ops; PiSSA and LoftQ would change the base of each"
+)
+_DORA: Final = "DoRA normalizes each layer's merged weight, which a pack never forms"
+REFUSED: Final[dict[str, str]] = {
+    "adapter.init": _INIT,
+    "adapter.init_lora_weights": _INIT,
+    "adapter.dora": _DORA,
+    "adapter.use_dora": _DORA,
 }
-"""path -> value -> what to use instead: what the file format knows and this version cannot do yet."""
+"""Keys that one may look for, and why they are not there."""
 
 
 _WANTED: Final = {

@@ -1,8 +1,8 @@
 """The engine: many trials' adapters trained at once over one frozen base. It knows no Ray.
 
-A slot is one flat vector of latent weights with its gradient and its optimizer; the layers see views of it. Between
-optimizer steps trials are attached and detached; a step takes one batch for each slot and does one forward and one
-backward pass over all of them.
+A slot is one flat vector of latent weights with its gradient and its optimizer (`bitlora.slot`); the layers see views of
+it. Between optimizer steps trials are attached and detached; a step takes one batch for each slot and does one forward
+and one backward pass over all of them.
 
 The promise: what a trial goes through is what it would go through alone, in a plain loop over stock PEFT layers
 (`tests/bitlora/test_promise.py`).
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -21,11 +21,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bitlora.base import Base
-from bitlora.config import AdapterConfig, TrialConfig
+from bitlora.config import TrialConfig
 from bitlora.layout import Span
-from bitlora.optim import clip, learning_rate, make_optimizer
-from bitlora.packed_linear import SlotLayer
-from bitlora.quantizers import QUANTIZERS
+from bitlora.optim import clip, learning_rate
+from bitlora.slot import Slot, SlotState
 from bitlora.workers import Workers
 
 if TYPE_CHECKING:
@@ -104,6 +103,8 @@ class StepStats:
     """2-norm over the whole adapter, before clipping."""
     finite: bool
     """False: loss or gradient was not finite, nothing was changed, and the slot is parked."""
+    skipped: bool = False
+    """True: the gradient overflowed in float16, so the weights stay, and the next loss is scaled by half."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,61 +119,6 @@ class EvalResult:
     def loss(self) -> float:
         """Nats per completion token: the ratio of the sums."""
         return math.fsum(self.losses) / sum(self.tokens)
-
-
-@dataclass(frozen=True, slots=True)
-class SlotState:
-    """All that a trial takes along into another slot, of another pack. Its batches and dropout masks are functions of its
-    seed and its step alone, so there is no random state beside them."""
-
-    step: int
-    latent: Tensor  # (P,)
-    exp_avg: Tensor  # (P,) AdamW's first moment
-    exp_avg_sq: Tensor  # (P,) and second
-
-
-@dataclass(slots=True)
-class Slot:
-    """A trial in its place."""
-
-    config: TrialConfig
-    latent: Tensor  # (P,) float32, or float64: A and B of every layer behind each other
-    grad: Tensor  # (P,)
-    quantized: Tensor  # (P,) compute dtype; `latent` itself where nothing needs a copy
-    optimizer: torch.optim.AdamW
-    views: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    """(latent, quantized) of each matrix: A, B, A, B, … in the model's order."""
-    step: int = 0
-    parked: bool = False
-
-    def restore(self, state: SlotState) -> None:
-        """Go on from `state`.
-
-        Raises:
-            ValueError: it is of another adapter.
-        """
-        if state.latent.shape != self.latent.shape:
-            raise ValueError(f"a state of {state.latent.numel()} weights for an adapter of {self.latent.numel()}")
-        self.step = state.step
-        self.latent.copy_(state.latent)
-        moments = {"exp_avg": state.exp_avg, "exp_avg_sq": state.exp_avg_sq}
-        self.optimizer.state[self.latent] = {
-            "step": torch.tensor(float(state.step), dtype=torch.float32, device=self.latent.device),
-            **{name: moment.to(self.latent, copy=True) for name, moment in moments.items()},
-        }
-
-    def quantize(self) -> None:
-        """Bring the quantized copies up to date with the latent weights."""
-        if self.quantized is self.latent:
-            return
-        quantizer = QUANTIZERS[self.config.quantizer]
-        for latent, quantized in self.views:
-            quantized.copy_(quantizer(latent))
-
-
-def scaling_of(config: AdapterConfig | TrialConfig) -> float:
-    """What the adapter's output is multiplied by: alpha / rank, or alpha / sqrt(rank) for rsLoRA (arXiv 2312.03732)."""
-    return config.alpha / (config.rank if config.scaling == "lora" else math.sqrt(config.rank))
 
 
 class Engine:
@@ -200,7 +146,7 @@ class Engine:
         return [slot for slot in range(self.size) if slot not in self.slots]
 
     def attach(self, config: TrialConfig, slot: int | None = None, state: SlotState | None = None) -> int:
-        """Give a trial a slot: A uniform in ±1/sqrt(in) (as PEFT), seeded by the trial alone; B zero.
+        """Give a trial a slot. Where it starts (`bitlora.slot.Slot`) depends on its seed alone.
 
         Args:
             slot: which one; the lowest free one by default.
@@ -215,36 +161,10 @@ class Engine:
         if not self.free or slot not in (None, *self.free):
             raise ValueError(f"slot {slot} is not free" if slot is not None else f"all {self.size} slots are taken")
         slot = self.free[0] if slot is None else slot
-        layers = self.base.targets.values()
-        shapes = [s for x in layers for s in ((config.rank, x.in_features), (x.out_features, config.rank))]
-        sizes = [rows * columns for rows, columns in shapes]
-        device = self.base.device
-        latent = torch.zeros(sum(sizes), dtype=self.latent_dtype, device=device)
-        grad = torch.zeros_like(latent)
-        plain = config.quantizer == "none" and self.base.dtype == self.latent_dtype
-        quantized = latent if plain else torch.zeros_like(latent, dtype=self.base.dtype)
-        place = Slot(config, latent, grad, quantized, make_optimizer(latent, config))
-        latent.grad = grad
-
-        def matrices(flat: Tensor) -> list[Tensor]:
-            return [part.view(shape) for part, shape in zip(flat.split(sizes), shapes, strict=True)]
-
-        latents, copies, grads = matrices(latent), matrices(quantized), matrices(grad)
-        place.views = list(zip(latents, copies, strict=True))
-        generator = torch.Generator().manual_seed(config.seed)
-        for index, layer in enumerate(layers):
-            a, b = 2 * index, 2 * index + 1
-            bound = layer.in_features**-0.5
-            latents[a].copy_(torch.empty(latents[a].shape).uniform_(-bound, bound, generator=generator))
-            layer.slots[slot] = SlotLayer(
-                a=copies[a],
-                b=copies[b],
-                grad_a=grads[a],
-                grad_b=grads[b],
-                scaling=scaling_of(config),
-                dropout=config.dropout,
-                int8=config.activations == "int8",
-            )
+        layers = [*self.base.targets.values()]
+        place = Slot(config, layers, self.latent_dtype, self.base.dtype, self.base.device)
+        for layer, mine in zip(layers, place.layers(), strict=True):
+            layer.slots[slot] = mine
         if state is not None:
             place.restore(state)
         place.quantize()
@@ -261,22 +181,21 @@ class Engine:
         for layer in self.base.targets.values():
             del layer.slots[slot]
 
-    def latent(self, slot: int) -> dict[str, tuple[Tensor, Tensor]]:
-        """Copies of a slot's latent weights: layer name -> (A (R, I), B (O, R))."""
-        copies = [latent.clone() for latent, _ in self.slots[slot].views]
-        return dict(zip(self.base.targets, zip(copies[::2], copies[1::2], strict=True), strict=True))
+    def latent(self, slot: int) -> dict[str, tuple[Tensor, ...]]:
+        """Copies of a slot's latent weights: layer name -> A (R, I), B (O, R), and where scales are learned theirs: (R, 1),
+        (O, 1)."""
+        return dict(zip(self.base.targets, self.slots[slot].weights(), strict=True))
 
     def state(self, slot: int) -> SlotState:
-        """A copy of what a trial that has taken a step would go on from."""
-        place = self.slots[slot]
-        moments = place.optimizer.state[place.latent]
-        return SlotState(place.step, place.latent.clone(), moments["exp_avg"].clone(), moments["exp_avg_sq"].clone())
+        """A copy of what a trial would go on from."""
+        return self.slots[slot].state()
 
     def step(self, batches: Mapping[int, Batch]) -> dict[int, StepStats]:
         """One optimizer step of every slot in `batches`, each on its own batch; of many workers each computes its rows.
 
         A slot whose loss or gradient is not finite is parked: its weights stay as they were, and its neighbours' numbers
-        are what they would have been.
+        are what they would have been. In float16 a gradient that is not finite skips the slot's step instead, and halves
+        its loss scale; the slot is parked when there is nothing left to halve.
         """
         learned = {slot: int(batch.learn.sum()) for slot, batch in batches.items()}
         totals = dict.fromkeys(sorted(batches), 0.0)
@@ -284,26 +203,35 @@ class Engine:
             self.slots[slot].grad.zero_()
         for pieces in self._micro_batches(batches):
             sums = torch.stack([loss.sum() for loss in self._losses(pieces)])
-            counts = torch.tensor([learned[piece.slot] for piece in pieces], dtype=sums.dtype, device=sums.device)
-            (sums / counts).sum().backward()
+            shares = [learned[piece.slot] / self.slots[piece.slot].loss_scale.value for piece in pieces]
+            (sums / torch.tensor(shares, dtype=sums.dtype, device=sums.device)).sum().backward()
             for piece, total in zip(pieces, sums.tolist(), strict=True):
                 totals[piece.slot] += total
         sums = torch.tensor([*totals.values()], dtype=torch.float64)
         self.workers.sum([sums, *(self.slots[slot].grad for slot in totals)], self.latent_dtype)
         totals = dict(zip(totals, sums.tolist(), strict=True))
-        stats = {}
-        for slot, batch in batches.items():
-            state = self.slots[slot]
-            norm = clip(state.grad, state.config.max_grad_norm)
-            loss = totals[slot] / learned[slot]
-            state.parked = state.parked or not (math.isfinite(loss) and math.isfinite(norm))
-            state.step += 1
-            if not state.parked:
-                state.optimizer.param_groups[0]["lr"] = learning_rate(state.config, state.step)
-                state.optimizer.step()
-                state.quantize()
-            stats[slot] = StepStats(loss, sum(batch.lengths), norm, not state.parked)
-        return stats
+        return {
+            slot: self._take(self.slots[slot], totals[slot] / learned[slot], sum(batch.lengths))
+            for slot, batch in batches.items()
+        }
+
+    def _take(self, state: Slot, loss: float, tokens: int) -> StepStats:
+        """Let one slot take its step along the gradient that all workers have summed."""
+        if state.loss_scale.value != 1:
+            state.grad.div_(state.loss_scale.value)
+        state.hand_on()
+        norm = clip(state.grad, state.config.max_grad_norm)
+        finite = math.isfinite(norm)
+        skipped = not finite and math.isfinite(loss) and state.loss_scale.value > 1 and not state.parked
+        state.parked = state.parked or not (math.isfinite(loss) and (finite or skipped))
+        state.step += 1
+        if self.base.dtype == torch.float16 and not state.parked:
+            state.loss_scale = state.loss_scale.after(finite)
+        if not state.parked and not skipped:
+            state.optimizer.param_groups[0]["lr"] = learning_rate(state.config, state.step)
+            state.optimizer.step()
+            state.quantize()
+        return StepStats(loss, tokens, norm, not state.parked, skipped)
 
     def evaluate(self, slots: Sequence[int], batch: Batch) -> dict[int, EvalResult]:
         """Score the rows of `batch` with each slot's adapter as it would be deployed: quantized, without dropout."""

@@ -6,6 +6,7 @@ A slot's latent weights are one vector, so what other trainers vectorise over pa
 from __future__ import annotations
 
 import math
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,3 +46,30 @@ def clip(grad: Tensor, max_norm: float) -> float:
     if math.isfinite(norm) and norm > 0:
         grad.mul_(min(1.0, max_norm / (norm + 1e-6)))
     return norm
+
+
+GROWTH_STEPS: Final = 2000
+"""Steps without an overflow after which the loss scale is doubled, as in `torch.amp.GradScaler`."""
+
+
+class LossScale(NamedTuple):
+    """What a slot's loss is multiplied by before the backward pass, so that its gradients do not vanish in float16
+    (arXiv 1710.03740, section 3.2). Always a power of two, so that scaling itself rounds nothing; 1 in other dtypes."""
+
+    value: float = 2.0**12
+    """The start is lower than the usual 2**16: a trial of a few dozen steps has none to give away to overflows."""
+    clean: int = 0
+    """Steps since it last changed."""
+    skipped: int = 0
+    """Steps that were skipped for an overflow; AdamW has not counted them."""
+
+    def after(self, finite: bool) -> LossScale:
+        """The scale after a step whose gradients were finite, or after one that is skipped because they were not."""
+        if not finite:
+            return LossScale(self.value / 2, 0, self.skipped + 1)
+        if self.clean + 1 < GROWTH_STEPS:
+            return self._replace(clean=self.clean + 1)
+        return LossScale(self.value * 2, 0, self.skipped)
+
+
+UNSCALED: Final = LossScale(1.0)

@@ -29,8 +29,8 @@ from bitlora.quantizers import int8, int8_backward
 class SlotLayer:
     """One slot's adapter of one layer, as the forward pass needs it."""
 
-    a: Tensor  # (R, I) quantized, compute dtype
-    b: Tensor  # (O, R) quantized, compute dtype
+    a: Tensor  # (R, I) quantized; the products of this adapter are computed in its dtype
+    b: Tensor  # (O, R) quantized, the same dtype
     grad_a: Tensor  # (R, I) float32 (float64): a view of the slot's flat gradient
     grad_b: Tensor  # (O, R)
     scaling: float
@@ -118,7 +118,7 @@ class _Packed(torch.autograd.Function):
             slot = layer.slots.get(span.slot)
             if slot is None:
                 continue
-            h = x[span.start : span.stop]
+            h = x[span.start : span.stop].to(slot.a.dtype)
             mask_at = None
             if slot.dropout > 0 and span.seed is not None:
                 mask = dropout_mask(span, layer.index, x.shape[-1], slot.dropout, x.device)
@@ -126,7 +126,7 @@ class _Packed(torch.autograd.Function):
                 kept.append(mask)
                 h = _dropped(h, mask, slot.dropout)
             z = (int8(h) if slot.int8 else h) @ slot.a.T
-            y[span.start : span.stop].addmm_(int8(z) if slot.int8 else z, slot.b.T, alpha=slot.scaling)
+            _add(y[span.start : span.stop], int8(z) if slot.int8 else z, slot.b.T, slot.scaling)
             used.append((span, slot, len(kept), mask_at))
             kept.append(z)
         ctx.save_for_backward(x, *kept)
@@ -140,8 +140,8 @@ class _Packed(torch.autograd.Function):
         layer: PackedLinear = ctx.layer
         dx = dy @ layer.base_weight() if ctx.needs_input_grad[0] else None
         for span, slot, z_at, mask_at in ctx.used:
-            dys = dy[span.start : span.stop]
-            h = x[span.start : span.stop]
+            dys = dy[span.start : span.stop].to(slot.b.dtype)
+            h = x[span.start : span.stop].to(slot.a.dtype)
             z = kept[z_at]
             mask = None if mask_at is None else kept[mask_at]
             if mask is not None:
@@ -154,7 +154,7 @@ class _Packed(torch.autograd.Function):
             if dx is None:
                 continue
             if mask is None and not slot.int8:
-                dx[span.start : span.stop].addmm_(dz, slot.a)
+                _add(dx[span.start : span.stop], dz, slot.a, 1.0)
                 continue
             dh = dz @ slot.a
             if slot.int8:
@@ -168,7 +168,7 @@ def _dropped(x: Tensor, keep: Tensor, dropout: float) -> Tensor:
 
 
 def _add(into: Tensor, left: Tensor, right: Tensor, scale: float) -> None:
-    """into += scale * left @ right, where `into` may have a wider dtype."""
+    """into += scale * left @ right, where `into` may have another dtype."""
     if into.dtype == left.dtype:
         into.addmm_(left, right, alpha=scale)
     else:

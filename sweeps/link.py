@@ -26,13 +26,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bitlora.checkpoint import Progress
-    from bitlora.engine import EvalResult, SlotState
+    from bitlora.engine import EvalResult
+    from bitlora.slot import SlotState
     from sweeps.worker import Settings
 
 BACKLOG: Final = 8
 """Evaluations that may wait to be written; with more, training waits for the storage rather than fill the memory."""
 
-Latent = dict[str, tuple["Tensor", "Tensor"]]
+Latent = dict[str, tuple["Tensor", ...]]
 Found = tuple["SlotState", "Progress"]
 
 

@@ -17,9 +17,11 @@ import torch
 from bitlora import record
 from bitlora.checkpoint import Progress
 from bitlora.config import TrialConfig
+from bitlora.cost import LayerShape, adapter_params
 from bitlora.data import batch_rows
-from bitlora.engine import Batch, SlotState
-from bitlora.optim import learning_rate
+from bitlora.engine import Batch
+from bitlora.optim import LossScale, learning_rate
+from bitlora.slot import SlotState
 
 if TYPE_CHECKING:
     from bitlora.engine import Engine, EvalResult, StepStats
@@ -164,12 +166,17 @@ class Pack:
                 trial.losses.clear()
 
     def _shared(self, state: SlotState | None, step: int, config: TrialConfig) -> SlotState:
-        size = sum(config.rank * (x.in_features + x.out_features) for x in self._engine.base.targets.values())
+        targets = self._engine.base.targets.items()
+        shapes = [LayerShape(name, x.in_features, x.out_features) for name, x in targets]
+        size = adapter_params(shapes, config.rank, config.quantizer)
         dtype, device = self._engine.latent_dtype, self._engine.base.device
-        own = (state.latent, state.exp_avg, state.exp_avg_sq) if state is not None else [torch.zeros(size)] * 3
-        parts = [part.to(device, dtype, copy=True) for part in own]
+        own = [torch.zeros(size)] * 3 + [torch.zeros(len(LossScale._fields))]
+        if state is not None:
+            own = [state.latent, state.exp_avg, state.exp_avg_sq, torch.tensor(state.loss_scale)]
+        latent, exp_avg, exp_avg_sq, scale = parts = [part.to(device, dtype, copy=True) for part in own]
         self._workers.sum(parts, dtype)
-        return SlotState(step, *parts)
+        value, clean, skipped = scale.tolist()
+        return SlotState(step, latent, exp_avg, exp_avg_sq, LossScale(value, int(clean), int(skipped)))
 
     def _detach(self, trial: Running) -> None:
         del self._trials[trial.trial_id]

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bitlora.config import Quantizer, TrialConfig
+from bitlora.config import Granularity, Quantizer, TrialConfig
 from bitlora.cost import adapter_bytes, adapter_params
 from sweeps.prepare import Prepared
 from sweeps.space import By, Choices, Range
@@ -18,10 +18,11 @@ from sweeps.spec import Spec
 
 @dataclass(frozen=True, slots=True)
 class AdapterCost:
-    """What an adapter of one rank and quantizer costs."""
+    """What an adapter of one rank, quantizer and granularity costs."""
 
     rank: int
     quantizer: Quantizer
+    granularity: Granularity
     params: int
     bytes: int
 
@@ -54,8 +55,16 @@ def make_plan(spec: Spec, prepared: Prepared) -> Plan:
     example: TrialConfig = prepared.trial(spec, {})
     shapes = prepared.base.targets
     costs = tuple(
-        AdapterCost(rank, quantizer, adapter_params(shapes, rank), adapter_bytes(shapes, rank, quantizer))
-        for rank, quantizer in product(_values(spec, "rank"), _values(spec, "quantizer"))
+        AdapterCost(
+            rank,
+            quantizer,
+            granularity,
+            adapter_params(shapes, rank, quantizer),
+            adapter_bytes(shapes, rank, quantizer, granularity),
+        )
+        for rank, quantizer, granularity in product(
+            _values(spec, "rank"), _values(spec, "quantizer"), _values(spec, "granularity")
+        )
     )
     evaluations = -(-example.steps // example.eval_every)
     confirming = most(spec.confirm, spec.search.space) if spec.confirm is not None else 0
@@ -91,8 +100,9 @@ def draw(console: Console, plan: Plan) -> None:
             highlight=False,
         )
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("rank", "quantizer", "parameters", "bytes as packed"):
-        table.add_column(name, justify="left" if name == "quantizer" else "right")
+    for name in ("rank", "quantizer", "parameters", "bytes as packed", "a scale per"):
+        table.add_column(name, justify="left" if name in ("quantizer", "a scale per") else "right")
     for cost in plan.adapters:
-        table.add_row(str(cost.rank), cost.quantizer, f"{cost.params:,}", f"{cost.bytes:,}")
+        scale = {"none": "", "double_binary": "row"}.get(cost.quantizer, cost.granularity)
+        table.add_row(str(cost.rank), cost.quantizer, f"{cost.params:,}", f"{cost.bytes:,}", scale)
     console.print(table)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from pydantic import TypeAdapter, ValidationError
 
-from bitlora.config import AXES, TrialConfig, explain, nearest, show
+from bitlora.config import AXES, REFUSED, TrialConfig, explain, nearest, show
 
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial
@@ -218,7 +218,8 @@ def parse(raw: object) -> tuple[Space, list[Problem]]:
     for axis, value in raw.items():
         wrong: list[Problem] = []
         if axis not in AXES:
-            wrong.append(((), f"not an axis{nearest(axis, AXES)}"))
+            why = REFUSED.get(f"adapter.{axis}")
+            wrong.append(((), f"not available: {why}" if why else f"not an axis{nearest(axis, AXES)}"))
         else:
             domain = _domain(axis, value, raw, wrong)
             if domain is not None and not wrong:

@@ -18,7 +18,7 @@ from pydantic import Field, PlainSerializer, PlainValidator, ValidationError
 
 from bitlora.config import (
     AXES,
-    NOT_YET,
+    REFUSED,
     AdapterConfig,
     BaseConfig,
     Config,
@@ -226,6 +226,8 @@ def _message(path: spaces.Path, errors: list[Any], data: Any) -> str:
     kinds = {error["type"] for error in errors}
     for part in path:
         data = data[part] if not isinstance(data, dict) or part in data else None
+    if ".".join(map(str, path)) in REFUSED:
+        return f"not available: {REFUSED['.'.join(map(str, path))]}"
     if kinds & {"extra_forbidden", "invalid_key"}:
         return f"unknown key{_hint(path)}"
     if "missing" in kinds:
@@ -271,11 +273,6 @@ def _clashes(spec: Spec) -> Iterator[tuple[str, tuple[str, ...], str]]:
     """Key, the other keys involved, and what is wrong: values that are right each by itself."""
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", spec.name):
         yield "name", (), f"found {show(spec.name)}; give a folder's name out of letters, digits, '.', '_' and '-'"
-    for key, values in NOT_YET.items():
-        section, name = key.split(".")
-        value = getattr(getattr(spec, section), name)
-        if value in values:
-            yield key, (), f"{show(value)} is not available yet; {values[value]}"
     if spec.train.dtype == "float64" and spec.base.quantization != "none":
         yield "train.dtype", ("base.quantization",), "float64 needs base.quantization: none"
     if "batch_size" in spec.search.space and (spec.train.epochs is not None or spec.train.eval_every == "epoch"):

@@ -29,7 +29,7 @@ from transformers.models.llama import modeling_llama
 
 from bitlora import packed_linear
 from bitlora.base import load_base
-from bitlora.config import BaseConfig, TrialConfig
+from bitlora.config import QUANTIZERS, BaseConfig, TrialConfig
 from bitlora.engine import Batch, Engine
 from bitlora.layout import Span
 from bitlora.packed_linear import dropout_mask
@@ -90,6 +90,7 @@ class Trial:
         self.seed = seed
         self.config = TrialConfig(
             quantizer=r.quantizer,
+            granularity="component" if r.component else "tensor",
             activations="int8" if r.int8 else "full",
             rank=r.rank,
             alpha=r.alpha,
@@ -123,7 +124,7 @@ class Trial:
                 span = Span(0, 0, count, 0, count, (self.seed, step))
                 masks = {
                     name: dropout_mask(span, index, a.shape[1], self.recipe.dropout, CPU)
-                    for index, (name, (a, _)) in enumerate(latents.items())
+                    for index, (name, (a, *_)) in enumerate(latents.items())
                 }
             losses.append(loop.step(rows, masks))
         return [*losses, loop.evaluate(self.held_out)]
@@ -219,6 +220,46 @@ def test_float64_with_everything_on(folders, snapped, base, quantizer, int8):
         assert losses[trial][-2] != losses[trial][0]
 
 
+def one_of_each(component, **recipe):
+    """A trial of every quantizer, every other with `int8` activations, at three ranks."""
+    return [
+        Trial(seed=i + 1, quantizer=q, component=component, int8=i % 2 == component, rank=(2, 4, 8)[i % 3], **recipe)
+        for i, q in enumerate(QUANTIZERS)
+    ]
+
+
+@pytest.mark.parametrize("component", [False, True])
+def test_every_quantizer_and_granularity_in_one_pack(folders, snapped, component):
+    trials = one_of_each(component, **FULL)
+    engine = open_engine(folders / "llama", torch.float64, slots=len(trials))
+    starts, losses = run_pack(engine, [(t, 0, None) for t in trials], STEPS)
+    for trial in trials:
+        alone = trial.alone(plain_model(folders / "llama", torch.float64), starts[trial])
+        assert worst(losses[trial], alone) < 1e-9, trial.recipe
+        assert losses[trial][-2] != losses[trial][0]
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.parametrize("component", [False, True])
+def test_every_quantizer_in_float32(folders, component, quantization):
+    trials = one_of_each(component, rate=5e-4)
+    engine = open_engine(folders / "llama", torch.float32, quantization, slots=len(trials))
+    starts, losses = run_pack(engine, [(t, 0, None) for t in trials], STEPS)
+    for trial in trials:
+        alone = trial.alone(plain_model(folders / "llama", torch.float32, quantization), starts[trial])
+        assert worst(losses[trial], alone) < 1e-4, trial.recipe
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_every_quantizer_starts_as_the_base_itself(folders, quantizer):
+    """Bit for bit: the adapter's output is exactly zero."""
+    engine = open_engine(folders / "llama", torch.float32)
+    held_out = Trial().held_out
+    slots = [engine.attach(Trial(quantizer=q, rank=4).config) for q in ("none", quantizer)]
+    scores = engine.evaluate(slots, batch_of(held_out))
+    assert scores[slots[0]].losses == scores[slots[1]].losses
+
+
 @pytest.mark.parametrize(("quantizer", "int8"), SOME)
 def test_rows_that_begin_alike_are_computed_once(folders, snapped, monkeypatch, quantizer, int8):
     """With the base's norms in float64 too (transformers has them in float32), sharing prefixes is exact to 1e-9."""
@@ -274,9 +315,8 @@ def test_slot_and_neighbours_do_not_matter(folders, snapped, slot):
     free = [s for s in range(4) if s != slot]
     joins = [(trial, 0, slot), *((other, i, free[i]) for i, other in enumerate(others))]
     again, packed = run_pack(open_engine(folders / "llama", torch.float64), joins, STEPS + 1)
-    for name, (a, b) in starts[trial].items():
-        assert torch.equal(a, again[trial][name][0])
-        assert torch.equal(b, again[trial][name][1])
+    for name, matrices in starts[trial].items():
+        assert all(torch.equal(a, b) for a, b in zip(matrices, again[trial][name], strict=True))
     assert worst(packed[trial], alone[trial]) < 1e-9
 
 

@@ -1,6 +1,6 @@
 """The oracle: one trial alone, in a plain loop over stock PEFT layers and torch's AdamW, on padded batches.
 
-It shares no code with the engine: the quantizers are written out again from the article, straight-through by
+It shares no code with the engine: the quantizers are written out again from their papers, straight-through by
 `w + (q - w).detach()`; attention, padding and loss are transformers' and the textbook's. Batches and dropout masks are
 handed to it.
 """
@@ -14,15 +14,38 @@ from torch import nn
 from torch.nn import functional as F
 
 
-def quantize_weight(w, quantizer):
+def quantize_weight(w, quantizer, axis=None):
+    """`axis`: what one scale runs over; None: the whole matrix."""
     if quantizer == "none":
         return w
+    if axis is not None:
+        slices = [quantize_weight(part, quantizer) for part in w.unbind(1 - axis)]
+        return torch.stack(slices, 1 - axis)
+    absmean = torch.mean(torch.abs(w))
     if quantizer == "binary":
-        q = torch.sign(w - torch.mean(w)) * torch.mean(torch.abs(w))
-    else:
-        absmean = torch.mean(torch.abs(w))
+        q = torch.sign(w - torch.mean(w)) * absmean
+    elif quantizer == "ternary":
         q = torch.clip(torch.round(w / (absmean / 2 + 1e-4)), -1, 1) * absmean
+    elif quantizer == "absmean":
+        q = torch.clip(torch.round(w / (absmean if absmean > 0 else 1.0)), -1, 1) * absmean
+    elif quantizer == "twn":
+        large = torch.abs(w)[torch.abs(w) > 0.7 * absmean]
+        scale = large.mean() if len(large) else 0.0
+        q = torch.where(torch.abs(w) > 0.7 * absmean, torch.sign(w), torch.zeros_like(w)) * scale
+    elif quantizer == "int2":
+        levels = 1.25 * absmean * torch.tensor([-1.5, -0.5, 0.5, 1.5], dtype=w.dtype)
+        q = levels[(w[..., None] - levels).abs().argmin(-1)]
+    else:
+        step = torch.max(torch.abs(w)) / {"int4": 7, "int8": 127}[quantizer]
+        q = torch.round(w / step) * step if step > 0 else torch.zeros_like(w)
     return w + (q - w).detach()
+
+
+def double_binary_weight(w, scale):
+    """A sign times its row's scale; both are trained."""
+    signs = torch.where(w > 0, 1.0, -1.0).to(w.dtype)
+    half = scale.to(torch.float16).to(scale.dtype)
+    return (scale + (half - scale).detach()) * (w + (signs - w).detach())
 
 
 def quantize_activations(x):
@@ -42,13 +65,18 @@ ROUND = torch.round
 
 
 class FakeQuantLinear(nn.Module):
-    def __init__(self, linear, quantizer, int8):
+    def __init__(self, linear, recipe, component, scale=None):
+        """`component`: the axis of the matrix that its rank components lie along; `scale`: of double_binary."""
         super().__init__()
-        self.weight, self.quantizer, self.int8 = linear.weight, quantizer, int8
+        self.weight, self.quantizer, self.int8 = linear.weight, recipe.quantizer, recipe.int8
+        self.axis = component if recipe.component else None
+        self.scale = None if scale is None else nn.Parameter(scale.clone())
 
     def forward(self, x):
         x = quantize_activations(x) if self.int8 else x
-        return F.linear(x, quantize_weight(self.weight, self.quantizer))
+        if self.scale is not None:
+            return F.linear(x, double_binary_weight(self.weight, self.scale))
+        return F.linear(x, quantize_weight(self.weight, self.quantizer, self.axis))
 
 
 class GivenDropout(nn.Module):
@@ -71,6 +99,7 @@ class Recipe:
     """What the oracle needs of a trial, in plain words."""
 
     quantizer: str = "none"
+    component: bool = False
     int8: bool = False
     rank: int = 4
     alpha: float = 8
@@ -88,7 +117,7 @@ class Recipe:
 
 class PlainLoop:
     def __init__(self, model, recipe, latents, row_order=lambda n: list(range(n))):
-        """`latents`: layer name -> (A, B), the values to start from."""
+        """`latents`: layer name -> (A, B), with double_binary (A, B, scales of A, of B): the values to start from."""
         self.recipe, self.row_order = recipe, row_order
         config = LoraConfig(
             r=recipe.rank,
@@ -103,15 +132,16 @@ class PlainLoop:
         self.model.train()
         modules = dict(self.model.base_model.model.named_modules())
         self.drops, self.params = {}, []
-        for name, (a, b) in latents.items():
+        for name, (a, b, *scales) in latents.items():
             layer = modules[name]
-            for side, value in ((layer.lora_A, a), (layer.lora_B, b)):
+            scale_a, scale_b = scales or (None, None)
+            for side, value, axis, scale in ((layer.lora_A, a, 1, scale_a), (layer.lora_B, b, 0, scale_b)):
                 side["default"].weight.data = value.clone()
-                self.params.append(side["default"].weight)
-                side["default"] = FakeQuantLinear(side["default"], recipe.quantizer, recipe.int8)
+                side["default"] = FakeQuantLinear(side["default"], recipe, axis, scale)
+                self.params += [*side["default"].parameters()]
             layer.lora_dropout["default"] = self.drops[name] = GivenDropout(recipe.dropout)
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        assert len(trained) == len(self.params) == 2 * len(latents)
+        assert len(trained) == len(self.params) == sum(len(values) for values in latents.values())
         self.optimizer = torch.optim.AdamW(self.params, lr=recipe.rate, weight_decay=recipe.weight_decay)
         self.taken = 0
 

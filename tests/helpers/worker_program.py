@@ -1,4 +1,4 @@
-"""One worker of a pack, as a program: trains three trials and writes what it saw. Run by test_workers.py."""
+"""One worker of a pack, as a program: trains four trials and writes what it saw. Run by test_workers.py."""
 
 import json
 import sys
@@ -30,6 +30,7 @@ TRIALS = [
     TrialConfig(quantizer="ternary", rank=4, dropout=0.2, batch_size=5, micro_batch=2, seed=1, **RECIPE),
     TrialConfig(quantizer="none", rank=2, dropout=0.0, batch_size=1, micro_batch=None, seed=2, **RECIPE),
     TrialConfig(quantizer="binary", rank=8, dropout=0.1, batch_size=4, micro_batch=None, seed=3, **RECIPE),
+    TrialConfig(quantizer="double_binary", rank=3, dropout=0.0, batch_size=3, micro_batch=1, seed=4, **RECIPE),
 ]
 
 
@@ -48,7 +49,7 @@ def main(rank, size, meeting, base, out):
     torch.set_num_threads(1)
     loaded = load_base(BaseConfig(model=base, quantization="none"), torch.float64, torch.device("cpu"))
     workers = Workers(rank, size)
-    engine = Engine(loaded, 3, workers)
+    engine = Engine(loaded, 4, workers)
     slots = [engine.attach(config) for config in TRIALS]
     seen, heard = [], []
     for step in range(STEPS):

@@ -124,8 +124,8 @@ def test_a_hub_out_of_reach_is_told_apart(bitlora, write_spec):
     ("args", "said"),
     [
         (["--address", "ray://127.0.0.1:10001"], "--address: submitting to"),
-        (["--set", "train.optimizer=paged_adamw"], "train.optimizer"),
-        (["--set", "train.dtype=float16"], "train.dtype"),
+        (["--set", "adapter.init=pissa"], "adapter.init"),
+        (["--set", "adapter.dora=true"], "adapter.dora"),
         (["--set", "resources.gpus_per_worker=2"], "resources.gpus_per_worker"),
         (["--set", "scheduler.name=pbt"], "scheduler.name"),
     ],

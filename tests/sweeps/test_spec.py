@@ -122,7 +122,8 @@ scheduler: {name: pbt}
         "small.yaml:2: base.modl: unknown key; did you mean model?",
         "small.yaml:4: data.source.1: found 3; give text",
         "small.yaml:5: trian: unknown key; did you mean train?",
-        "small.yaml:6: adapter.quantizer: found 'bianry'; give none, binary or ternary; did you mean binary?",
+        "small.yaml:6: adapter.quantizer: found 'bianry'; give none, binary, ternary, absmean, twn, int2, int4, int8 or "
+        "double_binary; did you mean binary?",
         "small.yaml:8: train.learning_rte: unknown key; did you mean learning_rate?",
         "small.yaml:9: train.eval_every: found 'epcoh'; give a whole number or epoch; did you mean epoch?",
         "small.yaml:10: scheduler.name: pbt pauses or clones trials, which trials cannot do yet; "
@@ -146,8 +147,16 @@ scheduler: {name: pbt}
         ("train: {steps: 8, eval_every: 9}", "train.eval_every: 9 is more than train.steps 8; give at most 8"),
         ("train: 3", "train: found 3; give a mapping"),
         ("train: {quantizer: none}", "train.quantizer: unknown key; did you mean adapter.quantizer?"),
-        ("train: {optimizer: paged_adamw}", "train.optimizer: 'paged_adamw' is not available yet; use adamw"),
-        ("train: {dtype: float16}", "train.dtype: 'float16' is not available yet; use bfloat16 or float32"),
+        (
+            "adapter: {init: pissa}",
+            "adapter.init: not available: a pack's adapters share one base and start as exact no-ops; "
+            "PiSSA and LoftQ would change the base of each",
+        ),
+        (
+            "adapter: {use_dora: true}",
+            "adapter.use_dora: not available: DoRA normalizes each layer's merged weight, which a pack never forms",
+        ),
+        ("adapter: {granularity: row}", "adapter.granularity: found 'row'; give tensor or component"),
         ("train: {dtype: float64}", "train.dtype: float64 needs base.quantization: none"),
         ("name: 3", "name: found 3; give text"),
         ("name: .hidden", "name: found '.hidden'; give a folder's name out of letters, digits, '.', '_' and '-'"),
