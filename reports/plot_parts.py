@@ -53,7 +53,7 @@ def span(values: Iterable[float], before: float, after: float) -> tuple[float, f
     """Limits around `values` with these margins, in shares of their range; some room where they are all equal."""
     held = list(values)
     low, high = min(held), max(held)
-    if high - low <= 1e-9 * max(abs(low), abs(high)):
+    if high - low <= max(1e-9 * max(abs(low), abs(high)), 1e-12):
         room = abs(low) * 0.05 or 1.0
         return low - room, high + room
     return low - before * (high - low), high + after * (high - low)

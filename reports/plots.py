@@ -67,9 +67,9 @@ def quality_size(points: pd.DataFrame, look: Look) -> Figure | None:
     points = points[points["adapter_bytes"] > 0]
     if points.empty:
         return None
-    kept, out = outliers(points)
     front = points[points["front"].astype(bool)].sort_values(["adapter_bytes", "eval_loss"], kind="stable")
     others = points[~points["front"].astype(bool)]
+    kept, out = outliers(points, front["eval_loss"].max() if len(front) else -math.inf)
     spread = kept[kept["error"] > 0]
     ends = (spread["eval_loss"] - spread["error"], spread["eval_loss"] + spread["error"])
     with look.context():
@@ -95,7 +95,7 @@ def quality_size(points: pd.DataFrame, look: Look) -> Figure | None:
         handles = quantizer_keys(points["quantizer"], look)
         if len(front) > 1:
             x, y = front["adapter_bytes"], front["eval_loss"]
-            axes.plot(x, y, drawstyle="steps-post", color=look.quiet, lw=1.1, zorder=1.8)
+            axes.plot(x, y, drawstyle="steps-post", color=look.quiet, lw=1.1, zorder=3)
             handles.append(key("best for its size", color=look.quiet, lw=1.1))
         if len(spread):
             handles.append(key("± one standard error", color=look.quiet, marker="|", ms=10, mew=1.1, lw=0))
@@ -276,7 +276,7 @@ def slices(points: pd.DataFrame, axes: Sequence[tuple[str, bool]], look: Look) -
         style = {"area": 10.0, "alpha": 0.5} if many else {"area": 24.0, "alpha": 0.8}
         for at, panel in zip(grid, panels, strict=False):
             drawn = points.assign(x=panel.x)[panel.x.notna()]
-            for filled, part in ((False, drawn[~full]), (True, drawn[full])):
+            for filled, part in ((False, drawn[~full[drawn.index]]), (True, drawn[full[drawn.index]])):
                 scatter(at, part, "x", look, zorder=3, filled=filled, image=many, **style)
             leave(at, panel.x[out.index].dropna(), look)
             value_ticks(at, drawn["x"], panel.log, panel.categories, columns)

@@ -205,7 +205,7 @@ def number(value: float) -> str:
 
 def whole(value: float) -> str:
     """A count with its thousands apart."""
-    return f"{value:,.0f}"
+    return f"{value:,.0f}" if abs(value) < 1e12 else number(value)
 
 
 # --- files
