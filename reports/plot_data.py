@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 OUTLIER: Final = 4.0
-"""A loss further above the usual ones than this many times their range leaves the axes."""
+"""Losses further above the usual ones than this many times their range may leave the axes."""
 
 
 def tidy(frame: pd.DataFrame, needed: Sequence[str], optional: Sequence[str] = ()) -> pd.DataFrame:
@@ -31,14 +31,17 @@ def numbers(values: pd.Series) -> pd.Series:
 
 
 def highest(values: pd.Series, lowest: float) -> float:
-    """The largest of `values` that is not far above the lower half of them."""
+    """The largest of `values` that is not far above the lower half of them; of them all, unless those far above would
+    squash the others into a small part of the axis."""
     usual = float(values.quantile(0.5, interpolation="lower"))
-    return float(values[values <= usual + OUTLIER * (usual - lowest)].max())
+    near = float(values[values <= usual + OUTLIER * (usual - lowest)].max())
+    most = float(values.max())
+    return near if most - lowest > OUTLIER * (near - lowest) else most
 
 
-def outliers(points: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows whose eval loss a figure shows, and those far above them."""
-    inside = points["eval_loss"] <= highest(points["eval_loss"], points["eval_loss"].min())
+def outliers(points: pd.DataFrame, kept: float = -math.inf) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows whose eval loss a figure shows, and those far above them; up to `kept` none is."""
+    inside = points["eval_loss"] <= max(kept, highest(points["eval_loss"], points["eval_loss"].min()))
     return points[inside], points[~inside]
 
 
@@ -67,7 +70,8 @@ class Panel:
 
 def signed(value: float, digits: int) -> str:
     """A difference with its sign, a true minus; zero has none."""
-    return f"{value:+.{digits}f}".replace("-", "−") if value else "0"
+    words = f"{value:+.{digits}f}" if abs(value) < 1e6 else f"{value:+.3g}"
+    return words.replace("-", "−") if value else "0"
 
 
 def decimals(low: float, high: float) -> int:

@@ -38,7 +38,7 @@ def canvas(height: float = HEIGHT, rows: int = 1, columns: int = 1) -> tuple[Fig
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1, wspace=0.02, hspace=0.06)
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06, wspace=0.02, hspace=0.04)
     figure = Figure(figsize=(WIDTH, height), layout=layout)
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
     return figure, list(grid.flat)
@@ -53,7 +53,7 @@ def span(values: Iterable[float], before: float, after: float) -> tuple[float, f
     """Limits around `values` with these margins, in shares of their range; some room where they are all equal."""
     held = list(values)
     low, high = min(held), max(held)
-    if high - low <= 1e-9 * max(abs(low), abs(high)):
+    if high - low <= max(1e-9 * max(abs(low), abs(high)), 1e-12):
         room = abs(low) * 0.05 or 1.0
         return low - room, high + room
     return low - before * (high - low), high + after * (high - low)
@@ -95,10 +95,14 @@ def settled(figure: Figure) -> Figure:
     return figure
 
 
-def count_ticks(axis: Axis) -> None:
-    """Ticks at whole numbers, thousands apart."""
+def count_ticks(axis: Axis, values: Iterable[float] = ()) -> None:
+    """Ticks at `values` where they are few and lie evenly, else at whole numbers; thousands apart."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+    found = sorted(set(values))
+    if 0 < len(found) <= 10 and len({round(b - a, 9) for a, b in itertools.pairwise(found)}) <= 1:
+        set_ticks(axis, found, [whole(value) for value in found])
+        return
     axis.set_major_locator(MaxNLocator(7, integer=True, steps=[1, 2, 2.5, 5, 10]))
     axis.set_major_formatter(FuncFormatter(lambda value, _: whole(value)))
 
@@ -150,7 +154,9 @@ def cut(rows: pd.DataFrame) -> str:
 
 def beside(axes: Axes, words: str, x: float, y: float, look: Look) -> None:
     """A bar's value, right of its end."""
-    axes.annotate(words, (x, y), (4, 0), textcoords="offset points", va="center", fontsize=SMALL, color=look.ink)
+    axes.annotate(
+        words, (x, y), (4, 0), textcoords="offset points", va="center_baseline", fontsize=SMALL, color=look.ink
+    )
 
 
 # --- points
@@ -163,19 +169,23 @@ def scatter(
     look: Look,
     *,
     area: float,
-    alpha: float,
     zorder: float,
+    alpha: float = 1.0,
+    fade: float = 1.0,
     filled: bool = True,
     image: bool = False,
 ) -> None:
     """`points` at their eval loss, a collection for each quantizer, in the quantizers' order."""
     for name in ordered(points["quantizer"]):
         part, of = points[points["quantizer"] == name], mark(name, look)
+        colour = look.faded(of.colour, fade)
         # An edge in the page's colour keeps points apart that lie over each other.
-        face, edge = (of.colour, look.background) if filled else ("none", of.colour)
+        face, edge, width = (colour, look.background, 0.6) if filled else ("none", colour, 1.0)
+        if image:
+            width = 0.0 if filled else 0.6
         axes.scatter(
-            part[x], part["eval_loss"], s=area, marker=of.marker, facecolors=face, edgecolors=edge,
-            linewidths=0.6 if filled else 1.0, alpha=alpha, zorder=zorder, rasterized=image,
+            part[x], part["eval_loss"], s=area * of.scale, marker=of.marker, facecolors=face, edgecolors=edge,
+            linewidths=width, alpha=alpha, zorder=zorder, rasterized=image,
         )  # fmt: skip
 
 
@@ -192,7 +202,9 @@ def name_points(
     axes: Axes, names: Sequence[str], at: Sequence[tuple[float, float]], soft: Sequence[Box], look: Look
 ) -> None:
     """A name beside each point `at`, in data's units: over no other name, none of these points and not out of the axes, and
-    over as little of `soft` (in pixels) as can be. One for which there is no room is left out."""
+    over as little of `soft` (in pixels) as can be. One for which there is no room is left out; where there are many points,
+    so is one that would stand far off."""
+    rings = (6.0, 16.0, 32.0, 56.0) if len(at) <= DOZEN else (6.0, 12.0)
     spots = [tuple(spot) for spot in axes.transData.transform(np.asarray(at, dtype=float))]
     taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in spots]
     pixel, bounds = DPI / 72, axes.bbox.extents
@@ -204,7 +216,7 @@ def name_points(
         measured = drawn.get_window_extent()
         wide, high = measured.width + 2, measured.height
         best: tuple[float, float, float, Box] | None = None
-        for far, (right, up) in itertools.product((6.0, 16.0, 32.0, 56.0), AROUND):
+        for far, (right, up) in itertools.product(rings, AROUND):
             left = x + right * far * pixel - wide * (1 - right) / 2
             low = y + up * far * pixel - high * (1 - up) / 2
             box = (left, low, left + wide, low + high)
@@ -233,7 +245,7 @@ def over(box: Box, others: Sequence[Box]) -> int:
 def draw_lines(
     axes: Axes,
     paths: Sequence[np.ndarray],
-    of: Mark,
+    marks: Sequence[Mark],
     *,
     width: float,
     alpha: float,
@@ -241,14 +253,14 @@ def draw_lines(
     dashed: bool,
     image: bool,
 ) -> None:
-    """Curves as one collection."""
+    """Curves as one collection, in their own order, so that no quantizer covers another."""
     from matplotlib.collections import LineCollection
 
     lines = LineCollection(
         list(paths),
-        colors=of.colour,
+        colors=[of.colour for of in marks],
         linewidths=width,
-        linestyles=[of.line if dashed else "solid"],
+        linestyles=[of.line for of in marks] if dashed else "solid",
         alpha=alpha,
         zorder=zorder,
         rasterized=image,
@@ -273,7 +285,12 @@ def quantizer_keys(quantizers: Iterable[str], look: Look, *, line: bool = False,
     for name in names[:DOZEN]:
         of = mark(name, look)
         style: dict[str, Any] = {"ls": of.line if dashed else "solid", "lw": 1.4} if line else {"lw": 0}
-        style |= {"marker": of.marker, "ms": 5 if line else 6, "mec": look.background, "mew": 0.6}
+        style |= {
+            "marker": of.marker,
+            "ms": (5 if line else 6) * math.sqrt(of.scale),
+            "mec": look.background,
+            "mew": 0.6,
+        }
         handles.append(key(label(name), color=of.colour, **style))
     if len(names) > DOZEN:
         handles.append(key(f"and {len(names) - DOZEN:,} more", lw=0))
@@ -282,15 +299,18 @@ def quantizer_keys(quantizers: Iterable[str], look: Look, *, line: bool = False,
 
 def arrow_key(count: int, look: Look) -> list[Artist]:
     """The entry of `leave`."""
-    return [key(f"{count:,} beyond the axis", color=look.quiet, marker=ARROW, ms=5, lw=0)] if count else []
+    return [key(f"{count:,} beyond the axis", color=look.quiet, marker=ARROW, ms=7, mew=0, lw=0)] if count else []
 
 
-def legend(figure: Figure, handles: Sequence[Artist]) -> None:
-    """Above the axes, in as many columns as fit: it cannot cover anything."""
-    for columns in range(max(1, len(handles)), 0, -1):
+def legend(figure: Figure, handles: Sequence[Artist], *, long: bool = False) -> None:
+    """Above the axes, in as few rows as fit, read row by row: it cannot cover anything. `long`: handles are of lines."""
+    for rows in range(1, len(handles) + 1):
+        columns = math.ceil(len(handles) / rows)
+        across = [handle for start in range(columns) for handle in handles[start::columns]]  # matplotlib fills columns
         drawn = figure.legend(
-            handles=handles, loc="outside upper left", ncols=columns, frameon=False, borderpad=0.2, handlelength=2.6
-        )
+            handles=across, loc="outside upper left", ncols=columns, frameon=False, borderpad=0.3, borderaxespad=0.4,
+            handlelength=3 if long else 1.4, handletextpad=0.7, columnspacing=2,
+        )  # fmt: skip
         if columns == 1 or drawn.get_window_extent().width < 0.97 * figure.bbox.width:
             return
         drawn.remove()

@@ -39,7 +39,7 @@ from reports.plot_parts import (
     span,
     value_ticks,
 )
-from reports.style import HEIGHT, MANY, SMALL, Look, Mark, label, mark, ordered, size, whole
+from reports.style import HEIGHT, MANY, SMALL, Look, Mark, label, mark, size, whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 LOSS: Final = "eval loss, nats per completion token"
 CROWD: Final = 60
-"""Trials above which learning curves are thin, and solid."""
+"""Trials above which learning curves are thin."""
 ENDS: Final[dict[str, str | tuple[int, int, int]]] = {
     "pruned": "x",
     "diverged": (6, 2, 0),
@@ -67,9 +67,9 @@ def quality_size(points: pd.DataFrame, look: Look) -> Figure | None:
     points = points[points["adapter_bytes"] > 0]
     if points.empty:
         return None
-    kept, out = outliers(points)
     front = points[points["front"].astype(bool)].sort_values(["adapter_bytes", "eval_loss"], kind="stable")
     others = points[~points["front"].astype(bool)]
+    kept, out = outliers(points, front["eval_loss"].max() if len(front) else -math.inf)
     spread = kept[kept["error"] > 0]
     ends = (spread["eval_loss"] - spread["error"], spread["eval_loss"] + spread["error"])
     with look.context():
@@ -84,16 +84,18 @@ def quality_size(points: pd.DataFrame, look: Look) -> Figure | None:
         axes.grid(True)
 
         many = len(points) > MANY
-        scatter(axes, others, "adapter_bytes", look, area=28, alpha=0.4, zorder=2, image=many)
-        scatter(axes, front, "adapter_bytes", look, area=54, alpha=1.0, zorder=4)
+        scatter(axes, others, "adapter_bytes", look, area=28, fade=0.45, zorder=2, image=many)
+        scatter(axes, front, "adapter_bytes", look, area=54, zorder=4)
         leave(axes, out["adapter_bytes"], look)
-        colours = [mark(name, look).colour for name in spread["quantizer"]]
         if len(spread):
-            axes.vlines(spread["adapter_bytes"], *ends, colors=colours, lw=1.1, alpha=0.6, zorder=1.9)
+            shares = np.where(spread["front"].astype(bool), 1.0, 0.45)
+            hues = [mark(name, look).colour for name in spread["quantizer"]]
+            colours = [look.faded(hue, share) for hue, share in zip(hues, shares, strict=True)]
+            axes.vlines(spread["adapter_bytes"], *ends, colors=colours, lw=1.1, zorder=1.9, rasterized=many)
         handles = quantizer_keys(points["quantizer"], look)
         if len(front) > 1:
             x, y = front["adapter_bytes"], front["eval_loss"]
-            axes.plot(x, y, drawstyle="steps-post", color=look.quiet, lw=1.1, zorder=1.8)
+            axes.plot(x, y, drawstyle="steps-post", color=look.quiet, lw=1.1, zorder=3)
             handles.append(key("best for its size", color=look.quiet, lw=1.1))
         if len(spread):
             handles.append(key("± one standard error", color=look.quiet, marker="|", ms=10, mew=1.1, lw=0))
@@ -126,7 +128,7 @@ def obstacles(
 
 def learning_curves(curves: pd.DataFrame, look: Look) -> Figure | None:
     """Eval loss by step, a line per trial; the mark at its end says how it ended. A curve far above the others leaves the
-    axes, with an arrow there.
+    axes, with an arrow there. Of more than `CROWD` trials, only the best of each quantizer stands out.
 
     `curves`: `trial_id`, `quantizer`, `step`, `eval_loss`, `status` and `best` (bool), both of the whole trial.
     """
@@ -146,33 +148,41 @@ def learning_curves(curves: pd.DataFrame, look: Look) -> Figure | None:
         figure, (axes,) = canvas()
         axes.set_xlim(span(curves["step"], 0.03, 0.03))
         axes.set_ylim(span(curves.loc[curves["eval_loss"] <= ceiling, "eval_loss"], 0.12, 0.05))
-        count_ticks(axes.xaxis)
+        count_ticks(axes.xaxis, curves["step"])
         axes.set_xlabel("optimizer step")
         heading(axes, LOSS)
         axes.grid(True, axis="y")
+        marks = [mark(name, look) for name in trials["quantizer"]]
+        faint = min(0.35, max(0.08, 40 / len(trials))) if crowd else 0.9
+        ahead = completed & (trials.index.isin(leaders(trials[completed])) if crowd else False)
         layers = [
-            (trials[~completed & ~best], 0.6 if crowd else 1.2, 0.15 if crowd else 0.5, 2.0),
-            (trials[completed & ~best], 0.7 if crowd else 1.4, 0.3 if crowd else 0.9, 2.5),
-            (trials[best], 2.8, 1.0, 3.0),
+            (trials[~completed & ~best], 0.6 if crowd else 1.2, 0.6 * faint, 2.0),
+            (trials[completed & ~best & ~ahead], 0.7 if crowd else 1.4, faint, 2.5),
+            (trials[ahead & ~best], 1.4, 1.0, 3.0),
+            (trials[best], 2.8, 1.0, 3.5),
         ]
         for part, width, alpha, zorder in layers:
-            flat: dict[str, Any] = {"alpha": alpha, "zorder": zorder, "image": image and zorder < 3}
-            for name in ordered(part["quantizer"]):
-                of = mark(name, look)
-                shown = part[part["quantizer"] == name]
-                draw_lines(axes, [paths[at] for at in shown.index], of, width=width, dashed=not crowd, **flat)
-                for status, ended in shown.groupby("status"):
-                    draw_ends(axes, ended, str(status), of, look, small=crowd and zorder < 3, **flat)
+            shared: dict[str, Any] = {"alpha": alpha, "zorder": zorder, "image": image and zorder < 3}
+            thin = crowd and zorder < 3
+            of = [marks[at] for at in part.index]
+            draw_lines(axes, [paths[at] for at in part.index], of, width=width, dashed=not thin, **shared)
+            for (name, status), ended in part.groupby(["quantizer", "status"]):
+                draw_ends(axes, ended, str(status), mark(str(name), look), look, small=thin, **shared)
         leave(axes, gone, look)
-        handles = quantizer_keys(trials["quantizer"], look, line=True, dashed=not crowd)
+        handles = quantizer_keys(trials["quantizer"], look, line=True)
         found = set(trials["status"]) - {"completed"}
         for status in [*(s for s in ENDS if s in found), *sorted(found - set(ENDS))]:
             handles.append(key(label(status), color=look.quiet, marker=end(status), ms=6, mew=1.2, lw=0))
-        legend(figure, [*handles, *arrow_key(len(gone), look)])
+        legend(figure, [*handles, *arrow_key(len(gone), look)], long=True)
         settled(figure)
         if best.any():
             name_best(axes, trials[best], look)
         return figure
+
+
+def leaders(completed: pd.DataFrame) -> pd.Index:
+    """The trial of each quantizer that ended lowest: in a crowd it stands out."""
+    return completed.sort_values(["eval_loss", "trial_id"]).drop_duplicates("quantizer").index
 
 
 def draw_ends(
@@ -188,12 +198,21 @@ def draw_ends(
     small: bool,
 ) -> None:
     """The mark at the end of each curve: a quantizer's own where the trial completed."""
-    done = status == "completed"
-    edge = {"marker": of.marker, "ec": look.background, "lw": 0.5} if done else {"marker": end(status), "lw": 1.2}
+    if status == "completed":
+        style: dict[str, Any] = {"marker": of.marker, "s": (8 if small else 30) * of.scale, "ec": look.background}
+    else:
+        style = {"marker": end(status), "s": 10 if small else 36}
+    width = 1.2 if status != "completed" else 0.0 if small else 0.5
     axes.scatter(
-        trials["step"], trials["eval_loss"], s=(9 if small else 30) if done else (12 if small else 36), color=of.colour,
-        alpha=max(alpha, 0.5 if small else 0.9), zorder=zorder + 0.1, rasterized=image, **edge,
-    )  # fmt: skip
+        trials["step"],
+        trials["eval_loss"],
+        color=of.colour,
+        lw=width,
+        alpha=min(1.0, 2 * alpha) if small else max(alpha, 0.9),
+        zorder=zorder + 0.1,
+        rasterized=image,
+        **style,
+    )
 
 
 def end(status: str) -> Any:
@@ -254,10 +273,11 @@ def slices(points: pd.DataFrame, axes: Sequence[tuple[str, bool]], look: Look) -
     with look.context():
         figure, grid = canvas(HEIGHT if rows == 1 else 0.8 + 2.6 * rows, rows, columns)
         grid[0].set_ylim(span(kept["eval_loss"], 0.06, 0.06))
+        style = {"area": 10.0, "alpha": 0.5} if many else {"area": 24.0, "alpha": 0.8}
         for at, panel in zip(grid, panels, strict=False):
             drawn = points.assign(x=panel.x)[panel.x.notna()]
-            for filled, part in ((False, drawn[~full]), (True, drawn[full])):
-                scatter(at, part, "x", look, area=24, alpha=0.8, zorder=3, filled=filled, image=many)
+            for filled, part in ((False, drawn[~full[drawn.index]]), (True, drawn[full[drawn.index]])):
+                scatter(at, part, "x", look, zorder=3, filled=filled, image=many, **style)
             leave(at, panel.x[out.index].dropna(), look)
             value_ticks(at, drawn["x"], panel.log, panel.categories, columns)
             at.set_xlabel(label(panel.name.replace("_", " "), 24) + (", log scale" if panel.log else ""))
@@ -296,14 +316,16 @@ def gaps(rows: pd.DataFrame, look: Look) -> Figure | None:
                 mark(shown["quantizer"][at], look),
                 shown.loc[at, ["difference", "low", "high"]],
             )
-            words = signed(difference, digits)
+            words = f"{signed(difference, digits)}  (no interval)" if difference else "0"
             if known[at]:
                 axes.hlines(place, low, high, colors=of.colour, lw=1.6, zorder=2)
-                words += f"  ({signed(low, digits)} to {signed(high, digits)})"
+                words = f"{signed(difference, digits)}  ({signed(low, digits)} to {signed(high, digits)})"
             face = look.background if tied[at] else of.colour
-            axes.scatter([difference], [place], s=44, marker=of.marker, fc=face, ec=of.colour, lw=1.4, zorder=3)
+            axes.scatter(
+                [difference], [place], s=44 * of.scale, marker=of.marker, fc=face, ec=of.colour, lw=1.4, zorder=3
+            )
             row = axes.get_yaxis_transform()
-            axes.text(1.02, place, words, transform=row, fontsize=SMALL, va="center", color=look.quiet)
+            axes.text(1.02, place, words, transform=row, fontsize=SMALL, va="center_baseline", color=look.quiet)
         row_labels(axes, shown["label"], look)
         axes.set_xlabel(
             "nats per completion token above the best" + (", 95 % interval" if known.any() else "") + cut(rows)

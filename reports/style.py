@@ -7,6 +7,7 @@ is used, since the command line starts without it, and never through pyplot: no 
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import re
@@ -17,6 +18,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -24,6 +27,8 @@ WIDTH: Final = 8.0
 """Inches: 768 pixels of CSS, which a page of GitHub (830) shows as they are."""
 HEIGHT: Final = 4.5
 DPI: Final = 100
+SVG_DPI: Final = 150
+"""Of the image inside an SVG of very many points."""
 PNG_DPI: Final = 200
 """Twice what the page shows, for screens of high density."""
 FONT: Final = 9.0
@@ -31,6 +36,8 @@ FONT: Final = 9.0
 SMALL: Final = 8.0
 LONGEST: Final = 40
 """Characters of a label."""
+HEAVIEST: Final = 190_000
+"""Bytes of a PNG, past which it has fewer colours."""
 MANY: Final = 800
 """Shapes of one figure above which an SVG holds them as an image: a file of a few hundred KB instead of many MB."""
 
@@ -47,6 +54,11 @@ class Look:
     grid: str
     accent: str
     """Of bars that stand for no quantizer."""
+
+    def faded(self, colour: str, share: float) -> str:
+        """`colour` at this share over the page: opaque, so that what lies under it does not show."""
+        pairs = zip(_channels(colour), _channels(self.background), strict=True)
+        return "#" + "".join(f"{round(share * over + (1 - share) * under):02x}" for over, under in pairs)
 
     def context(self) -> AbstractContextManager[None]:
         """matplotlib's own defaults (no file of this machine's user counts), and this look; mathtext is off."""
@@ -87,6 +99,10 @@ class Look:
         return style.context(["default", settings])
 
 
+def _channels(colour: str) -> bytes:
+    return bytes.fromhex(colour.removeprefix("#"))
+
+
 LIGHT: Final = Look(False, "#ffffff", "#1f2328", "#59636e", "#e6e9ed", "#0072b2")
 DARK: Final = Look(True, "#0d1117", "#e6edf3", "#9198a1", "#262c36", "#58a6dd")
 
@@ -107,6 +123,11 @@ class Mark:
     def line(self) -> Any:
         """The dash as matplotlib takes it."""
         return (0.0, self.dash) if self.dash else "solid"
+
+    @property
+    def scale(self) -> float:
+        """What the marker's area takes to look as large as a circle."""
+        return {"*": 2.2, "P": 1.5, "X": 1.4, "D": 0.8, "s": 0.85}.get(self.marker, 1.2)
 
 
 # Light, dark, marker, dash. The first three also lie far apart in luminance.
@@ -184,7 +205,7 @@ def number(value: float) -> str:
 
 def whole(value: float) -> str:
     """A count with its thousands apart."""
-    return f"{value:,.0f}"
+    return f"{value:,.0f}" if abs(value) < 1e12 else number(value)
 
 
 # --- files
@@ -215,23 +236,49 @@ def svg(figure: Figure, look: Look) -> str:
     """`figure` as SVG without a date, the program's name, or a style that would reach the page around it."""
     out = io.StringIO()
     with look.context():
-        figure.savefig(out, format="svg", dpi=PNG_DPI, metadata={"Date": None, "Creator": None})
+        figure.savefig(out, format="svg", dpi=SVG_DPI, metadata={"Date": None, "Creator": None})
     text = out.getvalue()
     text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)  # every text once more
     text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>\s*", "", text, count=1, flags=re.DOTALL)
     text = text.replace("<svg ", '<svg style="stroke-linejoin: round; stroke-linecap: butt" ', 1)
     text = re.sub(r'<g id="[^"]*"', "<g", text)  # nothing refers to them
     # Coordinates to a hundredth of a point; factors stand in brackets and keep all their digits.
-    return re.sub(r'(?<=[ "])-?\d+\.\d{3,}(?=[\s"])', lambda found: f"{float(found[0]):.2f}", text)
+    text = re.sub(r'(?<=[ "])-?\d+\.\d{3,}(?=[\s"])', lambda found: f"{float(found[0]):.2f}", text)
+    return re.sub(r"(?<=base64,)[^\"]+", lambda found: _lighter(found[0]), text)
+
+
+def _lighter(image: str) -> str:
+    """A PNG inside an SVG with a palette: a third of the bytes."""
+    from PIL import Image
+
+    out = io.BytesIO()
+    with Image.open(io.BytesIO(base64.b64decode(image))) as whole_colours:
+        colours = whole_colours.quantize(64, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+        colours.save(out, "PNG", optimize=True)
+    return base64.b64encode(out.getvalue()).decode("ascii")
 
 
 def png(figure: Figure, look: Look) -> bytes:
-    """`figure` as PNG of at most 256 colours, which is a third of the bytes, without a date or the program's name."""
+    """`figure` as PNG with a palette, which is a third of the bytes, without a date or the program's name."""
     from PIL import Image
 
-    raw, out = io.BytesIO(), io.BytesIO()
+    raw = io.BytesIO()
     with look.context():
         figure.savefig(raw, format="png", dpi=PNG_DPI, metadata={"Software": None})
     with Image.open(raw) as image:
-        image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
+        drawn = image.convert("RGB")
+    # Colours that mean something stay what they are, whatever the others come to.
+    held = [look.background, look.ink, look.quiet, look.accent, *(mark(name, look).colour for name in KNOWN)]
+    found, place = np.unique(np.asarray(drawn, dtype=np.int32) @ (1 << 16, 1 << 8, 1), return_inverse=True)
+    shades = np.stack([found >> 16, found >> 8 & 255, found & 255], axis=1).astype(np.float32)
+    for colours in (256, 128, 64, 32):
+        usual = drawn.quantize(colours - len(held), dither=Image.Dither.NONE).getpalette() or []
+        palette = np.array([*b"".join(map(_channels, held)), *usual][: 3 * colours], dtype=np.float32).reshape(-1, 3)
+        apart = (palette**2).sum(1) - 2 * shades @ palette.T
+        small = Image.fromarray(apart.argmin(1).astype(np.uint8)[place].reshape(drawn.height, drawn.width))
+        small.putpalette(palette.astype(np.uint8).tobytes())
+        out = io.BytesIO()
+        small.save(out, "PNG", optimize=True)
+        if out.tell() <= HEAVIEST:
+            break
     return out.getvalue()
