@@ -12,7 +12,7 @@ from bitsandbytes.functional import _convert_weight_packed_for_cpu
 from bitsandbytes.nn import Linear4bit, Params4bit
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from bitlora.base import load_base
 from bitlora.checkpoint import save_adapter, save_baked_adapter
@@ -27,25 +27,8 @@ NEAR = {"none": 1e-5, "nf4": 1e-3}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("base")
-    LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=96,
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=64,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
-            initializer_range=0.1,
-        )
-    ).save_pretrained(path)
-    return path
+def folder(tiny_base):
+    return tiny_base
 
 
 def open_base(folder, quantization="none", dtype=torch.float32):
@@ -72,7 +55,7 @@ def trial(quantizer, component=False, int8=False, seed=1):
         granularity="component" if component else "tensor",
         activations="int8" if int8 else "full",
         rank=4,
-        alpha=8,
+        alpha=7,
         dropout=0.0,
         scaling="rslora" if component else "lora",
         learning_rate=5e-3,
@@ -142,7 +125,9 @@ def test_a_trials_adapter_loads_and_stock_peft_refuses_it(packed, folder, tmp_pa
                 with pytest.raises(KeyError, match="BITLORA"):
                     read(str(out))
             found = load_adapter(open_base(folder, quantization), out)
-        assert apart(logits(found), expected) < NEAR[quantization], config
+        # With 8-bit activations a last bit can tip a rounding, which is then 1/127 of an entry away.
+        near = 5e-3 if config.activations == "int8" else NEAR[quantization]
+        assert apart(logits(found), expected) < near, config
 
 
 @pytest.fixture
@@ -322,7 +307,7 @@ def test_a_base_in_8_bits_is_refused():
 
     linear = Linear8bit(8, 8)
     linear.weight = nn.Parameter(torch.zeros(8, 8, dtype=torch.int8), requires_grad=False)
-    with pytest.raises(ValueError, match=r"Linear8bit with weights in torch\.int8: give a base in NF4 or plain"):
+    with pytest.raises(ValueError, match=r"Linear8bit with weights in torch\.int8: give a base in NF4"):
         get_peft_model(nn.Sequential(linear), BitLoraConfig(target_modules=["0"], quantizer="binary"))
 
 
