@@ -155,7 +155,7 @@ def gaps_of(
         f"How far {what} is behind the best of all, with paired 95 % intervals. Hollow: tied, the interval holds zero."
     )
     frame = pd.DataFrame(data)
-    return Plot(Figure(name, alt, caption), frame, partial(plots.gaps, frame))
+    return Plot(Figure(name, alt, caption), frame, partial(plots.gaps, frame, unit=unit))
 
 
 def budget(found: pd.DataFrame) -> Plot | None:

@@ -293,10 +293,10 @@ def slices(points: pd.DataFrame, axes: Sequence[tuple[str, bool]], look: Look) -
         return settled(figure)
 
 
-def gaps(rows: pd.DataFrame, look: Look) -> Figure | None:
+def gaps(rows: pd.DataFrame, look: Look, unit: str = "nats per completion token") -> Figure | None:
     """How far each stands above the best, and what other eval examples could change: hollow where that holds zero.
 
-    `rows`: `label`, `quantizer`, `difference` (nats; 0 for the best itself), `low`, `high` (95 % interval; NaN: none).
+    `rows`: `label`, `quantizer`, `difference` (in `unit`; 0 for the best itself), `low`, `high` (95 % interval; NaN: none).
     """
     rows = tidy(rows, ["difference"], ["low", "high"])
     if rows.empty:
@@ -327,9 +327,7 @@ def gaps(rows: pd.DataFrame, look: Look) -> Figure | None:
             row = axes.get_yaxis_transform()
             axes.text(1.02, place, words, transform=row, fontsize=SMALL, va="center_baseline", color=look.quiet)
         row_labels(axes, shown["label"], look)
-        axes.set_xlabel(
-            "nats per completion token above the best" + (", 95 % interval" if known.any() else "") + cut(rows)
-        )
+        axes.set_xlabel(f"{unit} above the best" + (", 95 % interval" if known.any() else "") + cut(rows))
         axes.grid(True, axis="x")
         handles = quantizer_keys(shown["quantizer"], look)
         if tied.any():
