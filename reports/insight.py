@@ -16,6 +16,7 @@ from reports.load import UNKNOWN
 FEWEST: Final = 4
 """Trials below which importances would be read out of nothing."""
 BAD: Final = ("diverged", "failed", "interrupted", UNKNOWN)
+BUDGET: Final = ["status", "trials", "steps", "saved", "tokens", "seconds", "saved_seconds"]
 ENDED_BADLY: Final = 0.5
 """What trials have in common says something where at most this share of the others has it too."""
 
@@ -88,16 +89,20 @@ def _plain(anything: Any) -> Any:
 
 
 def budget(trials: pd.DataFrame) -> pd.DataFrame:
-    """What was trained and what stopping saved, by status: `status`, `trials`, `steps`, `saved`, `tokens`, `seconds`.
+    """What was trained and what stopping saved, by status: `status`, `trials`, `steps`, `saved`, `tokens`, `seconds`,
+    `saved_seconds`.
 
-    Saved: the steps that pruned trials had left of their budget. `seconds` are those in their slots, which trials share.
+    Saved: the steps that pruned trials had left of their budget, and the time that these would have taken at the pace of
+    those before. Seconds are those in a trial's slot, where several trials are trained at once.
     """
     lines = []
     for status in (*STATUSES, UNKNOWN):
         part = trials[trials["status"] == status]
         if part.empty:
             continue
-        left = (part["budget"] - part["steps"]).clip(lower=0).fillna(0)
+        left = (part["budget"] - part["steps"]).clip(lower=0).fillna(0).astype(float)
+        pace = part["seconds"] / part["steps"].astype(float)
+        spared = (left * pace)[pace.notna() & (part["steps"] > 0).fillna(False)]
         lines.append(
             {
                 "status": status,
@@ -106,9 +111,10 @@ def budget(trials: pd.DataFrame) -> pd.DataFrame:
                 "saved": int(left.sum()) if status == "pruned" else 0,
                 "tokens": int(part["tokens"].fillna(0).sum()),
                 "seconds": float(part["seconds"].fillna(0).sum()),
+                "saved_seconds": float(spared.sum()) if status == "pruned" else 0.0,
             }
         )
-    return pd.DataFrame(lines, columns=["status", "trials", "steps", "saved", "tokens", "seconds"])
+    return pd.DataFrame(lines, columns=BUDGET)
 
 
 @dataclass(frozen=True, slots=True)

@@ -214,7 +214,10 @@ def _speed(sweep: Sweep, spent: pd.DataFrame) -> list[Block]:
     share = 100 * saved / (steps + saved) if steps + saved else 0.0
     said = f"{counted(steps, 'optimizer step')} and {tokens:,} tokens were trained, over all trials."
     if saved:
-        said += f" Stopping saved {saved:,} steps, {percent(share)} of what these trials would have taken."
+        said += (
+            f" Stopping saved {saved:,} steps, {percent(share)} of what these trials would have taken: at the pace of"
+        )
+        said += f" those before, {seconds(spent['saved_seconds'].sum())} in slots, where several are trained at once."
     wall = sum(run["seconds"] for run in sweep.runs if isinstance(run.get("seconds"), int | float))
     used = sum(run["worker_seconds"] for run in sweep.runs if isinstance(run.get("worker_seconds"), int | float))
     if used > 0 and wall > 0:

@@ -5,6 +5,10 @@ import uuid
 
 import pytest
 import s3
+import torch
+
+torch.set_num_threads(1)
+"""The matrices here are so small that a second thread costs more than it gives, many times as much on a busy machine."""
 
 
 @pytest.fixture(scope="session")
