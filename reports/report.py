@@ -122,7 +122,7 @@ def report(sweep: Sweep) -> Report:
     decides = on_test if confirmed else on_eval
     said = verdict(groups.contest, decides)
     lines = tables.quantizer_bests(searched, groups, asked, on_eval)
-    best = groups.ranked["trial_id"].iloc[0] if len(groups.ranked) else None
+    best = str(said.best[0]["name"]) if said.best else None
     mattered = importances(_equal(searched, groups), len(searched), axes.varying, space)
     spent = budget_of(trials)
     plots: list[Plot] = []

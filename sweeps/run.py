@@ -73,7 +73,7 @@ def run_sweep(
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    folder, began = storage.folder, now()
+    folder, began, git = storage.folder, now(), git_state()
     lines = missing(spec.trackers)
     if resume:
         lines += changed(prepared, folder, storage.out)
@@ -104,7 +104,7 @@ def run_sweep(
                 worker_seconds=round(search.pack_seconds * spec.resources.workers_per_pack, 1),
                 worker=resources,
                 machines=machines(ray.nodes()),
-                git=git_state(),
+                git=git,
             )
         if session is not None:
             keep_logs(session / "logs", folder / "logs" / "ray")
