@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from ped_anova import importances
 from sweep_files import Configuration, Gap, Sweep, Trial, best_of_each_quantizer, front, gap, ratio
 
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?|\d+")
 COUNT = r"(\d+(?:,\d{3})*)"
-LOSS = r"-?[\d.]+(?: ± [\d.]+)?"
+LOSS = r"-?\d+\.\d+(?: ± \d+\.\d+)?"
 PLAIN = r"-?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?"
 
 
@@ -94,6 +95,18 @@ class Cell:
         return Cell(match[group], self.start + match.start(group))
 
 
+class Row(dict[str, Cell]):
+    """Name -> cell; that one is missing is wrong, and no reason to stop."""
+
+    def __init__(self, cells: dict[str, Cell], where: str, wrong: list[str]) -> None:
+        super().__init__(cells)
+        self.where, self.wrong = where, wrong
+
+    def __missing__(self, name: str) -> Cell:
+        self.wrong.append(f"{self.where}: no {name}")
+        return Cell("", 0)
+
+
 class Page:
     """The text of a report, which of it is accounted for, and what is wrong with it."""
 
@@ -163,7 +176,7 @@ class Page:
             self.wrong.append(f"{where}: no table")
             return []
         names = [name.text for name in rows[0][1]]
-        return [dict(zip(names, cells, strict=True)) for _, cells in rows[2:]]
+        return [Row(dict(zip(names, cells, strict=False)), where, self.wrong) for _, cells in rows[2:]]
 
     def rest(self) -> list[str]:
         """The numbers that nothing accounts for."""
@@ -370,16 +383,14 @@ class Recount:
     def setup(self) -> None:
         page, sweep = self.page, self.sweep
         cell = page.section("Set-up")
-        lines = {m[1]: Cell(m[2], cell.start + m.start(2)) for m in page.each(cell, r"(?m)^- ([^:]+): (.*)$")}
+        found = {m[1]: Cell(m[2], cell.start + m.start(2)) for m in page.each(cell, r"(?m)^- ([^:]+): (.*)$")}
+        lines = Row(found, "set-up", page.wrong)
         records = [t.record for t in sweep.trials if "base" in t.record]
 
         def counted(text: str, value: Any) -> bool:
             return count(text, value) if isinstance(value, int) else text == str(value)
 
         for name, key, main in (("Base", "base", "model"), ("Data", "data", "source")):
-            if name not in lines:
-                page.wrong.append(f"set-up: no {name}")
-                continue
             facts = records[0][key]
             page.holds(f"set-up: {key} differs between records", all(r[key] == facts for r in records))
             first, _, rest = lines[name].text.partition(", ")
@@ -425,6 +436,8 @@ class Recount:
     def axes(self, cell: Cell) -> None:
         """`rank (4, 8); learning rate (1e-4 to 5e-3, log)`, as the spec has them."""
         space = (self.sweep.spec.get("search") or {}).get("space") or {}
+        said = {match[1].replace(" ", "_") for match in re.finditer(r"([^;(]+?) \([^)]*\)(?:; |$)", cell.text)}
+        self.page.holds(f"set-up: varied are {sorted(self.sweep.varied)}", said == self.sweep.varied)
         for match in re.finditer(r"([^;(]+) \(([^)]*)\)(?:; |$)", cell.text):
             axis, inside = space.get(match[1].replace(" ", "_")), cell.part(match, 2)
             where = f"set-up, {match[1]}"
@@ -580,6 +593,27 @@ class Recount:
             page.check("importances, trials", cell.part(match, 1), full, count)
             page.check("importances, of all", cell.part(match, 2), len(sweep.searched), count)
 
+    def shares(self) -> None:
+        """PED-ANOVA over the trials at equal budget; an axis is a range if the spec searches it as one."""
+        space = (self.sweep.spec.get("search") or {}).get("space") or {}
+        trials = [trial for trial in self.sweep.searched if trial.usable]
+        path = self.report / "figures/importances.csv"
+        if not path.exists():
+            return
+        ranges, choices = {}, {}
+        for axis, asked in space.items():
+            values = [trial.config[axis] for trial in trials]
+            if len(set(values)) > 1 and isinstance(asked, dict):
+                ends = asked.get("default", asked)  # of a range that hangs on another axis
+                ranges[axis] = [math.log(v) for v in values] if ends.get("log") else values
+            elif len(set(values)) > 1:
+                choices[axis] = values
+        found = importances([trial.loss("eval") for trial in trials], ranges, choices)
+        table = pd.read_csv(path).set_index("axis")["importance"]
+        self.page.holds(f"importances.csv: axes are {sorted(found)}", set(table.index) == set(found))
+        for axis, share in found.items():
+            self.page.holds(f"importances.csv, {axis}: recomputed {share}", abs(table.get(axis, 0) - share) < 1e-9)
+
     def saved(self, trials: list[Trial]) -> int:
         """Steps that stopping saved: what the stopped had left of their budget."""
         return sum(t.config["steps"] - t.record["steps"] for t in trials if t.status == "pruned")
@@ -671,6 +705,30 @@ class Recount:
             left -= {t.id for t in those}
         page.holds(f"endings: {sorted(left)} in no row", not left)
 
+        self.shared(cell)
+
+    def shared(self, cell: Cell) -> None:
+        """`All 3 diverged trials have rank 8 to 16; of 5 others, 2 have that.`"""
+        page = self.page
+        pattern = rf"All {COUNT} (\w+) trials have ([^;]*); of {COUNT} others?, (none|\d+) ha(?:s|ve) that"
+        for match in page.each(cell, pattern):
+            where = f"endings, all {match[2]}"
+            those = [trial for trial in self.sweep.trials if trial.status == match[2]]
+            others = [trial for trial in self.sweep.trials if trial.status != match[2]]
+            axis = max((k for k in self.sweep.varied if match[3].startswith(k.replace("_", " ") + " ")), key=len)
+            at = match.start(3) + len(axis) + 1
+            low, _, high = match[3][len(axis) + 1 :].partition(" to ")
+            values = [trial.config[axis] for trial in those]
+            page.check(f"{where}, low", Cell(low, cell.start + at), min(values), short)
+            if high:
+                page.check(f"{where}, high", Cell(high, cell.start + at + len(low) + 4), max(values), short)
+            else:
+                page.holds(f"{where}: {axis} differs", len(set(values)) == 1)
+            too = sum(min(values) <= trial.config[axis] <= max(values) for trial in others)
+            page.check(where, cell.part(match, 1), len(those), count)
+            page.check(f"{where}, others", cell.part(match, 4), len(others), count)
+            page.check(f"{where}, others that have it", cell.part(match, 5), too or "none")
+
     def problems(self) -> None:
         cell = self.page.section("Problems on disk")
         for trial in self.sweep.trials:
@@ -731,7 +789,7 @@ class Recount:
         kept = front([(c.loss, c.bytes) for c in ranking])
         points = {}
         for configuration, keep in zip(ranking, kept, strict=True):
-            points[", ".join(configuration.ids)] = {
+            points[configuration.ids[0]] = {
                 "quantizer": configuration.quantizer,
                 "eval_loss": configuration.loss,
                 "error": configuration.error,
@@ -742,6 +800,7 @@ class Recount:
         self.rows("figures/quality-size.csv", "label", points)
         self.curves()
         self.slices()
+        self.shares()
 
     def gaps(self) -> dict[str, dict[str, Any]]:
         headline = self.sweep.headline
@@ -761,11 +820,11 @@ class Recount:
 
     def curves(self) -> None:
         path = self.report / "figures/learning-curves.csv"
-        best = set(self.sweep.ranking[0].ids) if self.sweep.ranking else set()
+        best = self.sweep.ranking[0].ids[0] if self.sweep.ranking else None
         expected = []
         for trial in self.sweep.trials:
             for _, line in trial.metrics.iterrows():
-                told = {"quantizer": trial.config["quantizer"], "status": trial.status, "best": trial.id in best}
+                told = {"quantizer": trial.config["quantizer"], "status": trial.status, "best": trial.id == best}
                 expected.append(
                     {"trial_id": trial.id, "step": int(line["step"]), "eval_loss": line["eval_loss"], **told}
                 )
