@@ -594,21 +594,21 @@ class Recount:
             page.check("importances, of all", cell.part(match, 2), len(sweep.searched), count)
 
     def shares(self) -> None:
-        """PED-ANOVA over the trials at equal budget; an axis is a range if the spec searches it as one."""
+        """PED-ANOVA over the trials at equal budget. An axis is one of choices if the spec lists them or its values are
+        no numbers, and else a range; the learning rate's is of logarithms."""
         space = (self.sweep.spec.get("search") or {}).get("space") or {}
         trials = [trial for trial in self.sweep.searched if trial.usable]
         path = self.report / "figures/importances.csv"
         if not path.exists():
             return
         ranges, choices = {}, {}
-        for axis, asked in space.items():
+        for axis in sorted(self.sweep.varied):
             values = [trial.config[axis] for trial in trials]
-            if len(set(values)) > 1 and isinstance(asked, dict):
-                ends = asked.get("default", asked)  # of a range that hangs on another axis
-                ranges[axis] = [math.log(v) for v in values] if ends.get("log") else values
-            elif len(set(values)) > 1:
+            if len(set(values)) > 1 and (isinstance(space.get(axis), list) or isinstance(values[0], str | bool)):
                 choices[axis] = values
-        found = importances([trial.loss("eval") for trial in trials], ranges, choices)
+            elif len(set(values)) > 1:
+                ranges[axis] = [math.log(v) for v in values] if axis == "learning_rate" else values
+        found = importances([trial.record["eval_loss"] for trial in trials], ranges, choices)  # to the last bit: ties
         table = pd.read_csv(path).set_index("axis")["importance"]
         self.page.holds(f"importances.csv: axes are {sorted(found)}", set(table.index) == set(found))
         for axis, share in found.items():
