@@ -1,0 +1,311 @@
+"""A sweep's folder read with pandas, and the statistics of its report, by code that shares nothing with the product.
+
+The definitions are those of the README, and of the notes that a report prints. Losses are nats per token.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+
+@dataclass
+class Trial:
+    """A folder below trials/: its record (or what stands in for one that cannot be read), curve and scores."""
+
+    id: str
+    record: dict[str, Any]
+    metrics: pd.DataFrame
+    scores: dict[str, pd.DataFrame]  # "eval" and "test", indexed by example
+    problem: str = ""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.record["config"]
+
+    @property
+    def status(self) -> str:
+        return self.record["status"]
+
+    @property
+    def reason(self) -> str:
+        return self.record.get("reason") or ""
+
+    @property
+    def confirms(self) -> str | None:
+        return self.config.get("confirms")
+
+    @property
+    def usable(self) -> bool:
+        """Completed its full budget with a finite eval loss."""
+        loss = self.record.get("eval_loss")
+        full = self.record["steps"] == self.config.get("steps", self.record["steps"])
+        return self.status == "completed" and full and isinstance(loss, int | float) and math.isfinite(loss)
+
+    def loss(self, split: str) -> float:
+        """Over the examples where they are there, else the record's word."""
+        if split in self.scores:
+            return ratio(self.scores[split])
+        return self.record.get(f"{split}_loss") or math.nan
+
+    def key(self) -> str:
+        """What trials of one configuration have in common: all but the seed."""
+        return json.dumps({k: v for k, v in self.config.items() if k not in ("seed", "confirms")}, sort_keys=True)
+
+
+def ratio(scores: pd.DataFrame) -> float:
+    return float(scores["loss"].sum() / scores["tokens"].sum())
+
+
+@dataclass
+class Configuration:
+    """Trials that differ in their seed alone, and how they did on a split."""
+
+    trials: list[Trial]
+    split: str
+    confirmed: Trial | None = None  # the trial of the search that these confirm
+
+    @property
+    def losses(self) -> list[float]:
+        return [trial.loss(self.split) for trial in self.trials]
+
+    @property
+    def loss(self) -> float:
+        return float(np.mean(self.losses))
+
+    @property
+    def error(self) -> float | None:
+        """Standard error over seeds; none of one seed."""
+        seeds = len(self.trials)
+        return float(np.std(self.losses, ddof=1) / math.sqrt(seeds)) if seeds > 1 else None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.trials[0].config
+
+    @property
+    def quantizer(self) -> str:
+        return self.config["quantizer"]
+
+    @property
+    def params(self) -> int:
+        return self.trials[0].record["adapter_params"]
+
+    @property
+    def bytes(self) -> int:
+        return self.trials[0].record["adapter_bytes"]
+
+    @property
+    def tokens(self) -> float:
+        return float(np.mean([trial.record["tokens"] for trial in self.trials]))
+
+    @property
+    def ids(self) -> list[str]:
+        return [self.confirmed.id] if self.confirmed else [trial.id for trial in self.trials]
+
+
+@dataclass
+class Gap:
+    """How far `other` is behind `best`, over the examples and seeds that they have in common."""
+
+    difference: float
+    low: float
+    high: float
+    examples: int
+    seeds: int
+
+    @property
+    def tied(self) -> bool:
+        return self.low <= 0 <= self.high
+
+
+def gap(best: Configuration, other: Configuration) -> Gap | None:
+    """Difference of two ratio losses over the same examples, and its 95 % interval (none without such examples).
+
+    With a seed, Student's t with n - 1 degrees over the n examples: d of an example is what `other` loses more on it
+    than `best`, t its tokens, R = sum(d) / sum(t), and the variance of R is n / (n - 1) * sum((d - R t)^2) / sum(t)^2.
+    With k > 1 seeds in common d is the mean over them, the variance of the mean of the seeds' own differences is added
+    and the degrees of freedom are Satterthwaite's.
+    """
+    first = {trial.config["seed"]: trial.scores.get(best.split) for trial in best.trials}
+    second = {trial.config["seed"]: trial.scores.get(best.split) for trial in other.trials}
+    seeds = [s for s in sorted(first) if first[s] is not None and second.get(s) is not None]
+    if not seeds:
+        return None
+    examples = sorted(set.intersection(*(set(frame[s].index) for frame in (first, second) for s in seeds)))
+    n, k = len(examples), len(seeds)
+    if n < 2:
+        return None
+    tokens = first[seeds[0]].loc[examples, "tokens"].to_numpy(float)
+    total = tokens.sum()
+    each = np.array([(second[s]["loss"] - first[s]["loss"]).loc[examples].to_numpy() for s in seeds])  # [k, n]
+    d = each.mean(axis=0)
+    r = d.sum() / total
+    over_examples = n / (n - 1) * ((d - r * tokens) ** 2).sum() / total**2
+    over_seeds = (each.sum(axis=1) / total).var(ddof=1) / k if k > 1 else 0.0
+    variance = over_examples + over_seeds
+    if variance == 0:
+        return Gap(r, r, r, n, k)
+    degrees = variance**2 / (over_examples**2 / (n - 1) + (over_seeds**2 / (k - 1) if k > 1 else 0.0))
+    half = stats.t.ppf(0.975, degrees) * math.sqrt(variance)
+    return Gap(float(r), float(r - half), float(r + half), n, k)
+
+
+def front(points: list[tuple[float, ...]]) -> list[bool]:
+    """Of each point: no other is as small in everything and smaller in something."""
+    return [
+        not any(all(b <= a for a, b in zip(p, q, strict=True)) and q != p for q in points if q is not p) for p in points
+    ]
+
+
+@dataclass
+class Sweep:
+    folder: Path
+    trials: list[Trial] = field(init=False)
+    runs: list[dict[str, Any]] = field(init=False)
+    spec: dict[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.trials = [read_trial(path) for path in sorted((self.folder / "trials").iterdir()) if path.is_dir()]
+        runs = self.folder / "runs.jsonl"
+        self.runs = [json.loads(line) for line in runs.read_text().splitlines()] if runs.exists() else []
+        self.spec = parse_yaml((self.folder / "sweep.yaml").read_text())
+
+    @property
+    def searched(self) -> list[Trial]:
+        return [trial for trial in self.trials if not trial.confirms]
+
+    @cached_property
+    def ranking(self) -> list[Configuration]:
+        """Configurations of the search at equal budget, best first."""
+        groups: dict[str, list[Trial]] = {}
+        for trial in self.searched:
+            if trial.usable:
+                groups.setdefault(trial.key(), []).append(trial)
+        return sorted((Configuration(group, "eval") for group in groups.values()), key=lambda c: (c.loss, c.ids))
+
+    @cached_property
+    def confirmed(self) -> list[Configuration]:
+        """The best of the search once more, best first on the test split."""
+        groups: dict[str, list[Trial]] = {}
+        for trial in self.trials:
+            if trial.confirms and trial.usable and "test" in trial.scores:
+                groups.setdefault(trial.confirms, []).append(trial)
+        of = {trial.id: trial for trial in self.trials}
+        found = [Configuration(group, "test", of[name]) for name, group in groups.items()]
+        return sorted(found, key=lambda c: (c.loss, c.ids))
+
+    @property
+    def headline(self) -> list[Configuration]:
+        """What the verdict is about: the confirmed where there are any, else the search."""
+        return self.confirmed or self.ranking
+
+    @cached_property
+    def varied(self) -> set[str]:
+        """Keys of the configuration that the spec searches, or in which the search's trials differ."""
+        keys = {key for trial in self.searched for key in trial.config}
+        differ = {key for key in keys if len({json.dumps(t.config.get(key)) for t in self.searched}) > 1}
+        return differ | set((self.spec.get("search") or {}).get("space") or {})
+
+
+def best_of_each_quantizer(ranking: list[Configuration]) -> dict[str, Configuration]:
+    """Quantizer -> its best, best first."""
+    found: dict[str, Configuration] = {}
+    for configuration in ranking:
+        found.setdefault(configuration.quantizer, configuration)
+    return found
+
+
+def read_trial(path: Path) -> Trial:
+    curve = path / "metrics.jsonl"
+    lines = [json.loads(line) for line in curve.read_text().splitlines()] if curve.exists() else []
+    scores = {}
+    for split in ("eval", "test"):
+        if (path / f"{split}.parquet").exists():
+            scores[split] = pd.read_parquet(path / f"{split}.parquet").set_index("example_id")
+    problem = ""
+    try:
+        record = json.loads((path / "record.json").read_text())
+        if record["status"] == "completed" and not math.isfinite(record.get("eval_loss") or math.nan):
+            problem = "no usable loss"
+    except (OSError, json.JSONDecodeError) as error:
+        problem = str(error)
+        last = lines[-1] if lines else {"step": 0, "tokens": 0, "seconds": 0.0}
+        record = {
+            "status": "unknown",
+            "reason": "its record cannot be read",
+            "config": json.loads((path / "config.json").read_text()),
+            "steps": last["step"],
+            "tokens": last["tokens"],
+            "seconds": last["seconds"],
+        }
+    return Trial(path.name, record, pd.DataFrame(lines), scores, problem)
+
+
+def parse_yaml(text: str) -> Any:
+    """As much YAML as a sweep.yaml needs: mappings and lists in blocks or in a line, and scalars."""
+    lines = [(len(line) - len(line.lstrip()), line.strip()) for line in text.splitlines() if line.strip()]
+    return _block([line for line in lines if not line[1].startswith("#")])
+
+
+def _block(lines: list[tuple[int, str]]) -> Any:
+    """Lines of one depth and all that hangs below them."""
+    if not lines:
+        return None
+    dash = lines[0][1].startswith("- ")
+    depth = lines[0][0]
+    parts: list[list[tuple[int, str]]] = []
+    for line in lines:
+        if line[0] == depth and line[1].startswith("- ") == dash:
+            parts.append([line])
+        else:
+            parts[-1].append(line)
+    if dash:
+        return [_item([(depth + 2, part[0][1][2:]), *part[1:]]) for part in parts]
+    found = {}
+    for (_, head), *below in parts:
+        key, _, value = head.partition(":")
+        found[key.strip()] = _scalar(value.strip()) if value.strip() else _block(below)
+    return found
+
+
+def _item(lines: list[tuple[int, str]]) -> Any:
+    if len(lines) == 1 and not (lines[0][1].partition(": ")[1] and lines[0][1][0] not in "{["):
+        return _scalar(lines[0][1])
+    return _block(lines)
+
+
+def _scalar(text: str) -> Any:
+    if text[:1] in "{[" and text[-1:] in "}]":
+        parts = _split(text[1:-1])
+        if text[0] == "[":
+            return [_scalar(part) for part in parts]
+        return {key.strip(): _scalar(value.strip()) for key, _, value in (part.partition(":") for part in parts)}
+    if text in ("null", "~", "true", "false"):
+        return {"null": None, "~": None, "true": True, "false": False}[text]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text.strip("'\"")
+
+
+def _split(text: str) -> list[str]:
+    """At commas that stand in no bracket."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "{[") - (letter in "}]")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts if part.strip()]
