@@ -261,6 +261,19 @@ def load_base(config: BaseConfig, dtype: torch.dtype, device: torch.device, chec
     Raises:
         BaseError: see `read_model_config` and `targeted`; or NF4 asked for in float64.
     """
+    model = load_model(config, dtype, device)
+    model.config.use_cache = False
+    base = pack(model, config, dtype, device, checkpointing)
+    check_rows_apart(base)
+    return base
+
+
+def load_model(config: BaseConfig, dtype: torch.dtype, device: torch.device) -> Any:
+    """Load a base as transformers has it, frozen: what a pack trains over, and what an adapter is used over.
+
+    Raises:
+        BaseError: there is no such model, the hub cannot be reached, or NF4 is asked for in float64.
+    """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     options: dict[str, Any] = {"dtype": dtype, "device_map": {"": str(device)}}
@@ -272,11 +285,7 @@ def load_base(config: BaseConfig, dtype: torch.dtype, device: torch.device, chec
         )
     place = locate(config.model)
     model = _hub(config.model, lambda: AutoModelForCausalLM.from_pretrained(place, **options))
-    model.requires_grad_(False)
-    model.config.use_cache = False
-    base = pack(model, config, dtype, device, checkpointing)
-    check_rows_apart(base)
-    return base
+    return model.requires_grad_(False)
 
 
 ROWS_APART: Final = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}

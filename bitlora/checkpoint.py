@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from bitlora.slot import SlotState
 
 PEFT_TYPE: Final = "BITLORA"
+PACKED_TYPE: Final = "BITLORA_PACKED"
+"""Of an adapter whose weights are not PEFT's tensors but codes (`bitlora.packing`)."""
 WEIGHTS: Final = "adapter_model.safetensors"
 CONFIG: Final = "adapter_config.json"
 
@@ -68,6 +70,40 @@ def save_adapter(folder: Path, latent: Mapping[str, tuple[Tensor, ...]], config:
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     text = json.dumps(adapter_config(config, base_model, list(latent)), indent=2, sort_keys=True)
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+
+
+def load_latent(folder: Path, config: TrialConfig) -> dict[str, tuple[Tensor, ...]]:
+    """The latent weights that `save_adapter` wrote for a trial: layer name -> A, B, and learned scales of both.
+
+    Raises:
+        ValueError: there are none, they are broken, or of another trial; the message names the file.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = folder / WEIGHTS
+    try:
+        targets: list[str] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["target_modules"]
+        tensors = load_file(path)
+    except FileNotFoundError as error:
+        raise ValueError(f"{error.filename or path}: no such file; the trial has no adapter") from None
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not an adapter: {str(error).splitlines()[0]}") from None
+    keys = ("lora_A.weight", "lora_B.weight") + ("lora_A.scales", "lora_B.scales") * (
+        config.quantizer == "double_binary"
+    )
+    names = {target: [f"base_model.model.{target}.{key}" for key in keys] for target in targets}
+    expected = {name for each in names.values() for name in each}
+    if expected != tensors.keys():
+        raise ValueError(f"{path}: {min(expected ^ tensors.keys())} is missing, or not of a {config.quantizer} adapter")
+    latent = {target: tuple(tensors[name] for name in each) for target, each in names.items()}
+    for target, (a, b, *_) in latent.items():
+        if a.ndim != 2 or b.ndim != 2 or not a.shape[0] == b.shape[1] == config.rank:
+            found = f"A {[*a.shape]} and B {[*b.shape]}"
+            raise ValueError(
+                f"{path}: {target}: found {found}; rank {config.rank} has A [{config.rank}, in], B [out, …]"
+            )
+    return latent
 
 
 def bake(latent: Mapping[str, tuple[Tensor, ...]], config: TrialConfig) -> dict[str, tuple[Tensor, Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -53,11 +54,8 @@ CODES_PER_BYTE: Final[dict[Quantizer, int]] = {
 }
 """How many codes a byte holds; five of three values (3**5 = 243)."""
 
-SCALE_BYTES: Final = 4
-"""A scale that is a statistic is a float32."""
-
-LEARNED_SCALE_BYTES: Final = 2
-"""A learned one is used, and so stored, as a float16."""
+DTYPE_BYTES: Final = {"F32": 4, "F16": 2, "U8": 1}
+"""A scale that is a statistic is a float32; a learned one is used, and so stored, as a float16."""
 
 
 def adapter_params(shapes: Iterable[LayerShape], rank: int, quantizer: Quantizer = "none") -> int:
@@ -67,27 +65,40 @@ def adapter_params(shapes: Iterable[LayerShape], rank: int, quantizer: Quantizer
     return sum(rank * (s.in_features + s.out_features) + scales * (rank + s.out_features) for s in shapes)
 
 
-def matrix_bytes(entries: int, quantizer: Quantizer, scales: int = 1) -> int:
-    """Bytes of one matrix as packed: 2 an entry at full precision, else its codes at their true density and its scales."""
+def packed_tensors(
+    shapes: Iterable[LayerShape], rank: int, quantizer: Quantizer, granularity: Granularity = "tensor"
+) -> dict[str, tuple[str, int]]:
+    """The tensors of an adapter as packed (`bitlora.packing`), A and B of every targeted layer behind each other in each.
+
+    A matrix has one scale, or with `component` one for each of `rank`; in `double_binary` A has one for each of its `rank`
+    rows and B for each of its `out`.
+
+    Returns:
+        Name -> safetensors' name of its dtype, and its length; in the order in which they stand in the file.
+    """
+    layers = tuple(shapes)
+    entries = sum(rank * (shape.in_features + shape.out_features) for shape in layers)
     if quantizer == "none":
-        return 2 * entries
-    scale_bytes = LEARNED_SCALE_BYTES if quantizer == "double_binary" else SCALE_BYTES
-    return -(-entries // CODES_PER_BYTE[quantizer]) + scale_bytes * scales
+        return {"weights": ("F16", entries)}
+    codes = -(-entries // CODES_PER_BYTE[quantizer])
+    if quantizer == "double_binary":
+        return {"scales": ("F16", sum(rank + shape.out_features for shape in layers)), "codes": ("U8", codes)}
+    return {"scales": ("F32", 2 * len(layers) * (rank if granularity == "component" else 1)), "codes": ("U8", codes)}
 
 
 def adapter_bytes(
     shapes: Iterable[LayerShape], rank: int, quantizer: Quantizer, granularity: Granularity = "tensor"
 ) -> int:
-    """Bytes of an adapter as packed, A and B of every targeted layer.
+    """Bytes of an adapter as packed: the size of its safetensors file, header included."""
+    return _safetensors_bytes(packed_tensors(shapes, rank, quantizer, granularity))
 
-    A matrix has one scale, or with `component` one for each of `rank`; in `double_binary` A has one for each of its `rank`
-    rows and B for each of its `out`.
-    """
-    total = 0
-    for shape in shapes:
-        scales = (rank, rank) if granularity == "component" else (1, 1)
-        if quantizer == "double_binary":
-            scales = (rank, shape.out_features)
-        total += matrix_bytes(rank * shape.in_features, quantizer, scales[0])
-        total += matrix_bytes(rank * shape.out_features, quantizer, scales[1])
-    return total
+
+def _safetensors_bytes(tensors: dict[str, tuple[str, int]]) -> int:
+    """Bytes of a safetensors file without metadata: the header's length in 8 bytes, the header, which is compact JSON with
+    spaces up to a multiple of 8, and the data."""
+    header, end = {}, 0
+    for name, (dtype, length) in tensors.items():
+        start, end = end, end + DTYPE_BYTES[dtype] * length
+        header[name] = {"dtype": dtype, "shape": [length], "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"))
+    return 8 + -(-len(text) // 8) * 8 + end

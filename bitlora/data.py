@@ -28,6 +28,7 @@ __all__ = [
     "Rows",
     "batch_rows",
     "prepare_data",
+    "prompt_text",
     "read_examples",
     "tokenize",
 ]
@@ -257,6 +258,11 @@ def _renderer(tokenizer: PreTrainedTokenizerBase) -> Renderer:
         return bos + text + ("\n" if generation_prompt else "")
 
     return plain
+
+
+def prompt_text(prompt: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """What a model reads before it answers `prompt`, a user's turn, as it did in training."""
+    return _renderer(tokenizer)([Message("user", prompt)], True)
 
 
 def _render(messages: Sequence[Message], render: Renderer, endings: tuple[str, ...]) -> tuple[str, list[Span]]:

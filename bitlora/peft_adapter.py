@@ -28,7 +28,7 @@ from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bitlora.checkpoint import PEFT_TYPE
+from bitlora.checkpoint import PACKED_TYPE, PEFT_TYPE
 from bitlora.config import Activations, Granularity, Quantizer
 from bitlora.quantizers import Side, double_binary, int8, int8_backward, quantize
 from bitlora.slot import DOUBLE_BINARY_B
@@ -81,9 +81,12 @@ class BitLoraConfig(LoraConfig):  # type: ignore[misc]
 
         Raises:
             ValueError: it is an ordinary LoRA adapter's. Its weights are what is multiplied; a quantizer would change them
-                (`ternary` changes even those that it has quantized itself).
+                (`ternary` changes even those that it has quantized itself). Or it is a packed one.
         """
-        if kwargs.pop("peft_type", PEFT_TYPE) != PEFT_TYPE:
+        found = kwargs.pop("peft_type", PEFT_TYPE)
+        if found == PACKED_TYPE:
+            raise ValueError("a packed adapter: load it with bitlora.export.load_packed_adapter")
+        if found != PEFT_TYPE:
             raise ValueError(f"not an adapter with a quantizer (peft_type {PEFT_TYPE}): load it with PEFT itself")
         return cls(**kwargs)
 

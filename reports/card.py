@@ -33,12 +33,13 @@ class Score:
     over: str
 
 
-def model_card(sweep: Sweep, trial_id: str, form: str, use: str) -> str:
+def model_card(sweep: Sweep, trial_id: str, form: str, use: str, library: str = "peft") -> str:
     """The card of a trial's adapter as it is handed on: the hub's metadata, then Markdown.
 
     Args:
         form: what was exported, in a few words.
         use: Python that loads and runs it.
+        library: what the hub is told that does so.
 
     Raises:
         KeyError: the sweep has no such trial.
@@ -50,9 +51,8 @@ def model_card(sweep: Sweep, trial_id: str, form: str, use: str) -> str:
         raise KeyError(trial_id)
     scores = _scores(sweep, trial_id)
     name = f"{sweep.name}-{trial_id}"
-    card = ModelCard(
-        f"---\n{_data(sweep, about, scores, name).to_yaml()}\n---\n\n{_body(sweep, about, scores, name, form, use)}"
-    )
+    data = _data(sweep, about, scores, name, library)
+    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_body(sweep, about, scores, name, form, use)}")
     return str(card)
 
 
@@ -71,14 +71,14 @@ def _scores(sweep: Sweep, trial_id: str) -> list[Score]:
     return found
 
 
-def _data(sweep: Sweep, about: dict[str, Any], scores: list[Score], name: str) -> ModelCardData:
+def _data(sweep: Sweep, about: dict[str, Any], scores: list[Score], name: str, library: str) -> ModelCardData:
     from huggingface_hub import ModelCardData
 
     base = " ".join(sweep.base.get("model", ()))
     source = " ".join(sweep.data.get("source", ()))
     tags = ["lora", "bitlora", f"quantizer:{about.get('config.quantizer')}"]
     return ModelCardData(
-        library_name="peft",
+        library_name=library,
         pipeline_tag="text-generation",
         tags=tags,
         model_name=name,

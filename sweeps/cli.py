@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -162,10 +162,66 @@ def status(place: Annotated[str, typer.Argument(metavar="DIR", help="A sweep's f
         _refuse(str(error))
 
 
-@app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def export(folder: Annotated[Path, typer.Argument(metavar="TRIAL_DIR")]) -> None:
-    """Hand an adapter on (not there yet)."""
-    _refuse(f"export: not available yet; the latent weights are in {folder}/adapter")
+TrialDir = Annotated[
+    str,
+    typer.Argument(metavar="TRIAL_DIR", help="DIR/trials/<trial_id>, or s3://….", show_default=False),
+]
+
+
+@app.command()
+def export(
+    place: TrialDir,
+    to: Annotated[
+        Literal["packed", "peft", "merged"],
+        typer.Option(
+            "--to",
+            help="packed: the smallest, for bitlora.export. peft: an ordinary LoRA adapter. merged: a model of its own.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write it; new, or empty.", show_default=False)],
+    check: Annotated[
+        bool,
+        typer.Option(help="Load it again and compare its eval loss with the record's; nothing is kept if it differs."),
+    ] = True,
+) -> None:
+    """Hand an adapter on: packed, as stock PEFT reads it, or merged into its base.
+
+    Exit codes: 0 done; 1 it does not do what the trial did; 2 bad input.
+    """
+    from sweeps.ended import ended_trial, quiet
+    from sweeps.export import Mismatch
+    from sweeps.export import export as write
+    from sweeps.prepare import InputError
+
+    try:
+        with ended_trial(place) as trial:
+            quiet()
+            write(trial, to, out, check, typer.echo)
+    except InputError as error:
+        _refuse(*error.lines)
+    except Mismatch as error:
+        typer.echo(error, err=True)
+        raise typer.Exit(1) from None
+
+
+@app.command()
+def generate(
+    place: TrialDir,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="A user's turn.", show_default=False)],
+    most: Annotated[int, typer.Option("--max-tokens", metavar="N", min=1, help="Tokens of the answer.")] = 128,
+) -> None:
+    """Ask a trial's adapter something; prints the answer alone."""
+    from sweeps.ended import ended_trial, quiet
+    from sweeps.generate import generate as answer
+    from sweeps.prepare import InputError
+
+    try:
+        with ended_trial(place) as trial:
+            quiet()
+            answer(trial, prompt, most)
+    except InputError as error:
+        _refuse(*error.lines)
 
 
 def _refuse(*lines: str) -> NoReturn:

@@ -1,0 +1,198 @@
+"""A trial that has ended, taken out of its sweep's folder again: its record, its spec, its adapter, its eval split."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit, urlunsplit
+
+from pydantic import ValidationError
+
+from bitlora import record
+from bitlora.config import TrialConfig, explain, nearest
+from bitlora.record import Record
+from sweeps.draft import SpecError
+from sweeps.prepare import InputError
+from sweeps.resume import DECIDING, SPEC
+from sweeps.spec import Spec, load_spec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from bitlora.data import Rows
+
+TRIALS: Final = "trials"
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A trial that has ended, with an adapter."""
+
+    place: str
+    """The trial's folder, as the user named it."""
+    sweep: Path
+    """The sweep's folder as this process sees it: what its report is made of is there, and the trial's own files."""
+    spec: Spec
+    record: Record
+    config: TrialConfig
+    latent: dict[str, tuple[Tensor, ...]]
+    """Layer name -> latent A (rank, in), B (out, rank), and of learned scales theirs."""
+
+    def model(self) -> Any:
+        """The base as the trial was trained over it: a transformers model, frozen.
+
+        Raises:
+            InputError: it cannot be had any more, or is another one.
+        """
+        from bitlora.base import load_model
+        from bitlora.export import check_fit
+
+        try:
+            model = load_model(self.spec.base, self.dtype(), device())
+            check_fit(model, self.latent)
+        except ValueError as error:
+            raise InputError([str(error).splitlines()[0]]) from None
+        return model
+
+    def tokenizer(self) -> Any:
+        """Raises InputError: the base cannot be had any more."""
+        from bitlora.base import BaseError, load_tokenizer
+
+        try:
+            return load_tokenizer(self.spec.base.model)
+        except BaseError as error:
+            raise InputError([str(error)]) from None
+
+    def dtype(self) -> torch.dtype:
+        """What the trial was computed in; of `auto` what it comes to on this machine, since no record says more."""
+        from bitlora.base import resolve_dtype
+
+        return resolve_dtype(self.spec.train.dtype, device())
+
+    def eval_rows(self) -> Rows:
+        """The examples that the trial's `eval_loss` is over, made again from the spec and held against eval.parquet.
+
+        Raises:
+            InputError: the data cannot be read any more, or are others.
+        """
+        import pyarrow.parquet as pq
+
+        from bitlora.data import DataError, prepare_data
+
+        hint = "to export without comparing losses give --no-check"
+        try:
+            test_rows = 0 if self.spec.confirm is None else self.spec.confirm.rows
+            rows = prepare_data(self.spec.data, self.tokenizer(), test_rows).eval
+            path = self.sweep / TRIALS / self.record.trial_id / record.EVAL
+            scored = pq.read_table(path, columns=["example_id", "tokens"]).to_pydict()
+        except DataError as error:
+            raise InputError([f"data: {error.errors[0]}; {hint}"]) from None
+        except (OSError, ValueError) as error:
+            raise InputError([f"{record.EVAL} of {self.place}: {str(error).splitlines()[0]}; {hint}"]) from None
+        found = dict(zip(rows.example_ids, rows.learn_tokens.tolist(), strict=True))
+        expected = dict(zip(scored["example_id"], scored["tokens"], strict=True))
+        if found != expected:
+            other = next(iter({**expected, **found}.items() - (found.items() & expected.items())))[0]
+            raise InputError(
+                [
+                    f"data: {len(rows)} eval examples, and {record.EVAL} has {len(expected)}; {other} is not the same in "
+                    f"both: the data have changed since the sweep, or Python, whose docstrings pydoc is; {hint}"
+                ]
+            )
+        return rows
+
+
+def device() -> torch.device:
+    """The first GPU, else the CPU."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def quiet() -> None:
+    """Keep transformers' notes and progress bars off the terminal. To be called before it is imported."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+@contextlib.contextmanager
+def ended_trial(place: str) -> Iterator[Ended]:
+    """Open a trial's folder, on a disk or in object storage.
+
+    Args:
+        place: SWEEP/trials/<trial_id>, or s3://…/trials/<trial_id>.
+
+    Raises:
+        InputError: there is no such trial, it is still running, or it left no adapter.
+    """
+    from bitlora.storage import open_storage
+
+    sweep, trial_id = split(place)
+    with contextlib.ExitStack() as stack:
+        try:
+            storage = stack.enter_context(open_storage(sweep))
+            if not storage.exists(f"{TRIALS}/{trial_id}"):
+                hint = nearest(trial_id, storage.names(TRIALS)) if storage.exists(TRIALS) else ""
+                raise InputError([f"{place}: no such trial{hint}"])
+            storage.pull("", only=DECIDING)
+            storage.pull(f"{TRIALS}/{trial_id}/{record.ADAPTER}")
+            found = _read(place, storage.folder, trial_id)
+        except SpecError as error:
+            raise InputError([*error.lines]) from None
+        except OSError as error:
+            raise InputError([str(error)]) from None
+        yield found
+
+
+def split(place: str) -> tuple[str, str]:
+    """A trial's folder as its sweep's folder and its id.
+
+    Raises:
+        InputError: it does not end in trials/<trial_id>.
+    """
+    if "://" in place:
+        url = urlsplit(place)
+        *above, trials, trial_id = ["", "", *url.path.rstrip("/").split("/")]
+        sweep = urlunsplit(url._replace(path="/".join(above[2:])))
+    else:
+        path = Path(place).absolute()
+        trials, trial_id, sweep = path.parent.name, path.name, str(path.parent.parent)
+    if trials != TRIALS or not trial_id:
+        raise InputError([f"{place}: not a trial's folder; give one such as runs/mine/{TRIALS}/t0000"])
+    return sweep, trial_id
+
+
+def _read(place: str, sweep: Path, trial_id: str) -> Ended:
+    from bitlora.checkpoint import load_latent
+
+    folder = sweep / TRIALS / trial_id
+    if not (folder / record.RECORD).exists():
+        raise InputError(
+            [f"{place}: no {record.RECORD}: the trial is still running, or its sweep was cut off (--resume)"]
+        )
+    try:
+        read = record.read_record(folder)
+        config = TrialConfig(**read.config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = f"{folder / record.RECORD}: config.{'.'.join(map(str, first['loc']))}"
+        raise InputError([f"{where}: {explain([first], first['input'])}"]) from None
+    except ValueError as error:
+        raise InputError([str(error)]) from None
+    if read.status in ("failed", "diverged"):
+        raise InputError([f"{place}: the trial has {read.status} ({read.reason}): there is nothing to hand on"])
+    if read.eval_loss is None or not (folder / record.ADAPTER).is_dir():
+        raise InputError([f"{place}: the trial was {read.status} before its first evaluation, so it has no adapter"])
+    try:
+        latent = load_latent(folder / record.ADAPTER, config)
+    except ValueError as error:
+        raise InputError([str(error)]) from None
+    return Ended(place, sweep, load_spec(sweep / SPEC), read, config, latent)

@@ -1,0 +1,34 @@
+"""Adapters to test with: shapes of SmolLM2-135M's layers, and a trial's configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bitlora.config import TrialConfig
+from bitlora.cost import LayerShape
+
+WIDTHS = {"q": (576, 576), "k": (576, 192), "v": (576, 192), "o": (576, 576),
+          "gate": (576, 1536), "up": (576, 1536), "down": (1536, 576)}  # fmt: skip
+SMOLLM2 = [LayerShape(f"{layer}.{name}", *widths) for layer in range(30) for name, widths in WIDTHS.items()]
+
+
+def trial(quantizer: str, **options: Any) -> TrialConfig:
+    fixed = {
+        "activations": "full",
+        "rank": 4,
+        "alpha": 7,
+        "dropout": 0.0,
+        "scaling": "lora",
+        "learning_rate": 5e-3,
+        "weight_decay": 0.0,
+        "batch_size": 2,
+        "micro_batch": None,
+        "max_grad_norm": 1.0,
+        "schedule": "constant",
+        "warmup": 0.0,
+        "floor": 0.0,
+        "steps": 8,
+        "eval_every": 8,
+        "seed": 1,
+    }
+    return TrialConfig(**{**fixed, **options, "quantizer": quantizer})

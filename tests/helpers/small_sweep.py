@@ -1,0 +1,91 @@
+"""A sweep's folder made in this process, without Ray: the files are those that a pack and the driver write."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bitlora import record
+from bitlora.base import describe_base, load_base, load_tokenizer
+from bitlora.checkpoint import save_adapter
+from bitlora.config import TrialConfig, trial_config
+from bitlora.cost import adapter_bytes, adapter_params
+from bitlora.data import Dataset, batch_rows, prepare_data
+from bitlora.engine import Batch, Engine
+from sweeps.spec import Spec, dump_spec, load_spec
+
+CPU = torch.device("cpu")
+
+
+def small_spec(folder: Path, base: Path | str, source: Path, quantization: str, dtype: str) -> Spec:
+    path = folder.with_suffix(".yaml")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    spec = {
+        "name": folder.name,
+        "out": str(folder),
+        "base": {"model": str(base), "quantization": quantization},
+        "data": {"source": str(source), "max_length": 64, "eval_rows": 12},
+        "adapter": {"rank": 4, "alpha": 8},
+        "train": {"steps": 6, "eval_every": 6, "batch_size": 4, "learning_rate": 2e-2, "dtype": dtype},
+        "scheduler": {"name": "none", "grace": 6},
+    }
+    path.write_text(json.dumps(spec))
+    return load_spec(path)
+
+
+def small_sweep(
+    folder: Path, base: Path | str, source: Path, trials: Mapping[str, dict[str, Any]], quantization: str = "none",
+    dtype: str = "float32",
+) -> Path:  # fmt: skip
+    """Train `trials` (id -> what they vary) to their end in one pack, and write the sweep that they would be of."""
+    spec = small_spec(folder, base, source, quantization, dtype)
+    tokenizer = load_tokenizer(str(base))
+    dataset = prepare_data(spec.data, tokenizer)
+    engine = Engine(load_base(spec.base, getattr(torch, dtype), CPU), len(trials))
+    configs = {
+        trial_id: trial_config(spec.adapter, spec.train, len(dataset.train), number, chosen)
+        for number, (trial_id, chosen) in enumerate(trials.items())
+    }
+    slots = {trial_id: engine.attach(config) for trial_id, config in configs.items()}
+    for step in range(6):
+        batches = {}
+        for trial_id, config in configs.items():
+            chosen = batch_rows(len(dataset.train), config.batch_size, config.seed, step)
+            batches[slots[trial_id]] = Batch.of(dataset.train.take(chosen), CPU)
+        engine.step(batches)
+    record.write_text(folder / "sweep.yaml", dump_spec(spec))
+    for trial_id, config in configs.items():
+        _write(folder / "trials" / trial_id, spec, dataset, engine, slots[trial_id], config)
+    return folder
+
+
+def _write(folder: Path, spec: Spec, dataset: Dataset, engine: Engine, slot: int, config: TrialConfig) -> None:
+    rows = dataset.eval
+    scored = engine.evaluate([slot], Batch.of(rows, CPU))[slot]
+    record.write_json(folder / record.CONFIG, config.model_dump(mode="json"))
+    record.write_scores(folder / record.EVAL, rows.example_ids, scored.losses, scored.tokens, rows.text_bytes.tolist())
+    latent = engine.latent(slot)
+    record.write_folder(folder / record.ADAPTER, lambda part: save_adapter(part, latent, config, spec.base.model))
+    numbers = {"tokens": 100, "eval_loss": scored.loss, "seconds": 1.0}
+    record.append_metrics(folder, record.Metrics(step=6, train_loss=2.0, learning_rate=0.0, **numbers))
+    info = describe_base(spec.base)
+    record.write_record(
+        folder,
+        record.Record(
+            trial_id=folder.name,
+            status="completed",
+            reason="",
+            config=config.model_dump(mode="json"),
+            steps=6,
+            adapter_params=adapter_params(info.targets, config.rank, config.quantizer),
+            adapter_bytes=adapter_bytes(info.targets, config.rank, config.quantizer, config.granularity),
+            base=info.provenance(),
+            data={"source": dataset.summary.source, "train_rows": len(dataset.train), "eval_rows": len(rows)},
+            versions=record.versions(),
+            **numbers,
+        ),
+    )
