@@ -269,6 +269,12 @@ class Recount:
                 loss, told = ratio(trial.scores[split]), trial.record.get(f"{split}_loss")
                 right = told is not None and math.isclose(loss, told, rel_tol=1e-9)
                 self.page.holds(f"{trial.id}: {split}_loss is {told}, by {split}.parquet {loss}", right)
+            if "eval" in trial.scores:
+                rows, told = len(trial.scores["eval"]), trial.record.get("data", {}).get("eval_rows")
+                self.page.holds(f"{trial.id}: {told} eval rows, in eval.parquet {rows}", rows == told)
+            if len(trial.scores) == 2:
+                both = trial.scores["eval"].index.intersection(trial.scores["test"].index)
+                self.page.holds(f"{trial.id}: {len(both)} examples of eval.parquet are in test.parquet", both.empty)
             if len(trial.metrics) and trial.status in ("completed", "pruned") and not trial.problem:
                 last = trial.metrics.iloc[-1]
                 for key in ("eval_loss", "tokens") if trial.record.get("eval_loss") is not None else ("tokens",):
@@ -465,8 +471,8 @@ class Recount:
             for pattern, value in ((r"(\d+) machines?", "nodes"), (rf"{COUNT} CPU cores?", "cpus")):
                 if match := page.one("set-up, machine", cell, pattern):
                     page.check(f"set-up, {value}", cell.part(match, 1), there[value], count)
-            if match := page.one("set-up, machine", cell, rf"{COUNT} GB of memory"):
-                page.check("set-up, memory", cell.part(match, 1), there["memory_gb"], fixed(0))
+            if match := page.one("set-up, machine", cell, r"([\d.]+) GB of memory"):
+                page.check("set-up, memory", cell.part(match, 1), there["memory_gb"], short)
             gpus = {match[2]: cell.part(match, 1) for match in re.finditer(r"(\d+) × ([^,]+)", cell.text)}
             page.holds("set-up: GPUs", set(gpus) == set(there.get("gpus") or {}))
             for name, number in gpus.items():
@@ -492,6 +498,9 @@ class Recount:
             return
         rows = page.table("confirmed", cell)
         page.holds(f"confirmed: {len(ranking)} rows", len(rows) == len(ranking))
+        if match := re.search(rf"the test split: {COUNT} rows", cell.text):
+            for trial in (trial for configuration in ranking for trial in configuration.trials):
+                page.check("confirmed, rows", cell.part(match, 1), len(trial.scores["test"]), count)
         for place, (row, configuration) in enumerate(zip(rows, ranking, strict=False), 1):
             of = configuration.confirmed
             assert of is not None
