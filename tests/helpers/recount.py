@@ -640,6 +640,10 @@ class Recount:
         if match:
             page.check("budget, steps saved", cell.part(match, 1), saved, count)
             page.check("budget, share saved", cell.part(match, 2), 100 * saved / (steps + saved), fixed(2))
+        if match := re.search(r"at the pace of those before, ([\w. ]+?) in slots", cell.text):
+            stopped = [t for t in trials if t.status == "pruned" and t.record["steps"]]
+            pace = [t.record["seconds"] / t.record["steps"] * (t.config["steps"] - t.record["steps"]) for t in stopped]
+            page.check("budget, time saved", cell.part(match, 1), sum(pace), duration)
         if match := re.search(r"That is ([\d,.]+) tokens a second of a worker", cell.text):
             rate = tokens / self.worker_seconds
             page.check("budget, tokens a second", cell.part(match, 1), rate, fixed(len(match[1].partition(".")[2])))
@@ -829,7 +833,7 @@ class Recount:
 
     def curves(self) -> None:
         path = self.report / "figures/learning-curves.csv"
-        best = self.sweep.ranking[0].ids[0] if self.sweep.ranking else None
+        best = self.sweep.headline[0].ids[0] if self.sweep.headline else None
         expected = []
         for trial in self.sweep.trials:
             for _, line in trial.metrics.iterrows():
