@@ -47,7 +47,7 @@ class Packed:
     """A packed adapter, read."""
 
     config: dict[str, Any]
-    """adapter_config.json: PEFT's keys, and `quantizer`, `granularity`, `activations`, `layers`, `format`."""
+    """adapter_config.json: PEFT's keys, `quantizer`, `granularity`, `activations`, `format`; `layers`: name, in, out."""
     weights: dict[str, tuple[Tensor, Tensor]]
     """Layer name -> A (rank, in), B (out, rank), float32: what is multiplied."""
 
@@ -112,21 +112,22 @@ def save_packed(folder: Path, latent: Mapping[str, tuple[Tensor, ...]], config: 
     if "codes" in tensors:
         tensors["codes"] = pack_codes(tensors["codes"], quantizer)
     save_file(tensors, folder / PACKED)
-    text = json.dumps(_config(config, base_model, layers), indent=2, sort_keys=True)
-    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+    (folder / CONFIG).write_text(_described(config, base_model, layers), encoding="utf-8")
 
 
-def _config(config: TrialConfig, base_model: str, layers: list[LayerShape]) -> dict[str, Any]:
-    described = adapter_config(config, base_model, [])
-    del described["target_modules"]
-    return described | {
+def _described(config: TrialConfig, base_model: str, layers: list[LayerShape]) -> str:
+    """adapter_config.json: PEFT's keys and more, and a line for each layer, of which there are hundreds."""
+    keys = adapter_config(config, base_model, []) | {
         "peft_type": PACKED_TYPE,
         "format": FORMAT,
         "quantizer": config.quantizer,
         "granularity": config.granularity,
         "activations": config.activations,
-        "layers": [{"name": s.name, "in_features": s.in_features, "out_features": s.out_features} for s in layers],
     }
+    del keys["target_modules"]
+    head = json.dumps(keys, indent=2, sort_keys=True).removesuffix("\n}")
+    lines = ",\n".join(f"    {json.dumps([s.name, s.in_features, s.out_features])}" for s in layers)
+    return f'{head},\n  "layers": [\n{lines}\n  ]\n}}\n'
 
 
 def load_packed(folder: str | Path) -> Packed:
@@ -150,7 +151,7 @@ def load_packed(folder: str | Path) -> Packed:
                 f"format {config['format']}, and this version reads {FORMAT}; install a newer bitlora-sweeps"
             )
         rank, quantizer, granularity = config["r"], config["quantizer"], config["granularity"]
-        layers = [LayerShape(**layer) for layer in config["layers"]]
+        layers = [LayerShape(*layer) for layer in config["layers"]]
         expected = packed_tensors(layers, rank, quantizer, granularity)
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{about}: not a packed adapter: {_line(error)}") from None

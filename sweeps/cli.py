@@ -187,10 +187,10 @@ def export(
 ) -> None:
     """Hand an adapter on: packed, as stock PEFT reads it, or merged into its base.
 
-    Exit codes: 0 done; 1 it does not do what the trial did; 2 bad input.
+    Exit codes: 0 done; 1 it does not do what the trial did, or cannot be written; 2 bad input.
     """
     from sweeps.ended import ended_trial, quiet
-    from sweeps.export import Mismatch
+    from sweeps.export import ExportError
     from sweeps.export import export as write
     from sweeps.prepare import InputError
 
@@ -200,7 +200,7 @@ def export(
             write(trial, to, out, check, typer.echo)
     except InputError as error:
         _refuse(*error.lines)
-    except Mismatch as error:
+    except ExportError as error:
         typer.echo(error, err=True)
         raise typer.Exit(1) from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,9 +116,10 @@ def device() -> torch.device:
 
 
 def quiet() -> None:
-    """Keep transformers' notes and progress bars off the terminal. To be called before it is imported."""
+    """Keep the libraries' notes, warnings and progress bars off the terminal. To be called before they are imported."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    warnings.simplefilter("ignore", FutureWarning)  # of what PEFT calls in transformers
     from transformers.utils import logging
 
     logging.disable_progress_bar()

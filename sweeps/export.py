@@ -31,8 +31,8 @@ INT8: Final = {
 """Why an adapter with `activations: int8` is not handed on so."""
 
 
-class Mismatch(Exception):
-    """What was written does not do what the trial did; one line for the user."""
+class ExportError(Exception):
+    """An export could not be written, or does not do what its trial did; one line for the user."""
 
 
 def export(trial: Ended, form: Form, out: Path, check: bool, say: Callable[[str], object]) -> None:
@@ -45,8 +45,10 @@ def export(trial: Ended, form: Form, out: Path, check: bool, say: Callable[[str]
 
     Raises:
         InputError: it cannot be handed on so, `out` is taken, or base or data cannot be had any more; nothing is written.
-        Mismatch: its loss is another than the record's; nothing is kept.
+        ExportError: its loss is another than the record's, or it could not be written; nothing is kept.
     """
+    from safetensors import SafetensorError
+
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError([f"--out: {out} exists{' and is not empty' if out.is_dir() else ''}; give a new folder"])
     if form in INT8 and trial.config.activations == "int8":
@@ -57,8 +59,13 @@ def export(trial: Ended, form: Form, out: Path, check: bool, say: Callable[[str]
     def write(part: Path) -> None:
         said.extend(WRITERS[form](trial, part, rows))
         _write_card(trial, form, part, out)
+        for file in part.iterdir():
+            file.chmod(0o644)  # safetensors' are for their owner alone
 
-    write_folder(out, write)
+    try:
+        write_folder(out, write)
+    except (OSError, SafetensorError) as error:
+        raise ExportError(f"{out}: {str(error).splitlines()[0]}") from None
     for line in said:
         say(line)
     if not check:
@@ -82,7 +89,8 @@ def _packed(trial: Ended, part: Path, rows: Rows | None) -> list[str]:
 def _peft(trial: Ended, part: Path, rows: Rows | None) -> list[str]:
     from bitlora.checkpoint import save_baked_adapter
 
-    save_baked_adapter(part, trial.latent, trial.config, trial.spec.base.model)
+    latent = {name: tuple(matrix.float() for matrix in each) for name, each in trial.latent.items()}
+    save_baked_adapter(part, latent, trial.config, trial.spec.base.model)
     if rows is None:
         return []
     from peft import PeftModel
@@ -102,7 +110,7 @@ def _merged(trial: Ended, part: Path, rows: Rows | None) -> list[str]:
         return []
     try:
         return [_held(trial, _load_merged(trial, part), rows)]
-    except Mismatch:
+    except ExportError:
         if torch.finfo(stored).bits >= 32:
             raise
     _empty(part)
@@ -146,7 +154,7 @@ def _held(trial: Ended, model: Any, rows: Rows) -> str:
     """Hold a model's loss against the record's.
 
     Raises:
-        Mismatch: they are too far apart, or it is not finite.
+        ExportError: they are too far apart, or it is not finite.
     """
     from bitlora.export import eval_loss
 
@@ -157,7 +165,7 @@ def _held(trial: Ended, model: Any, rows: Rows) -> str:
     near = NEAR[trial.spec.train.dtype]
     found = f"eval loss {loss:.6f}, in the record {expected:.6f}: {gap:.1e} apart"
     if not gap <= near:
-        raise Mismatch(
+        raise ExportError(
             f"{trial.place}: {found} (relative), and at most {near:.0e} is right; adapter or base have changed since the "
             "sweep; nothing was kept"
         )

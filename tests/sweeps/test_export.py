@@ -6,14 +6,19 @@ import shutil
 from pathlib import Path
 
 import pytest
+import s3
 import torch
 from huggingface_hub import ModelCard
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from small_sweep import small_sweep
 from typer.testing import CliRunner
 
 from bitlora.packing import PACKED, load_packed
+from bitlora.storage import open_storage
 from sweeps.cli import app
+from sweeps.ended import split
+from sweeps.prepare import InputError
 
 TRIALS = {
     "t0000": {"quantizer": "none"},
@@ -154,11 +159,23 @@ def test_what_cannot_be_exported_is_said_in_a_line_and_nothing_is_written(plain_
     refused(r".*t0000: the trial was completed before its first evaluation, so it has no adapter")
 
 
+def test_what_cannot_be_written_is_said_in_a_line(plain_sweep, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    ended = bitlora("export", plain_sweep / "trials" / "t0000", "--to", "packed", "--out", tmp_path / "out")
+    assert ended.exit_code == 1
+    assert ended.stderr == f"{tmp_path}/out: I/O error: No space left on device (os error 28)\n"
+    assert left(tmp_path) == ["plain", "plain.yaml"]
+
+
 def test_an_empty_folder_is_filled(plain_sweep, tmp_path):
     (tmp_path / "out").mkdir()
     ended = bitlora("export", plain_sweep / "trials" / "t0000", "--to", "packed", "--out", tmp_path / "out")
     assert ended.exit_code == 0, ended.stderr
     assert left(tmp_path / "out") == sorted(FILES["packed"])
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()} == {0o644}
 
 
 def test_packed_without_a_check_needs_no_base(plain_sweep, tmp_path):
@@ -187,6 +204,17 @@ def test_merged_is_in_the_dtype_of_the_base_unless_that_loses_too_much(tmp_path,
     assert json.loads((tmp_path / "full" / "config.json").read_text())["dtype"] == "float32"
 
 
+@pytest.mark.parametrize(("dtype", "quantization"), [("float64", "none"), ("bfloat16", "nf4"), ("float16", "nf4")])
+def test_what_was_trained_in_another_dtype_is_checked_in_it(dtype, quantization, tmp_path, tiny_base, arithmetic):
+    sweep = small_sweep(tmp_path / "small", tiny_base, arithmetic, TRIALS, quantization, dtype)
+    for trial_id, form in (("t0001", "packed"), ("t0001", "peft"), ("t0001", "merged"), ("t0003", "packed")):
+        ended = bitlora("export", sweep / "trials" / trial_id, "--to", form, "--out", tmp_path / f"{trial_id}-{form}")
+        assert ended.exit_code == 0, ended.stderr
+        assert "checked: " in ended.stdout
+    kept = load_file(tmp_path / "t0001-peft" / "adapter_model.safetensors")
+    assert {value.dtype for value in kept.values()} == {torch.float32}
+
+
 def test_generate_prints_the_answer_alone(sweep):
     for trial_id in TRIALS:
         ended = bitlora("generate", sweep / "trials" / trial_id, "3+4=", "--max-tokens", 5)
@@ -196,3 +224,49 @@ def test_generate_prints_the_answer_alone(sweep):
         assert "<|im_" not in ended.stdout
     ended = bitlora("generate", sweep / "trials" / "t0009", "3+4=")
     assert (ended.exit_code, ended.stdout) == (2, "")
+
+
+def test_from_object_storage(plain_sweep, tmp_path, monkeypatch):
+    with s3.serve_s3() as server:
+        for name, value in server.env.items():
+            monkeypatch.setenv(name, value)
+        place = f"s3://{server.make_bucket('b-export')}/sweeps/plain"
+        with open_storage(place, tmp_path / "scratch") as storage:
+            shutil.copytree(plain_sweep, storage.folder, dirs_exist_ok=True)
+            storage.push("sweep.yaml", "trials")
+        ended = bitlora("export", f"{place}/trials/t0000", "--to", "packed", "--out", tmp_path / "out")
+        assert ended.exit_code == 0, ended.stderr
+        assert "checked: " in ended.stdout
+        ended = bitlora("export", f"{place}/trials/t0001", "--to", "packed", "--out", tmp_path / "other")
+        assert ended.exit_code == 2
+        assert ended.stderr == f"{place}/trials/t0001: no such trial; did you mean t0000?\n"
+
+
+@pytest.mark.parametrize(
+    ("place", "sweep", "trial_id"),
+    [
+        ("/a/b/trials/t0003/", "/a/b", "t0003"),
+        ("s3://bucket/a/trials/t0003", "s3://bucket/a", "t0003"),
+        ("s3://bucket/trials/t0003/", "s3://bucket", "t0003"),
+        ("s3://bucket/a/trials/t0003?endpoint_override=h:9", "s3://bucket/a?endpoint_override=h:9", "t0003"),
+    ],
+)
+def test_a_trials_folder_names_its_sweep(place, sweep, trial_id):
+    assert split(place) == (sweep, trial_id)
+
+
+@pytest.mark.parametrize("place", ["s3://bucket/a", "s3://bucket", "t0003", "/a/trials"])
+def test_another_folder_does_not(place):
+    with pytest.raises(InputError, match=f"{place}: not a trial's folder; give one such as runs/mine/trials/t0000"):
+        split(place)
+
+
+def test_the_readmes_code_runs(made, tmp_path, monkeypatch, tiny_base):
+    ended = bitlora("export", made / "trials" / "t0001", "--to", "packed", "--out", tmp_path / "t0001-packed")
+    assert ended.exit_code == 0, ended.stderr
+    section = README.read_text().partition("## Using an adapter")[2].partition("\n## ")[0]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("bitlora.base.converted", lambda package: tiny_base)
+    space = {}
+    exec(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1], space)
+    assert space["model"].peft_config["default"].r == 4
