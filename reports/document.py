@@ -12,7 +12,8 @@ from typing import Final
 
 NOTHING: Final = "–"
 """What is missing or not finite."""
-_CONTROLS: Final = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f")
+DIRECTIONS: Final = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f")
+"""Characters that change the direction of the text around them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,7 @@ def plain(anything: object, limit: int = 200) -> str:
     Right-to-left text is isolated, so that it cannot reorder the numbers beside it.
     """
     line = str(anything).encode("utf-8", "replace").decode("utf-8")
-    line = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in line if c not in _CONTROLS)
+    line = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in line if c not in DIRECTIONS)
     line = " ".join(line.split())
     if len(line) > limit:
         line = line[: limit - 1] + "…"

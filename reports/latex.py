@@ -11,7 +11,7 @@ import re
 import unicodedata
 from typing import Final
 
-from reports.document import Column, Table
+from reports.document import DIRECTIONS, Column, Table
 
 NEEDS: Final = r"% Needs \usepackage{booktabs}; under pdfLaTeX also \usepackage[T1]{fontenc}."
 _SIGNS: Final = {
@@ -61,7 +61,6 @@ _SIGNS: Final = {
     "\u2009": r"\,",
     "\u202f": r"\,",
 }
-_DIRECTIONS: Final = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def latex(table: Table) -> str:
@@ -78,7 +77,7 @@ def latex(table: Table) -> str:
 def escape(text: str) -> str:
     """`text` as LaTeX that prints it, in one line; controls of its direction are left out."""
     line = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text)
-    line = "".join(_SIGNS.get(c, c) for c in line if c not in _DIRECTIONS)
+    line = "".join(_SIGNS.get(c, c) for c in line if c not in DIRECTIONS)
     return re.sub(r"([-,'])(?=\1)", r"\1{}", line).strip()  # -- would be a dash, ,, and '' quotation marks
 
 

@@ -178,7 +178,7 @@ def report(sweep: Sweep) -> Report:
     if len(trials):
         blocks += [tables.endings_table(tables.endings(trials)), *_common(in_common(searched, axes.varying))]
     blocks += [Heading(2, "Problems on disk"), *_problems(sweep.problems)]
-    blocks += [Heading(2, "How to repeat it"), *repeat(sweep, best)]
+    blocks += [Heading(2, "How to repeat it"), *repeat(sweep, said.best[0] if said.best else None)]
     return Report(Document(f"Sweep {plain(sweep.name)}", tuple(blocks)), tuple(plots))
 
 

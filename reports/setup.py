@@ -12,6 +12,7 @@ from bitlora.record import RECORD
 from reports.cells import counted, seconds, value
 from reports.document import NOTHING, Block, Bullets, Code, Inline, Listing, Paragraph, plain
 from reports.load import SPEC, TRIALS, Found, Sweep
+from reports.stats import Row
 from reports.tables import Axes
 
 
@@ -122,11 +123,11 @@ def counts(sweep: Sweep, statuses: tuple[str, ...]) -> str:
     return f"{counted(len(sweep.trials), 'trial')}: {', '.join(ended)}."
 
 
-def repeat(sweep: Sweep, best: str | None) -> tuple[Block, ...]:
+def repeat(sweep: Sweep, best: Row | None) -> tuple[Block, ...]:
     """The command that runs the sweep again, how to go on with its files, and with its best adapter.
 
     Args:
-        best: the trial whose adapter is to be used.
+        best: the configuration whose adapter is to be used.
     """
     folder = shown(sweep.folder)
     again = f"bitlora sweep {shlex.quote(f'{folder}/{SPEC}')} --out {shlex.quote(f'{folder}-again')}\n"
@@ -148,10 +149,18 @@ trials = pd.json_normalize([json.loads(p.read_text()) for p in pathlib.Path({fol
     )
     blocks.append(Paragraph(files))
     if best is not None:
-        trial = f"{folder}/{TRIALS}/{best}"
+        name = str(best["name"])
+        trial = shlex.quote(f"{folder}/{TRIALS}/{name}")
+        # With 8-bit activations an adapter is more than its weights.
+        form = "packed" if best.get("config.activations") == "int8" else "peft"
+        what = "in its true bits" if form == "packed" else "as ordinary LoRA weights for PEFT, vLLM or llama.cpp"
+        lines = [
+            f'bitlora generate {trial} "a prompt"',
+            f"bitlora export {trial} --to {form} --out {shlex.quote(f'{name}-{form}')}",
+        ]
         blocks += [
-            Paragraph(("The best adapter, as ordinary LoRA weights for PEFT, vLLM or llama.cpp:",)),
-            Listing("sh", f"bitlora export {shlex.quote(trial)} --to peft --out {shlex.quote(f'{best}-peft')}\n"),
+            Paragraph((f"The best adapter: tried at once, and handed on {what}.",)),
+            Listing("sh", "\n".join(lines) + "\n"),
         ]
     return tuple(blocks)
 
