@@ -15,6 +15,7 @@ from recount import NUMBER, Page, recount
 from reports.report import write_report
 
 EXAMPLES = Path(__file__).parents[2] / "reports" / "examples"
+DATA = {"source": "pydoc", "train_rows": 2585, "eval_rows": 24}
 FOLDERS = sorted(path.parent for path in EXAMPLES.glob("*/sweep.yaml"))
 
 
@@ -49,20 +50,20 @@ def construct(folder: Path, add) -> None:
 
     def trial(name: str, loss: float, phase: float, **config) -> None:
         losses = means(loss, phase)
-        data = {"source": "pydoc", "train_rows": 2585, "eval_rows": 24}
-        add(name, eval_loss=sum(losses) / len(losses), scores=losses, record={"data": data}, **config)
+        add(name, eval_loss=sum(losses) / len(losses), scores=losses, record={"data": DATA}, **config)
 
     trial("t0000", 2.61, 0.1, quantizer="none", rank=16, learning_rate=2e-4)
     trial("t0001", 2.64, 0.3, quantizer="ternary", rank=32, learning_rate=1.234e-3)
     trial("t0002", 2.69, 0.2, quantizer="binary", rank=8, learning_rate=9.876e-4)
-    add("t0003", "pruned", eval_loss=2.95, steps=8, quantizer="binary", rank=16)
-    add("t0004", "failed", steps=0, quantizer="none", rank=32, record={"reason": "pack lost"})
+    add("t0003", "pruned", eval_loss=2.95, steps=8, quantizer="binary", rank=16, record={"data": DATA})
+    add("t0004", "failed", steps=0, quantizer="none", rank=32, record={"data": DATA, "reason": "pack lost"})
     trial("t0005", 2.7, 0.5, quantizer="none", rank=8, learning_rate=4e-3)
     for number, (name, seed) in enumerate(((name, seed) for seed in (1, 2, 3) for name in ("t0000", "t0001")), 6):
         of = json.loads((folder / "trials" / name / "config.json").read_text()) | {"seed": seed, "confirms": name}
         shift = seed**2 / 400 * (1 if name == "t0000" else -1)
         tests = means(2.6 + shift, 0.1 * seed + (0.05 if name == "t0000" else 0.2))
-        add(f"t{number:04d}", eval_loss=2.6 + shift, test=tests, record={"test_loss": sum(tests) / len(tests)}, **of)
+        record = {"data": DATA, "test_loss": sum(tests) / len(tests)}
+        add(f"t{number:04d}", eval_loss=2.6 + shift, test=tests, record=record, **of)
     run = {
         "began": "2026-01-02T03:04:05+00:00",
         "seconds": 480.5,
