@@ -149,9 +149,14 @@ trials = pd.json_normalize([json.loads(p.read_text()) for p in pathlib.Path({fol
     blocks.append(Paragraph(files))
     if best is not None:
         trial = f"{folder}/{TRIALS}/{best}"
+        row = sweep.trials[sweep.trials["trial_id"] == best]
+        int8 = "config.activations" in row and (row["config.activations"] == "int8").any()
+        form, what = "peft", "as ordinary LoRA weights for PEFT, vLLM or llama.cpp"
+        if int8:  # which an ordinary LoRA adapter has not
+            form, what = "packed", "packed, for bitlora.export"
         blocks += [
-            Paragraph(("The best adapter, as ordinary LoRA weights for PEFT, vLLM or llama.cpp:",)),
-            Listing("sh", f"bitlora export {shlex.quote(trial)} --to peft --out {shlex.quote(f'{best}-peft')}\n"),
+            Paragraph((f"The best adapter, {what}:",)),
+            Listing("sh", f"bitlora export {shlex.quote(trial)} --to {form} --out {shlex.quote(f'{best}-{form}')}\n"),
         ]
     return tuple(blocks)
 
