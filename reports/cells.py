@@ -98,10 +98,10 @@ def counted(count: int, one: str, many: str = "") -> str:
     return f"1 {one}" if count == 1 else f"{count:,} {many or one + 's'}"
 
 
-def cell(text: str, behind: object = None) -> Cell:
+def cell(text: str, behind: object = None, *parts: tuple[str, float]) -> Cell:
     """A cell that prints `text`; `behind`: the value that sorts it, where that is a number that can be used."""
     usable = isinstance(behind, int | float | str) and not isinstance(behind, bool) and not missing(behind)
-    return Cell(text, behind if usable else None)  # type: ignore[arg-type]
+    return Cell(text, behind if usable else None, parts)  # type: ignore[arg-type]
 
 
 def head(key: str, right: bool = False) -> Column:

@@ -21,6 +21,7 @@ from reports.load import Sweep, scores_of
 from reports.paired import Interval, Scores, paired
 from reports.setup import shown
 from reports.stats import Row, comparable, rows
+from reports.tables import between
 
 NATS: Final = "nats per completion token"
 BITS: Final = "bits per byte"
@@ -167,15 +168,13 @@ def _configuration(row: Row) -> str:
 def _table(group: Group, number: int) -> Table:
     lines = []
     for place, (one, loss, apart, interval) in enumerate(group.lines, 1):
-        tied = "" if interval is None or interval.decided else " (tied)"
-        between = NOTHING if interval is None else f"{interval.low:.4f} to {interval.high:.4f}{tied}"
         lines.append(
             (
                 cell(str(place), place),
                 cell(plain(one.label, 60)),
                 cell(f"{loss:.4f}", loss),
                 cell(gap(apart), apart),
-                cell(between, interval.low if interval else None),
+                between(interval),
                 cell(str(len(one.scores)), len(one.scores)),
                 cell(plain(one.row["name"], 60)),
                 *(cell(value(key, one.row.get(f"config.{key}")), one.row.get(f"config.{key}")) for key in SHOWN),

@@ -14,14 +14,28 @@ _ISOLATES = str.maketrans("", "", "\u2066\u2067\u2068\u2069")
 def csv_table(table: Table) -> str:
     """`table` as CSV with the names of its columns on top.
 
-    A cell gives its value, unrounded, and where it has none its text, without the isolates that are there for drawing.
-    What is missing is empty.
+    A cell gives its value (or its parts), unrounded, and where it has none its text, without the isolates that are there
+    for drawing. What is missing is empty.
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([_text(column.name) for column in table.columns])
-    writer.writerows([[_value(cell) for cell in row] for row in table.rows])
+    # Of a column whose cells print several numbers, a column each.
+    parts = [_parts([row[index] for row in table.rows]) for index in range(len(table.columns))]
+    names = [(_text(column.name), named) for column, named in zip(table.columns, parts, strict=True)]
+    writer.writerow([f"{name}, {part}" if part else name for name, named in names for part in named])
+    for row in table.rows:
+        writer.writerow([_part(each, part) for each, named in zip(row, parts, strict=True) for part in named])
     return file.getvalue()
+
+
+def _parts(cells: list[Cell]) -> list[str]:
+    return list(dict.fromkeys(name for cell in cells for name, _ in cell.parts)) or [""]
+
+
+def _part(cell: Cell, part: str) -> float | int | str:
+    if not cell.parts:
+        return "" if part else _value(cell)
+    return dict(cell.parts).get(part, "")
 
 
 def _value(cell: Cell) -> float | int | str:

@@ -74,10 +74,14 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What one cell prints, and the value behind it, which sorts it and stands in the CSV; None: the text does."""
+    """What one cell prints, and the value behind it, which sorts it and stands in the CSV; None: the text does.
+
+    `parts`: the numbers that it prints, where these are several, each with its name in the CSV; "" is the column's own.
+    """
 
     text: str
     value: float | int | str | None = None
+    parts: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

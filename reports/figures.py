@@ -84,7 +84,7 @@ def importance(found: Importances) -> Plot | None:
         "importances",
         plots.importances,
         found.shares,
-        "Share of each axis in the spread of the eval loss.",
+        "Share of each axis in what sets the best trials apart from all.",
         f"PED-ANOVA importances over {found.used} of {found.of} trials: those at equal budget.",
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +14,10 @@ from bitlora.record import STATUSES
 from reports.cells import value
 from reports.load import UNKNOWN
 
-FEWEST: Final = 4
+FEWEST: Final = 10
 """Trials below which importances would be read out of nothing."""
+BEST: Final = 5
+"""Trials that count as the best, at least; else the best tenth, as Optuna has it."""
 BAD: Final = ("diverged", "failed", "interrupted", UNKNOWN)
 BUDGET: Final = ["status", "trials", "steps", "saved", "tokens", "seconds", "saved_seconds"]
 ENDED_BADLY: Final = 0.5
@@ -23,7 +26,7 @@ ENDED_BADLY: Final = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Importances:
-    """How much of the spread of the eval loss goes with each axis."""
+    """What sets the best trials apart from all of them."""
 
     shares: pd.DataFrame
     """`axis`, `importance` (0 to 1, summing to 1), the largest first; empty where nothing could be said."""
@@ -31,9 +34,15 @@ class Importances:
     """Trials it is over: those at equal budget."""
     of: int
 
+    @property
+    def best(self) -> int:
+        """How many of them count as the best."""
+        return max(BEST, math.ceil(self.used / 10))
+
 
 def importances(equal: pd.DataFrame, begun: int, varying: Sequence[str], space: dict[str, Any]) -> Importances:
-    """PED-ANOVA (arXiv 2304.10255), Optuna's default, over trials at equal budget.
+    """PED-ANOVA (arXiv 2304.10255), Optuna's default, over trials at equal budget: how far each axis among the best
+    is from what it is among all. The seed is no axis of this.
 
     Args:
         equal: those trials, with their eval loss.
@@ -45,11 +54,11 @@ def importances(equal: pd.DataFrame, begun: int, varying: Sequence[str], space: 
     nothing = Importances(pd.DataFrame(columns=["axis", "importance"]), len(equal), begun)
     distributions = {}
     for axis in varying:
-        if f"config.{axis}" not in equal:
+        if axis == "seed" or f"config.{axis}" not in equal:
             continue
         values = equal[f"config.{axis}"].dropna()
         if len(values) == len(equal) and values.nunique() > 1:
-            distributions[axis] = _distribution(values, space.get(axis), axis)
+            distributions[axis] = _distribution(values, space.get(axis))
     if len(equal) < FEWEST or not distributions or equal["eval_loss"].nunique() < 2:
         return nothing
     before = optuna.logging.get_verbosity()
@@ -63,7 +72,9 @@ def importances(equal: pd.DataFrame, begun: int, varying: Sequence[str], space: 
                 study.add_trial(
                     optuna.trial.create_trial(params=params, distributions=distributions, value=row["eval_loss"])
                 )
-            found = optuna.importance.get_param_importances(study)
+            quantile = nothing.best / len(equal)
+            evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=quantile)
+            found = optuna.importance.get_param_importances(study, evaluator=evaluator)
     except (ValueError, RuntimeError):  # too few trials for its quantile
         return nothing
     finally:
@@ -74,14 +85,17 @@ def importances(equal: pd.DataFrame, begun: int, varying: Sequence[str], space: 
     return Importances(shares.sort_values(["importance", "axis"], ascending=[False, True]), len(equal), begun)
 
 
-def _distribution(values: pd.Series[Any], domain: object, axis: str) -> Any:
+def _distribution(values: pd.Series[Any], domain: object) -> Any:
+    """Over the values that there are; in logarithms where the spec says so."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
     numbers = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
     if isinstance(domain, list) or not numbers:
         return CategoricalDistribution(sorted({_plain(each) for each in values}, key=str))
     low, high = float(values.min()), float(values.max())
-    return FloatDistribution(low, high, log=low > 0 and axis == "learning_rate")
+    ranges = [domain, *domain.values()] if isinstance(domain, dict) else []
+    log = any(isinstance(each, dict) and each.get("log") is True for each in ranges)
+    return FloatDistribution(low, high, log=low > 0 and log)
 
 
 def _plain(anything: Any) -> Any:

@@ -20,7 +20,7 @@ from reports.csv_table import csv_table
 from reports.document import Block, Bullets, Column, Document, Fold, Heading, Paragraph, Table, plain
 from reports.figures import COSTS, Plot
 from reports.html import html
-from reports.insight import Shared, importances, in_common
+from reports.insight import Importances, Shared, importances, in_common
 from reports.insight import budget as budget_of
 from reports.latex import latex
 from reports.load import UNKNOWN, Sweep, load_sweep, scores_of
@@ -32,6 +32,8 @@ from reports.verdict import note, sentence
 
 REPORT: Final = "report.md"
 CSV: Final = "trials.csv"
+HINT: Final = 50
+"""Trials below which what mattered is a hint."""
 PROBLEMS: Final = 30
 """Files that could not be read, of which a report says what is wrong."""
 
@@ -166,7 +168,7 @@ def report(sweep: Sweep) -> Report:
         ]
         blocks += [
             Heading(2, "What mattered"),
-            *_mattered(plot(figures.importance(mattered)), mattered.used, mattered.of),
+            *_mattered(plot(figures.importance(mattered)), mattered),
         ]
     if len(sweep.curves):
         blocks += [Heading(2, "Learning curves"), *plot(figures.learning_curves(sweep, best))]
@@ -196,14 +198,12 @@ def _equal(trials: pd.DataFrame, groups: Comparable) -> pd.DataFrame:
     return trials[trials["trial_id"].isin({trial for group in groups.ranked["trials"] for trial in group})]
 
 
-def _mattered(figure: list[Block], used: int, of: int) -> list[Block]:
+def _mattered(figure: list[Block], found: Importances) -> list[Block]:
     if not figure:
-        return [_text(f"Too few trials at equal budget to say: {used} of {of}.")]
-    few = " With so few trials this is a hint at most." if used < 20 else ""
-    words = (
-        f"How much of the spread of the eval loss goes with each axis, over {used} of {of} trials at equal budget.{few}"
-    )
-    return [_text(words), *figure]
+        return [_text(f"Too few trials at equal budget to say: {found.used} of {found.of}.")]
+    few = " With so few trials this is a hint at most." if found.used < HINT else ""
+    over = f"over {found.used} of {found.of} trials at equal budget"
+    return [_text(f"What sets the best {found.best} apart from all, {over}: the share of each axis.{few}"), *figure]
 
 
 def _speed(sweep: Sweep, spent: pd.DataFrame) -> list[Block]:
@@ -212,12 +212,11 @@ def _speed(sweep: Sweep, spent: pd.DataFrame) -> list[Block]:
         return [_text("Nothing was trained.")]
     steps, saved, tokens = (int(spent[key].sum()) for key in ("steps", "saved", "tokens"))
     share = 100 * saved / (steps + saved) if steps + saved else 0.0
-    said = f"{counted(steps, 'optimizer step')} and {tokens:,} tokens were trained, over all trials."
+    said = f"{counted(steps, 'optimizer step')} and {tokens:,} tokens, prompts included, were trained over all trials."
     if saved:
-        said += (
-            f" Stopping saved {saved:,} steps, {percent(share)} of what these trials would have taken: at the pace of"
-        )
-        said += f" those before, {seconds(spent['saved_seconds'].sum())} in slots, where several are trained at once."
+        pace = f"at the pace of those before, {seconds(spent['saved_seconds'].sum())} in slots"
+        said += f" Stopping saved {saved:,} steps, {percent(share)} of those taken and saved together: {pace}, where"
+        said += " several are trained at once."
     wall = sum(run["seconds"] for run in sweep.runs if isinstance(run.get("seconds"), int | float))
     used = sum(run["worker_seconds"] for run in sweep.runs if isinstance(run.get("worker_seconds"), int | float))
     if used > 0 and wall > 0:

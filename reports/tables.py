@@ -11,7 +11,7 @@ import pandas as pd
 
 from bitlora.config import AXES, QUANTIZERS
 from bitlora.record import STATUSES
-from reports.cells import bits, cell, gap, head, loss, names, size, value, whole
+from reports.cells import bits, cell, gap, head, loss, missing, names, size, value, whole
 from reports.document import NOTHING, Cell, Column, Table, plain
 from reports.paired import Interval, paired
 from reports.stats import Comparable, Row, ScoresOf, by_progress, rows
@@ -127,7 +127,10 @@ def _heads(keys: Sequence[str], frame: pd.DataFrame) -> list[Column]:
 
 
 def _loss(row: Row, key: str = "eval_loss") -> Cell:
-    return cell(loss(row.get(key), row.get("error")), row.get(key))
+    found, error = row.get(key), row.get("error")
+    if not isinstance(found, float) or not isinstance(error, float) or missing(found) or missing(error):
+        return cell(loss(found, error), found)
+    return cell(loss(found, error), found, ("", found), ("standard error", error))
 
 
 def between(interval: Interval | None) -> Cell:
@@ -135,7 +138,8 @@ def between(interval: Interval | None) -> Cell:
     if interval is None:
         return Cell(NOTHING)
     tied = "" if interval.decided else " (tied)"
-    return cell(f"{interval.low:.4f} to {interval.high:.4f}{tied}", interval.low)
+    text = f"{interval.low:.4f} to {interval.high:.4f}{tied}"
+    return cell(text, interval.low, ("low", interval.low), ("high", interval.high))
 
 
 def quantizer_table(lines: Sequence[QuantizerBest], varying: Sequence[str]) -> tuple[Table, list[str]]:

@@ -1,6 +1,7 @@
-"""PED-ANOVA importances (arXiv 2304.10255) by numpy and scipy alone, with the settings that Optuna has by default.
+"""PED-ANOVA importances (arXiv 2304.10255) by numpy and scipy alone, with Optuna's default settings
+but for how many trials are the best.
 
-What sets the best tenth of the trials apart from all of them: for each axis the Pearson divergence between the densities
+What sets the best of the trials apart from all of them: for each axis the Pearson divergence between the densities
 of both, estimated by kernels on a grid; then divided by the sum over the axes.
 """
 
@@ -13,7 +14,7 @@ import numpy as np
 from scipy.stats import norm
 
 STEPS = 50  # of the grid over a range
-BEST = 0.1
+BEST = 5  # trials, and at least a tenth
 TINY = 1e-12
 
 
@@ -24,7 +25,7 @@ def importances(losses: list[float], ranges: dict[str, Any], choices: dict[str, 
     each axis of choices; the domain of either is what the trials have, not what the spec would have allowed.
     """
     found = np.array(losses)
-    best = found <= np.sort(found)[math.ceil(BEST * len(found)) - 1]
+    best = found <= np.sort(found)[max(BEST, math.ceil(len(found) / 10)) - 1]
     divergences = {}
     for axis, values in ranges.items():
         low, high = min(values), max(values)

@@ -601,6 +601,8 @@ class Recount:
         for match in page.each(cell, r"(?:over |to say: )(\d+) of (\d+)"):
             page.check("importances, trials", cell.part(match, 1), full, count)
             page.check("importances, of all", cell.part(match, 2), len(sweep.searched), count)
+        if match := re.search(r"What sets the best (\d+) apart", cell.text):
+            page.check("importances, the best", cell.part(match, 1), max(5, math.ceil(full / 10)), count)
 
     def shares(self) -> None:
         """PED-ANOVA over the trials at equal budget. An axis is one of choices if the spec lists them or its values are
@@ -611,7 +613,7 @@ class Recount:
         if not path.exists():
             return
         ranges, choices = {}, {}
-        for axis in sorted(self.sweep.varied):
+        for axis in sorted(self.sweep.varied - {"seed"}):
             values = [trial.config[axis] for trial in trials]
             if len(set(values)) > 1 and (isinstance(space.get(axis), list) or isinstance(values[0], str | bool)):
                 choices[axis] = values
@@ -631,7 +633,9 @@ class Recount:
         page, trials = self.page, self.sweep.trials
         cell = page.section("Budget and speed")
         steps, tokens = (sum(t.record[key] for t in trials) for key in ("steps", "tokens"))
-        if match := page.one("budget", cell, rf"{COUNT} optimizer steps? and {COUNT} tokens? were trained"):
+        if match := page.one(
+            "budget", cell, rf"{COUNT} optimizer steps? and {COUNT} tokens?, prompts included, were trained"
+        ):
             page.check("budget, steps", cell.part(match, 1), steps, count)
             page.check("budget, tokens", cell.part(match, 2), tokens, count)
         saved = self.saved(trials)

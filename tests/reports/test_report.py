@@ -123,6 +123,13 @@ def test_one_trial(folder, add):
     )
 
 
+def test_the_best_adapter_is_exported_in_a_form_that_it_has(folder, add):
+    add("t0", eval_loss=2.5)
+    assert "bitlora export runs/quickstart/trials/t0 --to peft --out t0-peft" in report(folder)
+    add("t1", eval_loss=2.4, activations="int8")
+    assert "bitlora export runs/quickstart/trials/t1 --to packed --out t1-packed" in report(folder)
+
+
 def test_one_quantizer(folder, add):
     add("t0000", eval_loss=2.5)
     add("t0001", eval_loss=2.50001, rank=8)
