@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -67,7 +68,7 @@ def sweep(
         errors = _resume_errors(spec, storage) if resume else _folder_errors(storage)
     except StorageError as error:
         errors = [str(error)]
-    prepared = _prepare(spec_file, spec, errors, meanwhile=lambda: import_module("sweeps.run"))
+    prepared = _prepare(spec_file, spec, errors, meanwhile=_import_run)
     assert storage is not None  # else there was an error
     from sweeps.prepare import InputError
     from sweeps.run import run_sweep
@@ -252,6 +253,24 @@ def _prepare(path: Path, spec: Spec, errors: list[str], meanwhile: Callable[[], 
     if errors:
         _refuse(*errors)
     return prepared
+
+
+def _import_run() -> None:
+    """Import what runs a sweep. Of the many libraries that come along, some swallow a Ctrl-C: it counts all the same."""
+    heard = False
+
+    def on(*_: object) -> None:
+        nonlocal heard
+        heard = True
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, on)
+    try:
+        import_module("sweeps.run")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if heard:
+        raise KeyboardInterrupt
 
 
 def _submit(path: Path, spec: Spec, address: str, resume: bool) -> int:

@@ -210,8 +210,8 @@ def test_dark_and_light_follow_the_reader(visit):
         source = page.locator("picture source").get_attribute("srcset")
         looks[scheme] = (background, picked[0], source)
         assert picked[1:] == [900, 'Two "lines" <falling>']
-    assert looks["light"][0] == "rgb(253, 253, 251)"
-    assert looks["dark"][0] == "rgb(21, 23, 26)"
+    assert looks["light"][0] == "rgb(255, 255, 255)"
+    assert looks["dark"][0] == "rgb(13, 17, 23)"
     assert looks["dark"][1] == looks["dark"][2] != looks["light"][1]
 
 
