@@ -1,9 +1,9 @@
-"""From examples to rows of tokens: chat template, completion masking, truncation, split, and each trial's batches."""
+"""From examples to rows of tokens: completion masking, truncation, split, and each trial's batches."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from bitlora.chat import Span, is_learned, render_all
 from bitlora.sources import DataError, Example, Message, read_examples
 
 if TYPE_CHECKING:
@@ -28,21 +29,12 @@ __all__ = [
     "Rows",
     "batch_rows",
     "prepare_data",
-    "prompt_text",
     "read_examples",
     "tokenize",
 ]
 
 CHUNK: Final = 1000
 """Texts in one call of the tokenizer: enough to be fast, few enough that their offsets stay small."""
-
-FIXED_DATE: Final = (
-    "{% macro strftime_now(form) %}{{ '2024-07-26' if form.startswith('%Y') else '26 Jul 2024' }}{% endmacro %}"
-)
-"""Some templates write today's date, and the same data must give the same tokens tomorrow. It is the day that Llama's
-templates fall back to."""
-
-Span = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -169,10 +161,10 @@ def tokenize(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, ma
         raise DataError(
             [f"{type(tokenizer).__name__}: not a fast tokenizer, so completions cannot be located in tokens"]
         )
-    used = [each for each in examples if any(map(_is_learned, each.messages))]
-    empty = tuple(each.example_id for each in examples if not any(map(_is_learned, each.messages)))
-    texts, spans = _render_all(used, tokenizer)
+    used = [each for each in examples if any(map(is_learned, each.messages))]
+    empty = tuple(each.example_id for each in examples if not any(map(is_learned, each.messages)))
     endings = tuple(tokenizer.get_added_vocab())
+    texts, spans = render_all(used, tokenizer, endings)
     truncated, full, ids, text_bytes = 0, [], [], []
     tokens: list[npt.NDArray[np.int32]] = []
     learn: list[npt.NDArray[np.bool_]] = []
@@ -195,91 +187,6 @@ def tokenize(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, ma
         text_bytes=np.array(text_bytes, np.int64),
     )
     return rows, Counts(read=len(examples), truncated=truncated, empty=empty, full=tuple(full))
-
-
-def _is_learned(turn: Message) -> bool:
-    return turn.role == "assistant" and bool(turn.content.strip())
-
-
-def _render_all(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], list[list[Span]]]:
-    from jinja2 import TemplateError
-
-    render = _renderer(tokenizer)
-    endings = tuple(tokenizer.get_added_vocab())
-    texts, spans, errors = [], [], []
-    for example in examples:
-        try:
-            text, row_spans = _render(example.messages, render, endings)
-        except TemplateError as error:
-            errors.append(f"{example.example_id}: the chat template refuses the conversation: {error}")
-        except _NotAPrefix:
-            errors.append(
-                f"{example.example_id}: the chat template writes an assistant's turn otherwise when it is not the last,"
-                " or not after its generation prompt: give each assistant turn a row of its own, or use another base"
-            )
-        else:
-            texts.append(text)
-            spans.append(row_spans)
-    if errors:
-        raise DataError(errors)
-    return texts, spans
-
-
-class _NotAPrefix(Exception):
-    pass
-
-
-Renderer = Callable[[Sequence[Message], bool], str]
-"""(messages, with the generation prompt) -> text."""
-
-
-def _renderer(tokenizer: PreTrainedTokenizerBase) -> Renderer:
-    if tokenizer.chat_template:
-        chat_template: str = tokenizer.get_chat_template()
-        if "strftime_now" in chat_template:
-            chat_template = FIXED_DATE + chat_template
-
-        def template(messages: Sequence[Message], generation_prompt: bool) -> str:
-            turns = [turn._asdict() for turn in messages]
-            text: str = tokenizer.apply_chat_template(
-                turns, chat_template=chat_template, tokenize=False, add_generation_prompt=generation_prompt
-            )
-            return text
-
-        return template
-
-    eos = tokenizer.eos_token or ""
-    # a base that begins every text with its beginning-of-sequence token expects it here too
-    first = tokenizer("a").input_ids[0]
-    bos = tokenizer.bos_token if tokenizer.bos_token is not None and first == tokenizer.bos_token_id else ""
-
-    def plain(messages: Sequence[Message], generation_prompt: bool) -> str:
-        text = "\n".join(turn.content + (eos if turn.role == "assistant" else "") for turn in messages)
-        return bos + text + ("\n" if generation_prompt else "")
-
-    return plain
-
-
-def prompt_text(prompt: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """What a model reads before it answers `prompt`, a user's turn, as it did in training."""
-    return _renderer(tokenizer)([Message("user", prompt)], True)
-
-
-def _render(messages: Sequence[Message], render: Renderer, endings: tuple[str, ...]) -> tuple[str, list[Span]]:
-    text = render(messages, False)
-    spans = []
-    for index, turn in enumerate(messages):
-        if not _is_learned(turn):
-            continue
-        prefix = render(messages[:index], True)
-        until = render(messages[: index + 1], False) if index + 1 < len(messages) else text
-        bare = until.rstrip()
-        if bare.endswith(endings):
-            until = bare
-        if not (until.startswith(prefix) and text.startswith(until)):
-            raise _NotAPrefix
-        spans.append((len(prefix), len(until)))
-    return text, spans
 
 
 def _encode(

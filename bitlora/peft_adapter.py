@@ -150,7 +150,19 @@ class BitLoraVariant(LoraVariant):  # type: ignore[misc]
         return orig_weight.data - module.get_delta_weight(active_adapter).to(orig_weight.dtype)  # type: ignore[no-any-return]
 
 
-class BitLinear(LoraLinear):  # type: ignore[misc]
+class _Quantizing:
+    """What both layers below add to PEFT's own."""
+
+    def resolve_lora_variant(self, *, config: LoraConfig, **kwargs: Any) -> LoraVariant | None:
+        inherited: Any = super()
+        return _variant(config) or inherited.resolve_lora_variant(config=config, **kwargs)
+
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        inherited: Any = super()
+        return _delta(self, adapter, inherited.get_delta_weight)
+
+
+class BitLinear(_Quantizing, LoraLinear):  # type: ignore[misc]
     """PEFT's LoRA layer over `nn.Linear`, whose adapters may have a quantizer.
 
     Raises:
@@ -165,12 +177,6 @@ class BitLinear(LoraLinear):  # type: ignore[misc]
                 f"{type(base_layer).__name__} with weights in {weight.dtype}: give a base in NF4, or unquantized"
             )
 
-    def resolve_lora_variant(self, *, config: LoraConfig, **kwargs: Any) -> LoraVariant | None:
-        return _variant(config) or super().resolve_lora_variant(config=config, **kwargs)
-
-    def get_delta_weight(self, adapter: str) -> Tensor:
-        return _delta(self, adapter, super().get_delta_weight)
-
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add adapters to the base's weight.
 
@@ -181,7 +187,7 @@ class BitLinear(LoraLinear):  # type: ignore[misc]
         super().merge(safe_merge, adapter_names)
 
 
-class BitLinear4bit(LoraLinear4bit):  # type: ignore[misc]
+class BitLinear4bit(_Quantizing, LoraLinear4bit):  # type: ignore[misc]
     """PEFT's LoRA layer over `Linear4bit`, whose adapters may have a quantizer, and whose merge is exact.
 
     Merged, the base layer is an `nn.Linear` of the dequantized weight plus the adapters: PEFT's own would quantize their
@@ -194,12 +200,6 @@ class BitLinear4bit(LoraLinear4bit):  # type: ignore[misc]
         # On CPUs with AVX512-BF16 a forward without gradient would repack the weight in place, and dequantizing it
         # afterwards would give garbage.
         self.get_base_layer().support_avx512bf16_for_cpu = False
-
-    def resolve_lora_variant(self, *, config: LoraConfig, **kwargs: Any) -> LoraVariant | None:
-        return _variant(config) or super().resolve_lora_variant(config=config, **kwargs)
-
-    def get_delta_weight(self, adapter: str) -> Tensor:
-        return _delta(self, adapter, super().get_delta_weight)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Put a layer of the dequantized weight plus the adapters in the base's place.

@@ -22,6 +22,8 @@ from typing import Any, Final, Literal, get_args
 Status = Literal["completed", "pruned", "diverged", "failed", "interrupted"]
 STATUSES: Final[tuple[Status, ...]] = get_args(Status)
 
+TRIALS: Final = "trials"
+"""In the sweep's folder: a folder for each trial, with what follows."""
 RECORD: Final = "record.json"
 CONFIG: Final = "config.json"
 METRICS: Final = "metrics.jsonl"

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import pandas as pd
+
 from reports.document import NOTHING, Cell, Column, plain
 
 NAMED: Final = 6
@@ -28,7 +30,7 @@ def value(key: str, anything: object) -> str:
 
 def missing(anything: object) -> bool:
     """None, pandas' NA, and what is not finite."""
-    if anything is None or type(anything).__name__ == "NAType":
+    if anything is None or anything is pd.NA:
         return True
     return isinstance(anything, float) and not math.isfinite(anything)
 

@@ -106,15 +106,7 @@ class Figure:
     caption: str
 
 
-@dataclass(frozen=True, slots=True)
-class Fold:
-    """What is there for who asks: blocks behind a line that opens them."""
-
-    summary: str
-    blocks: tuple[Block, ...]
-
-
-Block = Heading | Paragraph | Bullets | Listing | Table | Figure | Fold
+Block = Heading | Paragraph | Bullets | Listing | Table | Figure
 
 
 @dataclass(frozen=True, slots=True)

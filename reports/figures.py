@@ -38,7 +38,7 @@ def _plot(name: str, draw: Callable[..., Any], data: pd.DataFrame, alt: str, cap
 
 
 def quality_size(ranked: pd.DataFrame) -> Plot | None:
-    """Eval loss against the adapter's bytes as packed, with the Pareto front over `COSTS`."""
+    """Eval loss against the adapter's bytes as packed, with the Pareto front over these two."""
     frame = ranked[ranked["adapter_bytes"].notna()]
     data = pd.DataFrame(
         {
@@ -114,20 +114,26 @@ def slices(sweep: Sweep, groups: Comparable, varying: Sequence[str]) -> Plot | N
     )
 
 
-def gaps(groups: Comparable, lines: Sequence[QuantizerBest], scores: ScoresOf) -> Plot | None:
+def gaps(groups: Comparable, lines: Sequence[QuantizerBest], on_test: ScoresOf) -> Plot | None:
     """How far behind the best the others are, with intervals: the confirmed, or the best of each quantizer."""
-    confirmed = len(groups.confirmed) > 0
-    found: list[Row]
-    if confirmed:
-        found = list(rows(groups.contest))
+    found: list[tuple[Row, float, Interval | None]]
+    if len(groups.confirmed):
+        best, *others = rows(groups.confirmed)
+        own = on_test(best)
+        found = [(best, 0.0, None)]
+        found += [(row, float(row["test_loss"] - best["test_loss"]), paired(own, on_test(row))) for row in others]
     else:
-        found = [{**line.best, "loss": line.best["eval_loss"]} for line in lines if line.best and line.gap is not None]
-    compared = []
-    for row in found:
-        interval = None if row is found[0] else paired(scores(found[0]), scores(row))
-        label = f"{plain(row['name'], 30)} {plain(row['config.quantizer'], 20)}"
-        compared.append((label, str(row["config.quantizer"]), float(row["loss"] - found[0]["loss"]), interval))
-    return gaps_of(compared, "each confirmed configuration" if confirmed else "each quantizer's best")
+        found = [(line.best, line.gap, line.interval) for line in lines if line.best and line.gap is not None]
+    compared = [
+        (
+            f"{plain(row['name'], 30)} {plain(row['config.quantizer'], 20)}",
+            str(row["config.quantizer"]),
+            apart,
+            interval,
+        )
+        for row, apart, interval in found
+    ]
+    return gaps_of(compared, "each confirmed configuration" if len(groups.confirmed) else "each quantizer's best")
 
 
 def gaps_of(

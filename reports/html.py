@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import count
 from typing import Final
 
@@ -25,7 +25,6 @@ from reports.document import (
     Column,
     Document,
     Figure,
-    Fold,
     Heading,
     Listing,
     Paragraph,
@@ -54,19 +53,15 @@ def html(document: Document, figures: Mapping[str, tuple[str, str]]) -> str:
     top = next((block for block in document.blocks if _level(block) == 1), Heading(1, document.title))
     blocks = [block for block in document.blocks if block is not top]
     first = next((index for index, block in enumerate(blocks) if _level(block) == 2), len(blocks))
-    headings = list(_headings(blocks))
-    ids = anchors(heading.text for heading, _ in headings)
+    headings = [block for block in blocks if isinstance(block, Heading)]
+    ids = anchors(heading.text for heading in headings)
     page = _environment().get_template("report.html.jinja")
     return page.render(
         title=document.title,
         top=top,
         lead=blocks[:first],
         sections=blocks[first:],
-        contents=[
-            (anchor, heading.text)
-            for (heading, folded), anchor in zip(headings, ids, strict=True)
-            if heading.level == 2 and not folded
-        ],
+        contents=[(anchor, heading.text) for heading, anchor in zip(headings, ids, strict=True) if heading.level == 2],
         next_anchor=iter(ids).__next__,  # headings are drawn in the order of `ids`
         figures={name: (_uri(light), _uri(dark)) for name, (light, dark) in figures.items()},
     )
@@ -92,15 +87,6 @@ def _numbered(slug: str) -> Iterator[str]:
 
 def _level(block: Block) -> int | None:
     return block.level if isinstance(block, Heading) else None
-
-
-def _headings(blocks: Sequence[Block], folded: bool = False) -> Iterator[tuple[Heading, bool]]:
-    """Every heading as it is drawn, and whether it stands inside a fold."""
-    for block in blocks:
-        if isinstance(block, Heading):
-            yield block, folded
-        elif isinstance(block, Fold):
-            yield from _headings(block.blocks, folded=True)
 
 
 def _attributes(cell: Cell, column: Column) -> dict[str, str | None]:
@@ -138,7 +124,7 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {"attributes": _attributes, "unbroken": _unbroken}
-    for kind in (Strong, Code, Heading, Paragraph, Bullets, Listing, Table, Figure, Fold):
+    for kind in (Strong, Code, Heading, Paragraph, Bullets, Listing, Table, Figure):
         environment.tests[kind.__name__.lower()] = _is(kind)
     return environment
 

@@ -15,10 +15,9 @@ import pandas as pd
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from bitlora.record import CONFIG, METRICS, RECORD, RUNS, Metrics, Record, read_metrics, read_record
+from bitlora.record import CONFIG, METRICS, RECORD, RUNS, TRIALS, Metrics, Record, read_metrics, read_record
 
 SPEC: Final = "sweep.yaml"
-TRIALS: Final = "trials"
 UNKNOWN: Final = "unknown"
 """The status of a trial without a readable record: still running, or cut off."""
 
@@ -66,6 +65,10 @@ class Sweep:
     versions: Found
     problems: tuple[str, ...]
     """A line for each thing that could not be read or used: its path inside the folder, then what is wrong."""
+
+    def spent(self, key: str) -> float:
+        """`seconds` or `worker_seconds`, summed over the runs of the sweep that say it."""
+        return sum(found for run in self.runs if (found := _number(run.get(key))) is not None)
 
 
 def load_sweep(folder: Path) -> Sweep:

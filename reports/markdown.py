@@ -70,14 +70,7 @@ def _block(block: Block) -> str:
         return f"{fence}{block.language}\n{block.code}{fence}\n"
     if isinstance(block, Table):
         return _table(block)
-    if isinstance(block, Figure):
-        return _figure(block)
-    inner = "\n".join(_block(each) for each in block.blocks)
-    return _fold(escape(block.summary), inner)
-
-
-def _fold(summary: str, inner: str) -> str:
-    return f"<details>\n<summary>{summary}</summary>\n\n{inner}\n</details>\n"
+    return _figure(block)
 
 
 def _figure(figure: Figure) -> str:
@@ -95,7 +88,8 @@ def _table(table: Table) -> str:
     drawn = _drawn(table.columns, cells[: table.shown])
     rest = cells[table.shown : table.shown + FOLDED]
     if rest:
-        drawn += "\n" + _fold(f"{len(rest):,} more", _drawn(table.columns, rest))
+        rows = _drawn(table.columns, rest)
+        drawn += f"\n<details>\n<summary>{len(rest):,} more</summary>\n\n{rows}\n</details>\n"
     if (left := len(cells) - table.shown - len(rest)) > 0:
         drawn += f"\nand {left:,} more in [tables/{table.name}.csv](tables/{table.name}.csv)\n"
     return drawn

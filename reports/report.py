@@ -17,7 +17,7 @@ from reports import figures, tables
 from reports.cells import cell, counted, percent, seconds, whole
 from reports.compare import comparison
 from reports.csv_table import csv_table
-from reports.document import Block, Bullets, Column, Document, Fold, Heading, Paragraph, Table, plain
+from reports.document import Block, Bullets, Column, Document, Heading, Paragraph, Table, plain
 from reports.figures import COSTS, Plot
 from reports.html import html
 from reports.insight import Importances, Shared, importances, in_common
@@ -72,7 +72,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     made = Report(*comparison(sweeps)) if several else report(sweeps[0])
     if not several:
         write_text(out / CSV, trials_csv(sweeps[0]))
-    for table in _tables(made.document.blocks):
+    for table in (block for block in made.document.blocks if isinstance(block, Table)):
         write_text(out / "tables" / f"{table.name}.csv", csv_table(table))
         write_text(out / "tables" / f"{table.name}.tex", latex(table))
     pictures = {}
@@ -90,16 +90,6 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     write_text(out / "report.html", html(made.document, pictures))
     write_text(out / REPORT, markdown(made.document))
     return out / REPORT
-
-
-def _tables(blocks: Sequence[Block]) -> list[Table]:
-    found = []
-    for block in blocks:
-        if isinstance(block, Table):
-            found.append(block)
-        elif isinstance(block, Fold):
-            found += _tables(block.blocks)
-    return found
 
 
 def trials_csv(sweep: Sweep) -> str:
@@ -121,8 +111,7 @@ def report(sweep: Sweep) -> Report:
     asked = [name for name in (choices if isinstance(choices, list) else [choices]) if isinstance(name, str)]
     confirmed = len(groups.confirmed) > 0
     on_eval, on_test = scores_of(sweep, EVAL), scores_of(sweep, TEST)
-    decides = on_test if confirmed else on_eval
-    said = verdict(groups.contest, decides)
+    said = verdict(groups.contest, on_test if confirmed else on_eval)
     lines = tables.quantizer_bests(searched, groups, asked, on_eval)
     best = str(said.best[0]["name"]) if said.best else None
     mattered = importances(_equal(searched, groups), len(searched), axes.varying, space)
@@ -147,7 +136,7 @@ def report(sweep: Sweep) -> Report:
     blocks += [Heading(2, "Quantizers side by side")]
     if lines:
         table, notes = tables.quantizer_table(lines, axes.varying)
-        blocks += [table, *map(_text, notes), *plot(figures.gaps(groups, lines, decides))]
+        blocks += [table, *map(_text, notes), *plot(figures.gaps(groups, lines, on_test))]
     else:
         blocks += [_text("No trial, and no quantizer asked for.")]
     blocks += [Heading(2, "Leaderboard")]
@@ -217,8 +206,7 @@ def _speed(sweep: Sweep, spent: pd.DataFrame) -> list[Block]:
         pace = f"at the pace of those before, {seconds(spent['saved_seconds'].sum())} in slots"
         said += f" Stopping saved {saved:,} steps, {percent(share)} of those taken and saved together: {pace}, where"
         said += " several are trained at once."
-    wall = sum(run["seconds"] for run in sweep.runs if isinstance(run.get("seconds"), int | float))
-    used = sum(run["worker_seconds"] for run in sweep.runs if isinstance(run.get("worker_seconds"), int | float))
+    wall, used = sweep.spent("seconds"), sweep.spent("worker_seconds")
     if used > 0 and wall > 0:
         said += (
             f" That is {tokens / used:,.0f} tokens a second of a worker, base and evaluations included; the sweep took"

@@ -8,10 +8,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from bitlora.record import RECORD
+from bitlora.record import RECORD, TRIALS
 from reports.cells import counted, seconds, value
 from reports.document import NOTHING, Block, Bullets, Code, Inline, Listing, Paragraph, plain
-from reports.load import SPEC, TRIALS, Found, Sweep
+from reports.load import SPEC, Found, Sweep
 from reports.stats import Row
 from reports.tables import Axes
 
@@ -46,13 +46,14 @@ def set_up(sweep: Sweep, axes: Axes) -> Bullets:
         "Held fixed": ", ".join(fixed),
         "Versions": ", ".join(f"{plain(name, 60)} {_values(found)}" for name, found in sorted(sweep.versions.items())),
         "Spec": f"{SPEC}, SHA-256 {sweep.spec_hash}…" if sweep.spec_hash else "",
-        **_runs(sweep.runs),
+        **_runs(sweep),
     }
     return Bullets(tuple((f"{title}: {line or NOTHING}",) for title, line in lines.items()))
 
 
-def _runs(runs: tuple[dict[str, Any], ...]) -> dict[str, str]:
+def _runs(sweep: Sweep) -> dict[str, str]:
     """Code, machine and time, as the runs of the sweep said them; nothing where none did."""
+    runs = sweep.runs
     if not runs:
         return {}
     code: dict[str, None] = {}
@@ -70,8 +71,7 @@ def _runs(runs: tuple[dict[str, Any], ...]) -> dict[str, str]:
         f"{value('memory_gb', machines.get('memory_gb'))} GB of memory on the driver's",
         plain(machines.get("system", NOTHING), 60),
     ]
-    wall = sum(run["seconds"] for run in runs if isinstance(run.get("seconds"), int | float))
-    used = sum(run["worker_seconds"] for run in runs if isinstance(run.get("worker_seconds"), int | float))
+    wall, used = sweep.spent("seconds"), sweep.spent("worker_seconds")
     gpu = worker.get("GPU")
     reserved = f"{gpu:g} GPU" if gpu else f"{value('CPU', worker.get('CPU'))} CPU cores"
     again = f", in {len(runs)} runs of the command" if len(runs) > 1 else ""

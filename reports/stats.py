@@ -139,10 +139,11 @@ def verdict(contest: pd.DataFrame, scores: ScoresOf = lambda row: {}) -> Verdict
     across = not others.empty
     others = others.drop_duplicates("config.quantizer") if across else contest[contest["place"] > 1].head(RIVALS)
     rivals = []
+    first = next(iter(rows(best)), {})
+    own = scores(first) if len(others) else {}
     for row in rows(others):
-        first = rows(best)[0]
         percent = 100 * (row["loss"] - first["loss"]) / row["loss"] if row["loss"] else None
-        rivals.append(Rival(row, float(row["loss"] - first["loss"]), percent, paired(scores(first), scores(row))))
+        rivals.append(Rival(row, float(row["loss"] - first["loss"]), percent, paired(own, scores(row))))
     return Verdict(rows(best), tuple(rivals), across)
 
 

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from reports.document import DIRECTIONS, plain
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -171,12 +173,8 @@ def ordered(quantizers: Iterable[str]) -> list[str]:
 
 def label(anything: object, limit: int = LONGEST) -> str:
     """`anything` as one line of at most `limit` characters; what the font cannot draw (CJK, say) is a box."""
-    line = str(anything).encode("utf-8", "replace").decode("utf-8")
-    line = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in line)
-    line = " ".join("".join(c for c in line if unicodedata.category(c) != "Cf").split())
-    if len(line) > limit:
-        line = line[: limit - 1] + "…"
-    return "".join(c if ord(c) in _drawable() else "□" for c in line)
+    line = plain("".join(c for c in str(anything) if unicodedata.category(c) != "Cf"), limit)
+    return "".join(c if ord(c) in _drawable() else "□" for c in line if c not in DIRECTIONS)
 
 
 @cache

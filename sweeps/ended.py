@@ -8,14 +8,14 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import ValidationError
 
 from bitlora import record
 from bitlora.config import TrialConfig, explain, nearest
-from bitlora.record import Record
+from bitlora.record import TRIALS, Record
 from sweeps.draft import SpecError
 from sweeps.prepare import InputError
 from sweeps.resume import DECIDING, SPEC
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bitlora.data import Rows
-
-TRIALS: Final = "trials"
 
 
 @dataclass(frozen=True, slots=True)

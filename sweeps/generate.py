@@ -21,8 +21,8 @@ def generate(trial: Ended, prompt: str, most: int) -> None:
     import torch
     from transformers import TextStreamer
 
+    from bitlora.chat import prompt_text
     from bitlora.checkpoint import bake
-    from bitlora.data import prompt_text
     from bitlora.export import attach_weights
 
     tokenizer = trial.tokenizer()

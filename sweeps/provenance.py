@@ -24,7 +24,7 @@ class Run:
     began: str
     """UTC, ISO 8601."""
     seconds: float
-    """From reading the base to the last record."""
+    """From the start of Ray to the last record."""
     worker_seconds: float
     """Summed over the workers of all packs, each from its start to its end."""
     worker: dict[str, float]

@@ -20,7 +20,6 @@ from reports.document import (
     Column,
     Document,
     Figure,
-    Fold,
     Heading,
     Listing,
     Paragraph,
@@ -78,7 +77,7 @@ def document() -> Document:
         Figure("curves", 'Two "lines" <falling>', LONG),
         Figure("none", "none", "A caption alone"),
         Listing("sh", CODE),
-        Fold(LONG, (Heading(2, "Folded"), Paragraph(("behind the line",)), wide, Listing("text", LONG))),
+        Listing("text", LONG),
     )
     return Document("Sweep <quickstart>", blocks)
 
@@ -218,7 +217,6 @@ def test_dark_and_light_follow_the_reader(visit):
 @pytest.mark.parametrize("width", [320, 360, 768, 1280])
 def test_the_page_is_never_wider_than_the_window(visit, width):
     page = visit(viewport={"width": width, "height": 800})
-    page.locator("summary").click()
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert page.evaluate("document.body.getBoundingClientRect().width") <= 1000
     wide = page.locator(".table .scroll").nth(1)
@@ -241,12 +239,9 @@ def test_no_copy_button_without_a_clipboard(visit):
     assert page.locator(".more:visible").count() == 1
 
 
-def test_on_paper_folds_are_open_rows_are_all_there_and_buttons_are_not(visit):
+def test_on_paper_rows_are_all_there_and_buttons_are_not(visit):
     page = visit(color_scheme="dark")
-    folded = page.get_by_text("behind the line")
-    assert not folded.is_visible()
     page.emulate_media(media="print")
-    assert folded.is_visible()
     assert seen(page) == ROWS
     assert page.locator(".more:visible, .copy:visible, nav:visible").count() == 0
     assert page.evaluate("getComputedStyle(document.documentElement).backgroundColor") == "rgb(255, 255, 255)"

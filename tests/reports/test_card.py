@@ -1,14 +1,11 @@
 from __future__ import annotations
 
 import pytest
+from constructed import spread
 from huggingface_hub import ModelCard
 
 from reports.card import model_card
 from reports.load import load_sweep
-
-
-def spread(centre, apart, examples=20):
-    return [centre + (apart if index % 2 else -apart) for index in range(examples)]
 
 
 def card(folder, trial="t0"):

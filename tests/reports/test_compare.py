@@ -9,15 +9,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from constructed import spread
 
 from bitlora.record import write_scores
 from reports.compare import BITS, NATS, contenders, grouped
 from reports.load import load_sweep
 from reports.report import write_report
-
-
-def spread(centre, apart):
-    return [centre + (apart if index % 2 else -apart) for index in range(20)]
 
 
 @pytest.fixture

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from recount import NUMBER, Page, recount
+from constructed import write_run
+from printed_page import NUMBER, Page
+from recount import recount
 
 from reports.report import write_report
 
@@ -67,15 +69,7 @@ def construct(folder: Path, add) -> None:
         tests = means(2.6 + shift, 0.1 * seed + (0.05 if name == "t0000" else 0.2))
         record = {"data": DATA, "test_loss": sum(tests) / len(tests)}
         add(f"t{number:04d}", eval_loss=2.6 + shift, test=tests, record=record, **of)
-    run = {
-        "began": "2026-01-02T03:04:05+00:00",
-        "seconds": 480.5,
-        "worker_seconds": 440.0,
-        "worker": {"CPU": 4.0, "GPU": 1.0},
-        "machines": {"nodes": 2, "cpus": 16, "memory_gb": 64.0, "gpus": {"H100": 2}, "cpu": "A CPU", "system": "Linux"},
-        "git": {"commit": "0123456789abcdef0123456789abcdef01234567", "changed": True},
-    }
-    (folder / "runs.jsonl").write_text(json.dumps(run) + "\n")
+    write_run(folder)
 
 
 @pytest.fixture(params=[None, *FOLDERS], ids=lambda path: path.name if path else "constructed")

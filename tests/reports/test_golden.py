@@ -5,22 +5,17 @@ After a change that is meant: `UPDATE_GOLDEN=1 python -m pytest tests/reports/te
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 import pytest
+from constructed import spread, write_run
 
 from reports.load import load_sweep
 from reports.markdown import markdown
 from reports.report import report
 
 GOLDEN = Path(__file__).parent / "golden"
-
-
-def spread(centre, apart, examples=20):
-    """The mean losses of examples around `centre`, every other one `apart` above it and the rest below."""
-    return [centre + (apart if index % 2 else -apart) for index in range(examples)]
 
 
 def clear_winner(folder, add):
@@ -32,15 +27,7 @@ def clear_winner(folder, add):
     add("t0005", "pruned", eval_loss=2.8949, steps=16, quantizer="ternary", rank=16, learning_rate=2.65e-3)
     add("t0006", "failed", steps=0, quantizer="binary", rank=32, record={"reason": "pack lost"})
     add("t0007", eval_loss=2.7320, scores=spread(2.7320, 0.202), quantizer="binary", rank=32, learning_rate=2.5e-3)
-    run = {
-        "began": "2026-01-02T03:04:05+00:00",
-        "seconds": 480.5,
-        "worker_seconds": 440.0,
-        "worker": {"CPU": 4.0, "GPU": 1.0},
-        "machines": {"nodes": 2, "cpus": 16, "memory_gb": 64.0, "gpus": {"H100": 2}, "cpu": "A CPU", "system": "Linux"},
-        "git": {"commit": "0123456789abcdef0123456789abcdef01234567", "changed": True},
-    }
-    (folder / "runs.jsonl").write_text(json.dumps(run) + "\n")
+    write_run(folder)
 
 
 def tie(folder, add):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from constructed import spread
 
 from reports.load import load_sweep
 from reports.markdown import markdown
@@ -243,11 +244,6 @@ def test_bad_input_is_one_line(folder, add):
     Path("taken").write_text("")
     with pytest.raises(ValueError, match=r"^taken: is a file; the report needs a folder$"):
         write_report([folder], Path("taken"))
-
-
-def spread(centre, apart):
-    """The mean losses of 20 examples around `centre`, every other one `apart` above it and the rest below."""
-    return [centre + (apart if index % 2 else -apart) for index in range(20)]
 
 
 def test_a_gap_that_chance_explains_is_called_tied(folder, add):

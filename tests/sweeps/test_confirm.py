@@ -146,7 +146,15 @@ def test_no_scheduler_stops_it_nor_holds_others_against_it(name: str) -> None:
         )
     worst = {"step": 8, "eval_loss": 9.0, "training_iteration": 1, "time_total_s": 1}
     assert scheduler.on_trial_result(None, repeat, worst) == TrialScheduler.CONTINUE
-    scheduler.on_trial_complete(None, repeat, worst)
+    for step in (16, 32):  # far better than the others will be
+        best = {"step": step, "eval_loss": 0.1, "training_iteration": step // 8, "time_total_s": step // 8}
+        assert scheduler.on_trial_result(None, repeat, best) == TrialScheduler.CONTINUE
+    scheduler.on_trial_complete(None, repeat, {"step": 32, "eval_loss": 0.1})
+    late = {"step": 16, "eval_loss": 0.9, "training_iteration": 2, "time_total_s": 2}
+    for name_ in ("s8", "s9"):
+        other = trial(name_)
+        scheduler.on_trial_add(None, other)
+        assert scheduler.on_trial_result(None, other, late) == TrialScheduler.CONTINUE, name_
 
 
 def read(folder: Path, trial: str, name: str) -> pd.DataFrame:

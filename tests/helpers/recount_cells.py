@@ -1,0 +1,79 @@
+"""What the parts of a recount share: the sweep, the page, and the cells that many tables have."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from printed_page import (
+    Cell,
+    Page,
+    count,
+    fixed,
+    short,
+    size,
+)
+from sweep_files import Configuration, Gap, Sweep, Trial, gap
+
+
+class Cells:
+    def __init__(self, folder: Path) -> None:
+        self.sweep = Sweep(folder)
+        self.report = folder / "report"
+        self.page = Page((self.report / "report.md").read_text(), [trial.id for trial in self.sweep.trials])
+        self.of = {trial.id: trial for trial in self.sweep.trials}
+
+    def loss(self, where: str, cell: Cell, configuration: Configuration) -> None:
+        value, plus, error = cell.text.partition(" ± ")
+        self.page.check(where, Cell(value, cell.start), configuration.loss, fixed(4))
+        self.page.holds(
+            f"{where}: a standard error if there are seeds", bool(plus) == (configuration.error is not None)
+        )
+        if plus and configuration.error is not None:
+            at = cell.start + len(value) + len(plus)
+            self.page.check(f"{where}, standard error", Cell(error, at), configuration.error, fixed(4))
+
+    def interval(self, where: str, cell: Cell, of: Gap | None) -> None:
+        match = re.fullmatch(r"(-?[\d.]+) to (-?[\d.]+)( \(tied\))?", cell.text)
+        if of is None or match is None:
+            self.page.check(where, cell, "–" if of is None else f"{of.low} to {of.high}")
+            return
+        self.page.check(f"{where}, low end", cell.part(match, 1), of.low, fixed(4))
+        self.page.check(f"{where}, high end", cell.part(match, 2), of.high, fixed(4))
+        self.page.holds(f"{where}: says tied where it holds zero", bool(match[3]) == of.tied)
+
+    def behind(self, where: str, row: dict[str, Cell], best: Configuration, other: Configuration) -> None:
+        """The gap to the best and its interval."""
+        found = gap(best, other) if other is not best else None
+        difference = found.difference if found else other.loss - best.loss
+        self.page.check(f"{where}, gap", row["gap to best"], difference, fixed(4))
+        self.interval(f"{where}, interval", row["95 % interval of the gap"], found)
+
+    def settings(self, where: str, row: dict[str, Cell], config: dict[str, Any], record: dict[str, Any]) -> None:
+        """The columns that show a trial's configuration and size, as far as the table has them."""
+        for name, cell in row.items():
+            key = name.replace(" ", "_")
+            if key in config and name != "steps":
+                self.page.check(f"{where}, {name}", cell, config[key], short)
+        if "packed size" in row:
+            self.page.check(f"{where}, packed size", row["packed size"], record["adapter_bytes"], size)
+        if "parameters" in row:
+            self.page.check(f"{where}, parameters", row["parameters"], record["adapter_params"], count)
+        if "bits per parameter" in row:
+            bits = 8 * record["adapter_bytes"] / record["adapter_params"]
+            self.page.check(f"{where}, bits per parameter", row["bits per parameter"], bits, fixed(2))
+
+    def saved(self, trials: list[Trial]) -> int:
+        """Steps that stopping saved: what the stopped had left of their budget."""
+        return sum(t.config["steps"] - t.record["steps"] for t in trials if t.status == "pruned")
+
+    @property
+    def stopped(self) -> list[Trial]:
+        """The furthest first, and of those the best."""
+        those = [trial for trial in self.sweep.trials if trial.status == "pruned"]
+        return sorted(those, key=lambda t: (-t.record["steps"], t.record["eval_loss"], t.id))
+
+    @property
+    def worker_seconds(self) -> float:
+        return sum(run["worker_seconds"] for run in self.sweep.runs)

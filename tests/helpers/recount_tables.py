@@ -1,0 +1,279 @@
+"""A report's tables, and the sentences about them."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pandas as pd
+from ped_anova import importances
+from printed_page import (
+    COUNT,
+    Cell,
+    count,
+    duration,
+    fixed,
+    short,
+)
+from recount_cells import Cells
+from sweep_files import Trial, best_of_each_quantizer, front
+
+
+class Tables(Cells):
+    def confirmed(self) -> None:
+        page, ranking = self.page, self.sweep.confirmed
+        cell = page.section("Confirmed")
+        if not cell.text and not ranking:
+            return
+        rows = page.table("confirmed", cell)
+        page.holds(f"confirmed: {len(ranking)} rows", len(rows) == len(ranking))
+        if match := re.search(rf"the test split: {COUNT} rows", cell.text):
+            for trial in (trial for configuration in ranking for trial in configuration.trials):
+                page.check("confirmed, rows", cell.part(match, 1), len(trial.scores["test"]), count)
+        for place, (row, configuration) in enumerate(zip(rows, ranking, strict=False), 1):
+            of = configuration.confirmed
+            assert of is not None
+            where = f"confirmed, {of.id}"
+            page.check(f"{where}, place", row["place"], place, count)
+            page.check(where, row["configuration of"], of.id)
+            page.check(f"{where}, seeds", row["seeds"], len(configuration.trials), count)
+            self.loss(f"{where}, test loss", row["test loss"], configuration)
+            self.behind(where, row, ranking[0], configuration)
+            evals = pd.Series([trial.loss("eval") for trial in configuration.trials])
+            page.check(f"{where}, eval loss on these seeds", row["eval loss on these seeds"], evals.mean(), fixed(4))
+            page.check(f"{where}, in the search", row["in the search"], of.loss("eval"), fixed(4))
+            self.settings(where, row, of.config, of.record)
+
+    def quantizers(self) -> None:
+        page, sweep = self.page, self.sweep
+        cell = page.section("Quantizers side by side")
+        by = best_of_each_quantizer(sweep.ranking)
+        rows = page.table("quantizers", cell)
+        asked = sweep.spec.get("search", {}).get("space", {}).get("quantizer", []) if sweep.spec.get("search") else []
+        names = {*asked, *(trial.config["quantizer"] for trial in sweep.searched)}
+        shown = [row["quantizer"].text for row in rows]
+        page.holds(f"quantizers: should be {sorted(names)}", set(shown) == names and len(shown) == len(names))
+        page.holds(f"quantizers: should begin {list(by)}", shown[: len(by)] == list(by))
+        for row in rows:
+            name = row["quantizer"].text
+            where = f"quantizers, {name}"
+            page.check(where, row["quantizer"], name)
+            with_it = [trial for trial in sweep.searched if trial.config["quantizer"] == name]
+            if match := page.one(where, row["at full budget"], r"^(\d+) of (\d+)$"):
+                full = sum(trial.usable for trial in with_it)
+                page.check(f"{where}, at full budget", row["at full budget"].part(match, 1), full, count)
+                page.check(f"{where}, trials", row["at full budget"].part(match, 2), len(with_it), count)
+            if name in by:
+                page.holds(f"{where}: best is {by[name].ids}", row["best trial"].text in by[name].ids)
+                self.loss(f"{where}, eval loss", row["eval loss"], by[name])
+                self.behind(where, row, sweep.ranking[0], by[name])
+                self.settings(where, row, by[name].config, by[name].trials[0].record)
+            elif "†" in row["best trial"].text:
+                self.unranked(where, row, with_it, cell)
+
+    def unranked(self, where: str, row: dict[str, Cell], with_it: list[Trial], cell: Cell) -> None:
+        """The best of a quantizer of which none got to the end: the lowest loss of those that were stopped."""
+        page = self.page
+        best = min((t for t in with_it if t.status == "pruned"), key=lambda t: t.record["eval_loss"], default=None)
+        page.holds(f"{where}: none was stopped", best is not None)
+        if best is None:
+            return
+        page.check(where, row["best trial"], f"{best.id} †")
+        page.check(f"{where}, eval loss", row["eval loss"], best.record["eval_loss"], fixed(4))
+        self.settings(where, row, best.config, best.record)
+        if match := page.one(where, cell, rf"{re.escape(best.id)} was pruned at step {COUNT} of {COUNT}"):
+            page.check(f"{where}, step", cell.part(match, 1), best.record["steps"], count)
+            page.check(f"{where}, budget", cell.part(match, 2), best.config["steps"], count)
+
+    def leaderboard(self) -> None:
+        page, ranking = self.page, self.sweep.ranking
+        cell = page.section("Leaderboard")
+        if not ranking:
+            return
+        trials = [trial for configuration in ranking for trial in configuration.trials]
+        if match := page.one("leaderboard", cell, rf"{COUNT} trials? at equal budget: {COUNT} optimizer steps"):
+            page.check("leaderboard, trials", cell.part(match, 1), len(trials), count)
+            for trial in trials:
+                page.check(f"leaderboard, steps of {trial.id}", cell.part(match, 2), trial.record["steps"], count)
+        rows = page.table("leaderboard", cell)
+        page.holds(f"leaderboard: {len(ranking)} rows", len(rows) == len(ranking))
+        for place, (row, configuration) in enumerate(zip(rows, ranking, strict=False), 1):
+            where = f"leaderboard, place {place}"
+            page.check(where, row["place"], place, count)
+            page.check(where, row.get("trial") or row["trials"], ", ".join(configuration.ids))
+            self.loss(f"{where}, eval loss", row["eval loss"], configuration)
+            self.behind(where, row, ranking[0], configuration)
+            if "seeds" in row:
+                page.check(f"{where}, seeds", row["seeds"], len(configuration.trials), count)
+            self.settings(where, row, configuration.config, configuration.trials[0].record)
+
+    def pareto(self) -> None:
+        page, ranking = self.page, self.sweep.ranking
+        cell = page.section("Quality against size")
+        if not ranking:
+            return
+        kept = front([(c.loss, c.bytes, c.tokens) for c in ranking])
+        best = sorted((c for c, keep in zip(ranking, kept, strict=True) if keep), key=lambda c: (c.bytes, c.loss))
+        rows = page.table("pareto", cell)
+        page.holds(f"pareto: {[c.ids for c in best]}", len(rows) == len(best))
+        for row, configuration in zip(rows, best, strict=False):
+            name = row["trial"].text
+            page.holds(f"pareto: {name} should be {configuration.ids}", name in configuration.ids)
+            self.loss(f"pareto, {name}, eval loss", row["eval loss"], configuration)
+            page.check(f"pareto, {name}, tokens trained", row["tokens trained"], configuration.tokens, count)
+            self.settings(f"pareto, {name}", row, configuration.config, configuration.trials[0].record)
+
+    def importances(self) -> None:
+        page, sweep = self.page, self.sweep
+        cell = page.section("What mattered")
+        full = sum(trial.usable for trial in sweep.searched)
+        for match in page.each(cell, r"(?:over |to say: )(\d+) of (\d+)"):
+            page.check("importances, trials", cell.part(match, 1), full, count)
+            page.check("importances, of all", cell.part(match, 2), len(sweep.searched), count)
+        if match := re.search(r"What sets the best (\d+) apart", cell.text):
+            page.check("importances, the best", cell.part(match, 1), max(5, math.ceil(full / 10)), count)
+
+    def shares(self) -> None:
+        """PED-ANOVA over the trials at equal budget. An axis is one of choices if the spec lists them or its values are
+        no numbers, and else a range; the learning rate's is of logarithms."""
+        space = (self.sweep.spec.get("search") or {}).get("space") or {}
+        trials = [trial for trial in self.sweep.searched if trial.usable]
+        path = self.report / "figures/importances.csv"
+        if not path.exists():
+            return
+        ranges, choices = {}, {}
+        for axis in sorted(self.sweep.varied - {"seed"}):
+            values = [trial.config[axis] for trial in trials]
+            if len(set(values)) > 1 and (isinstance(space.get(axis), list) or isinstance(values[0], str | bool)):
+                choices[axis] = values
+            elif len(set(values)) > 1:
+                ranges[axis] = [math.log(v) for v in values] if axis == "learning_rate" else values
+        found = importances([trial.record["eval_loss"] for trial in trials], ranges, choices)  # to the last bit: ties
+        table = pd.read_csv(path).set_index("axis")["importance"]
+        self.page.holds(f"importances.csv: axes are {sorted(found)}", set(table.index) == set(found))
+        for axis, share in found.items():
+            self.page.holds(f"importances.csv, {axis}: recomputed {share}", abs(table.get(axis, 0) - share) < 1e-9)
+
+    def budget(self) -> None:
+        page, trials = self.page, self.sweep.trials
+        cell = page.section("Budget and speed")
+        steps, tokens = (sum(t.record[key] for t in trials) for key in ("steps", "tokens"))
+        if match := page.one(
+            "budget", cell, rf"{COUNT} optimizer steps? and {COUNT} tokens?, prompts included, were trained"
+        ):
+            page.check("budget, steps", cell.part(match, 1), steps, count)
+            page.check("budget, tokens", cell.part(match, 2), tokens, count)
+        saved = self.saved(trials)
+        match = re.search(rf"Stopping saved {COUNT} steps?, ([\d.]+) %", cell.text)
+        page.holds("budget: says what stopping saved", (match is not None) == (saved > 0))
+        if match:
+            page.check("budget, steps saved", cell.part(match, 1), saved, count)
+            page.check("budget, share saved", cell.part(match, 2), 100 * saved / (steps + saved), fixed(2))
+        if match := re.search(r"at the pace of those before, ([\w. ]+?) in slots", cell.text):
+            stopped = [t for t in trials if t.status == "pruned" and t.record["steps"]]
+            pace = [t.record["seconds"] / t.record["steps"] * (t.config["steps"] - t.record["steps"]) for t in stopped]
+            page.check("budget, time saved", cell.part(match, 1), sum(pace), duration)
+        if match := re.search(r"That is ([\d,.]+) tokens a second of a worker", cell.text):
+            rate = tokens / self.worker_seconds
+            page.check("budget, tokens a second", cell.part(match, 1), rate, fixed(len(match[1].partition(".")[2])))
+        if match := re.search(r"the sweep took ([\w. ]+?) in all", cell.text):
+            page.check("budget, time", cell.part(match, 1), sum(run["seconds"] for run in self.sweep.runs), duration)
+        rows = page.table("budget", cell)
+        statuses = {trial.status for trial in trials}
+        page.holds(f"budget: {sorted(statuses)}", {row["status"].text for row in rows} == statuses)
+        for row in rows:
+            where = f"budget, {row['status'].text}"
+            those = [trial for trial in trials if trial.status == row["status"].text]
+            page.check(f"{where}, trials", row["trials"], len(those), count)
+            for key in ("steps", "tokens"):
+                page.check(f"{where}, {key}", row[key], sum(t.record[key] for t in those), count)
+            page.check(f"{where}, steps saved", row["steps saved"], self.saved(those), count)
+            page.check(f"{where}, in slots", row["in slots"], sum(t.record["seconds"] for t in those), duration)
+
+    def pruned(self) -> None:
+        page, stopped = self.page, self.stopped
+        cell = page.section("Pruned")
+        if not stopped:
+            return
+        rows = page.table("pruned", cell)
+        page.holds(f"pruned: {len(stopped)} rows", len(rows) == len(stopped))
+        for row, trial in zip(rows, stopped, strict=False):
+            where = f"pruned, {trial.id}"
+            page.check(where, row["trial"], trial.id)
+            if match := page.one(where, row["step reached"], rf"^{COUNT} of {COUNT}$"):
+                page.check(f"{where}, step", row["step reached"].part(match, 1), trial.record["steps"], count)
+                page.check(f"{where}, budget", row["step reached"].part(match, 2), trial.config["steps"], count)
+            page.check(f"{where}, eval loss", row["eval loss there"], trial.loss("eval"), fixed(4))
+            self.settings(where, row, trial.config, trial.record)
+
+    def endings(self) -> None:
+        page, trials = self.page, self.sweep.trials
+        cell = page.section("How the trials ended")
+        if match := page.one("endings", cell, rf"(?m)^{COUNT} trials?: (.*)\.$"):
+            page.check("endings, trials", cell.part(match, 1), len(trials), count)
+            inside = cell.part(match, 2)
+            said = {m[2]: inside.part(m, 1) for m in re.finditer(rf"{COUNT} (\w+)", match[2])}
+            page.holds("endings: each status", set(said) == {trial.status for trial in trials})
+            for status, number in said.items():
+                page.check(f"endings, {status}", number, sum(t.status == status for t in trials), count)
+        left = {trial.id for trial in trials}
+        for row in page.table("endings", cell):
+            where = f"endings, {row['status'].text}, {row['reason'].text}"
+            names = re.split(r", | and (?=\d+ more)", row["which"].text)
+            more = re.fullmatch(r"(\d+) more", names[-1])
+            first = self.of.get(names[0])
+            page.holds(f"{where}: {names[0]} is no trial", first is not None)
+            if first is None:
+                continue
+            those = [
+                t for t in trials if (t.status, t.reason, t.problem) == (first.status, first.reason, first.problem)
+            ]
+            page.check(f"{where}, trials", row["trials"], len(those), count)
+            shown = names[:-1] if more else names
+            page.holds(f"{where}: {shown}", shown == [t.id for t in those][: len(shown)])
+            if more:
+                at = row["which"].start + row["which"].text.rfind(names[-1])
+                page.check(f"{where}, more", Cell(more[1], at), len(those) - len(shown), count)
+            else:
+                page.holds(f"{where}: all are named", len(shown) == len(those))
+            if first.status in ("pruned", "failed", "diverged", "unknown", "interrupted"):
+                page.check(f"{where}, reason", row["reason"], first.reason)
+            left -= {t.id for t in those}
+        page.holds(f"endings: {sorted(left)} in no row", not left)
+
+        self.shared(cell)
+
+    def shared(self, cell: Cell) -> None:
+        """`All 3 diverged trials have rank 8 to 16; of 5 others, 2 have that.`"""
+        page = self.page
+        pattern = rf"All {COUNT} (\w+) trials have ([^;]*); of {COUNT} others?, (none|\d+) ha(?:s|ve) that"
+        for match in page.each(cell, pattern):
+            where = f"endings, all {match[2]}"
+            those = [trial for trial in self.sweep.trials if trial.status == match[2]]
+            others = [trial for trial in self.sweep.trials if trial.status != match[2]]
+            axis = max((k for k in self.sweep.varied if match[3].startswith(k.replace("_", " ") + " ")), key=len)
+            at = match.start(3) + len(axis) + 1
+            low, _, high = match[3][len(axis) + 1 :].partition(" to ")
+            values = [trial.config[axis] for trial in those]
+            page.check(f"{where}, low", Cell(low, cell.start + at), min(values), short)
+            if high:
+                page.check(f"{where}, high", Cell(high, cell.start + at + len(low) + 4), max(values), short)
+            else:
+                page.holds(f"{where}: {axis} differs", len(set(values)) == 1)
+            too = sum(min(values) <= trial.config[axis] <= max(values) for trial in others)
+            page.check(where, cell.part(match, 1), len(those), count)
+            page.check(f"{where}, others", cell.part(match, 4), len(others), count)
+            page.check(f"{where}, others that have it", cell.part(match, 5), too or "none")
+
+    def problems(self) -> None:
+        cell = self.page.section("Problems on disk")
+        for trial in self.sweep.trials:
+            if trial.problem and (at := cell.text.find(trial.problem)) >= 0:
+                self.page.check(f"problems, {trial.id}", Cell(trial.problem, cell.start + at), trial.problem)
+
+    def constants(self) -> None:
+        """Names: 95 %, at which the intervals were recomputed, SHA-256, and where the folder was when it was written."""
+        for match in re.finditer(r"(95) %(?= intervals?\b)|SHA-(256)", self.page.text):
+            self.page.claim(*match.span(match.lastindex or 0))
+        for match in re.finditer(r"opens (\S+)/study\.journal", self.page.text):
+            self.page.claim(match.start(1), match.end(1))

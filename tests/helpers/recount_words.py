@@ -1,0 +1,250 @@
+"""What a report says in sentences: the verdict, the set-up, the files behind it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+from printed_page import (
+    COUNT,
+    LOSS,
+    Cell,
+    Row,
+    count,
+    duration,
+    fixed,
+    same,
+    short,
+)
+from recount_cells import Cells
+from sweep_files import Configuration, best_of_each_quantizer, gap, ratio
+
+
+class Words(Cells):
+    def files(self) -> None:
+        """Records, curves and scores agree with each other: the page is made of all three."""
+        for trial in self.sweep.trials:
+            for split in trial.scores:
+                loss, told = ratio(trial.scores[split]), trial.record.get(f"{split}_loss")
+                right = told is not None and math.isclose(loss, told, rel_tol=1e-9)
+                self.page.holds(f"{trial.id}: {split}_loss is {told}, by {split}.parquet {loss}", right)
+            if "eval" in trial.scores:
+                rows, told = len(trial.scores["eval"]), trial.record.get("data", {}).get("eval_rows")
+                self.page.holds(f"{trial.id}: {told} eval rows, in eval.parquet {rows}", rows == told)
+            if len(trial.scores) == 2:
+                both = trial.scores["eval"].index.intersection(trial.scores["test"].index)
+                self.page.holds(f"{trial.id}: {len(both)} examples of eval.parquet are in test.parquet", both.empty)
+            if len(trial.metrics) and trial.status in ("completed", "pruned") and not trial.problem:
+                last = trial.metrics.iloc[-1]
+                for key in ("eval_loss", "tokens") if trial.record.get("eval_loss") is not None else ("tokens",):
+                    told = trial.record[key]
+                    where = f"{trial.id}: {key} is {told} in record.json, {last[key]} at last in metrics.jsonl"
+                    self.page.holds(where, math.isclose(told, last[key], rel_tol=1e-9))
+                self.page.holds(f"{trial.id}: steps of record and metrics", trial.record["steps"] == last["step"])
+
+    def title(self) -> None:
+        match = re.match(r"# Sweep (.*)", self.page.text)
+        if match:
+            self.page.check("title", Cell(match[1], match.start(1)), self.sweep.spec.get("name"))
+
+    def verdict(self) -> None:
+        page, ranking = self.page, self.sweep.headline
+        cell = page.section("")
+        if not ranking:
+            if match := page.one("verdict", cell, rf"none of {COUNT} trials"):
+                page.check("verdict, trials", cell.part(match, 1), len(self.sweep.searched), count)
+            return
+        best, by = ranking[0], best_of_each_quantizer(ranking)
+        named = {name: c for c in ranking for name in c.ids}
+        for match in page.each(cell, r"\*\*([^*]+)\*\* \(([^()]*)\)"):
+            page.holds(f"verdict: {match[1]} is no ranked configuration", match[1] in named)
+            if match[1] in named:
+                start = cell.start + match.start(2)
+                self.pairs(f"verdict, {match[1]}", Cell(match[2], start), named[match[1]].config)
+        first = re.search(r"\*\*([^*]+)\*\*", cell.text)
+        page.holds("verdict: the best comes first", first is not None and first[1] in best.ids)
+        kind = best.split
+        pattern = (
+            rf"an? (eval|test) loss of ({LOSS}) nats per completion token( \(mean ± standard error over (\d+) seeds\))?"
+        )
+        if match := page.one("verdict", cell, pattern):
+            page.holds(f"verdict: should be of the {kind} loss", match[1] == kind)
+            self.loss("verdict, loss of the best", cell.part(match, 2), best)
+            page.holds("verdict: says over how many seeds", bool(match[3]) == (len(best.trials) > 1))
+            if match[3]:
+                page.check("verdict, seeds", cell.part(match, 4), len(best.trials), count)
+        if match := re.search(rf"best of {COUNT} was picked", cell.text):
+            page.holds("verdict: nothing was picked on the test split", kind == "eval")
+            page.check("verdict, best of so many", cell.part(match, 1), len(ranking), count)
+        if match := re.search(rf"over {COUNT} examples and (\d+) seeds, each scored", cell.text):
+            found = self.opponent(cell, named)
+            if found and (of := gap(best, found)):
+                page.check("verdict's note, examples", cell.part(match, 1), of.examples, count)
+                page.check("verdict's note, seeds", cell.part(match, 2), of.seeds, count)
+        if len(ranking) < 2:
+            page.holds("verdict: the only one", "the only one" in cell.text)
+            return
+        self.against(cell, best, by, named)
+
+    OPPONENT = r"\*\*([^*]+)\*\* at (" + LOSS + ")"
+
+    def opponent(self, cell: Cell, named: dict[str, Configuration]) -> Configuration | None:
+        match = re.search(self.OPPONENT, cell.text)
+        return named.get(match[1]) if match else None
+
+    def against(
+        self, cell: Cell, best: Configuration, by: dict[str, Configuration], named: dict[str, Configuration]
+    ) -> None:
+        """The verdict's comparison: with whom, how far behind, how sure."""
+        page, ranking = self.page, self.sweep.headline
+        other = self.opponent(cell, named)
+        page.holds("verdict: the best is compared with a ranked configuration", other is not None)
+        if other is None:
+            return
+        rivals = [c for c in by.values() if c is not best] or ranking[1:2]
+        page.holds("verdict: compared with the best of another quantizer, or else the second", other in rivals)
+        gaps = [gap(best, rival) for rival in rivals]
+        said = {word for word in ("won", "tied", "ahead") if f"**{word}**" in cell.text}
+        sure = all(gaps) and not any(of.tied for of in gaps if of)
+        right = {"won"} if sure else {"tied"} if all(gaps) else {"ahead"}
+        page.holds(f"verdict: says {said}, should say {right}", said == right)
+        if right == {"tied"}:
+            tied = [rival.ids[0] for rival, of in zip(rivals, gaps, strict=True) if of and of.tied]
+            names = re.findall(r"\*\*([^*]+)\*\* \(", cell.text)
+            page.holds(f"verdict: tied are {tied}", set(tied) == set(names) - set(best.ids))
+        if "the next quantizer" in cell.text:
+            page.holds("verdict: not the next quantizer", other is rivals[0])
+        match = re.search(self.OPPONENT, cell.text)
+        assert match is not None
+        self.loss("verdict, loss of the other", cell.part(match, 2), other)
+        of = gap(best, other)
+        difference = of.difference if of else other.loss - best.loss
+        if match := page.one("verdict", cell, r"(-?[\d.]+) nats \(([\d.]+) %\) below"):
+            page.check("verdict, gap", cell.part(match, 1), difference, fixed(4))
+            page.check(
+                "verdict, per cent of the other's loss", cell.part(match, 2), 100 * difference / other.loss, fixed(2)
+            )
+        if of is None:
+            return
+        pattern = (
+            rf"\(95 % interval of the gap (-?[\d.]+) to (-?[\d.]+), over {COUNT} paired examples( and (\d+) seeds)?\)"
+        )
+        if match := page.one("verdict", cell, pattern):
+            page.check("verdict, low end", cell.part(match, 1), of.low, fixed(4))
+            page.check("verdict, high end", cell.part(match, 2), of.high, fixed(4))
+            page.check("verdict, examples", cell.part(match, 3), of.examples, count)
+            page.holds("verdict: says how many seeds", bool(match[4]) == (of.seeds > 1))
+            if match[4]:
+                page.check("verdict, seeds in common", cell.part(match, 5), of.seeds, count)
+
+    def pairs(self, where: str, cell: Cell, values: dict[str, Any], holds: Callable[[str, Any], bool] = short) -> None:
+        """`name value, name value`: each as it is in `values`."""
+        for match in re.finditer(r"([^,]+?(?:,\d{3})*) ([^ ,]+(?:,\d{3})*)(?:, |$)", cell.text):
+            key = match[1].replace(" ", "_")
+            if key not in values:
+                key = match[1]
+            self.page.check(f"{where}, {match[1]}", cell.part(match, 2), values.get(key), holds)
+
+    def setup(self) -> None:
+        page, sweep = self.page, self.sweep
+        cell = page.section("Set-up")
+        found = {m[1]: Cell(m[2], cell.start + m.start(2)) for m in page.each(cell, r"(?m)^- ([^:]+): (.*)$")}
+        lines = Row(found, "set-up", page.wrong)
+        records = [t.record for t in sweep.trials if "base" in t.record]
+
+        def counted(text: str, value: Any) -> bool:
+            return count(text, value) if isinstance(value, int) else text == str(value)
+
+        for name, key, main in (("Base", "base", "model"), ("Data", "data", "source")):
+            facts = records[0][key]
+            page.holds(f"set-up: {key} differs between records", all(r[key] == facts for r in records))
+            first, _, rest = lines[name].text.partition(", ")
+            page.check(f"set-up, {main}", Cell(first, lines[name].start), facts[main])
+            self.pairs(f"set-up, {key}", Cell(rest, lines[name].start + len(first) + 2), facts, counted)
+            said = {match[1] for match in re.finditer(r"(?:^|, )([a-z ]+) \S", rest)}
+            absent = {k.replace("_", " ") for k, v in facts.items() if k != main and v is not None} - said
+            page.holds(f"set-up: {sorted(absent)} of {key} is missing", not absent)
+        self.pairs("set-up, version of", lines["Versions"], records[0]["versions"], same)
+        page.holds("set-up: versions differ", all(r["versions"] == records[0]["versions"] for r in records))
+        self.asked(lines["Trials"])
+        self.axes(lines["Varied"])
+        self.pairs("set-up, held fixed", lines["Held fixed"], self.fixed_values())
+        if match := page.one("set-up", lines["Spec"], r"SHA-256 ([0-9a-f]+)…"):
+            digest = hashlib.sha256((sweep.folder / "sweep.yaml").read_bytes()).hexdigest()
+            page.check("set-up, SHA-256", lines["Spec"].part(match, 1), digest[:16])
+        if sweep.runs:
+            self.ran(lines)
+
+    def fixed_values(self) -> dict[str, Any]:
+        """What no two trials of the search differ in."""
+        config = self.sweep.searched[0].config
+        return {key: value for key, value in config.items() if key not in self.sweep.varied}
+
+    def asked(self, cell: Cell) -> None:
+        page, spec = self.page, self.sweep.spec
+        search = spec.get("search") or {}
+        if match := re.search(rf"{COUNT} asked for", cell.text):
+            page.check("set-up, trials asked for", cell.part(match, 1), search.get("trials"), count)
+        if match := page.one("set-up", cell, rf"{COUNT} began"):
+            page.check("set-up, trials that began", cell.part(match, 1), len(self.sweep.searched), count)
+        if match := re.search(r"sampler (\w+)", cell.text):
+            page.check("set-up, sampler", cell.part(match, 1), search.get("sampler"))
+        if match := re.search(r"scheduler (\w+)(?: \(([^)]*)\))?", cell.text):
+            scheduler = spec.get("scheduler") or {}
+            page.check("set-up, scheduler", cell.part(match, 1), scheduler.get("name"))
+            if match[2]:
+                self.pairs("set-up, scheduler", cell.part(match, 2), scheduler)
+        if match := re.search(rf"then {COUNT} to confirm", cell.text):
+            repeats = sum(bool(trial.confirms) for trial in self.sweep.trials)
+            page.check("set-up, trials that confirm", cell.part(match, 1), repeats, count)
+
+    def axes(self, cell: Cell) -> None:
+        """`rank (4, 8); learning rate (1e-4 to 5e-3, log)`, as the spec has them."""
+        space = (self.sweep.spec.get("search") or {}).get("space") or {}
+        said = {match[1].replace(" ", "_") for match in re.finditer(r"([^;(]+?) \([^)]*\)(?:; |$)", cell.text)}
+        self.page.holds(f"set-up: varied are {sorted(self.sweep.varied)}", said == self.sweep.varied)
+        for match in re.finditer(r"([^;(]+) \(([^)]*)\)(?:; |$)", cell.text):
+            axis, inside = space.get(match[1].replace(" ", "_")), cell.part(match, 2)
+            where = f"set-up, {match[1]}"
+            if isinstance(axis, list):
+                at = inside.start
+                values = inside.text.split(", ")
+                self.page.holds(f"{where}: {len(axis)} values", len(values) == len(axis))
+                for text, value in zip(values, axis, strict=False):
+                    self.page.check(where, Cell(text, at), value, short)
+                    at += len(text) + 2
+            elif isinstance(axis, dict) and (ends := re.fullmatch(r"(\S+) to ([^ ,]+)(, log)?", inside.text)):
+                self.page.check(f"{where}, low", inside.part(ends, 1), axis["low"], short)
+                self.page.check(f"{where}, high", inside.part(ends, 2), axis["high"], short)
+                self.page.holds(f"{where}: says log", bool(ends[3]) == bool(axis.get("log")))
+
+    def ran(self, lines: dict[str, Cell]) -> None:
+        """Code, machine and time, of runs.jsonl."""
+        page, runs = self.page, self.sweep.runs
+        last = runs[-1]
+        if "Code" in lines and (match := page.one("set-up", lines["Code"], r"commit ([0-9a-f]+)( and changes to it)?")):
+            page.check("set-up, commit", lines["Code"].part(match, 1), last["git"]["commit"][:12])
+            page.holds("set-up: says changes to the code", bool(match[2]) == last["git"]["changed"])
+        if "Machine" in lines:
+            cell, there = lines["Machine"], last["machines"]
+            for pattern, value in ((r"(\d+) machines?", "nodes"), (rf"{COUNT} CPU cores?", "cpus")):
+                if match := page.one("set-up, machine", cell, pattern):
+                    page.check(f"set-up, {value}", cell.part(match, 1), there[value], count)
+            if match := page.one("set-up, machine", cell, r"([\d.]+) GB of memory"):
+                page.check("set-up, memory", cell.part(match, 1), there["memory_gb"], short)
+            gpus = {match[2]: cell.part(match, 1) for match in re.finditer(r"(\d+) × ([^,]+)", cell.text)}
+            page.holds("set-up: GPUs", set(gpus) == set(there.get("gpus") or {}))
+            for name, number in gpus.items():
+                page.check(f"set-up, {name}", number, there["gpus"].get(name), count)
+            for name in (there.get("cpu"), there.get("system"), *(there.get("gpus") or {})):
+                if name and (at := cell.text.find(name)) >= 0:
+                    page.check("set-up, machine", Cell(name, cell.start + at), name)
+        cell = lines["Time"]
+        if match := page.one("set-up, time", cell, r"^([\w. ]+?) in all"):
+            page.check("set-up, time in all", cell.part(match, 1), sum(run["seconds"] for run in runs), duration)
+        if match := re.search(r"; ([\w. ]+?) of workers with ([\d.]+) (GPU|CPU)", cell.text):
+            page.check("set-up, time of workers", cell.part(match, 1), self.worker_seconds, duration)
+            page.check("set-up, of a worker", cell.part(match, 2), last["worker"].get(match[3]), short)
