@@ -55,13 +55,16 @@ class DataConfig(Config):
     """`pydoc`, a hub id, or one or more JSONL files."""
     eval_source: Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(min_length=1)] | None = None
     """Evaluate on this instead of on a split of `source`."""
+    rows: Annotated[int, Field(ge=3)] | None = None
+    """At most this many rows of `source` are used, drawn at random (`seed`); null: all. Three are one each to train on, to
+    evaluate and to confirm."""
     max_length: Annotated[int, Field(ge=8)] = 128
     """Tokens of prompt and completion together; longer rows are truncated at the end."""
     eval_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
     eval_rows: Positive | None = 48
     """At most this many rows are evaluated; null: the whole split."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Of the split alone; the order of a trial's batches comes from the trial's own seed."""
+    """Of the draw and the split alone; the order of a trial's batches comes from the trial's own seed."""
 
 
 class AdapterConfig(Config):

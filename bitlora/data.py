@@ -228,9 +228,9 @@ def _bytes(text: str, spans: Sequence[Span], end: int, endings: tuple[str, ...])
 def prepare_data(config: DataConfig, tokenizer: PreTrainedTokenizerBase, test_rows: int | None = 0) -> Dataset:
     """Read, tokenize and split.
 
-    The split is a permutation seeded by `config.seed`: its first part, `eval_fraction` of the rows and at least one, is
-    the eval split, of which the first `eval_rows` are evaluated; the rest of it is not trained on either. With
-    `eval_source` nothing is split.
+    The split is a permutation seeded by `config.seed`, cut to its first `config.rows`: of these the first part,
+    `eval_fraction` of them and at least one, is the eval split, of which the first `eval_rows` are evaluated; the rest of
+    it is not trained on either. With `eval_source` nothing is split.
 
     Args:
         test_rows: the rows after those that are evaluated that become the test split, at most; None: all. Where it is
@@ -249,14 +249,15 @@ def prepare_data(config: DataConfig, tokenizer: PreTrainedTokenizerBase, test_ro
     rows, counts = main
     all_counts = [counts]
     notes = counts.notes(config.max_length)
-    order = np.random.Generator(np.random.PCG64(config.seed))
+    chosen = _shuffled(len(rows), config.seed)[: config.rows]
+    if len(chosen) < len(rows):
+        notes.append(f"{len(chosen)} of {len(rows)} rows were drawn at random; no other is used")
     if other is None:
-        shuffled = order.permutation(len(rows))
-        held_out = min(max(round(len(rows) * config.eval_fraction), len(kept)), len(rows) - 1)
-        train, split = rows.take(np.sort(shuffled[held_out:])), rows.take(shuffled[:held_out])
+        held_out = min(max(round(len(chosen) * config.eval_fraction), len(kept)), len(chosen) - 1)
+        train, split = rows.take(np.sort(chosen[held_out:])), rows.take(chosen[:held_out])
     else:
         eval_rows, eval_counts = other
-        train, split = rows, eval_rows.take(order.permutation(len(eval_rows)))
+        train, split = rows.take(np.sort(chosen)), eval_rows.take(_shuffled(len(eval_rows), config.seed))
         all_counts.append(eval_counts)
         notes += [f"of the eval source: {note}" for note in eval_counts.notes(config.max_length)]
     first = len(split) if test_rows == 0 else len(split) // 2
@@ -276,6 +277,10 @@ def prepare_data(config: DataConfig, tokenizer: PreTrainedTokenizerBase, test_ro
         notes=tuple(notes),
     )
     return Dataset(train=train, eval=evaluated, test=test, summary=summary)
+
+
+def _shuffled(rows: int, seed: int) -> npt.NDArray[np.int64]:
+    return np.random.Generator(np.random.PCG64(seed)).permutation(rows)
 
 
 def _load(

@@ -44,11 +44,21 @@ def set_up(sweep: Sweep, axes: Axes) -> Bullets:
         "Trials": asked,
         "Varied": "; ".join(varied),
         "Held fixed": ", ".join(fixed),
+        **_optimizer(sweep),
         "Versions": ", ".join(f"{plain(name, 60)} {_values(found)}" for name, found in sorted(sweep.versions.items())),
         "Spec": f"{SPEC}, SHA-256 {sweep.spec_hash}…" if sweep.spec_hash else "",
         **_runs(sweep),
     }
     return Bullets(tuple((f"{title}: {line or NOTHING}",) for title, line in lines.items()))
+
+
+def _optimizer(sweep: Sweep) -> dict[str, str]:
+    """What became of an optimizer that is not quite what its name says."""
+    if mapping(sweep.spec, "train").get("optimizer") != "paged_adamw":
+        return {}
+    return {
+        "Optimizer": "paged_adamw, which in a pack is AdamW: a trial's moments are one small vector, so there is nothing to page out"
+    }
 
 
 def _runs(sweep: Sweep) -> dict[str, str]:

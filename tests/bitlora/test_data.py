@@ -263,6 +263,29 @@ def test_an_eval_source_leaves_the_whole_source_to_train(source: str, tmp_path: 
     )
 
 
+def test_a_draw_of_rows_is_split_like_a_source_of_that_size(source: str) -> None:
+    tokenizer = byte_level()
+    data = prepare_data(DataConfig(source=source, rows=20, eval_fraction=0.2), tokenizer, test_rows=None)
+    other = prepare_data(DataConfig(source=source, rows=20, eval_fraction=0.2, seed=1), tokenizer, test_rows=None)
+    more = prepare_data(DataConfig(source=source, rows=99), tokenizer)
+    used = {*data.train.example_ids, *data.eval.example_ids, *data.test.example_ids}
+    assert (len(data.train), len(data.eval), len(data.test), len(used)) == (16, 2, 2, 20)
+    assert used != {*other.train.example_ids, *other.eval.example_ids, *other.test.example_ids}
+    assert data.summary.rows_read == 50
+    assert data.summary.notes == ("20 of 50 rows were drawn at random; no other is used",)
+    assert (len(more.train) + len(more.eval), more.summary.notes) == (50, ())
+
+
+def test_a_draw_of_rows_leaves_the_eval_source_whole(source: str, tmp_path: Path) -> None:
+    path = tmp_path / "eval.jsonl"
+    path.write_text("".join(json.dumps({"prompt": "a", "completion": text}) + "\n" for text in "bcdefg"))
+    whole = prepare_data(DataConfig(source=source, eval_source=str(path)), byte_level())
+    data = prepare_data(DataConfig(source=source, eval_source=str(path), rows=3), byte_level())
+    assert len(data.train) == 3
+    assert set(data.train.example_ids) < set(whole.train.example_ids)
+    assert data.eval.example_ids == whole.eval.example_ids
+
+
 def test_the_test_split_is_what_nobody_is_tuned_on(source: str) -> None:
     tokenizer = byte_level()
     plain = prepare_data(DataConfig(source=source, eval_fraction=0.2, eval_rows=4), tokenizer)

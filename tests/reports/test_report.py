@@ -131,6 +131,13 @@ def test_the_best_adapter_is_exported_in_a_form_that_it_has(folder, add):
     assert "bitlora export runs/quickstart/trials/t1 --to packed --out t1-packed" in report(folder)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "paged_adamw"])
+def test_an_optimizer_that_is_not_what_its_name_says_is_explained(folder, add, optimizer):
+    add("t0", eval_loss=2.5)
+    (folder / "sweep.yaml").write_text(f"train: {{optimizer: {optimizer}}}\n")
+    assert ("there is nothing to page out" in report(folder)) == (optimizer == "paged_adamw")
+
+
 def test_one_quantizer(folder, add):
     add("t0000", eval_loss=2.5)
     add("t0001", eval_loss=2.50001, rank=8)
