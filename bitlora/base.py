@@ -45,10 +45,15 @@ class Base:
 
 
 def resolve_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 where the hardware multiplies it (CUDA from Ampere on, CPUs with AMX), else float32."""
+    """`auto` is bfloat16 where the hardware multiplies it (CUDA from Ampere on, CPUs with AMX or AVX-512 BF16), else
+    float32."""
     if dtype != "auto":
         return getattr(torch, dtype)  # type: ignore[no-any-return]
-    fast = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else torch.cpu._is_amx_tile_supported()
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(False)
+    else:
+        has = torch.cpu.get_capabilities()
+        fast = has.get("amx_bf16", False) or has.get("avx512_bf16", False)
     return torch.bfloat16 if fast else torch.float32
 
 

@@ -57,7 +57,7 @@ def _optimizer(sweep: Sweep) -> dict[str, str]:
     if mapping(sweep.spec, "train").get("optimizer") != "paged_adamw":
         return {}
     return {
-        "Optimizer": "paged_adamw, which in a pack is AdamW: a trial's moments are one small vector, so there is nothing to page out"
+        "Optimizer": "paged_adamw, here AdamW: in a pack a trial's moments are one small vector, there is nothing to page"
     }
 
 
