@@ -179,13 +179,19 @@ def read_metrics(folder: Path) -> list[Metrics]:
 
 
 def write_scores(
-    path: Path, example_ids: Sequence[str], losses: Sequence[float], tokens: Sequence[int], text_bytes: Sequence[int]
+    path: Path,
+    example_ids: Sequence[str],
+    losses: Sequence[float],
+    tokens: Sequence[int],
+    text_bytes: Sequence[int],
+    dtype: str | None = None,
 ) -> None:
     """Write eval.parquet or test.parquet: a row for each example that was scored.
 
     Args:
         losses: summed over the example's completion tokens, in nats.
         text_bytes: UTF-8 bytes of the text that those tokens stand for.
+        dtype: what the base computed in, by torch's name; kept in the file's metadata.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -198,8 +204,22 @@ def write_scores(
             "bytes": pa.array(list(text_bytes), pa.int64()),
         }
     )
+    if dtype is not None:
+        table = table.replace_schema_metadata({"dtype": dtype})
     with replacing(path) as part:
         pq.write_table(table, part)
+
+
+def dtype_of(path: Path) -> str | None:
+    """What the scores in such a file were computed in; None where it does not say.
+
+    Raises:
+        OSError, ValueError: it cannot be read.
+    """
+    import pyarrow.parquet as pq
+
+    found = (pq.read_schema(path).metadata or {}).get(b"dtype")
+    return found.decode() if found is not None else None
 
 
 def loss_of(path: Path) -> float:

@@ -8,13 +8,13 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import ValidationError
 
 from bitlora import record
-from bitlora.config import TrialConfig, explain, nearest
+from bitlora.config import Dtype, TrialConfig, explain, nearest
 from bitlora.record import TRIALS, Record
 from sweeps.draft import SpecError
 from sweeps.prepare import InputError
@@ -68,10 +68,11 @@ class Ended:
             raise InputError([str(error)]) from None
 
     def dtype(self) -> torch.dtype:
-        """What the trial was computed in; of `auto` what it comes to on this machine, since no record says more."""
+        """What the trial was computed in; where its record is older than that it says so, what the spec comes to here."""
         from bitlora.base import resolve_dtype
 
-        return resolve_dtype(self.spec.train.dtype, device())
+        recorded: Any = self.record.base.get("dtype")
+        return resolve_dtype(recorded if recorded in get_args(Dtype) else self.spec.train.dtype, device())
 
     def eval_rows(self) -> Rows:
         """The examples that the trial's `eval_loss` is over, made again from the spec and held against eval.parquet.

@@ -84,14 +84,16 @@ class FirstLink(Link):
     Args:
         name: the pack's.
         base: what tells this base and its targets from others, in checkpoints.
+        dtype: what the base computes in, by torch's name.
     """
 
-    def __init__(self, name: str, pool: Any, settings: Settings, base: str) -> None:
+    def __init__(self, name: str, pool: Any, settings: Settings, base: str, dtype: str) -> None:
         self._name = name
         self._pool = pool
         self._settings = settings
         self._storage = settings.storage
         self._base = base
+        self._dtype = dtype
         self._inbox: queue.Queue[Command] = queue.Queue()
         self._failed = False
         """Something could not be written: nothing that depends on it may be."""
@@ -179,9 +181,8 @@ class FirstLink(Link):
             if not ray.get(self._pool.evaluated.remote(self._name, trial_id)):
                 return
             for name, rows, scored in scores:
-                record.write_scores(
-                    folder / name, rows.example_ids, scored.losses, scored.tokens, rows.text_bytes.tolist()
-                )
+                counts = scored.tokens, rows.text_bytes.tolist()
+                record.write_scores(folder / name, rows.example_ids, scored.losses, *counts, self._dtype)
             model = self._settings.base.model
             record.write_folder(folder / record.ADAPTER, lambda part: save_adapter(part, latent, config, model))
             record.append_metrics(folder, metrics)

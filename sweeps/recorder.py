@@ -133,6 +133,12 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
         ranked = last is not None and status != "diverged"
         tested = status == "completed" and (folder / record.TEST).exists()
         shapes = self._prepared.base.targets
+        base = self._prepared.base.provenance()
+        with contextlib.suppress(
+            OSError, ValueError
+        ):  # without an evaluation there is nothing that it would be said of
+            if dtype := record.dtype_of(folder / record.EVAL):
+                base["dtype"] = dtype
         record.write_record(
             folder,
             Record(
@@ -146,7 +152,7 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
                 seconds=last.seconds if last else 0.0,
                 adapter_params=adapter_params(shapes, trial.rank, trial.quantizer),
                 adapter_bytes=adapter_bytes(shapes, trial.rank, trial.quantizer, trial.granularity),
-                base=self._prepared.base.provenance(),
+                base=base,
                 data=provenance(self._prepared),
                 versions=self._versions,
                 test_loss=record.loss_of(folder / record.TEST) if tested else None,

@@ -135,7 +135,8 @@ def pack_loop(config: dict[str, Any]) -> None:
         raise
     workers = Workers(rank, settings.workers, device)
     workers.sum()  # all have their base
-    link = FirstLink(name, pool, settings, identity(base, settings.base)) if workers.first else Link()
+    weights, dtype = identity(base, settings.base), str(base.dtype).removeprefix("torch.")
+    link = FirstLink(name, pool, settings, weights, dtype) if workers.first else Link()
     pack = Pack(settings, Engine(base, settings.slots, workers), link)
     if workers.first:
         ray.get(pool.pack_ready.remote(name))

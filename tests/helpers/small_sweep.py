@@ -83,7 +83,7 @@ def _write(folder: Path, spec: Spec, dataset: Dataset, engine: Engine, slot: int
             steps=6,
             adapter_params=adapter_params(info.targets, config.rank, config.quantizer),
             adapter_bytes=adapter_bytes(info.targets, config.rank, config.quantizer, config.granularity),
-            base=info.provenance(),
+            base=info.provenance() | {"dtype": spec.train.dtype},
             data={"source": dataset.summary.source, "train_rows": len(dataset.train), "eval_rows": len(rows)},
             versions=record.versions(),
             **numbers,

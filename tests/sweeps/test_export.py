@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from bitlora.packing import PACKED, load_packed
 from bitlora.storage import open_storage
 from sweeps.cli import app
-from sweeps.ended import split
+from sweeps.ended import ended_trial, split
 from sweeps.prepare import InputError
 
 TRIALS = {
@@ -213,6 +213,17 @@ def test_what_was_trained_in_another_dtype_is_checked_in_it(dtype, quantization,
         assert "checked: " in ended.stdout
     kept = load_file(tmp_path / "t0001-peft" / "adapter_model.safetensors")
     assert {value.dtype for value in kept.values()} == {torch.float32}
+
+
+def test_the_dtype_is_the_records_where_the_spec_leaves_it_open(tmp_path, tiny_base, arithmetic):
+    folder = small_sweep(tmp_path / "small", tiny_base, arithmetic, {"t0000": {}}, "none", "float64")
+    spec, record = folder / "sweep.yaml", folder / "trials" / "t0000" / "record.json"
+    spec.write_text(spec.read_text().replace("dtype: float64", "dtype: auto"))
+    with ended_trial(str(record.parent)) as trial:
+        assert (trial.spec.train.dtype, trial.dtype()) == ("auto", torch.float64)
+    record.write_text(record.read_text().replace('"float64"', '"save"'))  # a word of torch, but no dtype
+    with ended_trial(str(record.parent)) as trial:
+        assert trial.dtype() in (torch.float32, torch.bfloat16)
 
 
 def test_generate_prints_the_answer_alone(sweep):

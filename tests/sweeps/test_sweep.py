@@ -107,6 +107,7 @@ def test_chats_and_the_adapters_on_disk_are_what_was_scored(bitlora, write_spec,
     source = json.loads(spec.read_text())["data"]
     rows = prepare_data(DataConfig(**source), AutoTokenizer.from_pretrained(tiny_base)).eval
     for trial_id, record in contract.holds(tmp_path / "quick").items():
+        assert record["base"]["dtype"] == "float32"
         adapter = tmp_path / "quick" / "trials" / trial_id / "adapter"
         base = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
         if record["config"]["quantizer"] == "ternary":
