@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import pandas as pd
 
-from reports import plots
+from reports import plot_gaps, plots
 from reports.document import Figure, plain
 from reports.insight import Importances
 from reports.load import Sweep
@@ -161,7 +161,7 @@ def gaps_of(
         f"How far {what} is behind the best of all, with paired 95 % intervals. Hollow: tied, the interval holds zero."
     )
     frame = pd.DataFrame(data)
-    return Plot(Figure(name, alt, caption), frame, partial(plots.gaps, frame, unit=unit))
+    return Plot(Figure(name, alt, caption), frame, partial(plot_gaps.gaps, frame, unit=unit))
 
 
 def budget(found: pd.DataFrame) -> Plot | None:

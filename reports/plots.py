@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pandas as pd
 
-from reports.plot_data import Panel, decimals, highest, outliers, signed, tidy
+from reports.plot_data import Panel, highest, outliers, tidy
 from reports.plot_parts import (
     ROWS,
     arrow_key,
@@ -290,50 +290,6 @@ def slices(points: pd.DataFrame, axes: Sequence[tuple[str, bool]], look: Look) -
             hollow: dict[str, Any] = {"marker": "o", "mfc": "none", "mec": look.quiet, "ms": 5, "lw": 0}
             handles.append(key("hollow: not the full budget", **hollow))
         legend(figure, [*handles, *arrow_key(len(out), look)])
-        return settled(figure)
-
-
-def gaps(rows: pd.DataFrame, look: Look, unit: str = "nats per completion token") -> Figure | None:
-    """How far each stands above the best, and what other eval examples could change: hollow where that holds zero.
-
-    `rows`: `label`, `quantizer`, `difference` (in `unit`; 0 for the best itself), `low`, `high` (95 % interval; NaN: none).
-    """
-    rows = tidy(rows, ["difference"], ["low", "high"])
-    if rows.empty:
-        return None
-    shown = rows.head(ROWS)
-    known = shown["low"].notna() & shown["high"].notna()
-    tied = known & (shown["low"] <= 0) & (shown["high"] >= 0)
-    with look.context():
-        figure, (axes,) = canvas(rows_height(len(shown), 0.3) + 0.6)
-        axes.set_xlim(
-            span([0.0, *shown["difference"], *shown.loc[known, "low"], *shown.loc[known, "high"]], 0.04, 0.04)
-        )
-        axes.axvline(0, color=look.quiet, lw=1, zorder=1)
-        digits = decimals(*axes.get_xlim())
-        for place, at in enumerate(shown.index):
-            of, (difference, low, high) = (
-                mark(shown["quantizer"][at], look),
-                shown.loc[at, ["difference", "low", "high"]],
-            )
-            words = f"{signed(difference, digits)}  (no interval)" if difference else "0"
-            if known[at]:
-                axes.hlines(place, low, high, colors=of.colour, lw=1.6, zorder=2)
-                words = f"{signed(difference, digits)}  ({signed(low, digits)} to {signed(high, digits)})"
-            face = look.background if tied[at] else of.colour
-            axes.scatter(
-                [difference], [place], s=44 * of.scale, marker=of.marker, fc=face, ec=of.colour, lw=1.4, zorder=3
-            )
-            row = axes.get_yaxis_transform()
-            axes.text(1.02, place, words, transform=row, fontsize=SMALL, va="center_baseline", color=look.quiet)
-        row_labels(axes, shown["label"], look)
-        axes.set_xlabel(f"{unit} above the best" + (", 95 % interval" if known.any() else "") + cut(rows))
-        axes.grid(True, axis="x")
-        handles = quantizer_keys(shown["quantizer"], look)
-        if tied.any():
-            hollow: dict[str, Any] = {"marker": "o", "mfc": look.background, "mec": look.quiet, "ms": 6, "mew": 1.4}
-            handles.append(key("hollow: tied, the interval holds zero", color=look.quiet, lw=1.6, **hollow))
-        legend(figure, handles)
         return settled(figure)
 
 

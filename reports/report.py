@@ -14,6 +14,7 @@ import pandas as pd
 
 from bitlora.record import EVAL, STATUSES, TEST, replacing, write_text
 from reports import figures, tables
+from reports.against import against, against_plot, against_table
 from reports.cells import cell, counted, percent, seconds, whole
 from reports.compare import comparison
 from reports.csv_table import csv_table
@@ -139,6 +140,15 @@ def report(sweep: Sweep) -> Report:
         blocks += [table, *map(_text, notes), *plot(figures.gaps(groups, lines, on_test))]
     else:
         blocks += [_text("No trial, and no quantizer asked for.")]
+    if low := against(groups.contest, on_test if confirmed else on_eval):
+        blocks += [
+            Heading(2, "Against full precision"),
+            _text(
+                "The best of each quantizer against the best in full precision: loss and bytes in per cent of its own."
+            ),
+            against_table(low, "test" if confirmed else "eval"),
+            *plot(against_plot(low)),
+        ]
     blocks += [Heading(2, "Leaderboard")]
     if groups.ranked.empty:
         blocks += [_text("No trial completed its full budget with a finite eval loss.")]

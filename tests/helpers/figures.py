@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reports import plots
+from reports import plot_gaps, plots
 from reports.style import KNOWN, LIGHT, drawn, svg
 
 NAN = float("nan")
@@ -79,6 +79,18 @@ def gaps() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["label", "quantizer", "difference", "low", "high"])
 
 
+def size_gaps() -> pd.DataFrame:
+    rows = [
+        ("none", 9_769_000, 0.0, NAN, NAN),
+        ("int4", 2_443_000, -0.04, -0.3, 0.22),
+        ("twn", 978_700, 0.31, 0.05, 0.57),
+        ("ternary", 978_700, 0.12, -0.2, 0.44),
+        ("absmean", 978_700, 0.9, NAN, NAN),
+        ("binary", 612_400, 0.6, 0.4, 0.8),
+    ]
+    return pd.DataFrame(rows, columns=["quantizer", "adapter_bytes", "percent", "low", "high"])
+
+
 def budget() -> pd.DataFrame:
     rows = [("completed", 12, 4800, 0), ("pruned", 31, 3410, 8990), ("diverged", 2, 150, 650)]
     return pd.DataFrame(rows, columns=["status", "trials", "steps_run", "steps_saved"])
@@ -93,7 +105,8 @@ FIGURES: dict[str, tuple[Callable[..., Any], Callable[[], pd.DataFrame]]] = {
     "learning_curves": (plots.learning_curves, curves),
     "importances": (plots.importances, bars),
     "slices": (slices, trials),
-    "gaps": (plots.gaps, gaps),
+    "gaps": (plot_gaps.gaps, gaps),
+    "size_gaps": (plot_gaps.size_gaps, size_gaps),
     "budget": (plots.budget, budget),
 }
 

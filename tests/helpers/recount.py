@@ -24,6 +24,7 @@ class Recount(Words, Tables, Beside):
         self.setup()
         self.confirmed()
         self.quantizers()
+        self.full_precision()
         self.leaderboard()
         self.pareto()
         self.importances()

@@ -14,7 +14,7 @@ from printed_page import (
     size,
 )
 from recount_cells import Cells
-from sweep_files import best_of_each_quantizer, front, gap
+from sweep_files import against_full, best_of_each_quantizer, front, gap
 
 
 class Beside(Cells):
@@ -60,6 +60,7 @@ class Beside(Cells):
             budget[status] = {"trials": len(those), "steps_run": taken, "steps_saved": self.saved(those)}
         self.rows("figures/budget.csv", "status", budget)
         self.rows("figures/gaps.csv", "label", self.gaps())
+        self.rows("figures/size-gaps.csv", "label", self.size_gaps())
         kept = front([(c.loss, c.bytes) for c in ranking])
         points = {}
         for configuration, keep in zip(ranking, kept, strict=True):
@@ -89,6 +90,20 @@ class Beside(Cells):
                 "difference": of.difference if of else configuration.loss - headline[0].loss,
                 "low": of.low if of else None,
                 "high": of.high if of else None,
+            }
+        return found
+
+    def size_gaps(self) -> dict[str, dict[str, Any]]:
+        found, shown = {}, against_full(self.sweep.headline)
+        for configuration in shown:
+            full = shown[0]
+            of = gap(full, configuration) if configuration is not full else None
+            found[configuration.ids[0]] = {
+                "quantizer": configuration.quantizer,
+                "adapter_bytes": configuration.bytes,
+                "percent": 100 * (configuration.loss / full.loss - 1),
+                "low": 100 * of.low / full.loss if of else None,
+                "high": 100 * of.high / full.loss if of else None,
             }
         return found
 
@@ -147,6 +162,11 @@ class Beside(Cells):
         for name, title, columns in (
             ("confirmed", "Confirmed", {"test loss": fixed(4), "gap to best": fixed(4), "in the search": fixed(4)}),
             ("quantizers", "Quantizers side by side", {"eval loss": fixed(4), "gap to best": fixed(4)}),
+            (
+                "full-precision",
+                "Against full precision",
+                {"size, %": fixed(2), "gap, %": fixed(2), "test loss": fixed(4), "eval loss": fixed(4)},
+            ),
             ("leaderboard", "Leaderboard", {"eval loss": fixed(4), "gap to best": fixed(4)}),
             ("pareto", "Quality against size", {"eval loss": fixed(4)}),
             ("pruned", "Pruned", {"eval loss there": fixed(4), "learning rate": short}),

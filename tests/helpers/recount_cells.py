@@ -34,13 +34,13 @@ class Cells:
             at = cell.start + len(value) + len(plus)
             self.page.check(f"{where}, standard error", Cell(error, at), configuration.error, fixed(4))
 
-    def interval(self, where: str, cell: Cell, of: Gap | None) -> None:
+    def interval(self, where: str, cell: Cell, of: Gap | None, unit: float = 1.0, digits: int = 4) -> None:
         match = re.fullmatch(r"(-?[\d.]+) to (-?[\d.]+)( \(tied\))?", cell.text)
         if of is None or match is None:
             self.page.check(where, cell, "–" if of is None else f"{of.low} to {of.high}")
             return
-        self.page.check(f"{where}, low end", cell.part(match, 1), of.low, fixed(4))
-        self.page.check(f"{where}, high end", cell.part(match, 2), of.high, fixed(4))
+        self.page.check(f"{where}, low end", cell.part(match, 1), unit * of.low, fixed(digits))
+        self.page.check(f"{where}, high end", cell.part(match, 2), unit * of.high, fixed(digits))
         self.page.holds(f"{where}: says tied where it holds zero", bool(match[3]) == of.tied)
 
     def behind(self, where: str, row: dict[str, Cell], best: Configuration, other: Configuration) -> None:

@@ -16,7 +16,7 @@ from printed_page import (
     short,
 )
 from recount_cells import Cells
-from sweep_files import Trial, best_of_each_quantizer, front
+from sweep_files import Trial, against_full, best_of_each_quantizer, front, gap
 
 
 class Tables(Cells):
@@ -70,6 +70,23 @@ class Tables(Cells):
                 self.settings(where, row, by[name].config, by[name].trials[0].record)
             elif "†" in row["best trial"].text:
                 self.unranked(where, row, with_it, cell)
+
+    def full_precision(self) -> None:
+        """Each quantizer's best behind that of full precision, in per cent of its loss."""
+        page, expected = self.page, against_full(self.sweep.headline)
+        cell = page.section("Against full precision")
+        rows = page.table("full-precision", cell)
+        named = [configuration.quantizer for configuration in expected]
+        page.holds(f"against: {named}", [row["quantizer"].text for row in rows] == named)
+        for row, configuration in zip(rows, expected, strict=False):
+            where, full = f"against, {configuration.quantizer}", expected[0]
+            page.check(f"{where}, trial", row["best trial"], configuration.ids[0])
+            self.settings(where, row, {}, configuration.trials[0].record)
+            page.check(f"{where}, size", row["size, %"], 100 * configuration.bytes / full.bytes, fixed(2))
+            self.loss(f"{where}, loss", row.get("test loss") or row["eval loss"], configuration)
+            page.check(f"{where}, gap", row["gap, %"], 100 * (configuration.loss / full.loss - 1), fixed(2))
+            found = gap(full, configuration) if configuration is not full else None
+            self.interval(f"{where}, interval", row["95 % interval of the gap, %"], found, 100 / full.loss, 2)
 
     def unranked(self, where: str, row: dict[str, Cell], with_it: list[Trial], cell: Cell) -> None:
         """The best of a quantizer of which none got to the end: the lowest loss of those that were stopped."""

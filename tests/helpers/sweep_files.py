@@ -224,6 +224,13 @@ def best_of_each_quantizer(ranking: list[Configuration]) -> dict[str, Configurat
     return found
 
 
+def against_full(ranking: list[Configuration]) -> list[Configuration]:
+    """The best in full precision, then that of each other quantizer, the largest first; [] where one of both is missing."""
+    by = best_of_each_quantizer(ranking)
+    full = by.pop("none", None)
+    return [full, *sorted(by.values(), key=lambda c: (-c.bytes, c.loss))] if full is not None and by else []
+
+
 def read_trial(path: Path) -> Trial:
     curve = path / "metrics.jsonl"
     lines = [json.loads(line) for line in curve.read_text().splitlines()] if curve.exists() else []

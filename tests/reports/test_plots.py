@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from reports import plots
+from reports import plot_gaps, plots
 from reports.style import DARK, LIGHT, drawn, mark, png, svg
 
 ROOT = Path(__file__).parents[2]
@@ -99,7 +99,7 @@ def test_the_same_data_gives_the_same_bytes_in_any_process_and_under_any_setting
     second = program({"PYTHONHASHSEED": "2", "MATPLOTLIBRC": str(tmp_path / "matplotlibrc"), "TZ": "Asia/Tokyo"})
     assert first == second
     assert len(set(first.values())) == len(figures.FIGURES) + 1
-    assert figures.digest(svg(plots.gaps(figures.gaps(), LIGHT), LIGHT)) == first["gaps"]
+    assert figures.digest(svg(plot_gaps.gaps(figures.gaps(), LIGHT), LIGHT)) == first["gaps"]
 
 
 def test_matplotlib_is_imported_late_and_pyplot_never():
@@ -109,7 +109,7 @@ sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests/helpers")!r}]
 import figures
 assert "matplotlib" not in sys.modules
 from reports.style import LIGHT
-figures.plots.gaps(figures.gaps(), LIGHT)
+figures.plot_gaps.gaps(figures.gaps(), LIGHT)
 import matplotlib
 assert "matplotlib.pyplot" not in sys.modules
 """
@@ -120,7 +120,7 @@ def test_settings_are_left_as_they_were():
     import matplotlib
 
     before = dict(matplotlib.rcParams)
-    drawn(partial(plots.gaps, figures.gaps()))
+    drawn(partial(plot_gaps.gaps, figures.gaps()))
     assert dict(matplotlib.rcParams) == before
 
 
@@ -240,7 +240,7 @@ def test_very_many():
 
 def test_rows_beyond_forty_are_counted():
     rows = pd.concat([figures.gaps()] * 20, ignore_index=True)
-    axes = plots.gaps(rows, LIGHT).axes[0]
+    axes = plot_gaps.gaps(rows, LIGHT).axes[0]
     assert len(axes.get_yticks()) == 40
     assert "first 40 of 80" in axes.get_xlabel()
 
@@ -361,7 +361,7 @@ def test_any_number_of_slices(count):
 
 def test_gaps_draw_the_frame():
     rows = figures.gaps()
-    drawing = plots.gaps(rows, LIGHT)
+    drawing = plot_gaps.gaps(rows, LIGHT)
     axes = drawing.axes[0]
     assert drawn_points(axes) == Counter((x, float(place)) for place, x in enumerate(rows["difference"]))
     lines = [c.get_segments()[0] for c in axes.collections if type(c).__name__ == "LineCollection"]
@@ -384,3 +384,14 @@ def test_budget_draws_the_frame():
     assert widths == [*rows["steps_run"], *rows["steps_saved"]]
     assert [bar.get_x() for bar in axes.patches][3:] == list(rows["steps_run"])
     assert [text.get_text() for text in axes.texts] == ["4,800", "3,410 + 8,990 saved", "150 + 650 saved"]
+
+
+def test_sizes_that_are_nearly_equal_stand_side_by_side_and_others_where_they_are():
+    sizes = pd.Series([1e7, 978_700, 2e6, 978_712, 978_700, 6e5])
+    places = plot_gaps.side_by_side(sizes)
+    assert [places[at] for at in (0, 2, 5)] == pytest.approx([1e7, 2e6, 6e5])
+    near = [places[at] for at in (1, 4, 3)]
+    assert near == sorted(near)
+    assert all(1.04 < b / a < 1.1 for a, b in itertools.pairwise(near))
+    assert near[1] == pytest.approx(978_704, rel=1e-4)
+    assert plot_gaps.side_by_side(pd.Series([5.0])) == pytest.approx([5.0])

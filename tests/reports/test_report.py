@@ -138,6 +138,34 @@ def test_an_optimizer_that_is_not_what_its_name_says_is_explained(folder, add, o
     assert ("there is nothing to page" in report(folder)) == (optimizer == "paged_adamw")
 
 
+def test_against_full_precision_the_best_of_each_by_size(folder, add):
+    add("t0", eval_loss=2.4, quantizer="none", rank=8)
+    add("t1", eval_loss=2.5, quantizer="none", rank=32)
+    add("t2", eval_loss=2.52, quantizer="ternary", rank=16)
+    add("t3", eval_loss=2.28, quantizer="binary", rank=8)
+    lines = [re.split(r" +\| +", line.strip("| ")) for line in section(report(folder), "Against full precision")[3:6]]
+    assert [[line[at] for at in (0, 1, 4, 6, 7)] for line in lines] == [
+        ["none", "t0", "100.00", "0.00", "–"],
+        ["ternary", "t2", "12.50", "5.00", "–"],
+        ["binary", "t3", "6.25", "-5.00", "–"],
+    ]
+
+
+@pytest.mark.parametrize("quantizers", [("none",), ("binary", "ternary")])
+def test_against_full_precision_needs_both(folder, add, quantizers):
+    for number, quantizer in enumerate(quantizers):
+        add(f"t{number}", eval_loss=2.4, quantizer=quantizer)
+    assert "Against full precision" not in report(folder)
+
+
+def test_a_size_that_is_not_known_is_no_point(folder, add):
+    add("t0", eval_loss=2.4, quantizer="none", record={"adapter_bytes": None})
+    add("t1", eval_loss=2.5, quantizer="binary")
+    page = report(folder)
+    assert len(section(page, "Against full precision")) == 5
+    assert "size-gaps" not in page
+
+
 def test_one_quantizer(folder, add):
     add("t0000", eval_loss=2.5)
     add("t0001", eval_loss=2.50001, rank=8)
