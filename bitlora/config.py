@@ -105,9 +105,6 @@ class TrainConfig(Config):
     weight_decay: NonNegativeFloat = 0.0
     max_grad_norm: PositiveFloat = 1.0
     schedule: ScheduleConfig = ScheduleConfig()
-    warm_start: Fraction = 0.0
-    """Share of the steps, from the first on, in which weights are trained in full precision before they are quantized. An
-    evaluation always quantizes them, so until then `eval_loss` is that of weights which never met their quantizer."""
     optimizer: Literal["adamw", "paged_adamw"] = "adamw"
     """`paged_adamw` is the same AdamW: bitsandbytes pages moments out where they do not fit, and an adapter's are 8 bytes a
     parameter, some megabytes beside a base of gigabytes. There is nothing to page."""
@@ -157,14 +154,12 @@ class TrialConfig(Config):
     confirms: str | None = None
     """The trial whose configuration this one repeats on a fresh seed; it is scored on the test split at its end."""
     granularity: Granularity = "tensor"
-    """The default is what trials of before there was a choice had; so is that of `warm_start`."""
-    warm_start: Fraction = 0.0
+    """The default is what trials of before there was a choice had."""
 
 
 AXES: Final[tuple[str, ...]] = (
     *AdapterConfig.model_fields,
     "learning_rate",
-    "warm_start",
     "weight_decay",
     "batch_size",
     "max_grad_norm",
@@ -198,7 +193,6 @@ def trial_config(
         "schedule": train.schedule.name,
         "warmup": train.schedule.warmup,
         "floor": train.schedule.floor,
-        "warm_start": train.warm_start,
         "steps": steps,
         "eval_every": steps_per_epoch if train.eval_every == "epoch" else train.eval_every,
         "seed": seed,

@@ -238,10 +238,7 @@ class Engine:
         tokens = [int(part.sum()) for part in batch.learn.split(batch.lengths)]
         losses = torch.zeros(len(slots), len(tokens), dtype=torch.float64)
         start, end = self.workers.share(len(tokens))
-        warming = [self.slots[slot] for slot in slots if self.slots[slot].is_warming]
         with torch.no_grad():
-            for state in warming:
-                state.quantize(deployed=True)
             while start < end:
                 stop = start + 1
                 while stop < end and sum(batch.lengths[start : stop + 1]) * len(slots) <= EVAL_TOKENS:
@@ -251,8 +248,6 @@ class Engine:
                     parts = loss.double().split(tokens[start:stop])
                     losses[index, start:stop] = torch.stack([part.sum() for part in parts]).cpu()
                 start = stop
-            for state in warming:
-                state.quantize()
         self.workers.sum([losses], torch.float64)
         return {slot: EvalResult(row, tokens) for slot, row in zip(slots, losses.tolist(), strict=True)}
 

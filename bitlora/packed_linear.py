@@ -47,8 +47,8 @@ def dropout_mask(span: Span, layer: int, width: int, dropout: float, device: tor
     """Which entries of a slot's input are kept: (N, width) bool.
 
     Drawn for the trial's whole batch in the trial's own order, so that it depends neither on the slot, nor on the
-    neighbours, nor on how the batch is cut into micro-batches. An entry is dropped when 16 random bits, read as a number,
-    are below `dropout`: four to a word of the generator, which is most of what a mask costs.
+    neighbours, nor on how the batch is cut into micro-batches. An entry is dropped when 16 random bits, read as a
+    fraction, are below `dropout`: drawing words is most of what a mask costs, and a word has bits for four entries.
     """
     assert span.seed is not None
     generator = torch.Generator(device).manual_seed(dropout_seed(*span.seed, layer))

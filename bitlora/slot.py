@@ -88,7 +88,6 @@ class Slot:
         self.grad = torch.zeros_like(self.latent)
         if dtype == torch.float16 and config.activations == "int8":
             dtype = torch.float32
-        self._warm_steps = round(config.warm_start * config.steps) if config.quantizer != "none" else 0
         self._plain = config.quantizer == "none" and dtype == latent_dtype
         quantized = self.latent if self._plain else torch.zeros_like(self.latent, dtype=dtype)
         self.optimizer = make_optimizer(self.latent, config)
@@ -114,7 +113,7 @@ class Slot:
         for a, b in self.matrices:
             bound = a.latent.shape[1] ** -0.5
             a.latent.copy_(torch.empty(a.latent.shape).uniform_(-bound, bound, generator=generator))
-            if a.scales is not None and not self._warm_steps:
+            if a.scales is not None:
                 a.scales.fill_(bound / 2)
                 b.latent.copy_(torch.empty(b.latent.shape).normal_(0, DOUBLE_BINARY_B, generator=generator))
 
@@ -169,26 +168,12 @@ class Slot:
             **{name: moment.to(self.latent, copy=True) for name, moment in moments.items()},
         }
 
-    @property
-    def is_warming(self) -> bool:
-        """The next step trains the weights in full precision."""
-        return self.step < self._warm_steps
-
-    def quantize(self, deployed: bool = False) -> None:
-        """Bring the quantized copies up to date with the latent weights.
-
-        Args:
-            deployed: as they would be used: quantized also while the trial warms up.
-        """
+    def quantize(self) -> None:
+        """Bring the quantized copies up to date with the latent weights."""
         if self._plain:
             return
         c = self.config
         for matrix in (m for pair in self.matrices for m in pair):
-            if matrix.scales is not None and self.step <= self._warm_steps != 0:
-                matrix.scales.copy_(matrix.latent.abs().mean(1, keepdim=True))
-            if self.is_warming and not deployed:
-                matrix.quantized.copy_(matrix.latent)
-                continue
             matrix.quantized.copy_(quantize(c.quantizer, matrix.latent, matrix.side, c.granularity, matrix.scales))
 
     def hand_on(self) -> None:
@@ -197,7 +182,7 @@ class Slot:
         Straight-through it is the latent weights' as it stands. Of learned scales s, `w_q = s * sign(w)`: they get
         `sum(sign(w) * dL/dw_q)` over their row, and w gets `s * dL/dw_q`.
         """
-        if self.config.quantizer != "double_binary" or self.is_warming:
+        if self.config.quantizer != "double_binary":
             return
         for matrix in (m for pair in self.matrices for m in pair):
             assert matrix.scales is not None

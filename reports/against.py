@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,11 +10,12 @@ from functools import partial
 import pandas as pd
 
 from reports import plot_gaps
-from reports.cells import bits, cell, loss, missing, size
+from reports.cells import bits, cell, missing, size
 from reports.document import NOTHING, Cell, Column, Figure, Table, plain
 from reports.figures import Plot
 from reports.paired import Interval, paired
 from reports.stats import Row, ScoresOf, rows
+from reports.tables import loss_cell
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +34,12 @@ class Against:
 def against(contest: pd.DataFrame, scores: ScoresOf) -> tuple[Against, ...]:
     """The best of each quantizer in `contest` (`reports.stats.Comparable.contest`): full precision, then the others, the
     largest first. Empty where there is no full precision, or nothing else, to compare."""
-    bests = contest.drop_duplicates("config.quantizer")
-    plain_ = rows(bests[bests["config.quantizer"] == "none"])
-    others = bests[bests["config.quantizer"] != "none"].sort_values(
-        ["adapter_bytes", "loss"], ascending=[False, True], kind="stable"
-    )
-    if not plain_ or others.empty or not plain_[0]["loss"]:
+    bests = contest.dropna(subset=["config.quantizer"]).drop_duplicates("config.quantizer")
+    in_full = bests["config.quantizer"] == "none"
+    others = bests[~in_full].sort_values(["adapter_bytes", "loss"], ascending=[False, True], kind="stable")
+    full = next(iter(rows(bests[in_full])), None)
+    if full is None or others.empty or not full["loss"] or not math.isfinite(100 / full["loss"]):
         return ()
-    full = plain_[0]
     own, unit = scores(full), 100 / full["loss"]
     found = [Against(full, 0.0, None, _share(full, full))]
     for row in rows(others):
@@ -65,7 +65,7 @@ def against_table(found: Sequence[Against], on: str) -> Table:
         if each.interval is not None:
             low, high = each.interval.low, each.interval.high
             tied = "" if each.interval.decided else " (tied)"
-            interval = cell(f"{low:.2f} to {high:.2f}{tied}", low, ("low", low), ("high", high))
+            interval = cell(f"{low:z.2f} to {high:z.2f}{tied}", low, ("low", low), ("high", high))
         lines.append(
             (
                 cell(plain(row["config.quantizer"], 60)),
@@ -73,8 +73,8 @@ def against_table(found: Sequence[Against], on: str) -> Table:
                 cell(NOTHING if spent is None else f"{spent:.2f}", spent),
                 cell(size(row["adapter_bytes"]), row["adapter_bytes"]),
                 cell(NOTHING if each.share is None else f"{each.share:.2f}", each.share),
-                cell(loss(row["loss"], row["error"]), row["loss"]),
-                cell(f"{each.percent:.2f}", each.percent),
+                loss_cell(row, "loss"),
+                cell(f"{each.percent:z.2f}", each.percent),
                 interval,
             )
         )

@@ -140,13 +140,16 @@ def report(sweep: Sweep) -> Report:
         blocks += [table, *map(_text, notes), *plot(figures.gaps(groups, lines, on_test))]
     else:
         blocks += [_text("No trial, and no quantizer asked for.")]
-    if low := against(groups.contest, on_test if confirmed else on_eval):
+    low, on = against(groups.contest, on_test if confirmed else on_eval), "test" if confirmed else "eval"
+    if not low and confirmed:  # full precision, or all else, is not among the confirmed
+        low, on = against(groups.ranked.assign(loss=groups.ranked["eval_loss"]), on_eval), "eval"
+    if low:
         blocks += [
             Heading(2, "Against full precision"),
             _text(
                 "The best of each quantizer against the best in full precision: loss and bytes in per cent of its own."
             ),
-            against_table(low, "test" if confirmed else "eval"),
+            against_table(low, on),
             *plot(against_plot(low)),
         ]
     blocks += [Heading(2, "Leaderboard")]

@@ -126,7 +126,8 @@ def _heads(keys: Sequence[str], frame: pd.DataFrame) -> list[Column]:
     return [head(key, f"config.{key}" in frame and numbers(frame[f"config.{key}"])) for key in keys]
 
 
-def _loss(row: Row, key: str = "eval_loss") -> Cell:
+def loss_cell(row: Row, key: str = "eval_loss") -> Cell:
+    """A loss with its standard error over seeds, where it has one."""
     found, error = row.get(key), row.get("error")
     if not isinstance(found, float) or not isinstance(error, float) or missing(found) or missing(error):
         return cell(loss(found, error), found)
@@ -159,7 +160,7 @@ def quantizer_table(lines: Sequence[QuantizerBest], varying: Sequence[str]) -> t
                 cell(plain(line.quantizer, 60)),
                 cell(f"{line.full:,} of {line.began:,}", line.full),
                 cell(name),
-                _loss(best),
+                loss_cell(best),
                 cell(gap(line.gap), line.gap),
                 between(line.interval),
                 *_config(best, keys),
@@ -189,7 +190,7 @@ def ranked_table(ranked: pd.DataFrame, varying: Sequence[str], scores: ScoresOf 
         (
             cell(str(row["place"]), row["place"]),
             cell(names(row["trials"], 3)),
-            _loss(row),
+            loss_cell(row),
             cell(gap(row["eval_loss"] - lowest), row["eval_loss"] - lowest),
             between(paired(best, scores(row)) if 0 < number < SHOWN else None),
             *([cell(str(row["seeds"]), row["seeds"])] if seeds else []),
@@ -222,7 +223,7 @@ def confirmed_table(groups: Comparable, varying: Sequence[str], scores: ScoresOf
                 cell(str(row["place"]), row["place"]),
                 cell(plain(row["name"], 60)),
                 cell(str(row["seeds"]), row["seeds"]),
-                _loss(row, "test_loss"),
+                loss_cell(row, "test_loss"),
                 cell(gap(apart), apart),
                 between(None if first else paired(scores(leader), scores(row))),
                 cell(loss(row["eval_loss"]), row["eval_loss"]),
@@ -246,7 +247,7 @@ def unranked_table(name: str, trials: pd.DataFrame, varying: Sequence[str]) -> T
         (
             cell(plain(row["trial_id"], 60)),
             cell(f"{whole(row['steps'])} of {whole(row['budget'])}", row["steps"]),
-            _loss(row),
+            loss_cell(row),
             *_config(row, varying),
         )
         for row in rows(trials)
@@ -275,7 +276,7 @@ def front_table(front: pd.DataFrame, varying: Sequence[str]) -> Table:
     lines = [
         (
             cell(plain(row["trial_id"], 60)),
-            _loss(row),
+            loss_cell(row),
             cell(size(row["adapter_bytes"]), row["adapter_bytes"]),
             cell(whole(row["tokens"]), row["tokens"]),
             *_config(row, varying),

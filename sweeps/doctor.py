@@ -53,7 +53,11 @@ def _accelerator() -> list[Finding]:
     except ImportError as error:
         return [Finding("accelerator", "missing", f"torch cannot be imported: {error}")]
     cores = len(os.sched_getaffinity(0))
-    found = [Finding("cpu", "ok", f"{cores} cores, {torch.backends.cpu.get_cpu_capability()}")]
+    from bitlora.base import resolve_dtype
+
+    auto = str(resolve_dtype("auto", torch.device("cpu"))).removeprefix("torch.")
+    kind = torch.backends.cpu.get_cpu_capability()
+    found = [Finding("cpu", "ok", f"{cores} cores, {kind}; train.dtype auto is {auto} here")]
     if not torch.cuda.is_available():
         why = "torch is a CPU build" if torch.version.cuda is None else "no CUDA device"
         return [*found, Finding("gpu", "note", f"none ({why}); packs train on the CPU")]

@@ -67,12 +67,18 @@ class Ended:
         except BaseError as error:
             raise InputError([str(error)]) from None
 
+    @property
+    def trained_in(self) -> Dtype:
+        """What the trial was computed in; of a record that does not say, what its spec asks for: it may be `auto`."""
+        base: Any = self.record.base
+        found: Any = base.get("dtype") if isinstance(base, dict) else None
+        return found if found in get_args(Dtype) else self.spec.train.dtype
+
     def dtype(self) -> torch.dtype:
-        """What the trial was computed in; where its record is older than that it says so, what the spec comes to here."""
+        """What the base is computed in here."""
         from bitlora.base import resolve_dtype
 
-        recorded: Any = self.record.base.get("dtype")
-        return resolve_dtype(recorded if recorded in get_args(Dtype) else self.spec.train.dtype, device())
+        return resolve_dtype(self.trained_in, device())
 
     def eval_rows(self) -> Rows:
         """The examples that the trial's `eval_loss` is over, made again from the spec and held against eval.parquet.

@@ -134,9 +134,8 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
         tested = status == "completed" and (folder / record.TEST).exists()
         shapes = self._prepared.base.targets
         base = self._prepared.base.provenance()
-        with contextlib.suppress(
-            OSError, ValueError
-        ):  # without an evaluation there is nothing that it would be said of
+        # Without an evaluation there is no such file, and nothing was computed that a dtype could be said of.
+        with contextlib.suppress(OSError, ValueError):
             if dtype := record.dtype_of(folder / record.EVAL):
                 base["dtype"] = dtype
         record.write_record(
@@ -166,5 +165,5 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
 def provenance(prepared: Prepared) -> dict[str, Any]:
     """What a record says of its data."""
     summary = prepared.dataset.summary
-    keys = ("source", "train_rows", "eval_rows", "test_rows", "truncated", "dropped", "fingerprint")
+    keys = ("source", "rows_read", "train_rows", "eval_rows", "test_rows", "truncated", "dropped", "fingerprint")
     return {key: getattr(summary, key) for key in keys}

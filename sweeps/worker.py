@@ -135,8 +135,8 @@ def pack_loop(config: dict[str, Any]) -> None:
         raise
     workers = Workers(rank, settings.workers, device)
     workers.sum()  # all have their base
-    weights, dtype = identity(base, settings.base), str(base.dtype).removeprefix("torch.")
-    link = FirstLink(name, pool, settings, weights, dtype) if workers.first else Link()
+    dtype = str(base.dtype).removeprefix("torch.")
+    link = FirstLink(name, pool, settings, identity(base, settings.base), dtype) if workers.first else Link()
     pack = Pack(settings, Engine(base, settings.slots, workers), link)
     if workers.first:
         ray.get(pool.pack_ready.remote(name))
@@ -151,6 +151,7 @@ def pack_loop(config: dict[str, Any]) -> None:
 
 
 def identity(base: Base, config: BaseConfig) -> str:
-    """What tells a base and its targets from others, for checkpoints: which weights a latent vector belongs to."""
+    """What tells a base and its targets from others, for checkpoints: which weights a latent vector belongs to, and what
+    they are computed in, since a trial is to end in what it began in."""
     shapes = [(name, layer.in_features, layer.out_features) for name, layer in base.targets.items()]
-    return f"{config.model} {config.quantization} {hashlib.sha256(repr(shapes).encode()).hexdigest()[:16]}"
+    return f"{config.model} {config.quantization} {base.dtype} {hashlib.sha256(repr(shapes).encode()).hexdigest()[:16]}"

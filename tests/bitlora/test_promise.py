@@ -104,7 +104,6 @@ class Trial:
             schedule=r.schedule,
             warmup=r.warmup,
             floor=r.floor,
-            warm_start=r.warm_start,
             steps=r.steps,
             eval_every=5,
             seed=seed,
@@ -114,8 +113,8 @@ class Trial:
         ]
         self.held_out = make_rows(1000 * seed + 999, 5, prefix=prefix)
 
-    def alone(self, model, latents, row_order=None, looks=()):
-        """Its losses in the plain loop, and its eval loss at the end and after the steps `looks`."""
+    def alone(self, model, latents, row_order=None):
+        """Its losses in the plain loop, and its eval loss at the end."""
         loop = oracle.PlainLoop(model, self.recipe, latents, row_order or (lambda n: list(range(n))))
         losses = []
         for step, rows in enumerate(self.batches):
@@ -128,7 +127,6 @@ class Trial:
                     for index, (name, (a, *_)) in enumerate(latents.items())
                 }
             losses.append(loop.step(rows, masks))
-            losses += [loop.evaluate(self.held_out)] * (step + 1 in looks)
         return [*losses, loop.evaluate(self.held_out)]
 
 
@@ -239,47 +237,6 @@ def test_every_quantizer_and_granularity_in_one_pack(folders, snapped, component
         alone = trial.alone(plain_model(folders / "llama", torch.float64), starts[trial])
         assert worst(losses[trial], alone) < 1e-9, trial.recipe
         assert losses[trial][-2] != losses[trial][0]
-
-
-@pytest.mark.parametrize("component", [False, True])
-def test_a_warm_start(folders, snapped, component):
-    """8 of 20 steps in full precision. Evaluations in between see quantized weights and change nothing; nor does moving."""
-    looks = (5, 8, 9)
-    trials = one_of_each(component, warm_start=0.4, **FULL)
-    engine = open_engine(folders / "llama", torch.float64, slots=len(trials) + 1)
-    slots = {trial: engine.attach(trial.config) for trial in trials}
-    starts = {trial: engine.latent(slot) for trial, slot in slots.items()}
-    losses = {trial: [] for trial in trials}
-
-    def look():
-        for trial, slot in slots.items():
-            losses[trial].append(engine.evaluate([slot], batch_of(trial.held_out))[slot].loss)
-
-    for step in range(STEPS):
-        stats = engine.step({slot: batch_of(trial.batches[step]) for trial, slot in slots.items()})
-        for trial, slot in slots.items():
-            losses[trial].append(stats[slot].loss)
-        if step + 1 in looks:
-            look()
-            for trial, slot in slots.items():
-                state = engine.state(slot)
-                slots[trial] = engine.attach(trial.config, state=state)
-                engine.detach(slot)
-    look()
-    for trial in trials:
-        alone = trial.alone(plain_model(folders / "llama", torch.float64), starts[trial], looks=looks)
-        assert worst(losses[trial], alone) < 1e-9, trial.recipe
-
-
-def test_a_warm_start_is_full_precision_until_it_ends(folders, snapped):
-    trials = [Trial(seed=4, quantizer=q, warm_start=0.4, **FULL) for q in QUANTIZERS]
-    _, losses = run_pack(
-        open_engine(folders / "llama", torch.float64, slots=len(trials)), [(t, 0, None) for t in trials], STEPS
-    )
-    plain = losses[trials[0]]
-    for trial in trials[1:]:
-        assert losses[trial][:8] == plain[:8]
-        assert losses[trial][8] != plain[8], trial.recipe
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])

@@ -71,12 +71,9 @@ class FakeQuantLinear(nn.Module):
         self.weight, self.quantizer, self.int8 = linear.weight, recipe.quantizer, recipe.int8
         self.axis = component if recipe.component else None
         self.scale = None if scale is None else nn.Parameter(scale.clone())
-        self.warm = False
 
     def forward(self, x):
         x = quantize_activations(x) if self.int8 else x
-        if self.warm and self.training:
-            return F.linear(x, self.weight)
         if self.scale is not None:
             return F.linear(x, double_binary_weight(self.weight, self.scale))
         return F.linear(x, quantize_weight(self.weight, self.quantizer, self.axis))
@@ -113,7 +110,6 @@ class Recipe:
     schedule: str = "cosine"
     warmup: float = 0.0
     floor: float = 0.0
-    warm_start: float = 0.0
     steps: int = 20
     micro: int | None = None
     rslora: bool = False
@@ -185,7 +181,6 @@ class PlainLoop:
         count = sum(sum(learn) for _, learn in rows)
         starts = [sum(len(t) for t, _ in rows[:i]) for i in range(len(rows))]
         size, total = self.recipe.micro or len(rows), 0.0
-        self._warm()
         self.optimizer.zero_grad()
         for k in range(0, len(rows), size):
             picked = order[k : k + size]
@@ -196,24 +191,13 @@ class PlainLoop:
             loss = self._sums([rows[i] for i in picked], part).sum() / count
             loss.backward()
             total += float(loss.detach())
-        for p in self.params:
-            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         torch.nn.utils.clip_grad_norm_(self.params, self.recipe.max_norm)
         self.optimizer.param_groups[0]["lr"] = self._rate()
         self.optimizer.step()
         self.taken += 1
         return total
 
-    def _warm(self):
-        """The layers of a warm start train their weights as they are; learned scales follow these until they are used."""
-        last = round(self.recipe.warm_start * self.recipe.steps)
-        for layer in (m for m in self.model.modules() if isinstance(m, FakeQuantLinear)):
-            layer.warm = self.taken < last
-            if layer.scale is not None and 0 < last >= self.taken:
-                layer.scale.data = layer.weight.detach().abs().mean(1, keepdim=True)
-
     def evaluate(self, rows):
-        self._warm()
         self.model.eval()
         with torch.no_grad():
             sums = self._sums(rows)

@@ -94,7 +94,7 @@ class Beside(Cells):
         return found
 
     def size_gaps(self) -> dict[str, dict[str, Any]]:
-        found, shown = {}, against_full(self.sweep.headline)
+        found, shown = {}, against_full(self.sweep)
         for configuration in shown:
             full = shown[0]
             of = gap(full, configuration) if configuration is not full else None

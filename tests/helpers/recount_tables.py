@@ -73,7 +73,7 @@ class Tables(Cells):
 
     def full_precision(self) -> None:
         """Each quantizer's best behind that of full precision, in per cent of its loss."""
-        page, expected = self.page, against_full(self.sweep.headline)
+        page, expected = self.page, against_full(self.sweep)
         cell = page.section("Against full precision")
         rows = page.table("full-precision", cell)
         named = [configuration.quantizer for configuration in expected]

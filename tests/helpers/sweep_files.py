@@ -224,11 +224,15 @@ def best_of_each_quantizer(ranking: list[Configuration]) -> dict[str, Configurat
     return found
 
 
-def against_full(ranking: list[Configuration]) -> list[Configuration]:
-    """The best in full precision, then that of each other quantizer, the largest first; [] where one of both is missing."""
-    by = best_of_each_quantizer(ranking)
-    full = by.pop("none", None)
-    return [full, *sorted(by.values(), key=lambda c: (-c.bytes, c.loss))] if full is not None and by else []
+def against_full(sweep: Sweep) -> list[Configuration]:
+    """The best in full precision, then that of each other quantizer, the largest first: of the confirmed where both are
+    among them, else of the search; [] where one of both is missing there too."""
+    for ranking in (sweep.headline, sweep.ranking):
+        by = best_of_each_quantizer(ranking)
+        full = by.pop("none", None)
+        if full is not None and by:
+            return [full, *sorted(by.values(), key=lambda c: (-c.bytes, c.loss))]
+    return []
 
 
 def read_trial(path: Path) -> Trial:

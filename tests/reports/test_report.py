@@ -158,6 +158,23 @@ def test_against_full_precision_needs_both(folder, add, quantizers):
     assert "Against full precision" not in report(folder)
 
 
+def test_against_full_precision_in_the_search_where_it_was_not_confirmed(folder, add):
+    add("t0", eval_loss=2.4, quantizer="none")
+    add("t1", eval_loss=2.3, quantizer="binary", rank=8)
+    add("t2", eval_loss=2.31, quantizer="binary", rank=8, seed=5, confirms="t1", test=[2.2] * 6)
+    page = report(folder)
+    assert "won" not in page.splitlines()[2]
+    lines = section(page, "Against full precision")
+    assert "eval loss" in lines[1]
+    assert [line.split(" | ")[0].strip("| ") for line in lines[3:5]] == ["none", "binary"]
+
+
+def test_a_loss_too_small_to_divide_by_is_not_compared_in_per_cent(folder, add):
+    add("t0", eval_loss=1e-310, quantizer="none")
+    add("t1", eval_loss=2.3, quantizer="binary")
+    assert "Against full precision" not in report(folder)
+
+
 def test_a_size_that_is_not_known_is_no_point(folder, add):
     add("t0", eval_loss=2.4, quantizer="none", record={"adapter_bytes": None})
     add("t1", eval_loss=2.5, quantizer="binary")

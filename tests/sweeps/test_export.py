@@ -221,9 +221,12 @@ def test_the_dtype_is_the_records_where_the_spec_leaves_it_open(tmp_path, tiny_b
     spec.write_text(spec.read_text().replace("dtype: float64", "dtype: auto"))
     with ended_trial(str(record.parent)) as trial:
         assert (trial.spec.train.dtype, trial.dtype()) == ("auto", torch.float64)
-    record.write_text(record.read_text().replace('"float64"', '"save"'))  # a word of torch, but no dtype
-    with ended_trial(str(record.parent)) as trial:
-        assert trial.dtype() in (torch.float32, torch.bfloat16)
+    of = json.loads(record.read_text())
+    for base in ({**of["base"], "dtype": "save"}, [], None):  # a word of torch, but no dtype; no base
+        record.write_text(json.dumps({**of, "base": base}))
+        with ended_trial(str(record.parent)) as trial:
+            assert trial.trained_in == "auto"
+            assert trial.dtype() in (torch.float32, torch.bfloat16)
 
 
 def test_generate_prints_the_answer_alone(sweep):

@@ -144,7 +144,6 @@ scheduler: {name: pbt}
         ("train: {learning_rate: 0}", "train.learning_rate: found 0; give a number above 0"),
         ("train: {learning_rate: .nan}", "train.learning_rate: found nan; give a finite number"),
         ("train: {schedule: {warmup: 1}}", "train.schedule.warmup: found 1; give a number below 1"),
-        ("train: {warm_start: 1}", "train.warm_start: found 1; give a number below 1"),
         ("train: {steps: 8, eval_every: 9}", "train.eval_every: 9 is more than train.steps 8; give at most 8"),
         ("train: 3", "train: found 3; give a mapping"),
         ("train: {quantizer: none}", "train.quantizer: unknown key; did you mean adapter.quantizer?"),
