@@ -147,7 +147,8 @@ def report(sweep: Sweep) -> Report:
         blocks += [
             Heading(2, "Against full precision"),
             _text(
-                "The best of each quantizer against the best in full precision: loss and bytes in per cent of its own."
+                "The best of each quantizer against the best in full precision: how far its loss is above, in per cent, and"
+                " its size in per cent of full precision's."
             ),
             against_table(low, on),
             *plot(against_plot(low)),
