@@ -290,6 +290,11 @@ def load_model(config: BaseConfig, dtype: torch.dtype, device: torch.device) -> 
         )
     place = locate(config.model)
     model = _hub(config.model, lambda: AutoModelForCausalLM.from_pretrained(place, **options))
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # On CPUs with AVX-512 BF16 bitsandbytes' own product is in bfloat16, whatever was asked for, and repacks the
+            # weights in place: dequantizing them afterwards gives garbage.
+            module.support_avx512bf16_for_cpu = False
     return model.requires_grad_(False)
 
 

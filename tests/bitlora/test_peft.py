@@ -8,6 +8,7 @@ import oracle
 import peft_program
 import pytest
 import torch
+from adapters import exact
 from bitsandbytes.functional import _convert_weight_packed_for_cpu
 from bitsandbytes.nn import Linear4bit, Params4bit
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
@@ -37,7 +38,7 @@ def open_base(folder, quantization="none", dtype=torch.float32):
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
         )
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
+    return exact(AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options))
 
 
 def logits(model, tokens=TOKENS, **options):
@@ -354,21 +355,23 @@ def test_gradient_checkpointing_changes_nothing(make, quantization):
     assert any(grad.any() for grad in grads[0].values())
 
 
-def test_two_processes_come_to_the_weights_of_one(folder, tmp_path):
+def test_two_processes_come_to_the_weights_of_one(float64_base, tmp_path):
     found = {}
     for size in (1, 2):
         outs = [tmp_path / f"{size}-{rank}.json" for rank in range(size)]
         program = [sys.executable, peft_program.__file__]
         processes = [
-            subprocess.Popen([*program, str(rank), str(size), str(tmp_path / "meeting"), str(folder), str(out)])
+            subprocess.Popen([*program, str(rank), str(size), str(tmp_path / "meeting"), str(float64_base), str(out)])
             for rank, out in enumerate(outs)
         ]
         assert [process.wait(timeout=240) for process in processes] == [0] * size
         found[size] = [json.loads(out.read_text()) for out in outs]
     assert found[2][0] == found[2][1]
-    assert len(found[1][0]) == 28 * 3 + 28
-    for ours, theirs in zip(found[2][0], found[1][0], strict=True):
-        torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), rtol=1e-6, atol=1e-9)
+    assert len(found[1][0]) == 16 * 3 + 16
+    for number, (ours, theirs) in enumerate(zip(found[2][0], found[1][0], strict=True)):
+        # Of the first, with 8-bit activations, which way a tie is rounded hangs on the last bit of a sum.
+        near = {"rtol": 1e-9, "atol": 1e-12} if number >= 16 else {"rtol": 0, "atol": 1e-4}
+        torch.testing.assert_close(*(torch.tensor(each, dtype=torch.float64) for each in (ours, theirs)), **near)
 
 
 def test_what_a_quantizer_does_not_go_with_is_refused_by_name():

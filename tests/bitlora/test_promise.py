@@ -17,6 +17,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
+from adapters import exact
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
@@ -140,7 +141,7 @@ def plain_model(folder, dtype, quantization="none"):
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
         )
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
+    return exact(AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options))
 
 
 def run_pack(engine, joins, steps):
