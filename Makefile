@@ -10,8 +10,10 @@ quickstart: .venv/.ready
 	@if [ -e runs/quickstart ]; then mv runs/quickstart "runs/quickstart.$$(date +%Y%m%d-%H%M%S)"; fi
 	$(BIN)/bitlora sweep sweeps/quickstart.yaml
 
+# What starts no Ray runs in two processes of one thread each: models this small do not gain from a second one.
 test: .venv/.ready
-	$(BIN)/python -m pytest -m "not gpu and not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not gpu and not slow and not cluster"
+	$(BIN)/python -m pytest -m "not gpu and not slow and cluster"
 
 # Sweeps that are disturbed, and whole clusters on this machine: ssh, raylets, an autoscaler, S3.
 test-slow: .venv/.ready
