@@ -11,11 +11,11 @@ import pandas as pd
 
 from reports import plot_gaps
 from reports.cells import bits, cell, missing, size
-from reports.document import NOTHING, Cell, Column, Figure, Table, plain
+from reports.document import NOTHING, Column, Figure, Table, plain
 from reports.figures import Plot
 from reports.paired import Interval, paired
 from reports.stats import Row, ScoresOf, rows
-from reports.tables import loss_cell
+from reports.tables import between, loss_cell
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +61,6 @@ def against_table(found: Sequence[Against], on: str) -> Table:
     lines = []
     for each in found:
         row, spent = each.row, bits(each.row)
-        interval = Cell(NOTHING)
-        if each.interval is not None:
-            low, high = each.interval.low, each.interval.high
-            tied = "" if each.interval.decided else " (tied)"
-            interval = cell(f"{low:z.2f} to {high:z.2f}{tied}", low, ("low", low), ("high", high))
         lines.append(
             (
                 cell(plain(row["config.quantizer"], 60)),
@@ -75,7 +70,7 @@ def against_table(found: Sequence[Against], on: str) -> Table:
                 cell(NOTHING if each.share is None else f"{each.share:.2f}", each.share),
                 loss_cell(row, "loss"),
                 cell(f"{each.percent:z.2f}", each.percent),
-                interval,
+                between(each.interval, 2),
             )
         )
     columns = (

@@ -134,12 +134,12 @@ def loss_cell(row: Row, key: str = "eval_loss") -> Cell:
     return cell(loss(found, error), found, ("", found), ("standard error", error))
 
 
-def between(interval: Interval | None) -> Cell:
+def between(interval: Interval | None, digits: int = 4) -> Cell:
     """An interval's two ends; where it holds zero, the word for that."""
     if interval is None:
         return Cell(NOTHING)
     tied = "" if interval.decided else " (tied)"
-    text = f"{interval.low:.4f} to {interval.high:.4f}{tied}"
+    text = f"{interval.low:z.{digits}f} to {interval.high:z.{digits}f}{tied}"
     return cell(text, interval.low, ("low", interval.low), ("high", interval.high))
 
 
