@@ -377,6 +377,23 @@ def test_gaps_draw_the_frame():
     assert axes.yaxis_inverted()
 
 
+def test_size_gaps_draw_the_frame():
+    rows = figures.size_gaps()
+    axes = plot_gaps.size_gaps(rows, LIGHT).axes[0]
+    places = plot_gaps.side_by_side(rows["adapter_bytes"])
+    marks = [c for c in axes.collections if type(c).__name__ == "PathCollection"]
+    assert [c.get_offsets()[0].tolist() for c in marks] == [list(p) for p in zip(places, rows["percent"], strict=True)]
+    lines = [c.get_segments()[0] for c in axes.collections if type(c).__name__ == "LineCollection"]
+    known = rows["low"].notna()
+    assert [line[:, 1].tolist() for line in lines] == rows.loc[known, ["low", "high"]].to_numpy().tolist()
+    assert [line[0, 0] for line in lines] == [place for place, is_known in zip(places, known, strict=True) if is_known]
+    hollow = [c.get_facecolor()[0].tolist() == [1, 1, 1, 1] for c in marks]
+    assert hollow == [False, True, False, True, False, False]  # those whose interval holds zero
+    bottom, top = axes.get_ylim()
+    assert bottom < -0.3
+    assert top > 0.9
+
+
 def test_budget_draws_the_frame():
     rows = figures.budget()
     axes = plots.budget(rows, LIGHT).axes[0]

@@ -116,7 +116,7 @@ train:
   eval_every: epcoh
 scheduler: {name: pbt}
 """
-    assert errors(file, text, "train.batch_size=x", "train.stps=3") == [
+    assert errors(file, text, "train.batch_size=x", "train.stps=3", "data.rows=2") == [
         "small.yaml:1: name: found '../up'; give a folder's name out of letters, digits, '.', '_' and '-'",
         "small.yaml:2: base.model: required key is missing",
         "small.yaml:2: base.modl: unknown key; did you mean model?",
@@ -130,6 +130,7 @@ scheduler: {name: pbt}
         "give asha, median or none",
         "--set train.batch_size=x: found 'x'; give a whole number",
         "--set train.stps=3: unknown key; did you mean steps?",
+        "--set data.rows=2: found 2; give a number of at least 3",
     ]
 
 
