@@ -90,11 +90,12 @@ def _distribution(values: pd.Series[Any], domain: object) -> Any:
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
     numbers = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
-    if isinstance(domain, list) or not numbers:
+    depends = isinstance(domain, dict) and "by" in domain
+    domains = [each for key, each in domain.items() if key != "by"] if depends else [domain]
+    if all(isinstance(each, list) for each in domains) or not numbers:
         return CategoricalDistribution(sorted({_plain(each) for each in values}, key=str))
     low, high = float(values.min()), float(values.max())
-    ranges = [domain, *domain.values()] if isinstance(domain, dict) else []
-    log = any(isinstance(each, dict) and each.get("log") is True for each in ranges)
+    log = any(isinstance(each, dict) and each.get("log") is True for each in domains)
     return FloatDistribution(low, high, log=low > 0 and log)
 
 

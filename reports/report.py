@@ -159,7 +159,9 @@ def report(sweep: Sweep) -> Report:
     else:
         held = sum(len(group) for group in groups.ranked["trials"])
         budget = groups.ranked["budget"].iloc[0]
-        blocks += [_text(f"{counted(held, 'trial')} at equal budget: {budget:,} optimizer steps, all completed.")]
+        of = f"{counted(held, 'trial')} at equal budget: {budget:,} optimizer steps, all completed."
+        some = f" Intervals are those of the first {tables.SHOWN}." if len(groups.ranked) > tables.SHOWN else ""
+        blocks += [_text(of + some)]
         blocks += [tables.ranked_table(groups.ranked, axes.varying, on_eval)]
         front = groups.ranked[groups.ranked["adapter_bytes"].notna() & groups.ranked["tokens"].notna()]
         front = front[pareto(front, COSTS)].sort_values(["adapter_bytes", "eval_loss"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from reports.cells import counted, gap, loss, percent, value
 from reports.document import Code, Inline, Paragraph, Strong, plain
@@ -24,22 +25,25 @@ def sentence(said: Verdict, begun: int, axes: Axes, confirmed: bool) -> Paragrap
     lead = said.best[0]
     of = f"{'a test loss' if confirmed else 'an eval loss'} of {_scored(lead)}"
     if len(said.best) > 1:
-        names = [_named(row, axes) for row in said.best[:3]]
-        if len(said.best) > 3:
-            names.append((f"{len(said.best) - 3:,} more",))
-        tied: list[Inline] = []
-        for index, name in enumerate(names):
-            tied += [*([" and " if index == len(names) - 1 else ", "] if index else []), *name]
         exact = _rival(said, said.rivals[0]) if said.rivals else ()
-        return Paragraph((*tied, " ", Strong("tie exactly"), f" with {of}", *exact, "."))
+        return Paragraph((*_listed(said.best, axes), " ", Strong("tie exactly"), f" with {of}", *exact, "."))
     if not said.rivals:
         only = f" that completed its full budget, with {of}, so there is nothing to compare it with."
         return Paragraph((*_named(lead, axes), " is ", Strong("the only one"), only))
     if said.tied:
-        others = [_named(rival.row, axes) for rival in said.tied[:3]]
-        rest = f" and {len(said.tied) - 3:,} more" if len(said.tied) > 3 else ""
-        both = (*_named(lead, axes), *(part for other in others for part in (" and ", *other)), rest)
-        return Paragraph((*both, " are ", Strong("tied"), f": {of}", *_rival(said, said.tied[0]), "."))
+        others = _listed([rival.row for rival in said.tied], axes)
+        return Paragraph(
+            (
+                *_named(lead, axes),
+                " is ",
+                Strong("tied"),
+                " with ",
+                *others,
+                f": {of}",
+                *_rival(said, said.tied[0]),
+                ".",
+            )
+        )
     how = (" ", Strong("won")) if all(rival.interval for rival in said.rivals) else (" is ", Strong("ahead"))
     return Paragraph((*_named(lead, axes), *how, f" with {of}", *_rival(said, said.rivals[0]), "."))
 
@@ -92,6 +96,17 @@ def _rival(said: Verdict, rival: Rival) -> Parts:
         return (f"{below} the best{next_}, {quantizer}: " if next_ else f"{below} the best of {quantizer}, ", other, at)
     which = "the next, " if rival is said.rivals[0] else ""
     return (f"{below} {which}", other, f"{at}; no other quantizer is in the comparison")
+
+
+def _listed(found: Sequence[Row], axes: Axes) -> Parts:
+    """`a, b, c and 2 more`."""
+    names = [_named(row, axes) for row in found[:3]]
+    if len(found) > 3:
+        names.append((f"{len(found) - 3:,} more",))
+    parts: list[Inline] = []
+    for index, name in enumerate(names):
+        parts += [*([" and " if index == len(names) - 1 else ", "] if index else []), *name]
+    return tuple(parts)
 
 
 def _named(row: Row, axes: Axes) -> Parts:

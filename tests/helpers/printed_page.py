@@ -148,11 +148,18 @@ class Page:
         return match
 
     def table(self, where: str, cell: Cell) -> list[dict[str, Cell]]:
-        """The first table: header -> cell, for each row."""
-        rows = []
+        """The first table: header -> cell, for each row; those folded away below it too."""
+        rows: list[tuple[re.Match[str], list[Cell]]] = []
+        folded: tuple[Cell, int] | None = None  # how many more it says, and the rows before them
         for line in re.finditer(r"(?m)^\|.*\|$", cell.text):
-            if rows and cell.text[rows[-1][0].end() : line.start()].strip():
-                break
+            end = rows[-1][0].end() if rows else 0
+            if rows and cell.text[end : line.start()].strip():
+                more = re.compile(r"\s*<details>\s*<summary>([\d,]+) more</summary>\s*").fullmatch(
+                    cell.text, end, line.start()
+                )
+                if more is None or folded:
+                    break
+                folded = cell.part(more, 1), len(rows)
             bars = [m.start() for m in re.finditer(r"(?<!\\)\|", line[0])]
             cells = []
             for left, right in itertools.pairwise(bars):
@@ -163,6 +170,11 @@ class Page:
         if len(rows) < 3:
             self.wrong.append(f"{where}: no table")
             return []
+        if folded:
+            self.check(f"{where}, folded away", folded[0], len(rows) - folded[1] - 2, count)
+            heads = [[name.text for name in rows[at][1]] for at in (0, folded[1])]
+            self.holds(f"{where}: folded under other names", heads[0] == heads[1])
+            del rows[folded[1] : folded[1] + 2]
         names = [name.text for name in rows[0][1]]
         return [Row(dict(zip(names, cells, strict=False)), where, self.wrong) for _, cells in rows[2:]]
 

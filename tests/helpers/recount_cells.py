@@ -43,12 +43,14 @@ class Cells:
         self.page.check(f"{where}, high end", cell.part(match, 2), unit * of.high, fixed(digits))
         self.page.holds(f"{where}: says tied where it holds zero", bool(match[3]) == of.tied)
 
-    def behind(self, where: str, row: dict[str, Cell], best: Configuration, other: Configuration) -> None:
-        """The gap to the best and its interval."""
+    def behind(
+        self, where: str, row: dict[str, Cell], best: Configuration, other: Configuration, held: bool = True
+    ) -> None:
+        """The gap to the best and, if it is held against that, its interval."""
         found = gap(best, other) if other is not best else None
         difference = found.difference if found else other.loss - best.loss
         self.page.check(f"{where}, gap", row["gap to best"], difference, fixed(4))
-        self.interval(f"{where}, interval", row["95 % interval of the gap"], found)
+        self.interval(f"{where}, interval", row["95 % interval of the gap"], found if held else None)
 
     def settings(self, where: str, row: dict[str, Cell], config: dict[str, Any], record: dict[str, Any]) -> None:
         """The columns that show a trial's configuration and size, as far as the table has them."""

@@ -81,7 +81,7 @@ class Tables(Cells):
         for row, configuration in zip(rows, expected, strict=False):
             where, full = f"against, {configuration.quantizer}", expected[0]
             page.check(f"{where}, trial", row["best trial"], configuration.ids[0])
-            self.settings(where, row, {}, configuration.trials[0].record)
+            self.settings(where, row, {"quantizer": configuration.quantizer}, configuration.trials[0].record)
             page.check(f"{where}, size", row["size, %"], 100 * configuration.bytes / full.bytes, fixed(2))
             self.loss(f"{where}, loss", row.get("test loss") or row["eval loss"], configuration)
             page.check(f"{where}, gap", row["gap, %"], 100 * (configuration.loss / full.loss - 1), fixed(2))
@@ -112,6 +112,8 @@ class Tables(Cells):
             page.check("leaderboard, trials", cell.part(match, 1), len(trials), count)
             for trial in trials:
                 page.check(f"leaderboard, steps of {trial.id}", cell.part(match, 2), trial.record["steps"], count)
+        if len(ranking) > 30 and (match := page.one("leaderboard", cell, r"those of the first (\d+)\.")):
+            page.check("leaderboard, with an interval", cell.part(match, 1), 30, count)
         rows = page.table("leaderboard", cell)
         page.holds(f"leaderboard: {len(ranking)} rows", len(rows) == len(ranking))
         for place, (row, configuration) in enumerate(zip(rows, ranking, strict=False), 1):
@@ -119,7 +121,7 @@ class Tables(Cells):
             page.check(where, row["place"], place, count)
             page.check(where, row.get("trial") or row["trials"], ", ".join(configuration.ids))
             self.loss(f"{where}, eval loss", row["eval loss"], configuration)
-            self.behind(where, row, ranking[0], configuration)
+            self.behind(where, row, ranking[0], configuration, held=place <= 30)
             if "seeds" in row:
                 page.check(f"{where}, seeds", row["seeds"], len(configuration.trials), count)
             self.settings(where, row, configuration.config, configuration.trials[0].record)
@@ -151,8 +153,9 @@ class Tables(Cells):
             page.check("importances, the best", cell.part(match, 1), max(5, math.ceil(full / 10)), count)
 
     def shares(self) -> None:
-        """PED-ANOVA over the trials at equal budget. An axis is one of choices if the spec lists them or its values are
-        no numbers, and else a range; the learning rate's is of logarithms."""
+        """PED-ANOVA over the trials at equal budget. An axis is one of choices if the spec lists them (for every
+        quantizer, where it hangs on that) or its values are no numbers, and else a range; the learning rate's is of
+        logarithms."""
         space = (self.sweep.spec.get("search") or {}).get("space") or {}
         trials = [trial for trial in self.sweep.searched if trial.usable]
         path = self.report / "figures/importances.csv"
@@ -161,7 +164,10 @@ class Tables(Cells):
         ranges, choices = {}, {}
         for axis in sorted(self.sweep.varied - {"seed"}):
             values = [trial.config[axis] for trial in trials]
-            if len(set(values)) > 1 and (isinstance(space.get(axis), list) or isinstance(values[0], str | bool)):
+            asked = space.get(axis)
+            given = [part for key, part in asked.items() if key != "by"] if isinstance(asked, dict) else [asked]
+            listed = all(isinstance(part, list) for part in given)
+            if len(set(values)) > 1 and (listed or isinstance(values[0], str | bool)):
                 choices[axis] = values
             elif len(set(values)) > 1:
                 ranges[axis] = [math.log(v) for v in values] if axis == "learning_rate" else values

@@ -42,6 +42,22 @@ def test_importances_are_those_of_the_paper(folder, add):
     assert found.best == 6
 
 
+@pytest.mark.parametrize("choices", [True, False])
+def test_an_axis_that_hangs_on_another_is_one_of_choices_where_each_of_its_domains_is(folder, add, choices):
+    rng = np.random.default_rng(1)
+    rates, names = rng.choice([1e-3, 2e-3, 3e-3], 40).tolist(), rng.choice(["none", "binary"], 40).tolist()
+    losses = rng.normal(2.5, 0.1, 40).tolist()
+    for number, (rate, name, loss) in enumerate(zip(rates, names, losses, strict=True)):
+        add(f"t{number:02d}", eval_loss=loss, learning_rate=rate, quantizer=name)
+    other = [1e-3, 3e-3] if choices else {"low": 1e-3, "high": 3e-3, "log": True}
+    space = {"quantizer": ["none", "binary"], "learning_rate": {"by": "quantizer", "none": [2e-3], "default": other}}
+    found = importances(load_sweep(folder).trials, 40, ["quantizer", "learning_rate"], space)
+    ranges = {} if choices else {"learning_rate": np.log(rates)}
+    listed = {"quantizer": names} | ({"learning_rate": rates} if choices else {})
+    expected = ped_anova.importances(losses, ranges, listed)
+    assert dict(zip(found.shares["axis"], found.shares["importance"], strict=True)) == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize("count", [0, 1, 9])
 def test_few_trials_say_nothing(folder, add, count):
     for number in range(count):

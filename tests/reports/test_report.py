@@ -304,7 +304,7 @@ def test_a_gap_that_chance_explains_is_called_tied(folder, add):
     page = report(folder)
     # By hand: the differences are 0.01 +- 0.2, so 0.01 +- 2.093 * 0.2 * sqrt(20 / 19) / sqrt(20).
     assert "**a** (quantizer none" in page
-    assert "are **tied**: an eval loss of 2.5000" in page
+    assert "is **tied** with **b** (quantizer ternary" in page
     assert "0.0100 nats (0.40 %) below the best of the next quantizer, ternary: **b** at 2.5100" in page
     assert "(95 % interval of the gap -0.0860 to 0.1060, over 20 paired examples)" in page
     assert "**won**" not in page
