@@ -28,7 +28,8 @@ def sentence(said: Verdict, begun: int, axes: Axes, confirmed: bool) -> Paragrap
         exact = _rival(said, said.rivals[0]) if said.rivals else ()
         return Paragraph((*_listed(said.best, axes), " ", Strong("tie exactly"), f" with {of}", *exact, "."))
     if not said.rivals:
-        only = f" that completed its full budget, with {of}, so there is nothing to compare it with."
+        which = "was confirmed" if confirmed else "completed its full budget"
+        only = f" that {which}, with {of}, so there is nothing to compare it with."
         return Paragraph((*_named(lead, axes), " is ", Strong("the only one"), only))
     if said.tied:
         others = _listed([rival.row for rival in said.tied], axes)

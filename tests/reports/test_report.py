@@ -164,6 +164,7 @@ def test_against_full_precision_in_the_search_where_it_was_not_confirmed(folder,
     add("t2", eval_loss=2.31, quantizer="binary", rank=8, seed=5, confirms="t1", test=[2.2] * 6)
     page = report(folder)
     assert "won" not in page.splitlines()[2]
+    assert "is **the only one** that was confirmed, with a test loss of 2.2000" in page
     lines = section(page, "Against full precision")
     assert "eval loss" in lines[1]
     assert [line.split(" | ")[0].strip("| ") for line in lines[3:5]] == ["none", "binary"]
