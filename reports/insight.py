@@ -90,8 +90,9 @@ def _distribution(values: pd.Series[Any], domain: object) -> Any:
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
     numbers = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
-    depends = isinstance(domain, dict) and "by" in domain
-    domains = [each for key, each in domain.items() if key != "by"] if depends else [domain]
+    domains: list[object] = [domain]
+    if isinstance(domain, dict) and "by" in domain:
+        domains = [each for key, each in domain.items() if key != "by"]
     if all(isinstance(each, list) for each in domains) or not numbers:
         return CategoricalDistribution(sorted({_plain(each) for each in values}, key=str))
     low, high = float(values.min()), float(values.max())
