@@ -133,6 +133,7 @@ def machine() -> Iterator[Machine]:
         "RAY_TMPDIR": str(temps),
         "RAY_AUTH_MODE": "token",
         "COLUMNS": "200",
+        "PYTHONUNBUFFERED": "1",  # Ray's own lines come when they are said, as in a terminal, and not after all of ssh's
     }
     try:
         deadline = time.monotonic() + 10
