@@ -32,19 +32,8 @@ def sentence(said: Verdict, begun: int, axes: Axes, confirmed: bool) -> Paragrap
         only = f" that {which}, with {of}, so there is nothing to compare it with."
         return Paragraph((*_named(lead, axes), " is ", Strong("the only one"), only))
     if said.tied:
-        others = _listed([rival.row for rival in said.tied], axes)
-        return Paragraph(
-            (
-                *_named(lead, axes),
-                " is ",
-                Strong("tied"),
-                " with ",
-                *others,
-                f": {of}",
-                *_rival(said, said.tied[0]),
-                ".",
-            )
-        )
+        others = (" with ", *_listed([rival.row for rival in said.tied], axes), f": {of}", *_rival(said, said.tied[0]))
+        return Paragraph((*_named(lead, axes), " is ", Strong("tied"), *others, "."))
     how = (" ", Strong("won")) if all(rival.interval for rival in said.rivals) else (" is ", Strong("ahead"))
     return Paragraph((*_named(lead, axes), *how, f" with {of}", *_rival(said, said.rivals[0]), "."))
 

@@ -135,9 +135,8 @@ def test_a_gradient_that_is_never_finite_ends_as_diverged(tiny_base, monkeypatch
 def test_a_loss_that_is_not_finite_is_diverged_at_once(tiny_base):
     engine = open_engine(tiny_base)
     slot = engine.attach(trial("ternary", "full"))
-    engine.slots[slot].latent[-3] = (
-        math.nan
-    )  # not the first layer's: PyTorch's float16 attention on CPUs swallows a NaN query
+    # In the last layer: PyTorch's float16 attention on CPUs swallows a NaN query.
+    engine.slots[slot].latent[-3] = math.nan
     engine.slots[slot].quantize()
     assert [step[slot].finite for step in train(engine, [slot], 0, 2)] == [False, False]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -109,6 +110,16 @@ FIGURES: dict[str, tuple[Callable[..., Any], Callable[[], pd.DataFrame]]] = {
     "size_gaps": (plot_gaps.size_gaps, size_gaps),
     "budget": (plots.budget, budget),
 }
+
+
+def drawn_points(axes: Any) -> Counter[tuple[float, float]]:
+    """The places of the marks that stand in the axes' own coordinates."""
+    from matplotlib.collections import PathCollection
+
+    found = [
+        c for c in axes.collections if isinstance(c, PathCollection) and c.get_offset_transform() == axes.transData
+    ]
+    return Counter((float(x), float(y)) for c in found for x, y in c.get_offsets())
 
 
 def digest(*files: str | bytes) -> str:

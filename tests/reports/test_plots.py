@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 import time
-import warnings
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from functools import partial
@@ -40,12 +39,7 @@ HOSTILE = [
 ]
 LOOKS = [LIGHT, DARK]
 
-
-@pytest.fixture(autouse=True)
-def no_warnings():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
+pytestmark = pytest.mark.filterwarnings("error")
 
 
 @pytest.fixture(params=figures.FIGURES)
@@ -238,13 +232,6 @@ def test_very_many():
         assert len(png(drawing, LIGHT)) < 200_000
 
 
-def test_rows_beyond_forty_are_counted():
-    rows = pd.concat([figures.gaps()] * 20, ignore_index=True)
-    axes = plot_gaps.gaps(rows, LIGHT).axes[0]
-    assert len(axes.get_yticks()) == 40
-    assert "first 40 of 80" in axes.get_xlabel()
-
-
 def test_many_quantizers_are_counted_in_the_legend():
     frame = figures.quality(40).assign(quantizer=[f"q{i:02d}" for i in range(40)])
     found = [text.get_text() for text in plots.quality_size(frame, LIGHT).legends[0].get_texts()]
@@ -255,19 +242,10 @@ def test_many_quantizers_are_counted_in_the_legend():
 # --- what is drawn is what is in the frame
 
 
-def drawn_points(axes):
-    from matplotlib.collections import PathCollection
-
-    found = [
-        c for c in axes.collections if isinstance(c, PathCollection) and c.get_offset_transform() == axes.transData
-    ]
-    return Counter((float(x), float(y)) for c in found for x, y in c.get_offsets())
-
-
 def test_quality_size_draws_the_frame():
     frame = figures.quality()
     axes = plots.quality_size(frame, LIGHT).axes[0]
-    assert drawn_points(axes) == Counter(zip(frame["adapter_bytes"], frame["eval_loss"], strict=True))
+    assert figures.drawn_points(axes) == Counter(zip(frame["adapter_bytes"], frame["eval_loss"], strict=True))
     front = frame[frame["front"]]
     (steps,) = axes.lines
     np.testing.assert_array_equal(steps.get_xydata(), front[["adapter_bytes", "eval_loss"]])
@@ -299,7 +277,7 @@ def test_learning_curves_draw_the_frame():
     found = sorted(segment.tolist() for c in lines for segment in c.get_segments())
     assert found == sorted(part[["step", "eval_loss"]].values.tolist() for _, part in frame.groupby("trial_id"))
     ends = frame.groupby("trial_id").last()
-    assert drawn_points(axes) == Counter(zip(ends["step"], ends["eval_loss"], strict=True))
+    assert figures.drawn_points(axes) == Counter(zip(ends["step"], ends["eval_loss"], strict=True))
     best = next(c for c in lines if len(c.get_segments()) == 1 and c.get_linewidth()[0] > 2)
     assert best.get_segments()[0].tolist() == frame.loc[frame["best"], ["step", "eval_loss"]].values.tolist()
     assert [text.get_text() for text in axes.texts] == ["best: t0001"]
@@ -334,7 +312,7 @@ def test_slices_draw_the_frame():
     panels = figures.slices(frame, LIGHT).axes
     places = frame["schedule"].map({"cosine": 0, "linear": 1})
     for axes, x in zip(panels, [frame["learning_rate"], frame["rank"], frame["dropout"], places], strict=True):
-        assert drawn_points(axes) == Counter(zip(x.astype(float), frame["eval_loss"], strict=True))
+        assert figures.drawn_points(axes) == Counter(zip(x.astype(float), frame["eval_loss"], strict=True))
     hollow = [c for c in panels[0].collections if len(c.get_facecolor()) == 0]
     assert sum(len(c.get_offsets()) for c in hollow) == (~frame["ranked"]).sum()
     assert [tick.get_text() for tick in panels[1].get_xticklabels()] == ["4", "8", "16", "32"]
@@ -347,7 +325,7 @@ def test_slices_of_what_an_axis_cannot_hold():
     )
     drawing = plots.slices(frame, [("rank", True), ("dropout", False), ("flag", True), ("schedule", False)], LIGHT)
     assert [axes.get_xlabel() for axes in drawing.axes] == ["rank, log scale", "flag", "schedule"]
-    assert drawn_points(drawing.axes[0]).total() == drawn_points(drawing.axes[2]).total() == 15
+    assert figures.drawn_points(drawing.axes[0]).total() == figures.drawn_points(drawing.axes[2]).total() == 15
     with pytest.raises(KeyError):
         plots.slices(frame, [("no_such", False)], LIGHT)
 
@@ -359,41 +337,6 @@ def test_any_number_of_slices(count):
     assert sum(axes.get_visible() for axes in drawing.axes) == count
 
 
-def test_gaps_draw_the_frame():
-    rows = figures.gaps()
-    drawing = plot_gaps.gaps(rows, LIGHT)
-    axes = drawing.axes[0]
-    assert drawn_points(axes) == Counter((x, float(place)) for place, x in enumerate(rows["difference"]))
-    lines = [c.get_segments()[0] for c in axes.collections if type(c).__name__ == "LineCollection"]
-    assert [line[:, 0].tolist() for line in lines] == [[-0.004, 0.042], [0.003, 0.034]]
-    filled = [c.get_facecolor()[0].tolist() for c in axes.collections if type(c).__name__ == "PathCollection"]
-    assert [face == [1, 1, 1, 1] for face in filled] == [False, True, False, False]
-    assert [text.get_text() for text in axes.texts] == [
-        "0",
-        "+0.019  (−0.004 to +0.042)",
-        "+0.019  (+0.003 to +0.034)",
-        "+0.120  (no interval)",
-    ]
-    assert axes.yaxis_inverted()
-
-
-def test_size_gaps_draw_the_frame():
-    rows = figures.size_gaps()
-    axes = plot_gaps.size_gaps(rows, LIGHT).axes[0]
-    places = plot_gaps.side_by_side(rows["adapter_bytes"])
-    marks = [c for c in axes.collections if type(c).__name__ == "PathCollection"]
-    assert [c.get_offsets()[0].tolist() for c in marks] == [list(p) for p in zip(places, rows["percent"], strict=True)]
-    lines = [c.get_segments()[0] for c in axes.collections if type(c).__name__ == "LineCollection"]
-    known = rows["low"].notna()
-    assert [line[:, 1].tolist() for line in lines] == rows.loc[known, ["low", "high"]].to_numpy().tolist()
-    assert [line[0, 0] for line in lines] == [place for place, is_known in zip(places, known, strict=True) if is_known]
-    hollow = [c.get_facecolor()[0].tolist() == [1, 1, 1, 1] for c in marks]
-    assert hollow == [False, True, False, True, False, False]  # those whose interval holds zero
-    bottom, top = axes.get_ylim()
-    assert bottom < -0.3
-    assert top > 0.9
-
-
 def test_budget_draws_the_frame():
     rows = figures.budget()
     axes = plots.budget(rows, LIGHT).axes[0]
@@ -401,14 +344,3 @@ def test_budget_draws_the_frame():
     assert widths == [*rows["steps_run"], *rows["steps_saved"]]
     assert [bar.get_x() for bar in axes.patches][3:] == list(rows["steps_run"])
     assert [text.get_text() for text in axes.texts] == ["4,800", "3,410 + 8,990 saved", "150 + 650 saved"]
-
-
-def test_sizes_that_are_nearly_equal_stand_side_by_side_and_others_where_they_are():
-    sizes = pd.Series([1e7, 978_700, 2e6, 978_712, 978_700, 6e5])
-    places = plot_gaps.side_by_side(sizes)
-    assert [places[at] for at in (0, 2, 5)] == pytest.approx([1e7, 2e6, 6e5])
-    near = [places[at] for at in (1, 4, 3)]
-    assert near == sorted(near)
-    assert all(1.04 < b / a < 1.1 for a, b in itertools.pairwise(near))
-    assert near[1] == pytest.approx(978_704, rel=1e-4)
-    assert plot_gaps.side_by_side(pd.Series([5.0])) == pytest.approx([5.0])

@@ -305,10 +305,31 @@ def test_a_gap_that_chance_explains_is_called_tied(folder, add):
     page = report(folder)
     # By hand: the differences are 0.01 +- 0.2, so 0.01 +- 2.093 * 0.2 * sqrt(20 / 19) / sqrt(20).
     assert "**a** (quantizer none" in page
-    assert "is **tied** with **b** (quantizer ternary" in page
+    assert (
+        "is **tied** with **b** (quantizer ternary, rank 16, alpha 16, learning rate 5e-4): an eval loss of 2.5000"
+        in page
+    )
     assert "0.0100 nats (0.40 %) below the best of the next quantizer, ternary: **b** at 2.5100" in page
     assert "(95 % interval of the gap -0.0860 to 0.1060, over 20 paired examples)" in page
     assert "**won**" not in page
+
+
+def test_many_that_are_tied_and_a_long_leaderboard_are_counted(folder, add):
+    for number, quantizer in enumerate(("none", "int8", "int4", "twn", "ternary", "binary")):
+        loss = 2.5 + number / 1000
+        add(f"a{number}", eval_loss=loss, quantizer=quantizer, scores=spread(loss, 0.1 if number else -0.1))
+    for number in range(25):
+        add(f"b{number:02d}", eval_loss=3.0 + number / 10, rank=number + 20, scores=spread(3.0 + number / 10, 0.1))
+    page = report(folder)
+    verdict = page.splitlines()[2]
+    assert re.findall(r"\*\*(\w+)\*\* \(", verdict) == ["a0", "a1", "a2", "a3"]
+    assert " is **tied** with " in verdict
+    assert " and 2 more: an eval loss of 2.5000" in verdict
+    lines = section(page, "Leaderboard")
+    assert lines[0].endswith("all completed. Intervals are those of the first 30.")
+    intervals = [cells(line)[4] for line in lines if re.match(r"\| +\d", line)]
+    assert len(intervals) == 31
+    assert [place for place, text in enumerate(intervals, 1) if text == "–"] == [1, 31]
 
 
 def test_a_gap_that_all_examples_agree_on_has_a_winner(folder, add):
