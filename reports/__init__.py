@@ -1,0 +1,1 @@
+"""The report of a sweep, made from what is on disk alone."""

@@ -39,7 +39,7 @@ def out(server):
 @pytest.fixture
 def opened(tmp_path):
     """Opens storages, each with a scratch folder of its own, and closes them."""
-    from bitlora.storage import open_storage
+    from bitlora.files.opening import open_storage
 
     kept = []
 

@@ -111,7 +111,7 @@ def test_storage_in_s3_that_answers_late(bitlora, resumable, undisturbed, tmp_pa
         standing = bitlora("status", place, env=env)
         assert "4 completed" in standing.out
         server.fault = None
-        from bitlora.storage import open_storage
+        from bitlora.files.opening import open_storage
 
         old = {name: os.environ.get(name) for name in server.env}
         os.environ.update(server.env)

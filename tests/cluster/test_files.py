@@ -16,8 +16,8 @@ import jsonschema
 import pytest
 import yaml
 
-from sweeps.job import DRIVER, pack
-from sweeps.spec import load_spec
+from sweeps.cli.job import DRIVER, pack
+from sweeps.spec.spec import load_spec
 
 ROOT = Path(__file__).parents[2]
 CLUSTERS = ("cluster.yaml", "cluster-local.yaml")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from bitlora.config import TrialConfig
-from bitlora.cost import LayerShape
+from bitlora.base.info import LayerShape
+from bitlora.config.trial import TrialConfig
 
 WIDTHS = {"q": (576, 576), "k": (576, 192), "v": (576, 192), "o": (576, 576),
           "gate": (576, 1536), "up": (576, 1536), "down": (1536, 576)}  # fmt: skip

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reports import plot_gaps, plots
-from reports.style import KNOWN, LIGHT, drawn, svg
+from reports.figures import plot_gaps, plots
+from reports.figures.style import KNOWN, LIGHT, drawn, svg
 
 NAN = float("nan")
 AXES = [("learning_rate", True), ("rank", True), ("dropout", False), ("schedule", False)]

@@ -1,6 +1,6 @@
 """The oracle: one trial alone, in a plain loop over stock PEFT layers and torch's AdamW, on padded batches.
 
-It shares no code with the engine: the quantizers are written out again from their papers, straight-through by
+It shares no code with the engine: the quantizers are written out again from their papers (`formulas`), straight-through by
 `w + (q - w).detach()`; attention, padding and loss are transformers' and the textbook's. Batches and dropout masks are
 handed to it.
 """
@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from formulas import FORMULAS
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn import functional as F
@@ -21,23 +22,7 @@ def quantize_weight(w, quantizer, axis=None):
     if axis is not None:
         slices = [quantize_weight(part, quantizer) for part in w.unbind(1 - axis)]
         return torch.stack(slices, 1 - axis)
-    absmean = torch.mean(torch.abs(w))
-    if quantizer == "binary":
-        q = torch.sign(w - torch.mean(w)) * absmean
-    elif quantizer == "ternary":
-        q = torch.clip(torch.round(w / (absmean / 2 + 1e-4)), -1, 1) * absmean
-    elif quantizer == "absmean":
-        q = torch.clip(torch.round(w / (absmean if absmean > 0 else 1.0)), -1, 1) * absmean
-    elif quantizer == "twn":
-        large = torch.abs(w)[torch.abs(w) > 0.7 * absmean]
-        scale = large.mean() if len(large) else 0.0
-        q = torch.where(torch.abs(w) > 0.7 * absmean, torch.sign(w), torch.zeros_like(w)) * scale
-    elif quantizer == "int2":
-        levels = 1.25 * absmean * torch.tensor([-1.5, -0.5, 0.5, 1.5], dtype=w.dtype)
-        q = levels[(w[..., None] - levels).abs().argmin(-1)]
-    else:
-        step = torch.max(torch.abs(w)) / {"int4": 7, "int8": 127}[quantizer]
-        q = torch.round(w / step) * step if step > 0 else torch.zeros_like(w)
+    q = FORMULAS[quantizer].quantize(w)
     return w + (q - w).detach()
 
 
@@ -117,7 +102,7 @@ class Recipe:
 
 class PlainLoop:
     def __init__(self, model, recipe, latents, row_order=lambda n: list(range(n))):
-        """`latents`: layer name -> (A, B), with double_binary (A, B, scales of A, of B): the values to start from."""
+        """`latents`: layer name -> A, B, scales of A, of B (None but with double_binary): the values to start from."""
         self.recipe, self.row_order = recipe, row_order
         config = LoraConfig(
             r=recipe.rank,
@@ -132,16 +117,16 @@ class PlainLoop:
         self.model.train()
         modules = dict(self.model.base_model.model.named_modules())
         self.drops, self.params = {}, []
-        for name, (a, b, *scales) in latents.items():
+        for name, (a, b, scale_a, scale_b) in latents.items():
             layer = modules[name]
-            scale_a, scale_b = scales or (None, None)
             for side, value, axis, scale in ((layer.lora_A, a, 1, scale_a), (layer.lora_B, b, 0, scale_b)):
                 side["default"].weight.data = value.clone()
                 side["default"] = FakeQuantLinear(side["default"], recipe, axis, scale)
                 self.params += [*side["default"].parameters()]
             layer.lora_dropout["default"] = self.drops[name] = GivenDropout(recipe.dropout)
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        assert len(trained) == len(self.params) == sum(len(values) for values in latents.values())
+        given = [part for values in latents.values() for part in values if part is not None]
+        assert len(trained) == len(self.params) == len(given)
         self.optimizer = torch.optim.AdamW(self.params, lr=recipe.rate, weight_decay=recipe.weight_decay)
         self.taken = 0
 

@@ -11,8 +11,8 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM
 
-from bitlora import peft_adapter
-from bitlora.peft_adapter import BitLoraConfig
+from bitlora.adapter import peft_layers
+from bitlora.adapter.peft_layers import BitLoraConfig
 
 CONFIGS = [
     {"quantizer": "binary", "activations": "int8"},
@@ -29,7 +29,7 @@ def snapped(x):
 
 
 def main(rank, size, meeting, base, out):
-    peft_adapter.int8 = snapped
+    peft_layers.int8 = snapped
     torch.set_num_threads(1)
     if size > 1:
         dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)

@@ -9,14 +9,18 @@ from typing import Any
 
 import torch
 
-from bitlora import record
-from bitlora.base import describe_base, load_base, load_tokenizer
-from bitlora.checkpoint import save_adapter
-from bitlora.config import TrialConfig, trial_config
-from bitlora.cost import adapter_bytes, adapter_params
-from bitlora.data import Dataset, batch_rows, prepare_data
-from bitlora.engine import Batch, Engine
-from sweeps.spec import Spec, dump_spec, load_spec
+from bitlora.adapter.cost import adapter_bytes, adapter_params
+from bitlora.adapter.folder import save_adapter
+from bitlora.base.describe import describe_base
+from bitlora.base.load import load_tokenizer
+from bitlora.config.trial import TrialConfig, trial_config
+from bitlora.data.batches import batch_rows
+from bitlora.data.split import Dataset, prepare_data
+from bitlora.engine.batch import Batch
+from bitlora.engine.engine import Engine
+from bitlora.files import record, writing
+from bitlora.forward.inject import load_base
+from sweeps.spec.spec import Spec, dump_spec, load_spec
 
 CPU = torch.device("cpu")
 
@@ -57,7 +61,7 @@ def small_sweep(
             chosen = batch_rows(len(dataset.train), config.batch_size, config.seed, step)
             batches[slots[trial_id]] = Batch.of(dataset.train.take(chosen), CPU)
         engine.step(batches)
-    record.write_text(folder / "sweep.yaml", dump_spec(spec))
+    writing.write_text(folder / "sweep.yaml", dump_spec(spec))
     for trial_id, config in configs.items():
         _write(folder / "trials" / trial_id, spec, dataset, engine, slots[trial_id], config)
     return folder
@@ -66,10 +70,10 @@ def small_sweep(
 def _write(folder: Path, spec: Spec, dataset: Dataset, engine: Engine, slot: int, config: TrialConfig) -> None:
     rows = dataset.eval
     scored = engine.evaluate([slot], Batch.of(rows, CPU))[slot]
-    record.write_json(folder / record.CONFIG, config.model_dump(mode="json"))
+    writing.write_json(folder / record.CONFIG, config.model_dump(mode="json"))
     record.write_scores(folder / record.EVAL, rows.example_ids, scored.losses, scored.tokens, rows.text_bytes.tolist())
     latent = engine.latent(slot)
-    record.write_folder(folder / record.ADAPTER, lambda part: save_adapter(part, latent, config, spec.base.model))
+    writing.write_folder(folder / record.ADAPTER, lambda part: save_adapter(part, latent, config, spec.base.model))
     numbers = {"tokens": 100, "eval_loss": scored.loss, "seconds": 1.0}
     record.append_metrics(folder, record.Metrics(step=6, train_loss=2.0, learning_rate=0.0, **numbers))
     info = describe_base(spec.base)

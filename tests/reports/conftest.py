@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from bitlora.record import EVAL, TEST, Metrics, Record, append_metrics, write_json, write_record, write_scores
+from bitlora.files.record import EVAL, TEST, Metrics, Record, append_metrics, write_record, write_scores
+from bitlora.files.writing import write_json
 
 CONFIG = {
     "quantizer": "none",

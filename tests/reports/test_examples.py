@@ -1,4 +1,4 @@
-"""Every number of the example reports is the one that tests/helpers/recount.py computes from the sweep's files."""
+"""Every number of the example reports is the one that tests/helpers/recount/recount.py computes from the sweep's files."""
 
 from __future__ import annotations
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from constructed import spread, write_run
 
-from reports.load import load_sweep
-from reports.markdown import markdown
+from reports.load.sweep import load_sweep
 from reports.report import report
+from reports.writers.markdown import markdown
 
 GOLDEN = Path(__file__).parent / "golden"
 

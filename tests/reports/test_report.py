@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 from constructed import spread
 
-from reports.load import load_sweep
-from reports.markdown import markdown
+from reports.load.sweep import load_sweep
 from reports.report import report as made
 from reports.report import write_report
+from reports.writers.markdown import markdown
 
 
 @pytest.fixture

@@ -1,0 +1,60 @@
+"""What an adapter costs, from shapes alone: parameters, and bytes of its codes and scales. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Final
+
+from bitlora.base.info import LayerShape
+from bitlora.quantizers.weights import QUANTIZERS, Granularity, Quantizer
+
+DTYPE_BYTES: Final = {"F32": 4, "F16": 2, "U8": 1}
+"""A scale that is a statistic is a float32; a learned one is used, and so stored, as a float16."""
+
+
+def adapter_params(shapes: Iterable[LayerShape], rank: int, quantizer: Quantizer = "none") -> int:
+    """Trained parameters of an adapter: `rank * (in + out)` for every targeted layer, with learned scales also one for
+    each of the `rank` rows of A and the `out` rows of B."""
+    scales = QUANTIZERS[quantizer].learns_scales
+    return sum(rank * (s.in_features + s.out_features) + scales * (rank + s.out_features) for s in shapes)
+
+
+def packed_tensors(
+    shapes: Iterable[LayerShape], rank: int, quantizer: Quantizer, granularity: Granularity = "tensor"
+) -> dict[str, tuple[str, int]]:
+    """The tensors of an adapter as packed (`bitlora.adapter.codes_file`), in each A and B of every targeted layer in turn.
+
+    A matrix has one scale, or with `component` one for each of `rank`; where scales are learned A has one for each of its
+    `rank` rows and B for each of its `out`.
+
+    Returns:
+        Name -> safetensors' name of its dtype, and its length; in the order in which they stand in the file.
+    """
+    layers = tuple(shapes)
+    entries = sum(rank * (shape.in_features + shape.out_features) for shape in layers)
+    levels = QUANTIZERS[quantizer].levels
+    if levels is None:
+        return {"weights": ("F16", entries)}
+    codes = -(-entries // levels.per_byte)
+    if QUANTIZERS[quantizer].learns_scales:
+        return {"scales": ("F16", sum(rank + shape.out_features for shape in layers)), "codes": ("U8", codes)}
+    return {"scales": ("F32", 2 * len(layers) * (rank if granularity == "component" else 1)), "codes": ("U8", codes)}
+
+
+def adapter_bytes(
+    shapes: Iterable[LayerShape], rank: int, quantizer: Quantizer, granularity: Granularity = "tensor"
+) -> int:
+    """Bytes of an adapter as packed: the size of its safetensors file, header included."""
+    return _safetensors_bytes(packed_tensors(shapes, rank, quantizer, granularity))
+
+
+def _safetensors_bytes(tensors: dict[str, tuple[str, int]]) -> int:
+    """Bytes of a safetensors file without metadata: the header's length in 8 bytes, the header, which is compact JSON with
+    spaces up to a multiple of 8, and the data."""
+    header, end = {}, 0
+    for name, (dtype, length) in tensors.items():
+        start, end = end, end + DTYPE_BYTES[dtype] * length
+        header[name] = {"dtype": dtype, "shape": [length], "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"))
+    return 8 + -(-len(text) // 8) * 8 + end

@@ -1,0 +1,111 @@
+"""A trial on disk: its adapter in PEFT's layout, and the checkpoint that it goes on from.
+
+Stock PEFT reads the adapter of a full-precision trial as the LoRA adapter it is. Latent weights of a quantized one would
+be silently wrong there, so its configuration names a type that stock PEFT does not know and refuses; it is read by
+`bitlora.adapter.peft_layers`. With the quantized weights in the place of
+the latent ones it is an ordinary LoRA adapter.
+
+A checkpoint is one safetensors file: latent weights and AdamW's moments, in its header what else the trial goes on with.
+One file is replaced in one step on a disk and is one object in a store; nothing in it can be executed.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from bitlora.adapter.latent import AdapterLatent, Latent, quantized_weights
+from bitlora.config.trial import TrialConfig
+from bitlora.quantizers.weights import QUANTIZERS
+
+PEFT_TYPE: Final = "BITLORA"
+PACKED_TYPE: Final = "BITLORA_PACKED"
+"""Of an adapter whose weights are not PEFT's tensors but codes (`bitlora.adapter.codes_file`)."""
+WEIGHTS: Final = "adapter_model.safetensors"
+CONFIG: Final = "adapter_config.json"
+KEYS: Final = ("lora_A.weight", "lora_B.weight", "lora_A.scales", "lora_B.scales")
+"""How the parts of a layer (`bitlora.adapter.latent.Latent`) are called in PEFT's files, in their order."""
+
+
+def adapter_config(config: TrialConfig, base_model: str, targets: list[str]) -> dict[str, Any]:
+    """The adapter's configuration in PEFT's keys, with the quantizer and the activations beside them."""
+    plain = config.quantizer == "none" and config.activations == "full"
+    described = {
+        "peft_type": "LORA" if plain else PEFT_TYPE,
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model,
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "lora_dropout": config.dropout,
+        "use_rslora": config.scaling == "rslora",
+        "target_modules": targets,
+        "bias": "none",
+        "inference_mode": True,
+    }
+    if not plain:
+        described |= {
+            "quantizer": config.quantizer,
+            "granularity": config.granularity,
+            "activations": config.activations,
+        }
+    return described
+
+
+def save_adapter(folder: Path, latent: AdapterLatent, config: TrialConfig, base_model: str) -> None:
+    """Write the latent weights into `folder`, which exists and is empty (`bitlora.files.writing.write_folder`)."""
+    from safetensors.torch import save_file
+
+    tensors = {}
+    for name, layer in latent.items():
+        for key, part in zip(KEYS, layer, strict=True):
+            if part is not None:
+                tensors[f"base_model.model.{name}.{key}"] = part.cpu().contiguous()
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    text = json.dumps(adapter_config(config, base_model, list(latent)), indent=2, sort_keys=True)
+    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+
+
+def load_latent(folder: Path, config: TrialConfig) -> dict[str, Latent]:
+    """The latent weights that `save_adapter` wrote for a trial: layer name -> A, B, and learned scales of both.
+
+    Raises:
+        ValueError: there are none, they are broken, or of another trial; the message names the file.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = folder / WEIGHTS
+    try:
+        targets: list[str] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["target_modules"]
+        tensors = load_file(path)
+    except FileNotFoundError as error:
+        raise ValueError(f"{error.filename or path}: no such file; the trial has no adapter") from None
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not an adapter: {str(error).splitlines()[0]}") from None
+    keys = KEYS if QUANTIZERS[config.quantizer].learns_scales else KEYS[:2]
+    names = {target: [f"base_model.model.{target}.{key}" for key in keys] for target in targets}
+    expected = {name for each in names.values() for name in each}
+    if expected != tensors.keys():
+        raise ValueError(f"{path}: {min(expected ^ tensors.keys())} is missing, or not of a {config.quantizer} adapter")
+    latent = {target: Latent(*(tensors[name] for name in each)) for target, each in names.items()}
+    for target, (a, b, _, _) in latent.items():
+        if a.ndim != 2 or b.ndim != 2 or not a.shape[0] == b.shape[1] == config.rank:
+            found = f"A {[*a.shape]} and B {[*b.shape]}"
+            raise ValueError(
+                f"{path}: {target}: found {found}; rank {config.rank} has A [{config.rank}, in], B [out, …]"
+            )
+    return latent
+
+
+def save_lora_adapter(folder: Path, latent: AdapterLatent, config: TrialConfig, base_model: str) -> None:
+    """Write the adapter as an ordinary LoRA adapter, with its quantized weights; arguments as for `save_adapter`.
+
+    Raises:
+        ValueError: it has `int8` activations, which an ordinary LoRA adapter has not.
+    """
+    if config.activations != "full":
+        raise ValueError(f"activations: {config.activations}: stock PEFT would run it on full activations")
+    plain = config.model_copy(update={"quantizer": "none"})
+    weights = quantized_weights(latent, config)
+    save_adapter(folder, {name: Latent(*layer) for name, layer in weights.items()}, plain, base_model)

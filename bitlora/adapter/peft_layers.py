@@ -1,0 +1,340 @@
+"""The same adapter as a citizen of PEFT: a configuration and layers that PEFT's own models, savers and trainers work with.
+
+    model = get_peft_model(base, BitLoraConfig(quantizer="ternary", r=16, target_modules="all-linear"))
+    model = load_adapter(base, "runs/quickstart/trials/…/adapter")     # a trial's, or one that save_pretrained wrote
+    load_adapter(model, "…", "second")                                 # beside it
+
+Nothing of PEFT is patched. `BitLoraConfig` is a `LoraConfig` that registers layers of its own for `nn.Linear` and
+bitsandbytes' `Linear4bit`; they put modules that quantize in the place of `lora_A` and `lora_B`. What is saved are the
+latent weights under PEFT's usual keys, and a configuration of the type `BITLORA`, which stock PEFT does not know: it
+refuses the folder, where it would otherwise compute something else with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, get_args
+
+import torch
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn import Linear4bit
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora.bnb import Linear4bit as LoraLinear4bit
+from peft.tuners.lora.layer import Linear as LoraLinear
+from peft.tuners.lora.layer import LoraVariant
+from peft.tuners.tuners_utils import check_adapters_to_merge
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bitlora.adapter.folder import PACKED_TYPE, PEFT_TYPE
+from bitlora.config.sections import Activations
+from bitlora.quantizers.activations import int8, int8_backward
+from bitlora.quantizers.codes import Side, quantize
+from bitlora.quantizers.weights import DOUBLE_BINARY_B, QUANTIZERS, Granularity, Quantizer, double_binary
+
+REFUSED: Final = {
+    "use_dora": "DoRA normalizes the merged weight of every layer, which a pack never forms",
+    "lora_bias": "a bias of the adapter is neither quantized nor stored",
+    "use_qalora": "its adapter is not the product of two matrices over the layer's inputs",
+}
+"""Options of `LoraConfig` that would change what the adapter is, and why they are not there."""
+
+
+@dataclass
+class BitLoraConfig(LoraConfig):  # type: ignore[misc]
+    """A `peft.LoraConfig` with a quantizer.
+
+    Raises:
+        ValueError: a quantizer, granularity or activations that do not exist; or an option of LoRA (DoRA, PiSSA, LoftQ, …)
+            that does not go with it.
+    """
+
+    quantizer: Quantizer = field(default="none", metadata={"is_lora_variant": True})
+    """PEFT's own layers refuse an adapter whose variant they do not know: so it is never lost on them."""
+    granularity: Granularity = "tensor"
+    activations: Activations = "full"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, values in (("quantizer", Quantizer), ("granularity", Granularity), ("activations", Activations)):
+            if getattr(self, name) not in get_args(values):
+                raise ValueError(f"{name}: {getattr(self, name)!r} is none of {', '.join(get_args(values))}")
+        for name, why in REFUSED.items():
+            if getattr(self, name, None):
+                raise ValueError(f"{name} does not go with a quantizer: {why}")
+        if isinstance(self.init_lora_weights, str) and self.init_lora_weights != "gaussian":
+            raise ValueError(
+                f"init_lora_weights: {self.init_lora_weights!r} is not there: it starts from, or changes, the base's own "
+                "weights, and B must start as an exact no-op"
+            )
+        # A Linear4bit is an nn.Linear, so it goes first.
+        self._register_custom_module({Linear4bit: BitLinear4bit, nn.Linear: BitLinear})
+
+    def to_dict(self) -> dict[str, Any]:
+        """As PEFT writes it, with the type that stock PEFT refuses."""
+        return {**super().to_dict(), "peft_type": PEFT_TYPE}
+
+    @classmethod
+    def from_peft_type(cls, **kwargs: Any) -> BitLoraConfig:
+        """The configuration that `to_dict`, or a trial, has written.
+
+        Raises:
+            ValueError: it is an ordinary LoRA adapter's. Its weights are what is multiplied; a quantizer would change them
+                (`ternary` changes even those that it has quantized itself). Or it is a packed one.
+        """
+        found = kwargs.pop("peft_type", PEFT_TYPE)
+        if found == PACKED_TYPE:
+            raise ValueError("a packed adapter: load it with bitlora.export.load_packed_adapter")
+        if found != PEFT_TYPE:
+            raise ValueError(f"not an adapter with a quantizer (peft_type {PEFT_TYPE}): load it with PEFT itself")
+        return cls(**kwargs)
+
+
+class QuantizedLinear(nn.Linear):
+    """A or B of one adapter: `x @ w_q.T`, where w_q is its weight through the quantizer, and x may go through 8 bits first.
+
+    `weight` is the latent weight; `scales` (rows, 1) are learned ones, of `double_binary` alone. The gradients are those of
+    `bitlora.engine.slot.Slot.backward_to_latent`.
+    """
+
+    def __init__(self, linear: nn.Linear, side: Side, config: BitLoraConfig) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.side = linear.weight, side
+        self.register_parameter("bias", None)
+        self.quantizer, self.granularity = config.quantizer, config.granularity
+        self.int8 = config.activations == "int8"
+        self.scales: nn.Parameter | None = None
+        if QUANTIZERS[self.quantizer].learns_scales:
+            start = 0.5 * self.in_features**-0.5 if side == "A" else 0.0
+            self.scales = nn.Parameter(torch.full_like(self.weight[:, :1], start))
+            if side == "B":
+                nn.init.normal_(self.weight, std=DOUBLE_BINARY_B)
+
+    def quantized(self) -> Tensor:
+        """The weight that is multiplied, (rows, columns) in the weight's dtype, with its gradients."""
+        if self.scales is not None:
+            return _DoubleBinary.apply(self.weight, self.scales)  # type: ignore[no-untyped-call, no-any-return]
+        return _Quantized.apply(self.weight, self.quantizer, self.side, self.granularity)  # type: ignore[no-untyped-call, no-any-return]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., columns) -> (..., rows)."""
+        x = _Int8.apply(x) if self.int8 else x  # type: ignore[no-untyped-call]
+        return F.linear(x, self.quantized())
+
+
+class BitLoraVariant(LoraVariant):  # type: ignore[misc]
+    """How PEFT's LoRA layers come by an adapter with a quantizer."""
+
+    @staticmethod
+    def init(module: Any, adapter_name: str, config: BitLoraConfig, **kwargs: Any) -> None:
+        module.lora_A[adapter_name] = QuantizedLinear(module.lora_A[adapter_name], "A", config)
+        module.lora_B[adapter_name] = QuantizedLinear(module.lora_B[adapter_name], "B", config)
+
+    @staticmethod
+    def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any) -> Tensor:
+        z = module.lora_A[active_adapter](module.lora_dropout[active_adapter](x))
+        return result + module.lora_B[active_adapter](z) * module.scaling[active_adapter]  # type: ignore[no-any-return]
+
+    @staticmethod
+    def merge_safe(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:
+        return orig_weight + module.get_delta_weight(active_adapter).to(orig_weight.dtype)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def merge_unsafe(module: Any, active_adapter: str, orig_weight: Tensor) -> None:
+        orig_weight.data += module.get_delta_weight(active_adapter)
+
+    @staticmethod
+    def unmerge(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:
+        return orig_weight.data - module.get_delta_weight(active_adapter).to(orig_weight.dtype)  # type: ignore[no-any-return]
+
+
+class _Quantizing:
+    """What both layers below add to PEFT's own."""
+
+    def resolve_lora_variant(self, *, config: LoraConfig, **kwargs: Any) -> LoraVariant | None:
+        inherited: Any = super()
+        return _variant(config) or inherited.resolve_lora_variant(config=config, **kwargs)
+
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        inherited: Any = super()
+        return _delta(self, adapter, inherited.get_delta_weight)
+
+
+class BitLinear(_Quantizing, LoraLinear):  # type: ignore[misc]
+    """PEFT's LoRA layer over `nn.Linear`, whose adapters may have a quantizer.
+
+    Raises:
+        ValueError: the layer only looks like one (bitsandbytes' `Linear8bitLt`): its weight could not be merged into.
+    """
+
+    def __init__(self, base_layer: nn.Module, *args: Any, **kwargs: Any) -> None:
+        super().__init__(base_layer, *args, **kwargs)
+        weight = self.get_base_layer().weight
+        if not weight.is_floating_point():
+            raise ValueError(
+                f"{type(base_layer).__name__} with weights in {weight.dtype}: give a base in NF4, or unquantized"
+            )
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add adapters to the base's weight.
+
+        Raises:
+            ValueError: one has `int8` activations.
+        """
+        _refuse_unmergeable(self, adapter_names)
+        super().merge(safe_merge, adapter_names)
+
+
+class BitLinear4bit(_Quantizing, LoraLinear4bit):  # type: ignore[misc]
+    """PEFT's LoRA layer over `Linear4bit`, whose adapters may have a quantizer, and whose merge is exact.
+
+    Merged, the base layer is an `nn.Linear` of the dequantized weight plus the adapters: PEFT's own would quantize their
+    sum to NF4 again, in which most of an adapter is lost. It takes the memory of a layer in 16 or 32 bits. Unmerging puts
+    the very same `Linear4bit` back.
+    """
+
+    def __init__(self, base_layer: nn.Module, *args: Any, **kwargs: Any) -> None:
+        super().__init__(base_layer, *args, **kwargs)
+        # On CPUs with AVX512-BF16 a forward without gradient would repack the weight in place, and dequantizing it
+        # afterwards would give garbage.
+        self.get_base_layer().support_avx512bf16_for_cpu = False
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Put a layer of the dequantized weight plus the adapters in the base's place.
+
+        Raises:
+            ValueError: one has `int8` activations; the base's weights were repacked before the adapter came; or with
+                `safe_merge` the sum is not finite.
+        """
+        names = [name for name in _refuse_unmergeable(self, adapter_names) if name in self.lora_A]
+        if not names:
+            return
+        base = self.get_base_layer()
+        if isinstance(base, Linear4bit):
+            if getattr(base.weight.quant_state, "packing_format_for_cpu", False):
+                raise ValueError(
+                    "the base ran before it had an adapter, and repacked its weights for that: load it anew"
+                )
+            weight = dequantize_4bit(base.weight.data, base.weight.quant_state)
+        else:
+            weight = base.weight.data
+        total = weight.float()
+        for name in names:
+            total = total + self.get_delta_weight(name).float()
+        if safe_merge and not torch.isfinite(total).all():
+            raise ValueError(f"the merged weights are not finite: one of {', '.join(names)} is broken")
+        merged = nn.Linear(base.in_features, base.out_features, bias=False, device="meta")
+        merged.weight = nn.Parameter(total.to(weight.dtype), requires_grad=False)
+        merged.bias = base.bias
+        if isinstance(base, Linear4bit):
+            self._nf4 = (base,)  # in a tuple, so that it is no submodule, with keys of its own
+        self.base_layer = merged
+        self.merged_adapters += names
+
+    def unmerge(self) -> None:
+        """Put the base back, bit by bit as it was."""
+        if self.merged:
+            self.base_layer = self._nf4[0]
+            self.merged_adapters.clear()
+
+
+def load_adapter(model: Any, folder: str | Path, adapter_name: str = "default", trainable: bool = False) -> PeftModel:
+    """Load an adapter with a quantizer, of a trial or of `save_pretrained`.
+
+    Args:
+        model: a transformers model, or a `PeftModel` that it joins; there call `set_adapter` to use it.
+
+    Returns:
+        The model with the adapter.
+
+    Raises:
+        ValueError: the folder is an ordinary LoRA adapter's; the name is taken; the model's layers are PEFT's own, which
+            would ignore the quantizer; or a weight is missing.
+    """
+    config = BitLoraConfig.from_pretrained(str(folder))
+    config.inference_mode = not trainable
+    if not isinstance(model, PeftModel):
+        model = get_peft_model(model, config, adapter_name)
+    elif adapter_name in model.peft_config:
+        raise ValueError(f"the model has an adapter named {adapter_name} already")
+    else:
+        strange = [name for name, module in model.named_modules() if isinstance(module, LoraLinear | LoraLinear4bit)
+                   and not isinstance(module, BitLinear | BitLinear4bit)]  # fmt: skip
+        if strange:
+            raise ValueError(
+                f"{strange[0]} is PEFT's own layer, without quantizers: make the model with a BitLoraConfig"
+            )
+        model.add_adapter(adapter_name, config)
+    found = model.load_adapter(str(folder), adapter_name, is_trainable=trainable, torch_device="cpu")
+    missing = [key for key in found.missing_keys if f".{adapter_name}." in key]
+    if missing or found.unexpected_keys:
+        raise ValueError(f"{folder}: the adapter does not fit: {(missing or found.unexpected_keys)[0]}")
+    return model
+
+
+def _variant(config: LoraConfig) -> LoraVariant | None:
+    return BitLoraVariant() if isinstance(config, BitLoraConfig) else None
+
+
+def _delta(layer: Any, adapter: str, plain: Callable[[str], Tensor]) -> Tensor:
+    a, b = layer.lora_A[adapter], layer.lora_B[adapter]
+    if not isinstance(a, QuantizedLinear):
+        return plain(adapter)
+    with torch.no_grad():
+        dtype = torch.promote_types(a.weight.dtype, torch.float32)
+        product = b.quantized().to(dtype) @ a.quantized().to(dtype)
+        return product.mul_(layer.scaling[adapter]).to(b.weight.dtype)  # type: ignore[no-any-return]
+
+
+def _refuse_unmergeable(layer: Any, adapter_names: list[str] | None) -> list[str]:
+    names: list[str] = check_adapters_to_merge(layer, adapter_names)
+    for name in names:
+        if name in layer.lora_A and getattr(layer.lora_A[name], "int8", False):
+            raise ValueError(
+                f"{name} cannot be merged: with activations: int8 its inputs are normalized and rounded, so it is not "
+                "linear in them, and no weight does what it does; use it unmerged"
+            )
+    return names
+
+
+class _Quantized(torch.autograd.Function):
+    """Straight-through: the gradient of the latent weight is the gradient of the quantized one."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, quantizer: Quantizer, side: Side, granularity: Granularity) -> Tensor:
+        return quantize(quantizer, weight, side, granularity).view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        return grads[0], None, None, None
+
+
+class _DoubleBinary(torch.autograd.Function):
+    """Straight-through the sign, and through the rounding of the scales to float16."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, scales: Tensor) -> Tensor:
+        signs, used = double_binary(weight, scales)
+        ctx.save_for_backward(signs, used)
+        return signs * used
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        signs, used = ctx.saved_tensors
+        return grads[0] * used, (grads[0] * signs).sum(1, keepdim=True)
+
+
+class _Int8(torch.autograd.Function):
+    """`bitlora.quantizers.activations.int8` with its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return int8(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return int8_backward(grads[0], *ctx.saved_tensors)

@@ -1,0 +1,1 @@
+"""The frozen base: found, described, loaded."""

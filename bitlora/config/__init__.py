@@ -1,0 +1,1 @@
+"""The frozen, typed configuration of base, data, adapter and training, validated where it enters."""

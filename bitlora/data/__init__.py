@@ -1,0 +1,1 @@
+"""From files, hub and docstrings to rows of tokens with what is learned marked."""

@@ -1,0 +1,44 @@
+"""Where examples come from: JSONL files, a data set on the Hugging Face hub, the standard library's docstrings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bitlora.data.docstrings import docstring_pairs
+from bitlora.data.examples import DataError, Example, pair
+from bitlora.data.hub import _read_hub
+from bitlora.data.json_lines import _read_file
+
+
+def read_examples(source: str | list[str]) -> list[Example]:
+    """All examples of `source`, in its order. An example whose completion is empty is among them.
+
+    Args:
+        source: `pydoc`, a JSONL file (a name that ends in .jsonl or .json, that exists, or that can only be a path)
+            or a hub id; or several of them.
+
+    Raises:
+        DataError: with every error of every source.
+    """
+    names = [source] if isinstance(source, str) else source
+    errors = [f"{name}: listed twice" for name in sorted(set(names)) if names.count(name) > 1]
+    file_names = [Path(name).name for name in names]
+    found: list[Example] = []
+    for name in names:
+        if name == "pydoc":
+            found += (Example(key, pair(prompt, docstring)) for key, prompt, docstring in docstring_pairs())
+        elif _can_only_be_a_path(name):
+            label = Path(name).name if file_names.count(Path(name).name) == 1 else name
+            found += _read_file(name, label, errors)
+        else:
+            found += _read_hub(name, errors)
+    if errors:
+        raise DataError(errors)
+    return found
+
+
+def _can_only_be_a_path(name: str) -> bool:
+    # a hub id has one slash at most, so `owner/name` is a file only if there is one
+    path = Path(name).expanduser()
+    telling = name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
+    return path.suffix in (".jsonl", ".json") or telling or path.exists()

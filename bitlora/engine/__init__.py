@@ -1,0 +1,1 @@
+"""Trials in their slots: attach, step, evaluate, detach."""

@@ -1,0 +1,75 @@
+"""A slot's optimizer: AdamW over its one flat vector, clipping by its norm, and the learning-rate schedule.
+
+A slot's latent weights are one vector, so what other trainers vectorise over parameters needs no code here.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bitlora.config.trial import TrialConfig
+
+
+def learning_rate(config: TrialConfig, step: int) -> float:
+    """The learning rate of optimizer step `step` (1 to `config.steps`).
+
+    It climbs linearly over the first `warmup` share of the steps (at least one step of it is above zero), reaches the
+    maximum, and falls to `floor` times the maximum at the last step: along half a cosine (SGDR, arXiv 1608.03983), on a
+    line, or not at all.
+    """
+    warmup = round(config.warmup * config.steps)
+    if step <= warmup:
+        return config.learning_rate * step / warmup
+    if config.schedule == "constant":
+        return config.learning_rate
+    done = (step - warmup) / (config.steps - warmup)
+    share = (1 + math.cos(math.pi * done)) / 2 if config.schedule == "cosine" else 1 - done
+    return config.learning_rate * (config.floor + (1 - config.floor) * share)
+
+
+def make_optimizer(latent: Tensor, config: TrialConfig) -> torch.optim.AdamW:
+    """AdamW (arXiv 1711.05101; betas 0.9 and 0.999, eps 1e-8) over a slot's flat latent weights, in one fused pass."""
+    return torch.optim.AdamW([latent], lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+
+
+def clip(grad: Tensor, max_norm: float) -> float:
+    """Scale `grad` in place so that its 2-norm is at most `max_norm`, as `torch.nn.utils.clip_grad_norm_` does.
+
+    Returns:
+        The norm before clipping; not finite where an entry is not, and `grad` is then left alone.
+    """
+    norm = float(torch.linalg.vector_norm(grad))
+    if math.isfinite(norm) and norm > 0:
+        grad.mul_(min(1.0, max_norm / (norm + 1e-6)))
+    return norm
+
+
+GROWTH_STEPS: Final = 2000
+"""Steps without an overflow after which the loss scale is doubled, as in `torch.amp.GradScaler`."""
+
+
+class LossScale(NamedTuple):
+    """What a slot's loss is multiplied by before the backward pass, so that its gradients do not vanish in float16
+    (arXiv 1710.03740, section 3.2). Always a power of two, so that scaling itself rounds nothing; 1 in other dtypes."""
+
+    value: float = 2.0**12
+    """The start is lower than the usual 2**16: a trial of a few dozen steps has none to give away to overflows."""
+    clean: int = 0
+    """Steps since it last changed."""
+    skipped: int = 0
+    """Steps that were skipped for an overflow; AdamW has not counted them."""
+
+    def after(self, finite: bool) -> LossScale:
+        """The scale after a step whose gradients were finite, or after one that is skipped because they were not."""
+        if not finite:
+            return LossScale(self.value / 2, 0, self.skipped + 1)
+        if self.clean + 1 < GROWTH_STEPS:
+            return self._replace(clean=self.clean + 1)
+        return LossScale(self.value * 2, 0, self.skipped)
+
+
+UNSCALED: Final = LossScale(1.0)

@@ -1,0 +1,198 @@
+"""What is known of a trial, on disk: its record and the files beside it. Every file is written whole or not at all.
+
+The layout is a contract with programs outside this repository; it imports neither torch nor ray. Of each file there is
+one writer: the pack's first worker writes `config.json`, `metrics.jsonl`, `eval.parquet`, `adapter/`, the checkpoint and,
+of a trial that confirms another, `test.parquet`;
+the driver alone writes `record.json`, and removes the checkpoint of a trial that will not go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+from bitlora.files.writing import append_line, replacing, write_json, write_text
+
+Status = Literal["completed", "pruned", "diverged", "failed", "interrupted"]
+STATUSES: Final[tuple[Status, ...]] = get_args(Status)
+TRIALS: Final = "trials"
+"""In the sweep's folder: a folder for each trial, with what follows."""
+RECORD: Final = "record.json"
+CONFIG: Final = "config.json"
+METRICS: Final = "metrics.jsonl"
+EVAL: Final = "eval.parquet"
+TEST: Final = "test.parquet"
+ADAPTER: Final = "adapter"
+CHECKPOINT: Final = "checkpoint.safetensors"
+RUNS: Final = "runs.jsonl"
+"""In the sweep's folder: a line for each run of the command that has ended, whatever became of it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """One trial when it has ended, however it ended."""
+
+    trial_id: str
+    status: Status
+    reason: str
+    """Why it ended so, in words; empty only where the status says all (`completed`)."""
+    config: dict[str, Any]
+    """`bitlora.config.trial.TrialConfig`, flat."""
+    eval_loss: float | None
+    """Nats per completion token at the last reported evaluation; None where there was none that is finite."""
+    steps: int
+    """Optimizer steps at that evaluation."""
+    tokens: int
+    """Tokens trained on until then, prompts included, padding not (there is none)."""
+    seconds: float
+    """Wall-clock seconds in its slot until then."""
+    adapter_params: int
+    adapter_bytes: int
+    """Bytes of the adapter as packed: codes at their true density, and scales."""
+    base: dict[str, Any]
+    data: dict[str, Any]
+    versions: dict[str, str]
+    test_loss: float | None = None
+    """Nats per completion token over the test split, of a trial that confirms another and has completed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Metrics:
+    """A line of metrics.jsonl: one evaluation."""
+
+    step: int
+    tokens: int
+    train_loss: float
+    """Nats per completion token, the mean of the steps since the evaluation before."""
+    eval_loss: float
+    learning_rate: float
+    """Of the step just taken."""
+    seconds: float
+
+
+def versions() -> dict[str, str]:
+    """The versions of what decides a trial's numbers."""
+    names = ("bitlora-sweeps", "torch", "transformers", "peft", "bitsandbytes", "ray", "optuna")
+    found = {}
+    for name in names:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def write_record(folder: Path, record: Record) -> None:
+    """Write `record` as `folder`/record.json. `folder` is the trial's."""
+    write_json(folder / RECORD, asdict(record))
+
+
+def read_record(folder: Path) -> Record:
+    """The record of the trial in `folder`.
+
+    Raises:
+        OSError: there is none, or it cannot be read.
+        ValueError: it is not a record; the message names the file and what is wrong.
+    """
+    path = folder / RECORD
+    try:
+        record = Record(**json.loads(path.read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+    except TypeError as error:
+        raise ValueError(f"{path}: not a record: {str(error).removeprefix('Record.__init__() ')}") from None
+    if record.status not in STATUSES:
+        raise ValueError(f"{path}: status {record.status!r} is none of {', '.join(STATUSES)}")
+    return record
+
+
+def append_metrics(folder: Path, metrics: Metrics) -> None:
+    """Add a line to metrics.jsonl, in one write."""
+    append_line(folder / METRICS, json.dumps(asdict(metrics), allow_nan=False))
+
+
+def keep_metrics(folder: Path, step: int) -> None:
+    """Drop the lines of metrics.jsonl past `step`."""
+    kept = [line for line in read_metrics(folder) if line.step <= step]
+    write_text(folder / METRICS, "".join(json.dumps(asdict(line)) + "\n" for line in kept))
+
+
+def read_metrics(folder: Path) -> list[Metrics]:
+    """The evaluations of a trial, oldest first; a last line cut short by a crash is left out, no file gives none.
+
+    Raises:
+        ValueError: a line other than the last is broken; the message names it.
+    """
+    path = folder / METRICS
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            found.append(Metrics(**json.loads(line)))
+        except (json.JSONDecodeError, TypeError) as error:
+            if number < len(lines):
+                raise ValueError(f"{path}:{number}: not a line of metrics: {error}") from None
+    return found
+
+
+def write_scores(
+    path: Path,
+    example_ids: Sequence[str],
+    losses: Sequence[float],
+    tokens: Sequence[int],
+    text_bytes: Sequence[int],
+    dtype: str | None = None,
+) -> None:
+    """Write eval.parquet or test.parquet: a row for each example that was scored.
+
+    Args:
+        losses: summed over the example's completion tokens, in nats.
+        text_bytes: UTF-8 bytes of the text that those tokens stand for.
+        dtype: what the base computed in, by torch's name; kept in the file's metadata.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table(
+        {
+            "example_id": pa.array(list(example_ids), pa.string()),
+            "loss": pa.array(list(losses), pa.float64()),
+            "tokens": pa.array(list(tokens), pa.int64()),
+            "bytes": pa.array(list(text_bytes), pa.int64()),
+        }
+    )
+    if dtype is not None:
+        table = table.replace_schema_metadata({"dtype": dtype})
+    with replacing(path) as part:
+        pq.write_table(table, part)
+
+
+def dtype_of(path: Path) -> str | None:
+    """What the scores in such a file were computed in; None where it does not say.
+
+    Raises:
+        OSError, ValueError: it cannot be read.
+    """
+    import pyarrow.parquet as pq
+
+    found = (pq.read_schema(path).metadata or {}).get(b"dtype")
+    return found.decode() if found is not None else None
+
+
+def loss_of(path: Path) -> float:
+    """The loss that such a file comes to, in nats per completion token: the ratio of the sums.
+
+    Raises:
+        OSError, ValueError: it cannot be read.
+    """
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path, columns=["loss", "tokens"]).to_pydict()
+    total: int = sum(table["tokens"])
+    return math.fsum(table["loss"]) / total

@@ -1,0 +1,1 @@
+"""One forward and backward pass of many adapters over one frozen base."""

@@ -1,0 +1,1 @@
+"""What an adapter's weights and inputs pass through in the forward pass."""

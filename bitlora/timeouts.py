@@ -1,0 +1,91 @@
+"""Every time-out and interval of the project, in seconds, each with its reason. Used as `timeouts.NAME`, so that a test
+shortens one for everybody who goes by it.
+"""
+
+from typing import Final
+
+# ---- storage
+
+STORAGE_RETRY_S: Final = 120.0
+"""How long a request is tried again while the storage is busy, late or away. A store that restarts is back by then; a
+trial's slot waits meanwhile, so not for longer."""
+STORAGE_FIRST_WAIT_S: Final = 0.2
+STORAGE_LONGEST_WAIT_S: Final = 10.0
+"""Between two attempts: doubled from the first to the longest, each shortened at random by up to a half, so that many
+machines do not come back at the same moment."""
+STORAGE_CONNECT_S: Final = 5.0
+"""How long a store may take to accept a connection: more is a wrong address or a dead network."""
+STORAGE_REQUEST_S: Final = 9.0
+"""How long a request may go without an answer: late is not dead (the S3 client's own default is 3). To this curl adds
+the 5 s that it averages over; STORAGE_CHECK_S is the sum and some, since a process cannot end before its client has given
+up."""
+STORAGE_CHECK_S: Final = 15.0
+"""How long the first look at a storage may take: a dead mount hangs for ever, and a person waits for the answer."""
+STORAGE_VISIBLE_S: Final = 5.0
+"""How long a mount has to show a file that another machine has just written: NFS caches what a folder holds for some
+seconds (`acdirmin`)."""
+STORAGE_POLL_S: Final = 0.2
+"""Between two looks for that file."""
+
+# ---- the hub
+
+HUB_ANSWER_S: Final = 5.0
+"""How long the hub may take to answer at all; asked first, since its client retries for half a minute and more."""
+
+# ---- packs, as the pool sees them
+
+POOL_TICK_S: Final = 1.0
+"""How often the pool looks at its packs: what it decides by is counted in seconds."""
+POOL_POLL_S: Final = 5.0
+"""How long a pack's request for commands is held open before it is answered with none: so the pool sees that it lives."""
+PACK_START_LOCAL_S: Final = 180.0
+"""How long this machine's own Ray has to find room for a pack: nothing has to be started for that."""
+PACK_START_CLUSTER_S: Final = 1800.0
+"""How long a cluster has for that: a machine may have to be started, and GPUs are scarce."""
+PACK_LATE_S: Final = 10.0
+"""A pack whose worker does not run after this may be waiting for a machine, worth a look: workers start in less."""
+PACK_LOAD_S: Final = 3600.0
+"""How long a pack has to load its base: a large one is fetched from a hub first."""
+PACK_IDLE_S: Final = 30.0
+"""A pack without a trial ends after this: longer than a searcher takes to propose, shorter than what a machine costs."""
+PACK_SURPLUS_S: Final = 10.0
+"""A pack that waits for a machine and is not needed is given up after this: the next trials may be on their way."""
+PACK_RETRY_S: Final = 30.0
+"""No pack is started for so long after one did not come up while others are up: what kept it from that may pass."""
+PACK_STOP_S: Final = 120.0
+"""How long a pack that was told to end has for it: its last files may be large, and the storage slow."""
+PACK_CLOSE_S: Final = 20.0
+"""How long packs have to end by themselves when the sweep does: a person may have pressed Ctrl-C."""
+POOL_CLOSE_S: Final = 3 * PACK_CLOSE_S
+"""How long the pool has to end all packs: to ask them, to kill them, to remove their placement groups."""
+SLOT_RELEASE_S: Final = 60.0
+"""How long a trial's record waits for the pack to have written the trial's last file: half of STORAGE_RETRY_S, after which
+the record is written from what is there."""
+
+# ---- a pack from inside
+
+WORKERS_MEET_S: Final = 1.0
+"""How long a pack without a trial waits for one, until its workers meet again: a collective that waits for much longer
+looks like one that hangs."""
+VERDICT_S: Final = 1.0
+"""How long, at most, a pack waits after an evaluation for what becomes of its trials. Never longer than a step takes, so
+that less is lost than by a step of trials that are to be stopped."""
+WORKER_CHECK_S: Final = 0.5
+"""How soon Ray Train notices that a worker ended or died; its own default is 2."""
+
+# ---- Ray, from the driver
+
+RAY_CONNECT_S: Final = 5.0
+"""How long a cluster's or a job server's port may take to accept a connection; Ray itself would try for minutes."""
+NODE_TYPES_S: Final = 60.0
+"""How long the head may take to say what node types it has: a task there needs a worker process first."""
+TUNE_CHECKPOINT_S: Final = 3600.0
+"""How often Ray Tune writes its own checkpoint of the search, which nothing here reads: as rarely as it can be told."""
+DISPLAY_REFRESH_S: Final = 1.0
+"""How often a person sees something new."""
+JOB_POLL_S: Final = 0.2
+"""How often a job's state is asked for once its log has ended: it follows in less than a second."""
+JOB_STOP_S: Final = 120
+"""How long a stopped job has to end in order; Ray's own limit of 3 s would cut it off. Whole seconds."""
+GIT_S: Final = 10.0
+"""How long git may take to say which commit this is: on a slow file system it looks at every file."""

@@ -1,0 +1,1 @@
+"""A sweep's folder as it lies on disk, read into tables."""

@@ -1,0 +1,43 @@
+"""The losses of a trial's examples, read from its eval.parquet or test.parquet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bitlora.files.record import TRIALS
+from reports.load.sweep import Sweep
+
+
+def load_scores(folder: Path, trial_id: str, name: str) -> pd.DataFrame | None:
+    """A trial's eval.parquet or test.parquet: `example_id`, `loss` (nats, summed), `tokens`, and `bytes` where it has that.
+
+    None where there is none that can be read.
+    """
+    try:
+        frame = pd.read_parquet(folder / TRIALS / trial_id / name)
+    except (OSError, ValueError):  # pyarrow's errors are among these
+        return None
+    columns = [column for column in ("example_id", "loss", "tokens", "bytes") if column in frame]
+    return frame[columns] if columns[:3] == ["example_id", "loss", "tokens"] else None
+
+
+def scores_of(sweep: Sweep, name: str) -> Callable[[dict[str, Any]], dict[int, pd.DataFrame]]:
+    """Reads the scores of configurations, rows with their `trials`: eval.parquet or test.parquet of these, by seed."""
+    seeds = sweep.trials.set_index("trial_id")["config.seed"]
+    read: dict[str, pd.DataFrame | None] = {}
+
+    def scores(row: dict[str, Any]) -> dict[int, pd.DataFrame]:
+        found: dict[int, pd.DataFrame] = {}
+        for number, trial in enumerate(row.get("trials", ())):
+            if trial not in read:
+                read[trial] = load_scores(sweep.folder, trial, name)
+            seed = number if pd.isna(seeds[trial]) else int(seeds[trial])
+            if (table := read[trial]) is not None:
+                found.setdefault(seed, table)
+        return found
+
+    return scores

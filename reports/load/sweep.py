@@ -1,0 +1,112 @@
+"""A sweep's folder → one tidy table. What is missing, cut short or nonsense on disk is noted; no trial is dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Final
+
+import pandas as pd
+
+from bitlora.files.record import TRIALS
+from reports.load.folder import SPEC, FolderReader
+from reports.load.values import as_text, finite
+
+COLUMNS: Final = {
+    "trial_id": "str",
+    "status": "str",
+    "reason": "str",
+    "eval_loss": "float64",
+    "test_loss": "float64",
+    "steps": "Int64",
+    "budget": "Int64",
+    "tokens": "Int64",
+    "seconds": "float64",
+    "adapter_params": "Int64",
+    "adapter_bytes": "Int64",
+}
+CURVES: Final = ("trial_id", "step", "train_loss", "eval_loss", "learning_rate")
+DistinctValues = dict[str, tuple[str, ...]]
+"""Key → the distinct values that the records have for it, as text. More than one: the trials differ."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """What a sweep's folder holds."""
+
+    folder: Path
+    name: str
+    spec: dict[str, Any]
+    """sweep.yaml; {} where there is none that can be read."""
+    spec_hash: str
+    """16 hex digits over the bytes of sweep.yaml; empty where there is none."""
+    runs: tuple[dict[str, Any], ...]
+    """The lines of runs.jsonl (`sweeps.driver.provenance.Run`)."""
+    trials: pd.DataFrame
+    """A row per trial, however it ended, sorted by trial_id: `COLUMNS`, then `config.<key>` for each configuration key.
+
+    `eval_loss` and `test_loss` in nats per completion token, NaN where there is none that is finite; `budget` is
+    `config.steps`."""
+    curves: pd.DataFrame
+    """A row per evaluation: `trial_id`, `step`, `train_loss`, `eval_loss`, `learning_rate`, by trial_id and step."""
+    base: DistinctValues
+    data: DistinctValues
+    versions: DistinctValues
+    problems: tuple[str, ...]
+    """A line for each thing that could not be read or used: its path inside the folder, then what is wrong."""
+
+    def spent(self, key: str) -> float:
+        """`seconds` or `worker_seconds`, summed over the runs of the sweep that say it."""
+        return sum(found for run in self.runs if (found := finite(run.get(key))) is not None)
+
+
+def load_sweep(folder: Path) -> Sweep:
+    """Everything that is on disk about the trials in `folder`.
+
+    Raises:
+        ValueError: `folder` is no sweep's folder; one line that names it.
+    """
+    if not folder.is_dir():
+        beside = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
+        near = get_close_matches(folder.name, beside, 1)
+        raise ValueError(f"{folder}: no such folder" + (f"; did you mean {folder.parent / near[0]}?" if near else ""))
+    if not (folder / TRIALS).is_dir() and not (folder / SPEC).is_file():
+        raise ValueError(f"{folder}: not a sweep's folder: it has neither {SPEC} nor {TRIALS}/")
+    reader = FolderReader(folder)
+    spec = reader.spec()
+    rows = [reader.trial(path) for path in reader.trial_folders()]
+    name = spec.get("name")
+    return Sweep(
+        folder=folder,
+        name=as_text(name if isinstance(name, str) and name.strip() else folder.resolve().name),
+        spec=spec,
+        spec_hash=reader.spec_hash,
+        runs=reader.runs(),
+        trials=_frame(rows),
+        curves=pd.DataFrame(reader.curves, columns=CURVES),
+        base=_distinct(record.base for record in reader.records),
+        data=_distinct(record.data for record in reader.records),
+        versions=_distinct(record.versions for record in reader.records),
+        problems=tuple(reader.problems),
+    )
+
+
+def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """The rows as a table whose columns keep their types where values are missing (a rank stays an integer)."""
+    # Everything groups by these, so their columns are there even if no trial says what it had.
+    named = ("config.quantizer", "config.seed", "config.confirms")
+    keys = dict.fromkeys([*named, *(key for row in rows for key in row if key not in COLUMNS)])
+    fixed = {key: pd.Series([row.get(key) for row in rows], dtype=dtype) for key, dtype in COLUMNS.items()}
+    config = {key: pd.Series([row.get(key) for row in rows], dtype=object).convert_dtypes() for key in keys}
+    return pd.DataFrame(fixed | config)
+
+
+def _distinct(mappings: Iterable[object]) -> DistinctValues:
+    found: dict[str, dict[str, None]] = {}
+    for mapping in mappings:
+        for key, value in mapping.items() if isinstance(mapping, dict) else ():
+            if value not in (None, "", [], {}) and value == value:  # a NaN is no value either
+                found.setdefault(key, {})[as_text(value)] = None
+    return {key: tuple(values) for key, values in found.items()}

@@ -1,0 +1,74 @@
+"""How the trials ended and why, and what could not be read of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Final
+
+from bitlora.files.record import STATUSES
+from reports.document.cells import cell, counted, names
+from reports.document.document import NOTHING, Bullets, Column, Table, plain
+from reports.load.folder import UNKNOWN
+from reports.load.sweep import Sweep
+from reports.sections.parts import Section, section
+from reports.statistics.endings import Ending, Shared, endings, in_common
+from reports.statistics.findings import Findings
+
+PROBLEMS: Final = 30
+"""Files that could not be read, of which a report says what is wrong."""
+
+
+def how_trials_ended(findings: Findings) -> Section:
+    """How many trials ended how, why, and what those that ended badly have in common."""
+    title, trials = "How the trials ended", findings.sweep.trials
+    if trials.empty:
+        return section(title, counts(findings.sweep))
+    shared = in_common(findings.searched, findings.axes.varying)
+    table = endings_table(endings(trials))
+    return section(title, counts(findings.sweep), table, shared_values(shared) if shared else None)
+
+
+def problems(findings: Findings) -> Section:
+    """What could not be read or used."""
+    title, lines = "Problems on disk", findings.sweep.problems
+    if not lines:
+        return section(title, "All that is there could be read.")
+    rest = f"and {len(lines) - PROBLEMS:,} more" if len(lines) > PROBLEMS else None
+    return section(title, Bullets(tuple((plain(line, 300),) for line in lines[:PROBLEMS])), rest)
+
+
+def counts(sweep: Sweep) -> str:
+    """How many trials ended how."""
+    if sweep.trials.empty:
+        return "No trial has begun."
+    count = Counter(sweep.trials["status"])
+    ended = [f"{count[status]:,} {status}" for status in (*STATUSES, UNKNOWN) if count[status]]
+    return f"{counted(len(sweep.trials), 'trial')}: {', '.join(ended)}."
+
+
+def endings_table(lines: Sequence[Ending]) -> Table:
+    """How many trials ended how, and why."""
+    drawn = [
+        (
+            cell(plain(line.status)),
+            cell(f"{len(line.trial_ids):,}", len(line.trial_ids)),
+            cell(names(line.trial_ids)),
+            cell(plain(line.reason) or NOTHING),
+        )
+        for line in lines
+    ]
+    columns = (Column("status"), Column("trials", True), Column("which"), Column("reason"))
+    return Table("endings", columns, tuple(drawn))
+
+
+def shared_values(found: Sequence[Shared]) -> Bullets:
+    """What trials that ended badly have in common."""
+    items = [
+        (
+            f"All {line.trials} {line.status} trials have {line.axis.replace('_', ' ')} {line.values};"
+            f" of {counted(line.of, 'other')}, {line.others or 'none'} {'has' if line.others == 1 else 'have'} that.",
+        )
+        for line in found
+    ]
+    return Bullets(tuple(items))

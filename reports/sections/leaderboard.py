@@ -1,0 +1,154 @@
+"""The leaderboard: the configurations that were confirmed, those that rank, and the trials that do not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import pandas as pd
+
+from reports.document.cells import cell, counted, gap, loss, names, size, whole
+from reports.document.document import Column, Table, plain
+from reports.load.sweep import Sweep
+from reports.sections.parts import (
+    Section,
+    configuration_cells,
+    configuration_columns,
+    interval_cell,
+    loss_cell,
+    section,
+)
+from reports.statistics.comparable import Comparable, ScoresOf, rows
+from reports.statistics.findings import Findings
+from reports.statistics.paired import paired
+
+SHOWN: Final = 30
+"""Rows of a table that are drawn at once."""
+
+
+def confirmed(findings: Findings) -> Section | None:
+    """The configurations that were run again on fresh seeds; nothing where none was."""
+    if not findings.confirmed:
+        return None
+    return section(
+        "Confirmed",
+        "The best of the search once more, on seeds that it had not used, scored on the test split:"
+        f" {_test_rows(findings.sweep)} that nobody was tuned on.",
+        confirmed_table(findings.groups, findings.axes.varying, findings.on_test),
+    )
+
+
+def leaderboard(findings: Findings) -> Section:
+    """The configurations that rank, the best first."""
+    ranked = findings.groups.ranked
+    if ranked.empty:
+        return section("Leaderboard", "No trial completed its full budget with a finite eval loss.")
+    held = sum(len(group) for group in ranked["trials"])
+    budget = ranked["budget"].iloc[0]
+    words = f"{counted(held, 'trial')} at equal budget: {budget:,} optimizer steps, all completed."
+    if len(ranked) > SHOWN:
+        words += f" Intervals are those of the first {SHOWN}."
+    return section("Leaderboard", words, ranked_table(ranked, findings.axes.varying, findings.on_eval))
+
+
+def other_budgets(findings: Findings) -> Section | None:
+    """The trials that completed with fewer steps; nothing where none did."""
+    other = findings.groups.other
+    if other.empty:
+        return None
+    why = "Not ranked: they did not train for as many steps as those above."
+    table = unranked_table("other", other, findings.axes.varying)
+    return section("Completed at another budget", why, table)
+
+
+def pruned(findings: Findings) -> Section:
+    """The trials that were stopped early."""
+    stopped = findings.groups.pruned
+    if stopped.empty:
+        return section("Pruned", "No trial was pruned.")
+    why = "Not ranked: each stopped early, so its loss compares only with others at the same step."
+    return section("Pruned", why, unranked_table("pruned", stopped, findings.axes.varying))
+
+
+def _test_rows(sweep: Sweep) -> str:
+    found = sweep.data.get("test_rows", ())
+    return counted(int(found[0]), "row") if len(found) == 1 and found[0].isdigit() else "rows"
+
+
+def confirmed_table(groups: Comparable, varying: Sequence[str], scores: ScoresOf) -> Table:
+    """The configurations that were tried again: their test loss, and how they stood in the search."""
+    leader = rows(groups.confirmed.head(1))[0]
+    keys = [key for key in varying if key != "seed"]
+    searched = {trial: row for row in rows(groups.ranked) for trial in row["trials"]}
+    lines = []
+    for row in rows(groups.confirmed):
+        first = row["trial_id"] == leader["trial_id"]
+        apart = row["test_loss"] - leader["test_loss"]
+        before = searched.get(row["name"], {})
+        lines.append(
+            (
+                cell(str(row["place"]), row["place"]),
+                cell(plain(row["name"], 60)),
+                cell(str(row["seeds"]), row["seeds"]),
+                loss_cell(row, "test_loss"),
+                cell(gap(apart), apart),
+                interval_cell(None if first else paired(scores(leader), scores(row))),
+                cell(loss(row["eval_loss"]), row["eval_loss"]),
+                cell(loss(before.get("eval_loss")), before.get("eval_loss")),
+                *configuration_cells(row, keys),
+                cell(size(row["adapter_bytes"]), row["adapter_bytes"]),
+            )
+        )
+    columns = [
+        *(Column("place", True), Column("configuration of"), Column("seeds", True)),
+        *(Column(n, True) for n in ("test loss", "gap to best", "95 % interval of the gap")),
+        *(Column(n, True) for n in ("eval loss on these seeds", "in the search")),
+        *(*configuration_columns(keys, groups.confirmed), Column("packed size", True)),
+    ]
+    return Table("confirmed", tuple(columns), tuple(lines))
+
+
+def ranked_table(ranked: pd.DataFrame, varying: Sequence[str], scores: ScoresOf = lambda row: {}) -> Table:
+    """The leaderboard: `Comparable.ranked`. The first `SHOWN` are held against the best."""
+    lowest = ranked["eval_loss"].min()
+    seeds = bool((ranked["seeds"] > 1).any())
+    keys = [key for key in varying if not (seeds and key == "seed")]
+    best = scores(rows(ranked.head(1))[0])
+    lines = [
+        (
+            cell(str(row["place"]), row["place"]),
+            cell(names(row["trials"], 3)),
+            loss_cell(row),
+            cell(gap(row["eval_loss"] - lowest), row["eval_loss"] - lowest),
+            interval_cell(paired(best, scores(row)) if 0 < number < SHOWN else None),
+            *([cell(str(row["seeds"]), row["seeds"])] if seeds else []),
+            *configuration_cells(row, keys),
+            cell(size(row["adapter_bytes"]), row["adapter_bytes"]),
+        )
+        for number, row in enumerate(rows(ranked))
+    ]
+    columns = [
+        *(Column("place", True), Column("trials" if seeds else "trial")),
+        *(Column(name, True) for name in ("eval loss", "gap to best", "95 % interval of the gap")),
+        *([Column("seeds", True)] if seeds else []),
+        *(*configuration_columns(keys, ranked), Column("packed size", True)),
+    ]
+    return Table("leaderboard", tuple(columns), tuple(lines), SHOWN)
+
+
+def unranked_table(name: str, trials: pd.DataFrame, varying: Sequence[str]) -> Table:
+    """Trials that stopped at different steps: `Comparable.pruned` or `Comparable.other`."""
+    lines = [
+        (
+            cell(plain(row["trial_id"], 60)),
+            cell(f"{whole(row['steps'])} of {whole(row['budget'])}", row["steps"]),
+            loss_cell(row),
+            *configuration_cells(row, varying),
+        )
+        for row in rows(trials)
+    ]
+    columns = (
+        *(Column("trial"), Column("step reached", True), Column("eval loss there", True)),
+        *configuration_columns(varying, trials),
+    )
+    return Table(name, columns, tuple(lines))

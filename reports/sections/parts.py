@@ -1,0 +1,69 @@
+"""What the sections share: what a section is, and cells that many of their tables have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from reports.document.cells import cell, head, loss, missing, value
+from reports.document.document import NOTHING, Block, Cell, Column, Heading, Paragraph
+from reports.figures.figures import Plot
+from reports.statistics.comparable import Row
+from reports.statistics.paired import Interval
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A section of a report. `reports.report.SECTIONS` says how one is added."""
+
+    title: str
+    """Empty: no heading, as on top of the page."""
+    parts: tuple[Block | Plot, ...]
+    """What stands below the heading, in order. A plot stands for its figure, and its files are written too."""
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """What it prints."""
+        printed = (part.figure if isinstance(part, Plot) else part for part in self.parts)
+        return (*([Heading(2, self.title)] if self.title else []), *printed)
+
+    @property
+    def plots(self) -> tuple[Plot, ...]:
+        """What is to be drawn."""
+        return tuple(part for part in self.parts if isinstance(part, Plot))
+
+
+def section(title: str, *parts: Block | Plot | str | None) -> Section:
+    """A section of these parts: a string is a paragraph, None is left out (a figure that has nothing to draw)."""
+    kept = (Paragraph((part,)) if isinstance(part, str) else part for part in parts if part is not None)
+    return Section(title, tuple(kept))
+
+
+def configuration_cells(row: Row, keys: Sequence[str]) -> list[Cell]:
+    """The values of these keys of a trial's configuration."""
+    return [cell(value(key, row.get(f"config.{key}")), row.get(f"config.{key}")) for key in keys]
+
+
+def configuration_columns(keys: Sequence[str], frame: pd.DataFrame) -> list[Column]:
+    """Their columns: numbers to the right."""
+    numbers = pd.api.types.is_numeric_dtype
+    return [head(key, f"config.{key}" in frame and numbers(frame[f"config.{key}"])) for key in keys]
+
+
+def loss_cell(row: Row, key: str = "eval_loss") -> Cell:
+    """A loss with its standard error over seeds, where it has one."""
+    found, error = row.get(key), row.get("error")
+    if not isinstance(found, float) or not isinstance(error, float) or missing(found) or missing(error):
+        return cell(loss(found, error), found)
+    return cell(loss(found, error), found, ("", found), ("standard error", error))
+
+
+def interval_cell(interval: Interval | None, digits: int = 4) -> Cell:
+    """An interval's two ends; where it holds zero, the word for that."""
+    if interval is None:
+        return Cell(NOTHING)
+    tied = "" if interval.decided else " (tied)"
+    text = f"{interval.low:z.{digits}f} to {interval.high:z.{digits}f}{tied}"
+    return cell(text, interval.low, ("low", interval.low), ("high", interval.high))

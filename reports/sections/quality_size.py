@@ -1,0 +1,52 @@
+"""Quality against size: what no other configuration beats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import pandas as pd
+
+from reports.document.cells import cell, size, whole
+from reports.document.document import Column, Table, plain
+from reports.figures import figures
+from reports.sections.parts import Section, configuration_cells, configuration_columns, loss_cell, section
+from reports.statistics.comparable import pareto, rows
+from reports.statistics.findings import Findings
+
+COSTS: Final = ("eval_loss", "adapter_bytes", "tokens")
+"""What a configuration on the Pareto front is not beaten in: loss, bytes as packed, training."""
+
+
+def quality_size(findings: Findings) -> Section | None:
+    """Eval loss against bytes as packed, and the Pareto front; nothing where no configuration ranks."""
+    ranked = findings.groups.ranked
+    if ranked.empty:
+        return None
+    front = ranked[ranked["adapter_bytes"].notna() & ranked["tokens"].notna()]
+    front = front[pareto(front, COSTS)].sort_values(["adapter_bytes", "eval_loss"])
+    return section(
+        "Quality against size",
+        figures.quality_size(ranked),
+        "What no other beats in eval loss, packed size and tokens trained at once:",
+        front_table(front, findings.axes.varying),
+    )
+
+
+def front_table(front: pd.DataFrame, varying: Sequence[str]) -> Table:
+    """The configurations that no other beats in loss, bytes and training at once."""
+    lines = [
+        (
+            cell(plain(row["trial_id"], 60)),
+            loss_cell(row),
+            cell(size(row["adapter_bytes"]), row["adapter_bytes"]),
+            cell(whole(row["tokens"]), row["tokens"]),
+            *configuration_cells(row, varying),
+        )
+        for row in rows(front)
+    ]
+    columns = (
+        *(Column("trial"), Column("eval loss", True), Column("packed size", True), Column("tokens trained", True)),
+        *configuration_columns(varying, front),
+    )
+    return Table("pareto", columns, tuple(lines))

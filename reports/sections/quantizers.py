@@ -1,0 +1,106 @@
+"""The quantizers side by side, and against full precision: what fewer bits cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from reports.document.cells import bits, cell, gap, head, size, whole
+from reports.document.document import NOTHING, Column, Table, plain
+from reports.figures import figures
+from reports.load.values import mapping
+from reports.sections.parts import Section, configuration_cells, interval_cell, loss_cell, section
+from reports.statistics.findings import Findings
+from reports.statistics.full_precision import Against, against
+from reports.statistics.quantizers import QuantizerBest, quantizer_bests
+
+
+def side_by_side(findings: Findings) -> Section:
+    """The best of each quantizer that was tried or asked for."""
+    choices = findings.space.get("quantizer", mapping(findings.sweep.spec, "adapter").get("quantizer"))
+    asked = [name for name in (choices if isinstance(choices, list) else [choices]) if isinstance(name, str)]
+    lines = quantizer_bests(findings.searched, findings.groups, asked, findings.on_eval)
+    if not lines:
+        return section("Quantizers side by side", "No trial, and no quantizer asked for.")
+    table, notes = quantizer_table(lines, findings.axes.varying)
+    figure = figures.gaps(findings.groups, lines, findings.on_test)
+    return section("Quantizers side by side", table, *notes, figure)
+
+
+def full_precision(findings: Findings) -> Section | None:
+    """The best of each quantizer against the best in full precision; nothing where one of the two sides is missing."""
+    groups = findings.groups
+    bests = against(groups.contest, findings.on_test if findings.confirmed else findings.on_eval)
+    split = "test" if findings.confirmed else "eval"
+    if not bests and findings.confirmed:  # full precision, or all else, is not among the confirmed
+        bests, split = against(groups.ranked.assign(loss=groups.ranked["eval_loss"]), findings.on_eval), "eval"
+    if not bests:
+        return None
+    return section(
+        "Against full precision",
+        "The best of each quantizer against the best in full precision: how far its loss is above, in per cent, and its"
+        " size in per cent of full precision's.",
+        against_table(bests, split),
+        figures.size_gaps(bests),
+    )
+
+
+def quantizer_table(lines: Sequence[QuantizerBest], varying: Sequence[str]) -> tuple[Table, list[str]]:
+    """One line per quantizer: its best configuration. With it the notes on what is not at equal budget, marked by †."""
+    keys = ["rank", "alpha", "learning_rate", *(["activations"] if "activations" in varying else [])]
+    drawn, notes = [], []
+    for line in lines:
+        best = line.best or {}
+        name = plain(best["trial_id"], 60) if best else "none"
+        if best and line.gap is None:
+            ended = f"{best['status']} at step {whole(best['steps'])} of {whole(best['budget'])}"
+            notes.append(f"† Not at equal budget: {name} was {ended}, so its loss does not compare with the others.")
+            name += " †"
+        spent = bits(best) if best else None
+        drawn.append(
+            (
+                cell(plain(line.quantizer, 60)),
+                cell(f"{line.full:,} of {line.began:,}", line.full),
+                cell(name),
+                loss_cell(best),
+                cell(gap(line.gap), line.gap),
+                interval_cell(line.interval),
+                *configuration_cells(best, keys),
+                cell(whole(best.get("adapter_params")), best.get("adapter_params")),
+                cell(size(best.get("adapter_bytes")), best.get("adapter_bytes")),
+                cell(NOTHING if spent is None else f"{spent:.2f}", spent),
+            )
+        )
+    columns = [
+        Column("quantizer"),
+        Column("at full budget", True),
+        Column("best trial"),
+        *(Column(name, True) for name in ("eval loss", "gap to best", "95 % interval of the gap")),
+        *(head(key, True) for key in keys),
+        *(Column(name, True) for name in ("parameters", "packed size", "bits per parameter")),
+    ]
+    return Table("quantizers", tuple(columns), tuple(drawn)), notes
+
+
+def against_table(bests: Sequence[Against], split: str) -> Table:
+    """Full precision and the others, line by line; `split`: what the loss is on."""
+    lines = []
+    for each in bests:
+        row, spent = each.row, bits(each.row)
+        lines.append(
+            (
+                cell(plain(row["config.quantizer"], 60)),
+                cell(plain(row["name"], 60)),
+                cell(NOTHING if spent is None else f"{spent:.2f}", spent),
+                cell(size(row["adapter_bytes"]), row["adapter_bytes"]),
+                cell(NOTHING if each.share is None else f"{each.share:.2f}", each.share),
+                loss_cell(row, "loss"),
+                cell(f"{each.percent:z.2f}", each.percent),
+                interval_cell(each.interval, 2),
+            )
+        )
+    columns = (
+        *(Column("quantizer"), Column("best trial"), Column("bits per parameter", True), Column("packed size", True)),
+        *(Column("size, %", True), Column(f"{split} loss", True), Column("gap, %", True)),
+        Column("95 % interval of the gap, %", True),
+    )
+    return Table("full-precision", columns, tuple(lines))

@@ -1,0 +1,120 @@
+"""What was asked for, on what, with which code."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from reports.document.cells import counted, seconds, value
+from reports.document.document import NOTHING, Bullets, plain
+from reports.load.folder import SPEC
+from reports.load.sweep import DistinctValues, Sweep
+from reports.load.values import mapping
+from reports.sections.parts import Section, section
+from reports.statistics.axes import Axes
+from reports.statistics.findings import Findings
+
+
+def set_up(findings: Findings) -> Section:
+    """What was asked for, on what, with which code."""
+    return section("Set-up", facts(findings.sweep, findings.axes))
+
+
+def facts(sweep: Sweep, axes: Axes) -> Bullets:
+    """A few lines: base, data, search, versions, machine, time."""
+    search, scheduler = mapping(sweep.spec, "search"), mapping(sweep.spec, "scheduler")
+    space = mapping(search, "space")
+    confirming = int(sweep.trials["config.confirms"].notna().sum())
+    begun = f"{len(sweep.trials) - confirming:,} began"
+    asked = f"{value('trials', search['trials'])} asked for, {begun}" if "trials" in search else begun
+    by = [("sampler", search.get("sampler")), ("scheduler", scheduler.get("name"))]
+    asked += "".join(f"; {role} {plain(name, 60)}" for role, name in by if name is not None)
+    options = [f"{plain(key, 40)} {value(key, scheduler[key])}" for key in ("grace", "reduction") if key in scheduler]
+    asked += f" ({', '.join(options)})" if options and scheduler.get("name") not in (None, "none") else ""
+    asked += f"; then {confirming} to confirm the best" if confirming else ""
+    varied = [f"{plain(key, 40).replace('_', ' ')}{_domain(key, space.get(key))}" for key in axes.varying]
+    fixed = [f"{plain(key, 40).replace('_', ' ')} {value(key, held)}" for key, held in axes.fixed.items()]
+    lines = {
+        "Base": _summary(sweep.base or _scalars(mapping(sweep.spec, "base")), "model"),
+        "Data": _summary(sweep.data or _scalars(mapping(sweep.spec, "data")), "source"),
+        "Trials": asked,
+        "Varied": "; ".join(varied),
+        "Held fixed": ", ".join(fixed),
+        **_optimizer(sweep),
+        "Versions": ", ".join(f"{plain(name, 60)} {_values(found)}" for name, found in sorted(sweep.versions.items())),
+        "Spec": f"{SPEC}, SHA-256 {sweep.spec_hash}…" if sweep.spec_hash else "",
+        **_runs(sweep),
+    }
+    return Bullets(tuple((f"{title}: {line or NOTHING}",) for title, line in lines.items()))
+
+
+def _optimizer(sweep: Sweep) -> dict[str, str]:
+    """What became of an optimizer that is not quite what its name says."""
+    if mapping(sweep.spec, "train").get("optimizer") != "paged_adamw":
+        return {}
+    return {
+        "Optimizer": "paged_adamw, here AdamW: in a pack a trial's moments are one small vector, there is nothing to page"
+    }
+
+
+def _runs(sweep: Sweep) -> dict[str, str]:
+    """Code, machine and time, as the runs of the sweep recorded them; nothing where none did."""
+    runs = sweep.runs
+    if not runs:
+        return {}
+    code: dict[str, None] = {}
+    for run in runs:
+        git = mapping(run, "git")
+        if "commit" in git:
+            code[f"commit {plain(git['commit'])[:12]}{' and changes to it' if git.get('changed') else ''}"] = None
+    machines, worker = mapping(runs[-1], "machines"), mapping(runs[-1], "worker")
+    gpus = [f"{count} × {plain(kind, 40)}" for kind, count in mapping(machines, "gpus").items()]
+    nodes = machines.get("nodes")
+    parts = [
+        f"{counted(nodes, 'machine')}" if isinstance(nodes, int) else "",
+        ", ".join(gpus) or "no GPU",
+        f"{value('cpus', machines.get('cpus'))} CPU cores ({plain(machines.get('cpu', NOTHING), 60)})",
+        f"{value('memory_gb', machines.get('memory_gb'))} GB of memory on the driver's",
+        plain(machines.get("system", NOTHING), 60),
+    ]
+    wall, used = sweep.spent("seconds"), sweep.spent("worker_seconds")
+    gpu = worker.get("GPU")
+    reserved = f"{gpu:g} GPU" if gpu else f"{value('CPU', worker.get('CPU'))} CPU cores"
+    again = f", in {len(runs)} runs of the command" if len(runs) > 1 else ""
+    return {
+        "Code": " and ".join(code) or "not from a checkout",
+        "Machine": ", ".join(part for part in parts if part),
+        "Time": f"{seconds(wall)} in all{again}; {seconds(used)} of workers with {reserved} each",
+    }
+
+
+def _domain(key: str, domain: object) -> str:
+    """Where the searcher looked: choices, a range, or one that hangs on another axis."""
+    if isinstance(domain, list):
+        return f" ({', '.join(value(key, choice) for choice in domain)})"
+    if isinstance(domain, dict) and {"low", "high"} <= domain.keys():
+        scale = ", log" if domain.get("log") else ""
+        return f" ({value(key, domain['low'])} to {value(key, domain['high'])}{scale})"
+    if isinstance(domain, dict) and "by" in domain:
+        return f" (its range hangs on {plain(domain['by'], 40)})"
+    return " (differs between trials)"
+
+
+def _summary(found: DistinctValues, first: str) -> str:
+    """`found` in one line; the value of the key `first` stands in front without its name, notes at the end."""
+    named = [key for key in sorted(found) if key not in (first, "notes")]
+    rest = [f"{plain(key, 40).replace('_', ' ')} {_values(found[key])}" for key in named]
+    line = ", ".join([_values(found[first])] * (first in found) + rest)
+    return f"{line}. {'; '.join(plain(note) for note in found['notes'])}" if "notes" in found else line
+
+
+def _values(found: tuple[str, ...]) -> str:
+    # A long whole number is a count (rows, parameters); a hash that is all digits is longer still.
+    words = [f"{int(v):,}" if re.fullmatch(r"[1-9][0-9]{3,11}", v) else plain(v) for v in found]
+    return words[0] if len(words) == 1 else f"{' and '.join(words)} (trials differ)"
+
+
+def _scalars(held: dict[str, Any]) -> DistinctValues:
+    return {
+        key: (str(each),) for key, each in held.items() if isinstance(each, str | int) and not isinstance(each, bool)
+    }

@@ -1,0 +1,111 @@
+"""Several sweeps against each other: the best of each, where they scored the same text.
+
+With the same tokens per example, losses are nats per completion token. With other tokens for the same text (another
+tokenizer), they are bits per byte of that text. What scored other examples is told apart, never ranked together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import pandas as pd
+
+from bitlora.files.record import EVAL, TEST
+from reports.document.cells import folder_name
+from reports.load.scores import scores_of
+from reports.load.sweep import Sweep
+from reports.statistics.comparable import Row, comparable, rows
+from reports.statistics.paired import Interval, Scores, paired
+
+NATS: Final = "nats per completion token"
+BITS: Final = "bits per byte"
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """The best configuration of one sweep."""
+
+    label: str
+    sweep: Sweep
+    row: Row
+    split: str
+    """`test` where it was confirmed, else `eval`."""
+    scores: Scores
+
+    @property
+    def examples(self) -> pd.DataFrame:
+        """What it was scored on: `tokens`, and `bytes` where they are known, by example_id."""
+        table = next(iter(self.scores.values()))
+        return table.drop(columns="loss").set_index("example_id").sort_index()
+
+    def loss(self, per: str) -> float:
+        """The mean over its seeds of summed loss over summed `per`."""
+        return sum(t["loss"].sum() / t[per].sum() for t in self.scores.values()) / len(self.scores)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Contenders that scored the same text, the best first, each with how far it is behind and an interval of that."""
+
+    unit: str
+    lines: tuple[tuple[Contender, float, float, Interval | None], ...]
+    """Contender, loss, gap to the best, its interval."""
+
+
+def contenders(sweeps: Sequence[Sweep]) -> tuple[list[Contender], list[tuple[str, str]]]:
+    """The best of each sweep; and label and reason of those that have none to show."""
+    names = [sweep.name for sweep in sweeps]
+    found, without = [], []
+    for sweep in sweeps:
+        label = sweep.name if names.count(sweep.name) == 1 else folder_name(sweep.folder)
+        groups = comparable(sweep.trials)
+        best = rows(groups.contest.head(1))
+        split = TEST if len(groups.confirmed) else EVAL
+        scores = scores_of(sweep, split)(best[0]) if best else {}
+        if not best:
+            without.append((label, "no trial completed its full budget with a finite eval loss"))
+        elif not scores:
+            without.append((label, f"the {split} of its best trial cannot be read"))
+        else:
+            found.append(Contender(label, sweep, best[0], split.removesuffix(".parquet"), scores))
+    return found, without
+
+
+def grouped(found: Sequence[Contender]) -> list[Group]:
+    """Sort contenders by the text that they scored."""
+    parts: list[list[Contender]] = []
+    for one in found:
+        home = next((part for part in parts if all(_same_text(one.examples, other.examples) for other in part)), None)
+        if home is None:
+            parts.append([one])
+        else:
+            home.append(one)
+    return [_group(part) for part in parts]
+
+
+def _same_text(one: pd.DataFrame, other: pd.DataFrame) -> bool:
+    """The same examples, and of each the same tokens or, by another tokenizer, as many bytes of text."""
+    if not one.index.equals(other.index):
+        return False
+    if "bytes" in one and "bytes" in other:
+        return bool((one["bytes"] == other["bytes"]).all())
+    return bool((one["tokens"] == other["tokens"]).all())
+
+
+def _group(part: Sequence[Contender]) -> Group:
+    first = part[0].examples["tokens"]
+    nats = all(first.equals(other.examples["tokens"]) for other in part)
+    per, scale = ("tokens", 1.0) if nats else ("bytes", 1 / math.log(2))
+    ranked = sorted(part, key=lambda one: (one.loss(per), one.label))
+    best = ranked[0]
+    lines = []
+    for one in ranked:
+        interval = None if one is best else paired(best.scores, one.scores, per)
+        if interval is not None and not nats:
+            low, high = interval.low * scale, interval.high * scale
+            interval = Interval(interval.difference * scale, low, high, interval.examples, interval.seeds)
+        lines.append((one, one.loss(per) * scale, (one.loss(per) - best.loss(per)) * scale, interval))
+    return Group(NATS if nats else BITS, tuple(lines))

@@ -1,0 +1,64 @@
+"""What was found of a sweep that more than one section of its report speaks of, computed once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from bitlora.files.record import EVAL, TEST
+from reports.load.scores import scores_of
+from reports.load.sweep import Sweep
+from reports.load.values import mapping
+from reports.statistics.axes import Axes, axes
+from reports.statistics.comparable import Comparable, Row, ScoresOf, comparable
+from reports.statistics.verdict import Verdict, verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """A sweep, and what was found of it."""
+
+    sweep: Sweep
+    space: dict[str, Any]
+    """The search space of its spec, as plain data; {} where there is none that can be read."""
+    searched: pd.DataFrame
+    """The trials of the search: `Sweep.trials` without those that confirm."""
+    groups: Comparable
+    """The trials by what they may be compared with."""
+    axes: Axes
+    """What varies between the trials of the search."""
+    on_eval: ScoresOf
+    """Reads a configuration's scores on the eval split."""
+    on_test: ScoresOf
+    """The same on the test split."""
+    verdict: Verdict
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether any configuration was confirmed: then these decide, by their test loss."""
+        return len(self.groups.confirmed) > 0
+
+    @property
+    def best(self) -> Row | None:
+        """The configuration that leads; None where none ranks."""
+        return self.verdict.best[0] if self.verdict.best else None
+
+
+def findings(sweep: Sweep) -> Findings:
+    """Find all of it in `sweep`."""
+    groups = comparable(sweep.trials)
+    searched = sweep.trials[sweep.trials["config.confirms"].isna()]
+    space = mapping(sweep.spec, "search", "space")
+    on_eval, on_test = scores_of(sweep, EVAL), scores_of(sweep, TEST)
+    return Findings(
+        sweep=sweep,
+        space=space,
+        searched=searched,
+        groups=groups,
+        axes=axes(searched, space),
+        on_eval=on_eval,
+        on_test=on_test,
+        verdict=verdict(groups.contest, on_test if len(groups.confirmed) else on_eval),
+    )

@@ -1,0 +1,335 @@
+"""The command line. Nothing heavy is imported here: `--help` and the answer to a wrong spec come at once."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from bitlora.files.storage import Storage
+    from sweeps.driver.prepare import Prepared
+    from sweeps.spec.spec import Spec
+
+
+BAD_INPUT = 2
+
+app = typer.Typer(
+    name="bitlora",
+    help="Sweeps of LoRA fine-tunes: many trials at once over one frozen base, at any precision down to one bit.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+SpecFile = Annotated[Path, typer.Argument(metavar="SPEC", help="The sweep's YAML file.", show_default=False)]
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Lay a value over the spec, such as train.steps=64. Repeatable."),
+]
+
+
+@app.command()
+def sweep(
+    spec_file: SpecFile,
+    out: Annotated[str | None, typer.Option(metavar="DIR", help="The sweep's folder. Default: runs/<name>.")] = None,
+    set_: Set = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a sweep that was interrupted.")] = False,
+    address: Annotated[
+        str | None,
+        typer.Option(metavar="ADDR", help="A Ray cluster. Default: RAY_ADDRESS, else one of this machine's own."),
+    ] = None,
+) -> None:
+    """Run a sweep.
+
+    Exit codes: 0 done; 1 no trial gave a usable result; 2 bad input; 3 done, but some trials failed; 130 interrupted.
+    """
+    job_server = address is not None and address.startswith(("http://", "https://"))
+    if address is not None and "://" in address and not job_server:
+        _refuse(
+            f"--address: submitting to {address} is not possible; give host:port, or http://HOST:PORT of the job server"
+        )
+    spec = _load(spec_file, [*(set_ or ()), *([f"out={json.dumps(out)}"] if out is not None else ())])
+    if address is not None and job_server:
+        raise typer.Exit(_submit(spec_file, spec, address, resume))
+    _refuse_in_job(spec_file, spec)
+    from bitlora.files.opening import open_storage
+    from bitlora.files.storage import StorageError
+
+    errors: list[str] = []
+    storage = None
+    try:
+        storage = open_storage(spec.place)
+        errors = _resume_errors(spec, storage) if resume else _folder_errors(storage)
+    except StorageError as error:
+        errors = [str(error)]
+    prepared = _prepare(spec_file, spec, errors, meanwhile=_import_run)
+    assert storage is not None  # else there was an error
+    from sweeps.driver.run import run_sweep
+    from sweeps.spec.errors import InputError
+
+    console = Console(soft_wrap=True)
+    _notes(console, prepared)
+    with storage:
+        try:
+            code = run_sweep(spec, prepared, storage, console, address, resume)
+        except InputError as error:
+            _refuse(*error.lines)
+    raise typer.Exit(code)
+
+
+@app.command()
+def plan(spec_file: SpecFile, set_: Set = None) -> None:
+    """Say what a sweep would do: trials, adapter parameters and bytes. Starts nothing."""
+    spec = _load(spec_file, set_ or ())
+    prepared = _prepare(spec_file, spec, [])
+    from sweeps.cli.plan import draw, make_plan
+
+    console = Console(soft_wrap=True)
+    _notes(console, prepared)
+    draw(console, make_plan(spec, prepared))
+
+
+@app.command()
+def report(
+    places: Annotated[
+        list[str], typer.Argument(metavar="DIR…", help="A sweep's folder, or s3://….", show_default=False)
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where to write it. Default: DIR/report; of several, DIR/../comparison."),
+    ] = None,
+) -> None:
+    """Make the report again from the records; of several sweeps, compare them."""
+    from contextlib import ExitStack
+
+    from bitlora.files.opening import open_storage
+    from reports.report import write_report
+    from sweeps.driver.resume import DECIDING
+
+    several = len(places) > 1
+    if several and out is None and "://" in places[0]:
+        _refuse("--out: a comparison of sweeps is not written to object storage; give a folder")
+    with ExitStack() as stack:
+        try:
+            storages = [stack.enter_context(open_storage(place)) for place in places]
+            missing = [
+                f"{storage.out}: holds no sweep (no trials/)" for storage in storages if not storage.exists("trials")
+            ]
+            if missing:
+                _refuse(*missing)
+            for storage in storages:
+                storage.pull("", only=DECIDING)
+            path = write_report([storage.folder for storage in storages], out)
+            if out is None and not several:
+                storages[0].push("report")
+        except (OSError, ValueError) as error:
+            _refuse(str(error))
+    typer.echo(path if out is not None or several else f"{places[0].rstrip('/')}/report/report.md")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine can run, and what is missing."""
+    from sweeps.cli.doctor import examine
+
+    findings = examine()
+    width = max(len(finding.what) for finding in findings)
+    for finding in findings:
+        typer.echo(f"{finding.verdict:<8}{finding.what:<{width + 2}}{finding.text}")
+    raise typer.Exit(any(finding.verdict == "missing" for finding in findings))
+
+
+@app.command()
+def status(place: Annotated[str, typer.Argument(metavar="DIR", help="A sweep's folder, or s3://….")]) -> None:
+    """Say where a sweep stands, running or ended."""
+    from bitlora.files.opening import open_storage
+    from sweeps.cli.status import draw, standing
+    from sweeps.driver.resume import DECIDING, EXIT_CODE
+    from sweeps.spec.errors import SpecError
+
+    try:
+        with open_storage(place) as storage:
+            storage.pull("", only=(*DECIDING, EXIT_CODE))
+            draw(Console(soft_wrap=True), standing(storage.folder))
+    except SpecError as error:
+        _refuse(*error.lines)
+    except (OSError, ValueError) as error:
+        _refuse(str(error))
+
+
+TrialDir = Annotated[
+    str,
+    typer.Argument(metavar="TRIAL_DIR", help="DIR/trials/<trial_id>, or s3://….", show_default=False),
+]
+
+
+@app.command()
+def export(
+    place: TrialDir,
+    to: Annotated[
+        Literal["packed", "peft", "merged"],
+        typer.Option(
+            "--to",
+            help="packed: the smallest, for bitlora.export. peft: an ordinary LoRA adapter. merged: a model of its own.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write it; new, or empty.", show_default=False)],
+    check: Annotated[
+        bool,
+        typer.Option(help="Load it again and compare its eval loss with the record's; nothing is kept if it differs."),
+    ] = True,
+) -> None:
+    """Hand an adapter on: packed, as stock PEFT reads it, or merged into its base.
+
+    Exit codes: 0 done; 1 it does not do what the trial did, or cannot be written; 2 bad input.
+    """
+    from sweeps.cli.checked_export import ExportError
+    from sweeps.cli.checked_export import export as write
+    from sweeps.cli.trial_folder import open_trial, quiet
+    from sweeps.spec.errors import InputError
+
+    try:
+        with open_trial(place) as trial:
+            quiet()
+            write(trial, to, out, check, typer.echo)
+    except InputError as error:
+        _refuse(*error.lines)
+    except ExportError as error:
+        typer.echo(error, err=True)
+        raise typer.Exit(1) from None
+
+
+@app.command()
+def generate(
+    place: TrialDir,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="A user's turn.", show_default=False)],
+    most: Annotated[int, typer.Option("--max-tokens", metavar="N", min=1, help="Tokens of the answer.")] = 128,
+) -> None:
+    """Ask a trial's adapter something; prints the answer alone."""
+    from sweeps.cli.generate import generate as answer
+    from sweeps.cli.trial_folder import open_trial, quiet
+    from sweeps.spec.errors import InputError
+
+    try:
+        with open_trial(place) as trial:
+            quiet()
+            answer(trial, prompt, most)
+    except InputError as error:
+        _refuse(*error.lines)
+
+
+def _refuse(*lines: str) -> NoReturn:
+    for line in lines:
+        typer.echo(line, err=True)
+    raise typer.Exit(BAD_INPUT)
+
+
+def _load(path: Path, overrides: Sequence[str]) -> Spec:
+    from sweeps.spec.errors import SpecError
+    from sweeps.spec.spec import load_spec
+
+    try:
+        return load_spec(path, overrides)
+    except SpecError as error:
+        _refuse(*error.lines)
+
+
+def _prepare(path: Path, spec: Spec, errors: list[str], meanwhile: Callable[[], object] = lambda: None) -> Prepared:
+    """Look at base and data; with `errors` that are known already, all are said together."""
+    from sweeps.driver.prepare import prepare
+    from sweeps.spec.errors import InputError
+
+    typer.echo("reading base and data …", err=True)
+    try:
+        prepared = prepare(spec, meanwhile)
+    except InputError as error:
+        _refuse(*errors, *(f"{path}: {line}" if line.startswith("base.") else line for line in error.lines))
+    if errors:
+        _refuse(*errors)
+    return prepared
+
+
+def _import_run() -> None:
+    """Import what runs a sweep. Of the many libraries that come along, some swallow a Ctrl-C: it counts all the same."""
+    interrupted = False
+
+    def on(*_: object) -> None:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, on)
+    try:
+        import_module("sweeps.driver.run")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if interrupted:
+        raise KeyboardInterrupt
+
+
+def _submit(path: Path, spec: Spec, address: str, resume: bool) -> int:
+    """Run the sweep as a job of a cluster."""
+    from sweeps.cli.job import submit
+    from sweeps.spec.errors import InputError
+
+    try:
+        return submit(spec, address, resume)
+    except InputError as error:
+        _refuse(*(line if line.startswith("--") else f"{path}: {line}" for line in error.lines))
+
+
+def _refuse_in_job(path: Path, spec: Spec) -> None:
+    """As the command of a Ray job: refuse a folder that would go with the job."""
+    from sweeps.cli.job import in_job, lost_with_the_job
+
+    if in_job() and (errors := lost_with_the_job(spec)):
+        _refuse(*(f"{path}: {line}" for line in errors))
+
+
+def _folder_errors(storage: Storage) -> list[str]:
+    """What keeps a new sweep from being written there; looks, and leaves nothing behind."""
+    storage.check()  # first: it is soon done also where nobody answers
+    if storage.names():
+        what = "already holds a sweep" if storage.exists("sweep.yaml") else "is not empty"
+        hint = "go on with it with --resume, or " if storage.exists("sweep.yaml") else ""
+        return [f"{storage.out}: {what}; {hint}give another folder with --out"]
+    return []
+
+
+def _resume_errors(spec: Spec, storage: Storage) -> list[str]:
+    """Fetch what a sweep that goes on is decided by, and say what keeps it from going on."""
+    from sweeps.driver.resume import DECIDING, cannot_resume
+
+    storage.check()
+    if not storage.names():
+        return [f"{storage.out}: there is no sweep to go on with; run it without --resume"]
+    storage.pull("", only=DECIDING)
+    return cannot_resume(spec, storage.folder)
+
+
+def _notes(console: Console, prepared: Prepared) -> None:
+    data = prepared.dataset.summary
+    console.print(
+        f"data: {data.train_rows} rows to train on, {data.eval_rows} to evaluate"
+        + (f", {data.test_rows} to confirm on" if data.test_rows else "")
+        + f", from {data.source}",
+        markup=False,
+        highlight=False,
+    )
+    for note in data.notes:
+        console.print(f"data: {note}", markup=False, highlight=False)
+
+
+def main() -> None:
+    """The console script."""
+    app()

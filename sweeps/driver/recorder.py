@@ -1,0 +1,168 @@
+"""The records: written by the driver alone, one for every trial that was handed out, when it has ended."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+import ray
+from ray.tune import Callback
+
+from bitlora import timeouts
+from bitlora.adapter.cost import adapter_bytes, adapter_params
+from bitlora.config.trial import TrialConfig
+from bitlora.files import record, writing
+from bitlora.files.record import STATUSES, Metrics, Record, Status
+from bitlora.files.storage import Storage
+from sweeps.driver.driver_only import DriverOnly
+from sweeps.driver.prepare import Prepared
+from sweeps.driver.resume import Past
+from sweeps.search.searcher import OptunaSearcher
+
+REPORTED: Final = (record.CONFIG, record.METRICS, record.EVAL, record.TEST)
+"""Of a trial's files, those that a report is made of, beside its record."""
+
+
+class Recorder(DriverOnly, Callback):  # type: ignore[misc]
+    """Listens to Tune, and writes a trial's record as soon as its pack has let it go.
+
+    Args:
+        storage: of the sweep's folder.
+        pool: the pool's handle.
+        searcher: told how each trial ended.
+        stopped_by: what a trial was stopped by that did not end by itself.
+    """
+
+    def __init__(
+        self, storage: Storage, pool: Any, prepared: Prepared, searcher: OptunaSearcher, stopped_by: str
+    ) -> None:
+        self.counts: Counter[Status] = Counter()
+        """How the trials of the whole sweep ended, those of an earlier run of it included."""
+        self.ending: tuple[Status, str] | None = None
+        """How all that have not ended by themselves end from now on, and why: the sweep itself ends."""
+        self._storage = storage
+        self._pool = pool
+        self._prepared = prepared
+        self._searcher = searcher
+        self._stopped_by = stopped_by
+        self._versions = record.versions()
+        self._ended: set[str] = set()
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="records")
+        self._jobs: list[Any] = []
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial ended by itself, or was stopped."""
+        result = trial.last_result or {}
+        status, reason = result.get("status"), str(result.get("reason") or "")
+        if status not in STATUSES:
+            status, reason = self.ending or ("pruned", "")
+        self.end(trial.config, status, reason, result.get("eval_loss"))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial's actor died once too often; or the pool did, and nothing more will come."""
+        try:
+            ray.get(self._pool.status.remote(), timeout=timeouts.SLOT_RELEASE_S)
+        except ray.exceptions.RayError:
+            self.ending = self.ending or ("interrupted", "the pool died")
+        self.end(trial.config, *(self.ending or ("failed", "its actor died")))
+
+    def resume(self, past: Past) -> None:
+        """Take up a sweep that was begun before: count what has ended, and write the records that are missing.
+
+        A trial that needs no more training ends here; the record of one that goes on is removed.
+        """
+        for trial_id, ended in self._searcher.ended.items():
+            self._ended.add(trial_id)
+            self.counts[ended.status] += 1
+            if trial_id not in past.records and ended.config is not None:
+                self._jobs.append(self._writer.submit(self._write, trial_id, ended.config, ended.status, ended.reason))
+        for trial_id in self._searcher.begun:
+            lines = past.metrics.get(trial_id)
+            config = past.configs.get(trial_id)
+            if lines and config and lines[-1].step == config["steps"]:
+                self._ended.add(trial_id)
+                self.counts["completed"] += 1
+                config = self._searcher.finish_resumed(trial_id, "completed", lines[-1].eval_loss)
+                self._jobs.append(self._writer.submit(self._write, trial_id, config, "completed", ""))
+            elif trial_id in past.records:
+                self._storage.delete(f"trials/{trial_id}/{record.RECORD}")
+
+    def end_rest(self) -> None:
+        """Whatever was handed out and has not ended, ends with the sweep."""
+        status, reason = self.ending or ("interrupted", "Ray Tune dropped it: see logs/driver.log")
+        for config in self._searcher.unfinished():
+            self.end(config, status, reason)
+
+    def end(self, config: dict[str, Any], status: Status, reason: str, eval_loss: float | None = None) -> None:
+        """A trial has ended so: tell the study, let its slot go, write its record. The first word counts."""
+        trial_id = config["trial_id"]
+        if trial_id in self._ended:
+            return
+        self._ended.add(trial_id)
+        self._searcher.finish(trial_id, status, eval_loss, reason)
+        self.counts[status] += 1
+        self._pool.detach.remote(trial_id)
+        self._jobs.append(self._writer.submit(self._write, trial_id, config["config"], status, reason))
+
+    def close(self) -> None:
+        """Returns when every record is on disk.
+
+        Raises:
+            OSError, ValueError: one could not be written, or a trial's files cannot be read; the others are written.
+        """
+        self._writer.shutdown()
+        for job in self._jobs:
+            job.result()
+
+    def _write(self, trial_id: str, config: dict[str, Any], status: Status, reason: str) -> None:
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.get(self._pool.released.remote(trial_id), timeout=timeouts.SLOT_RELEASE_S)
+        where = f"trials/{trial_id}"
+        folder = self._storage.folder / where
+        trial = TrialConfig(**config)
+        writing.sweep_up(folder)
+        self._storage.pull(where, only=REPORTED)
+        lines = record.read_metrics(folder)
+        last: Metrics | None = lines[-1] if lines else None
+        if status == "pruned":
+            reason = f"stopped by {self._stopped_by} at step {last.step if last else 0}"
+        ranked = last is not None and status != "diverged"
+        tested = status == "completed" and (folder / record.TEST).exists()
+        shapes = self._prepared.base.targets
+        base = self._prepared.base.provenance()
+        # Without an evaluation there is no such file, and nothing was computed that a dtype could be said of.
+        with contextlib.suppress(OSError, ValueError):
+            if dtype := record.dtype_of(folder / record.EVAL):
+                base["dtype"] = dtype
+        record.write_record(
+            folder,
+            Record(
+                trial_id=trial_id,
+                status=status,
+                reason=reason,
+                config=json.loads(trial.model_dump_json()),
+                eval_loss=last.eval_loss if last is not None and ranked else None,
+                steps=last.step if last else 0,
+                tokens=last.tokens if last else 0,
+                seconds=last.seconds if last else 0.0,
+                adapter_params=adapter_params(shapes, trial.rank, trial.quantizer),
+                adapter_bytes=adapter_bytes(shapes, trial.rank, trial.quantizer, trial.granularity),
+                base=base,
+                data=provenance(self._prepared),
+                versions=self._versions,
+                test_loss=record.loss_of(folder / record.TEST) if tested else None,
+            ),
+        )
+        self._storage.push(f"{where}/{record.RECORD}")
+        if status in ("completed", "pruned", "diverged"):  # it will not go on
+            self._storage.delete(f"{where}/{record.CHECKPOINT}")
+
+
+def provenance(prepared: Prepared) -> dict[str, Any]:
+    """What a record says of its data."""
+    summary = prepared.dataset.summary
+    keys = ("source", "rows_read", "train_rows", "eval_rows", "test_rows", "truncated", "dropped", "fingerprint")
+    return {key: getattr(summary, key) for key in keys}

@@ -1,0 +1,308 @@
+"""From a spec to a finished sweep: Ray, the pool, Tune, the records, the report, the exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import uuid
+from collections import Counter
+from typing import Any, Final
+
+import ray
+from ray import tune
+from ray.tune import Stopper
+from rich.console import Console
+
+from bitlora import timeouts
+from bitlora.config.messages import one_line
+from bitlora.files.record import RUNS, Status
+from bitlora.files.storage import Storage
+from bitlora.files.writing import write_text
+from reports.report import write_report
+from sweeps.driver.driver_only import DriverOnly
+from sweeps.driver.prepare import Prepared
+from sweeps.driver.progress import Display
+from sweeps.driver.provenance import Run, git_state, machines, note, now
+from sweeps.driver.recorder import Recorder
+from sweeps.driver.resources import SLOTS, pack_limits, worker_resources
+from sweeps.driver.resume import EXIT_CODE, JOURNAL, SPEC, began_with, changed, look
+from sweeps.driver.session import Interrupt, alone, keep_logs, log_to
+from sweeps.driver.trackers import callbacks, missing
+from sweeps.onray.actors import keep_actors
+from sweeps.onray.cluster import HEAD, node_types
+from sweeps.onray.connection import ENVIRONMENT, connect
+from sweeps.onray.schedulers import make_scheduler
+from sweeps.pack.host import PackHost
+from sweeps.pack.settings import FAKE_GPUS, PackSettings
+from sweeps.pool.pool import AHEAD, INTERRUPTED_REASON, POOL, Pool
+from sweeps.pool.trial import Trial
+from sweeps.search.searcher import OptunaSearcher
+from sweeps.spec.errors import InputError
+from sweeps.spec.spec import Spec, dump_spec
+
+DONE, NO_RESULT, SOME_FAILED, INTERRUPTED = 0, 1, 3, 130
+"""The exit codes of a sweep that began; bad input is the command line's (`sweeps.cli.app.BAD_INPUT`)."""
+ACTOR_DEATHS: Final = 2
+"""How often a trial's actor may die; the trial goes on meanwhile."""
+
+
+def run_sweep(
+    spec: Spec,
+    prepared: Prepared,
+    storage: Storage,
+    console: Console,
+    address: str | None = None,
+    resume: bool = False,
+    host: Any = PackHost,
+) -> int:
+    """Run a sweep, or go on with one.
+
+    Args:
+        storage: of the sweep's folder, which is made when Ray is there; of one that goes on, all but adapters and
+            checkpoints has been pulled.
+        address: of a Ray cluster; None: the one that RAY_ADDRESS names, else one of this machine's own.
+        resume: the folder holds the sweep already.
+        host: the class of the actors that run the packs.
+
+    Returns:
+        The exit code, which also stands in the folder's exit_code.
+
+    Raises:
+        InputError: the cluster cannot be reached, or has no room for a pack, or the folder cannot be written; nothing
+            was.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    folder, began, git = storage.folder, now(), git_state()
+    lines = missing(spec.trackers)
+    if resume:
+        lines += changed(prepared, folder, storage.out)
+    if lines:
+        raise InputError(lines)
+    with Interrupt() as interrupt:
+        console.print("starting Ray …", highlight=False)
+        with connect(address) as session, contextlib.ExitStack() as stack:
+            interrupt.arm()
+            own = session is not None
+            resources = worker_resources(spec, ray.nodes(), [] if own else node_types())
+            try:
+                (folder / "logs").mkdir(parents=True, exist_ok=True)
+                stack.enter_context(alone(folder))
+                if not resume:
+                    write_text(folder / SPEC, dump_spec(spec))
+                    storage.push(SPEC)
+                storage.delete(EXIT_CODE)
+                token = storage.place_token()
+            except OSError as error:
+                raise InputError([f"{storage.out}: cannot be written: {error.strerror or error}"]) from None
+            log_to(folder / "logs" / "driver.log")
+            search = _Search(
+                spec,
+                prepared,
+                storage,
+                token,
+                resources,
+                timeouts.PACK_START_LOCAL_S if own else timeouts.PACK_START_CLUSTER_S,
+                host,
+            )
+            recorder = search.run(console, interrupt)
+            run = Run(
+                began=began.isoformat(timespec="seconds"),
+                seconds=round((now() - began).total_seconds(), 1),
+                worker_seconds=round(search.pack_seconds * spec.resources.workers_per_pack, 1),
+                worker=resources,
+                machines=machines(ray.nodes()),
+                git=git,
+            )
+        if session is not None:
+            keep_logs(session / "logs", folder / "logs" / "ray")
+        if recorder.ending is not None and recorder.ending[1] != INTERRUPTED_REASON:
+            console.print(recorder.ending[1], style="red", markup=False, highlight=False)
+        interrupted = recorder.ending is not None and recorder.ending[0] == "interrupted"
+        code = exit_code(recorder.counts, interrupted)
+        _finish(storage, run, code, console)
+    ended = ", ".join(f"{count} {status}" for status, count in sorted(recorder.counts.items()))
+    console.print(f"{storage.out}: {ended or 'no trial began'}", markup=False, highlight=False)
+    if interrupted:
+        console.print("go on with it: the same command with --resume", markup=False, highlight=False)
+    return code
+
+
+def exit_code(counts: Counter[Status], interrupted: bool) -> int:
+    """What a sweep whose trials ended so returns."""
+    if interrupted:
+        return INTERRUPTED
+    if not counts["completed"] + counts["pruned"]:
+        return NO_RESULT
+    return SOME_FAILED if counts["failed"] + counts["interrupted"] else DONE
+
+
+def _finish(storage: Storage, run: Run, code: int, console: Console) -> None:
+    """Make the report and leave the exit code; that one cannot be written costs no trial."""
+    with contextlib.suppress(OSError):
+        note(storage.folder, run)
+    try:
+        path = write_report([storage.folder])
+        console.print(f"report: {path}", markup=False, highlight=False)
+    except Exception as error:  # whatever is wrong with it: the trials' records stand
+        logging.getLogger("ray").exception("no report")
+        why = f"{one_line(error)}; try again: bitlora report {storage.out}"
+        console.print(f"no report: {why}", markup=False, highlight=False)
+    try:
+        write_text(storage.folder / EXIT_CODE, f"{code}\n")
+        kept = ("report", "logs/driver.log", "logs/ray", RUNS, EXIT_CODE)
+        storage.push(*(name for name in kept if (storage.folder / name).exists()))
+        storage.flush()
+    except OSError as error:
+        console.print(f"{storage.out}: not all could be written: {error}", markup=False, highlight=False)
+
+
+class _Search:
+    """One run of Tune over the pool.
+
+    Args:
+        token: by which packs know the sweep's folder.
+        resources: of one worker of a pack.
+        patience: how long a pack may wait for a machine, in seconds.
+        host: the class of the actors that run the packs.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        prepared: Prepared,
+        storage: Storage,
+        token: str,
+        resources: dict[str, float],
+        patience: float,
+        host: Any,
+    ) -> None:
+        self._spec = spec
+        self._prepared = prepared
+        self._storage = storage
+        slots = spec.resources.slots
+        if slots == "auto":
+            slots = SLOTS["gpu" if resources.get("GPU") else "cpu"]
+        limits = pack_limits(spec)
+        self._at_once = slots * limits[1] + AHEAD
+        settings = PackSettings(
+            base=spec.base,
+            dtype=spec.train.dtype,
+            checkpointing=spec.train.gradient_checkpointing,
+            dataset=prepared.dataset,
+            slots=slots,
+            storage=storage,
+            token=token,
+            checkpoint_every=spec.train.checkpoint_every,
+            workers=spec.resources.workers_per_pack,
+            resources=resources,
+        )
+        # Hosts and workers inherit it from the pool, wherever they run.
+        env = {name: os.environ[name] for name in (FAKE_GPUS,) if name in os.environ}
+        pool = ray.remote(Pool).options(
+            name=POOL, num_cpus=0, resources=HEAD, max_concurrency=1000, runtime_env={"env_vars": env} if env else None
+        )
+        self._pool = pool.remote(settings, host, slots, limits, patience)
+        self.pack_seconds = 0.0
+        """That packs were up, summed; known when the search has ended."""
+
+    def run(self, console: Console, interrupt: Interrupt) -> Recorder:
+        """Search, and end everything, however the search ends. Gives the recorder, which knows how the trials ended."""
+        spec, storage, pool = self._spec, self._storage, self._pool
+        searcher = OptunaSearcher(
+            spec,
+            storage.folder / JOURNAL,
+            configure=lambda chosen: self._prepared.trial(spec, chosen).model_dump(),
+            changed=lambda: storage.push_soon(JOURNAL),
+        )
+        searcher.set_attributes(began_with(self._prepared))
+        past = look(storage.folder)
+        searcher.reported = {trial_id: lines[-1].step for trial_id, lines in past.metrics.items() if lines}
+        recorder = Recorder(storage, pool, self._prepared, searcher, stopped_by=spec.scheduler.name)
+        recorder.resume(past)
+        left = searcher.left
+        if left:
+            pool.start.remote()
+        scheduler = make_scheduler(
+            spec,
+            self._prepared.trial(spec, {}).steps,
+            past={t: [(line.step, line.eval_loss) for line in lines] for t, lines in past.metrics.items()},
+            ended=searcher.ended,
+        )
+        with Display(
+            console, pool, list(spec.search.space), searcher.total, past.best, searcher.total - left
+        ) as display:
+            keep_actors()
+            tuner = tune.Tuner(
+                tune.with_resources(Trial, {"CPU": 0, **HEAD}),
+                tune_config=tune.TuneConfig(
+                    search_alg=searcher,
+                    scheduler=scheduler,
+                    num_samples=left,
+                    max_concurrent_trials=self._at_once,
+                    reuse_actors=True,
+                    trial_name_creator=_name,
+                    trial_dirname_creator=_name,
+                ),
+                run_config=tune.RunConfig(
+                    name=f"tune-{uuid.uuid4().hex[:6]}",
+                    storage_path=str(storage.folder / "logs"),
+                    stop=Stop(pool, interrupt, recorder),
+                    callbacks=[recorder, display, *callbacks(spec.trackers, spec.name)],
+                    failure_config=tune.FailureConfig(max_failures=ACTOR_DEATHS),
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                    verbose=0,
+                ),
+            )
+            try:
+                if left:
+                    tuner.fit()
+            except KeyboardInterrupt:
+                recorder.ending = ("interrupted", INTERRUPTED_REASON)
+            except Exception as error:  # a full disk, a bug of Tune's: what has been recorded stands, and is told
+                logging.getLogger("ray").exception("the search ended")
+                recorder.ending = recorder.ending or ("interrupted", f"the search ended: {one_line(error)}")
+            finally:
+                self._end(recorder, searcher)
+        return recorder
+
+    def _end(self, recorder: Recorder, searcher: OptunaSearcher) -> None:
+        """End all that has not ended; that a file cannot be written leaves the sweep interrupted, and nothing lost."""
+        try:
+            recorder.end_rest()
+        except OSError as error:
+            recorder.ending = ("interrupted", f"the study could not be written: {one_line(error)}")
+        with contextlib.suppress(ray.exceptions.RayError):
+            self.pack_seconds = ray.get(self._pool.close.remote(), timeout=timeouts.POOL_CLOSE_S)
+        try:
+            recorder.close()
+            searcher.close()
+        except (OSError, ValueError) as error:
+            recorder.ending = ("interrupted", f"a record could not be written: {one_line(error)}")
+
+
+def _name(trial: Any) -> str:
+    """Ours, for Tune's files and trackers."""
+    return str(trial.config["trial_id"])
+
+
+class Stop(DriverOnly, Stopper):  # type: ignore[misc]
+    """Ends the search when a person says so, or when the pool has given up starting packs."""
+
+    def __init__(self, pool: Any, interrupt: Interrupt, recorder: Recorder) -> None:
+        self._pool = pool
+        self._interrupt = interrupt
+        self._recorder = recorder
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        if result.get("fatal"):
+            self._recorder.ending = (result["status"], result["reason"])
+        return False
+
+    def stop_all(self) -> bool:
+        """Asked by Tune several times a second, on the main thread."""
+        if self._interrupt.asked and self._recorder.ending is None:
+            self._recorder.ending = ("interrupted", INTERRUPTED_REASON)
+            self._pool.interrupt.remote()
+        return self._recorder.ending is not None

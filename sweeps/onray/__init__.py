@@ -1,0 +1,1 @@
+"""What is done to Ray itself: the only place that touches its private parts."""

@@ -1,0 +1,271 @@
+"""What a pack has to do with the rest of the world, on threads of its own: no step waits for any of it.
+
+Only the pack's first worker has a link to anybody; the others have a `Link`, which is silent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import ray
+
+from bitlora.config.messages import one_line
+from bitlora.config.trial import TrialConfig
+from bitlora.files import record, writing
+from sweeps.pool.messages import Attach, Command, Leave, StepProgress, Stop, TrialResult
+
+if TYPE_CHECKING:
+    from bitlora.adapter.latent import Latent
+    from bitlora.engine.checkpoint import TrialProgress
+    from bitlora.engine.engine import EvalResult
+    from bitlora.engine.slot import SlotState
+    from sweeps.pack.settings import PackSettings
+
+
+BACKLOG: Final = 8
+"""Evaluations that may wait to be written; with more, training waits for the storage rather than fill the memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What a trial goes on from."""
+
+    state: SlotState
+    progress: TrialProgress
+
+
+class Link:
+    """The link of a worker that speaks to nobody."""
+
+    def poll(self, wait: float) -> list[Command]:
+        """The pool's commands, as soon as there are some; none after so many seconds."""
+        return []
+
+    def restore(self, trial_id: str, config: TrialConfig, reported: int) -> Restored | None:
+        """A trial begins, or goes on: what it goes on from."""
+        return None
+
+    def evaluated(
+        self,
+        trial_id: str,
+        config: TrialConfig,
+        metrics: record.Metrics,
+        result: EvalResult,
+        latent: dict[str, Latent],
+        test: EvalResult | None,
+    ) -> None:
+        """Write what an evaluation came to, and report it. `test`: on the test split, at the end of a confirming trial."""
+
+    def save(self, trial_id: str, config: TrialConfig, state: SlotState, progress: TrialProgress) -> None:
+        """Write a checkpoint."""
+
+    def diverged(self, trial_id: str, step: int, reason: str) -> None:
+        """Report that a trial has diverged."""
+
+    def released(self, trial_id: str) -> None:
+        """Report that a trial's slot is empty, when all its files are written."""
+
+    def progress(self, steps: dict[str, StepProgress]) -> None:
+        """Report the last steps of the pack's trials."""
+
+    def log_event(self, event: str, *trials: str) -> None:
+        """Add a line to the pack's log."""
+
+    def close(self) -> None:
+        """Returns when all is written."""
+
+
+class FirstLink(Link):
+    """The first worker's link to the pool and to the sweep's folder.
+
+    Args:
+        name: the pack's.
+        base: what tells this base and its targets from others, in checkpoints.
+        dtype: what the base computes in, by torch's name.
+    """
+
+    def __init__(self, name: str, pool: Any, settings: PackSettings, base: str, dtype: str) -> None:
+        self._name = name
+        self._pool = pool
+        self._settings = settings
+        self._storage = settings.storage
+        self._base = base
+        self._dtype = dtype
+        self._inbox: queue.Queue[Command] = queue.Queue()
+        self._failed = False
+        """Something could not be written: nothing that depends on it may be."""
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="writer")
+        self._saver = ThreadPoolExecutor(1, thread_name_prefix="saver")
+        """Checkpoints are large, and nobody waits for them: they have a thread of their own."""
+        self._backlog = threading.Semaphore(BACKLOG)
+        self._newest: dict[str, int] = {}
+        """Step of the newest checkpoint of each trial that waits to be written: only that one is."""
+        self._log_name = f"logs/{name}.jsonl"
+        log = self._storage.folder / self._log_name
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self._log = log.open("a", encoding="utf-8", buffering=1)
+        threading.Thread(target=self._listen, name="commands", daemon=True).start()
+
+    def _listen(self) -> None:
+        """Fetch what the pool wants."""
+        while True:
+            try:
+                commands = ray.get(self._pool.commands.remote(self._name))
+            except Exception:  # the pool is gone, and with it whoever wants this pack
+                commands = [Stop()]
+            for command in commands:
+                if isinstance(command, Attach) and command.resumes:  # its files are wherever its pack was
+                    folder = f"trials/{command.trial_id}"
+                    with contextlib.suppress(OSError):  # without them it begins again
+                        self._storage.pull(f"{folder}/{record.CHECKPOINT}", f"{folder}/{record.METRICS}")
+                self._inbox.put(command)
+                if isinstance(command, Stop | Leave):
+                    return
+
+    def poll(self, wait: float) -> list[Command]:
+        taken: list[Command] = []
+        with contextlib.suppress(queue.Empty):
+            if wait > 0:
+                taken.append(self._inbox.get(timeout=wait))
+            while True:
+                taken.append(self._inbox.get_nowait())
+        return taken
+
+    def restore(self, trial_id: str, config: TrialConfig, reported: int) -> Restored | None:
+        from bitlora.engine.checkpoint import load_checkpoint
+
+        folder, where = self._storage.folder / "trials" / trial_id, f"trials/{trial_id}"
+        restored = None
+        try:
+            if (found := load_checkpoint(folder, config, self._base)) is not None:
+                restored = Restored(*found)
+        except ValueError as error:  # it begins again, and comes to the same numbers
+            self.log_event(f"no checkpoint: {error}", trial_id)
+
+        # A checkpoint is written when all evaluations before it are. What was written of them but not heard of is said
+        # again; what was written at its step or after it comes once more.
+        before = restored.progress.step - 1 if restored is not None else 0
+
+        def write() -> None:
+            writing.write_json(folder / record.CONFIG, config.model_dump(mode="json"))
+            record.keep_metrics(folder, max(reported, before))
+            self._storage.push(f"{where}/{record.CONFIG}", f"{where}/{record.METRICS}")
+            for line in record.read_metrics(folder):
+                if line.step > reported:
+                    self._report(trial_id, "running", line)
+
+        self._write(write)
+        self.log_event("attach", trial_id)
+        return restored
+
+    def evaluated(
+        self,
+        trial_id: str,
+        config: TrialConfig,
+        metrics: record.Metrics,
+        result: EvalResult,
+        latent: dict[str, Latent],
+        test: EvalResult | None,
+    ) -> None:
+        folder, where = self._storage.folder / "trials" / trial_id, f"trials/{trial_id}"
+        scores = [(record.EVAL, self._settings.dataset.eval, result)]
+        if test is not None:
+            scores.append((record.TEST, self._settings.dataset.test, test))
+        done = metrics.step == config.steps
+
+        def write() -> None:
+            from bitlora.adapter.folder import save_adapter
+
+            if not ray.get(self._pool.evaluated.remote(self._name, trial_id)):
+                return
+            for name, rows, scored in scores:
+                counts = scored.tokens, rows.text_bytes.tolist()
+                record.write_scores(folder / name, rows.example_ids, scored.losses, *counts, self._dtype)
+            model = self._settings.base.model
+            writing.write_folder(folder / record.ADAPTER, lambda part: save_adapter(part, latent, config, model))
+            record.append_metrics(folder, metrics)
+            files = [name for name, _, _ in scores]
+            self._storage.push(*(f"{where}/{name}" for name in (*files, record.ADAPTER, record.METRICS)))
+            self._report(trial_id, "completed" if done else "running", metrics)
+
+        self._backlog.acquire()
+        self._write(write, self._backlog.release)
+        self.log_event("evaluated", trial_id)
+
+    def save(self, trial_id: str, config: TrialConfig, state: SlotState, progress: TrialProgress) -> None:
+        def submit() -> None:
+            self._newest[trial_id] = state.step
+            self._saver.submit(self._guarded, write)
+
+        def write() -> None:
+            from bitlora.engine.checkpoint import save_checkpoint
+
+            if self._newest.get(trial_id) != state.step:  # a newer one waits behind it, or the trial has gone
+                return
+            save_checkpoint(self._storage.folder / "trials" / trial_id, state, progress, config, self._base)
+            self._storage.push(f"trials/{trial_id}/{record.CHECKPOINT}")
+
+        # Through the writer: never before the evaluations that come before it.
+        self._write(submit)
+
+    def diverged(self, trial_id: str, step: int, reason: str) -> None:
+        result = TrialResult(trial_id=trial_id, status="diverged", reason=reason, step=step, eval_loss=math.nan)
+        self._write(lambda: self._pool.report.remote(self._name, result))
+
+    def released(self, trial_id: str) -> None:
+        def submit() -> None:
+            self._newest.pop(trial_id, None)
+            self._saver.submit(lambda: self._pool.slot_released.remote(self._name, trial_id))
+
+        self._write(submit)
+        self.log_event("detach", trial_id)
+
+    def progress(self, steps: dict[str, StepProgress]) -> None:
+        self._pool.progress.remote(self._name, steps)
+
+    def log_event(self, event: str, *trials: str) -> None:
+        line = {"time": time.time(), "event": event, "trials": list(trials)}
+        self._log.write(json.dumps(line) + "\n")
+
+    def close(self) -> None:
+        self._writer.shutdown()
+        self._saver.shutdown()
+        self._log.close()
+        with contextlib.suppress(OSError):
+            self._storage.push(self._log_name)
+
+    def _report(self, trial_id: str, status: Literal["running", "completed"], metrics: record.Metrics) -> None:
+        result = TrialResult(
+            trial_id=trial_id, status=status, step=metrics.step, eval_loss=metrics.eval_loss, metrics=metrics
+        )
+        self._pool.report.remote(self._name, result)
+
+    def _write(self, job: Callable[[], object], afterwards: Callable[[], object] = lambda: None) -> None:
+        """Do `job` after all that was to be written before it, off the step's path."""
+
+        def guarded() -> None:
+            try:
+                self._guarded(job)
+            finally:
+                afterwards()
+
+        self._writer.submit(guarded)
+
+    def _guarded(self, job: Callable[[], object]) -> None:
+        try:
+            if not self._failed:
+                job()
+        except Exception as error:
+            self._failed = True
+            self._pool.pack_failed.remote(self._name, f"could not write: {one_line(error)}", unwritable=True)
+            self._inbox.put(Stop())
+            raise

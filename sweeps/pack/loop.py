@@ -1,0 +1,308 @@
+"""A pack from inside: trials by slot, and between two steps the commands of the pool.
+
+Every worker of a pack runs this, in step with the others: each does the same to its engine at the same moment. The
+pool's commands reach the first worker alone; they go to all with the next sum (`bitlora.engine.workers`), and all carry
+them out then.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+from bitlora import timeouts
+from bitlora.config.trial import TrialConfig
+from bitlora.data.batches import batch_rows
+from bitlora.engine.batch import Batch
+from bitlora.engine.checkpoint import TrialProgress
+from bitlora.engine.optim import LossScale, learning_rate
+from bitlora.engine.slot import SlotState
+from bitlora.engine.vector import VectorLayout
+from bitlora.files import record
+from bitlora.quantizers.weights import QUANTIZERS
+from sweeps.pool.messages import Attach, Command, Continue, Detach, Leave, StepProgress, Stop
+
+if TYPE_CHECKING:
+    from bitlora.engine.engine import Engine, EvalResult, StepStats
+    from sweeps.pack.link import Link
+    from sweeps.pack.settings import PackSettings
+
+
+DIVERGED: Final = 1.1
+"""A trial has diverged when its eval loss is this many times that of its own first step, …"""
+UNIFORM: Final = 0.99
+"""… and at least this share of what uniform guessing over the vocabulary gives: a collapsed model lands just there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """From the first worker to the others: nobody waits any longer for what becomes of the trials that were evaluated."""
+
+
+@dataclass(slots=True)
+class SlottedTrial:
+    """A trial in its slot."""
+
+    trial_id: str
+    config: TrialConfig
+    slot: int
+    began: float
+    reported: int
+    """The last step it reported before it came here; it is silent until it is past it."""
+    tokens: int = 0
+    losses: list[float] = field(default_factory=list)
+    """Of the steps since the last evaluation."""
+    first_loss: float | None = None
+
+    def due(self, step: int) -> bool:
+        """Is it evaluated at this step?"""
+        return step % self.config.eval_every == 0 or step == self.config.steps
+
+
+class PackLoop:
+    """The trials of one worker's engine, trained until the pool says stop.
+
+    Args:
+        link: the first worker's; the others' is silent.
+    """
+
+    def __init__(self, settings: PackSettings, engine: Engine, link: Link) -> None:
+        self._engine = engine
+        self._workers = engine.workers
+        self._link = link
+        self._checkpoint_every = settings.checkpoint_every
+        self._train = settings.dataset.train
+        self._eval = Batch.of(settings.dataset.eval, engine.base.device)
+        self._test = settings.dataset.test
+        self._uniform = math.log(engine.base.vocab_size)
+        self._trials: dict[str, SlottedTrial] = {}
+        self._queue: dict[str, Attach] = {}
+        """Trials that wait here for a slot, so that the next step after one is free is already theirs."""
+        self._overdue: list[SlottedTrial] = []
+        """Trials that go on at a step whose evaluation was not reported."""
+        self._undecided: set[str] = set()
+        """Trials that were evaluated, and may be stopped for it."""
+        self._settling = False
+        self._step_s = 0.0
+        """What the last step took."""
+        self._stopped = False
+
+    def run(self) -> None:
+        """Train until the pool says stop, or is gone."""
+        try:
+            while not self._stopped:
+                if self._workers.size == 1 or not self._trials:  # alone, agreeing costs nothing
+                    self._synchronize(0.0 if self._trials else timeouts.WORKERS_MEET_S)
+                if self._overdue and not self._stopped:
+                    overdue, self._overdue = self._overdue, []
+                    self._evaluate(overdue)
+                    continue
+                if self._trials and not self._stopped:
+                    self._step()
+        finally:
+            self._link.close()
+
+    def _post(self, wait: float = 0.0, *more: Settled) -> None:
+        """Let the commands that have arrived go to all with the next sum."""
+        commands = [*self._link.poll(wait), *more]
+        self._workers.outbox = pickle.dumps(commands) if commands else b""
+
+    def _synchronize(self, wait: float = 0.0, *more: Settled) -> None:
+        """Carry out what has arrived; where nothing has, wait so many seconds for something."""
+        self._post(wait, *more)
+        self._workers.sum()
+        self._apply_commands()
+
+    def _await_verdicts(self) -> None:
+        """Wait, shortly, for what becomes of the trials that were evaluated."""
+        end = time.monotonic() + min(timeouts.VERDICT_S, self._step_s)
+        self._settling = True
+        while self._settling and not self._stopped:
+            left = end - time.monotonic() if self._undecided else 0.0
+            self._synchronize(max(0.0, left), *([Settled()] if left <= 0 else []))
+        self._undecided.clear()
+
+    def _apply_commands(self) -> None:
+        """Do what came with the last sum, and fill the free slots."""
+        received: list[Command | Settled] = pickle.loads(self._workers.received) if self._workers.received else []
+        for command in received:
+            self._apply(command)
+        while self._queue and self._engine.free and not self._stopped:
+            queued = self._queue.pop(next(iter(self._queue)))
+            self._attach(queued.trial_id, TrialConfig(**queued.config), queued.reported)
+
+    def _apply(self, command: Command | Settled) -> None:
+        match command:
+            case Attach(trial_id=trial_id):
+                self._queue[trial_id] = command
+            case Detach(trial_id=trial_id):
+                if trial_id in self._trials:
+                    self._detach(self._trials[trial_id])
+                elif self._queue.pop(trial_id, None):
+                    self._link.released(trial_id)
+            case Continue(trial_id=trial_id):
+                self._undecided.discard(trial_id)
+            case Settled():
+                self._settling = False
+            case Leave():  # this machine goes away: what has been done here is done
+                for trial in self._trials.values():
+                    self._save(trial)
+                self._stopped = True
+            case Stop():
+                self._stopped = True
+
+    def _attach(self, trial_id: str, config: TrialConfig, reported: int) -> None:
+        """Give a trial a slot. What it goes on from is read by the first worker, and summed with the others' zeros."""
+        restored = self._link.restore(trial_id, config, reported)
+        state, progress = (restored.state, restored.progress) if restored is not None else (None, None)
+        if self._workers.size > 1:
+            self._workers.outbox = pickle.dumps(progress) if progress is not None else b""
+            self._workers.sum()
+            if self._workers.received:
+                progress = pickle.loads(self._workers.received)
+                state = self._broadcast_state(state, progress.step, config)
+        slot = self._engine.attach(config, state=state)
+        trial = self._trials[trial_id] = SlottedTrial(trial_id, config, slot, time.monotonic(), reported)
+        if progress is None:
+            return
+        trial.began -= progress.seconds
+        trial.tokens, trial.losses, trial.first_loss = progress.tokens, progress.losses, progress.first_loss
+        if trial.due(progress.step):
+            if progress.step > reported:
+                self._overdue.append(trial)
+            else:
+                trial.losses.clear()
+
+    def _broadcast_state(self, state: SlotState | None, step: int, config: TrialConfig) -> SlotState:
+        learns_scales = QUANTIZERS[config.quantizer].learns_scales
+        size = VectorLayout.make(self._engine.base.targets.values(), config.rank, learns_scales).size
+        dtype, device = self._engine.latent_dtype, self._engine.base.device
+        own = [torch.zeros(size)] * 3 + [torch.zeros(len(LossScale._fields))]
+        if state is not None:
+            own = [state.latent, state.exp_avg, state.exp_avg_sq, torch.tensor(state.loss_scale)]
+        latent, exp_avg, exp_avg_sq, scale = parts = [part.to(device, dtype, copy=True) for part in own]
+        self._workers.sum(parts, dtype)
+        value, clean, skipped = scale.tolist()
+        return SlotState(step, latent, exp_avg, exp_avg_sq, LossScale(value, int(clean), int(skipped)))
+
+    def _detach(self, trial: SlottedTrial) -> None:
+        del self._trials[trial.trial_id]
+        self._undecided.discard(trial.trial_id)
+        self._overdue = [other for other in self._overdue if other is not trial]
+        self._engine.detach(trial.slot)
+        self._link.released(trial.trial_id)
+
+    def _step(self) -> None:
+        """One optimizer step of every trial, then the evaluations and checkpoints that are due."""
+        batches = {}
+        for trial in self._trials.values():
+            step = self._engine.slots[trial.slot].step
+            rows = batch_rows(len(self._train), trial.config.batch_size, trial.config.seed, step)
+            batches[trial.slot] = Batch.of(self._train.take(rows), self._engine.base.device)
+        self._link.log_event("step", *self._trials)
+        if self._workers.size > 1:
+            self._post()
+        began = time.monotonic()
+        stats = self._engine.step(batches)
+        self._step_s = time.monotonic() - began
+        stepped = list(self._trials.values())
+        for trial in stepped:
+            self._after_step(trial, stats[trial.slot])
+        self._link.progress({t.trial_id: StepProgress(self._at(t), t.losses[-1]) for t in self._trials.values()})
+        if self._workers.size > 1:
+            self._apply_commands()
+        due = []
+        for trial in stepped:
+            if self._is_attached(trial) and not self._stopped:
+                step = self._at(trial)
+                evaluated = trial.due(step)
+                due += [trial] * evaluated
+                if step < trial.config.steps and self._is_saved(step, evaluated):
+                    self._save(trial)
+        if due:
+            self._evaluate(due)
+
+    def _is_attached(self, trial: SlottedTrial) -> bool:
+        return self._trials.get(trial.trial_id) is trial
+
+    def _at(self, trial: SlottedTrial) -> int:
+        return self._engine.slots[trial.slot].step
+
+    def _is_saved(self, step: int, evaluated: bool) -> bool:
+        return step % self._checkpoint_every == 0 if self._checkpoint_every else evaluated
+
+    def _after_step(self, trial: SlottedTrial, stats: StepStats) -> None:
+        trial.tokens += stats.tokens
+        trial.losses.append(stats.loss)
+        if trial.first_loss is None:
+            trial.first_loss = stats.loss
+        if not stats.finite:
+            what = "loss" if not math.isfinite(stats.loss) else "gradient"
+            self._diverged(trial, f"the {what} was not finite at step {self._at(trial)}")
+
+    def _save(self, trial: SlottedTrial) -> None:
+        """Have a checkpoint written: of the moment after a step, before its evaluation."""
+        step = self._at(trial)
+        if not self._workers.first or not step or trial.first_loss is None:
+            return
+        progress = TrialProgress(
+            step=step,
+            tokens=trial.tokens,
+            seconds=time.monotonic() - trial.began,
+            losses=list(trial.losses),
+            first_loss=trial.first_loss,
+        )
+        self._link.save(trial.trial_id, trial.config, self._engine.state(trial.slot), progress)
+
+    def _evaluate(self, trials: list[SlottedTrial]) -> None:
+        """Score trials, all at once, have written what they came to, and report it."""
+        for trial in trials:
+            if self._at(trial) <= trial.reported:
+                trial.losses.clear()
+        trials = [trial for trial in trials if self._at(trial) > trial.reported]
+        if not trials:
+            return
+        if self._workers.size > 1:
+            self._post()
+        results = self._engine.evaluate([trial.slot for trial in trials], self._eval)
+        tested = [t.slot for t in trials if t.config.confirms and self._at(t) == t.config.steps and len(self._test)]
+        tests = self._engine.evaluate(tested, Batch.of(self._test, self._engine.base.device)) if tested else {}
+        for trial in trials:
+            self._scored(trial, results[trial.slot], tests.get(trial.slot))
+        if self._workers.size > 1:
+            self._apply_commands()
+        self._await_verdicts()
+
+    def _scored(self, trial: SlottedTrial, result: EvalResult, test: EvalResult | None) -> None:
+        step = self._at(trial)
+        worst = max(UNIFORM * self._uniform, DIVERGED * (trial.first_loss or 0.0))
+        if not math.isfinite(result.loss) or result.loss > worst:
+            found = f"{result.loss:.4g}" if math.isfinite(result.loss) else "not finite"
+            guess = f"no better than guessing (uniform: {self._uniform:.4g} nats)"
+            self._diverged(trial, f"the eval loss at step {step} was {found}, {guess}")
+        else:
+            metrics = record.Metrics(
+                step=step,
+                tokens=trial.tokens,
+                train_loss=math.fsum(trial.losses) / len(trial.losses),
+                eval_loss=result.loss,
+                learning_rate=learning_rate(trial.config, step),
+                seconds=time.monotonic() - trial.began,
+            )
+            trial.losses.clear()
+            if self._workers.first:
+                latent = self._engine.latent(trial.slot)
+                self._link.evaluated(trial.trial_id, trial.config, metrics, result, latent, test)
+            if step == trial.config.steps:
+                self._detach(trial)
+            else:
+                self._undecided.add(trial.trial_id)
+
+    def _diverged(self, trial: SlottedTrial, reason: str) -> None:
+        self._link.diverged(trial.trial_id, self._at(trial), reason)
+        self._detach(trial)

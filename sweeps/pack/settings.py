@@ -1,0 +1,37 @@
+"""What a pack needs to know; the pool hands it to the workers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from bitlora.config.sections import BaseConfig, Dtype
+
+if TYPE_CHECKING:
+    from bitlora.data.split import Dataset
+    from bitlora.files.storage import Storage
+
+
+FAKE_GPUS: Final = "BITLORA_FAKE_GPUS"
+"""In the environment, as "1": a test's GPUs are numbers that Ray counts; packs reserve them and compute on the CPU."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackSettings:
+    """What a pack needs; the pool hands it to the workers."""
+
+    base: BaseConfig
+    dtype: Dtype
+    checkpointing: bool
+    dataset: Dataset
+    slots: int
+    storage: Storage
+    """Of the sweep's folder."""
+    token: str
+    """By which a worker knows that the folder it sees is that one."""
+    checkpoint_every: int | None
+    """Steps; None: at each evaluation."""
+    workers: int
+    """Of a pack."""
+    resources: dict[str, float]
+    """Of one worker."""

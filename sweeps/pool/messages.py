@@ -1,0 +1,113 @@
+"""What pool, packs and trials say to each other: one type for each message. Plain data, pickled by Ray."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from bitlora.files.record import Metrics, Status
+
+# ---- pool -> pack, in order
+
+
+@dataclass(frozen=True, slots=True)
+class Attach:
+    """Give the trial a slot, or a place in the queue for the next one that is free."""
+
+    trial_id: str
+    config: dict[str, Any]
+    """`bitlora.config.trial.TrialConfig`."""
+    reported: int
+    """The last step it has reported; until it is past it, it is silent."""
+    resumes: bool
+    """It was in a pack before, so there may be a checkpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Detach:
+    """The trial is stopped: empty its slot."""
+
+    trial_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Continue:
+    """The trial is not stopped for its last evaluation."""
+
+    trial_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """This machine goes away: save what has been done, and end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End."""
+
+
+Command = Attach | Detach | Continue | Leave | Stop
+
+# ---- pack -> pool -> trial
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialResult:
+    """A trial was evaluated, or has ended."""
+
+    trial_id: str
+    status: Status | Literal["running"]
+    """How it ended, if it has."""
+    step: int
+    eval_loss: float
+    """Nats per completion token; NaN where it was not evaluated."""
+    reason: str = ""
+    metrics: Metrics | None = None
+    """Of an evaluation."""
+    fatal: bool = False
+    """The sweep cannot go on: no pack can be started."""
+
+    @property
+    def ended(self) -> bool:
+        return self.status != "running"
+
+    def flat(self) -> dict[str, Any]:
+        """As Ray Tune takes a result."""
+        own = {"trial_id": self.trial_id, "status": self.status, "reason": self.reason, "fatal": self.fatal}
+        scores = {"step": self.step, "eval_loss": self.eval_loss}
+        return {**(asdict(self.metrics) if self.metrics is not None else {}), **own, **scores}
+
+
+@dataclass(frozen=True, slots=True)
+class StepProgress:
+    """A trial's last optimizer step."""
+
+    step: int
+    train_loss: float
+    """Nats per completion token of its batch."""
+
+
+# ---- pool -> driver
+
+
+@dataclass(frozen=True, slots=True)
+class PackCounts:
+    """Packs by where they stand."""
+
+    ready: int = 0
+    loading: int = 0
+    """Their base, or about to."""
+    waiting: int = 0
+    """For a machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStatus:
+    """What is shown while a sweep runs."""
+
+    waiting: tuple[str, ...]
+    """Trials without a pack."""
+    running: dict[str, StepProgress | None]
+    """Trials in a pack; None: it has not taken a step there."""
+    packs: PackCounts

@@ -1,0 +1,272 @@
+"""The packs of a sweep: started while trials wait for one, given up when others have taken those, ended when idle.
+
+A pack asks for machines by the placement group of its Train run alone. The pool knows the group by its name and removes it
+when the pack has ended, however it ended: killing the actor that called `fit()` leaves it standing. A run name that is used
+again would resume the old run, so each pack's is new.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import ray
+
+from bitlora import timeouts
+from bitlora.config.messages import one_line
+from sweeps.onray import cluster
+from sweeps.pool.messages import Command, Leave, PackCounts, Stop
+
+logger = logging.getLogger(__name__)
+START_ATTEMPTS: Final = 2
+"""Packs that may end in a row before any took a step, until the sweep is given up."""
+
+
+@dataclass(slots=True)
+class PackHandle:
+    """A pack, as the pool sees it."""
+
+    host: Any
+    started: bool = False
+    """Its worker runs."""
+    ready: bool = False
+    """It has its base."""
+    up: float | None = None
+    """When its first worker ran."""
+    productive: bool = False
+    """It has taken a step."""
+    trials: set[str] = field(default_factory=set)
+    commands: list[Command] = field(default_factory=list)
+    woken: asyncio.Event = field(default_factory=asyncio.Event)
+    error: str = ""
+    since: float = field(default_factory=time.monotonic)
+    """When it was started, began, was ready, last had a trial, or was told to stop."""
+    needed: float = field(default_factory=time.monotonic)
+    """When it was last needed, while it waits for a machine."""
+    late: bool = False
+    """There was no room for it in time."""
+    stopping: bool = False
+    leaving: bool = False
+    """Its machine is going away."""
+    unwritable: bool = False
+    """It could not write to the sweep's folder."""
+
+    def send(self, command: Command) -> None:
+        self.commands.append(command)
+        self.woken.set()
+
+    def free(self, slots: int) -> int:
+        return max(0, slots - len(self.trials))
+
+
+class Packs:
+    """See the module. Lives on the pool's asyncio loop.
+
+    Args:
+        host_class: of the actors that run the packs (`sweeps.pack.host.PackHost`).
+        slots: of each pack.
+        limits: the fewest packs, which are kept up until the sweep ends, and the most.
+        patience: how long a pack may wait for room, in seconds.
+        waiting: says how many trials wait; None: none has come yet.
+        ended: told the name of a pack that is gone, the pack, and why.
+        tick: called about once a second.
+    """
+
+    def __init__(
+        self,
+        host_class: Any,
+        slots: int,
+        limits: tuple[int, int],
+        patience: float,
+        waiting: Callable[[], int | None],
+        ended: Callable[[str, PackHandle, str], None],
+        tick: Callable[[], None],
+    ) -> None:
+        self.named: dict[str, PackHandle] = {}
+        """In the order in which they were started."""
+        self.broken = ""
+        """Why no more pack is started: none came up."""
+        self._host_class = host_class
+        self._slots = slots
+        self._min, self._max = limits
+        self._patience = patience
+        self._waiting = waiting
+        self._ended = ended
+        self._tick = tick
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._watcher: asyncio.Task[None] | None = None
+        self._without_room: set[str] = set()
+        self._failed_starts = 0
+        self._paused_until = 0.0
+        self._started = 0
+        self.seconds = 0.0
+        """That packs were up which have ended."""
+
+    def live(self) -> list[PackHandle]:
+        """Those that are up, and those that are coming."""
+        return [pack for pack in self.named.values() if not pack.stopping]
+
+    def coming(self) -> int:
+        """Slots of packs that are not ready yet."""
+        return sum(pack.free(self._slots) for pack in self.live() if not pack.ready)
+
+    def counts(self) -> PackCounts:
+        """How many stand where."""
+        live = len(self.live())
+        ready = sum(pack.ready for pack in self.live())
+        waiting = sum(not self.named[name].stopping for name in self._without_room & self.named.keys())
+        return PackCounts(ready, live - ready - waiting, waiting)
+
+    def begin(self) -> None:
+        """Start the first ones: trials are on their way."""
+        self._watcher = asyncio.get_running_loop().create_task(self._watch())
+        for _ in range(max(1, self._min)):
+            self._start()
+
+    def scale_up(self) -> None:
+        """Start as many as the waiting trials can fill beyond the free slots of those that are up or coming."""
+        if self.broken or time.monotonic() < self._paused_until:
+            return
+        unmet = (self._waiting() or 0) - sum(pack.free(self._slots) for pack in self.live())
+        for number in range(len(self.live()), self._max):
+            if unmet <= 0 and number >= self._min:
+                return
+            self._start()
+            unmet -= self._slots
+
+    def mark_productive(self, pack: PackHandle) -> None:
+        """It has taken a step: packs can be started here."""
+        pack.productive, self._failed_starts = True, 0
+
+    async def close(self) -> None:
+        """End all; returns when none is left and their placement groups are gone."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+        for pack in self.live():
+            self._stop(pack)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeouts.PACK_CLOSE_S)
+        for pack in self.named.values():
+            ray.kill(pack.host)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeouts.PACK_CLOSE_S)
+
+    def _start(self) -> None:
+        self._started += 1
+        name = f"pack-{self._started}-{uuid.uuid4().hex[:6]}"
+        pack = self.named[name] = PackHandle(self._host_class.remote())
+        running = asyncio.get_running_loop().create_task(self._run(name, pack))
+        self._tasks.add(running)
+        running.add_done_callback(self._tasks.discard)
+
+    async def _run(self, name: str, pack: PackHandle) -> None:
+        """From a pack's start to the last trace of it."""
+        error = "it ended by itself"
+        try:
+            await pack.host.run.remote(name)
+        except ray.exceptions.RayActorError:
+            error = "its host process died"
+        except Exception as failure:  # whatever ended it, its trials must not wait for ever
+            error = one_line(getattr(failure, "cause", None) or failure)
+        error = pack.error or error
+        ray.kill(pack.host)
+        await _remove_group(name)
+        del self.named[name]
+        self.seconds += time.monotonic() - pack.up if pack.up is not None else 0.0
+        if not pack.productive and not pack.stopping:
+            self._did_not_start(error, pack.late)
+        self._ended(name, pack, error)
+
+    def _did_not_start(self, error: str, late: bool) -> None:
+        """While others are up, one that does not come up costs a pause; where there is none, the sweep in the end."""
+        if any(pack.started for pack in self.live()):
+            self._paused_until = time.monotonic() + timeouts.PACK_RETRY_S
+            return
+        self._failed_starts += START_ATTEMPTS if late else 1
+        if self._failed_starts >= START_ATTEMPTS:
+            self.broken = f"no pack could be started: {error}"
+            for pack in self.live():
+                self._stop(pack)
+
+    def _stop(self, pack: PackHandle) -> None:
+        """Ask a pack to end; one that is not up yet would not hear it, so its host is ended."""
+        pack.stopping, pack.since = True, time.monotonic()
+        if pack.ready:
+            pack.send(Stop())
+        else:
+            ray.kill(pack.host)
+
+    async def _watch(self) -> None:
+        """End what has waited too long or is not needed, and start what is."""
+        while True:
+            await asyncio.sleep(timeouts.POOL_TICK_S)
+            now = time.monotonic()
+            for pack in list(self.named.values()):
+                self._enforce_limits(pack, now - pack.since)
+            self._stop_surplus(now)
+            await self._drain_leaving()
+            self._tick()
+            late = {
+                name
+                for name, pack in self.named.items()
+                if not pack.started and now - pack.since > timeouts.PACK_LATE_S
+            }
+            if late:
+                with contextlib.suppress(Exception):  # it is only shown
+                    late &= await asyncio.to_thread(cluster.pending_groups)
+            self._without_room = late
+
+    async def _drain_leaving(self) -> None:
+        """Have packs on machines that are going away end now: their trials go on elsewhere where they were."""
+        ready = {name for name, pack in self.named.items() if pack.ready and not pack.stopping}
+        if not ready:
+            return
+        with contextlib.suppress(Exception):  # without a notice, the machine is lost as any other
+            for name in ready & await asyncio.to_thread(cluster.leaving_groups):
+                pack = self.named[name]
+                pack.leaving = pack.stopping = True
+                pack.since = time.monotonic()
+                pack.send(Leave())
+
+    def _enforce_limits(self, pack: PackHandle, waited: float) -> None:
+        """End a pack that has waited too long for what comes next."""
+        if pack.stopping:
+            if waited > timeouts.PACK_STOP_S:
+                ray.kill(pack.host)
+        elif not pack.started and waited > self._patience:
+            pack.late, pack.error = True, f"the cluster had no room for it within {self._patience:.0f} s"
+            ray.kill(pack.host)
+        elif pack.started and not pack.ready and waited > timeouts.PACK_LOAD_S:
+            pack.error = f"it had no base within {timeouts.PACK_LOAD_S:.0f} s"
+            ray.kill(pack.host)
+        elif pack.ready and not pack.trials and waited > timeouts.PACK_IDLE_S and len(self.live()) > self._min:
+            self._stop(pack)
+
+    def _stop_surplus(self, now: float) -> None:
+        """Stop those that still wait for a machine when others have taken their trials, the last first."""
+        waiting = self._waiting()
+        up = [pack for pack in self.live() if pack.started]
+        unmet = (waiting or 0) - sum(pack.free(self._slots) for pack in up)
+        for number, pack in enumerate((pack for pack in self.live() if not pack.started), start=len(up)):
+            if unmet > 0 or number < self._min or waiting is None:
+                pack.needed = now
+            elif now - pack.needed > timeouts.PACK_SURPLUS_S:
+                self._stop(pack)
+            unmet -= self._slots
+
+
+async def _remove_group(name: str) -> None:
+    """Remove a pack's placement group. Twice: the call that made it may have been on its way when its host died."""
+    for again in (False, True):
+        if again:
+            await asyncio.sleep(timeouts.POOL_TICK_S)
+        try:
+            await asyncio.to_thread(cluster.remove_group, name)
+        except Exception:  # its trials must be queued again all the same
+            logger.exception("the placement group of a pack could not be removed")

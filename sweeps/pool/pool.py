@@ -1,0 +1,326 @@
+"""The pool: who waits, who runs where, what each trial has reported.
+
+One actor, all of it on one asyncio loop, so nothing here needs a lock. Trials (`sweeps.pool.trial`) and the driver call it
+from one side, the first worker of each pack (`sweeps.worker`) from the other. Nobody waits for it but with a reason:
+`next_result` for a result, `commands` for something to do, `released` for a slot to be empty.
+
+Ray's facts it is built on: a call of an actor that died goes on waiting here, so a result is read by its number, and the
+last that was read is kept; calls of one caller may overtake each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import contextlib
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from bitlora import timeouts
+from bitlora.files.record import Status
+from sweeps.pool.messages import Attach, Command, Continue, Detach, PoolStatus, StepProgress, Stop, TrialResult
+from sweeps.pool.packs import START_ATTEMPTS, PackHandle, Packs
+
+POOL: Final = "pool"
+"""The pool's name in the sweep's own namespace."""
+AHEAD: Final = 2
+"""Trials that a pack gets beyond its slots, to go on with at once when one is free."""
+INTERRUPTED_REASON: Final = "the sweep was interrupted"
+
+
+@dataclass(slots=True)
+class Entry:
+    """A trial, as the pool sees it."""
+
+    config: dict[str, Any]
+    results: dict[int, TrialResult] = field(default_factory=dict)
+    """By number, from the last one that was read."""
+    count: int = 0
+    """Results it has had."""
+    reported: int = 0
+    """The last step it has reported; until a trial that goes on is past it, it is silent."""
+    resumes: bool = False
+    """It was in a pack before, of this run of the sweep or of an earlier one, so there may be a checkpoint."""
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: bool = False
+    pack: str | None = None
+    lost: int = 0
+    """Packs it has lost since it last reported, in which it had taken a step; `START_ATTEMPTS` are too many."""
+    released: asyncio.Event = field(default_factory=asyncio.Event)
+    progress: StepProgress | None = None
+    """In the pack where it is."""
+
+    def deliver(self, result: TrialResult) -> None:
+        self.results[self.count] = result
+        self.count += 1
+        self.reported = max(self.reported, result.step)
+        self.arrived.set()
+
+
+class Pool:
+    """See the module.
+
+    Args:
+        settings: what a pack's workers need (`sweeps.pack.settings.PackSettings`).
+        host_class: of the actors that run the packs (`sweeps.pack.host.PackHost`).
+        slots: of each pack.
+        packs: the fewest that are kept up until the sweep ends, and the most.
+        patience: how long a pack may wait for room, in seconds.
+    """
+
+    def __init__(
+        self,
+        settings: Any,
+        host_class: Any,
+        slots: int,
+        packs: tuple[int, int],
+        patience: float = timeouts.PACK_START_LOCAL_S,
+    ) -> None:
+        self._settings = settings
+        self._slots = slots
+        self._trials: dict[str, Entry] = {}
+        self._waiting: list[str] = []
+        """In the order of their ids, which is the order in which they were asked for."""
+        self._closing = False
+        self._reported = False
+        """Has any trial reported anything?"""
+        self._unwritable = 0
+        """Packs in a row that could not write to the sweep's folder."""
+        self._given_up = ""
+        """Why the sweep cannot go on."""
+        self._packs = Packs(
+            host_class,
+            slots,
+            packs,
+            patience,
+            waiting=lambda: len(self._waiting) if self._trials else None,
+            ended=self._pack_ended,
+            tick=self._dispatch,
+        )
+
+    # ---- the side of trials and driver
+
+    async def start(self) -> None:
+        """Start the first packs: trials are on their way."""
+        self._packs.begin()
+
+    async def attach(self, trial_id: str, config: dict[str, Any], reported: int | None = None) -> int:
+        """A trial wants a slot. One that is known already (its actor was restarted) goes on where it is.
+
+        Args:
+            reported: of a trial that goes on from an earlier run of the sweep, the last step it has reported.
+
+        Returns:
+            The number of the next result to ask for. The last one is given again to a restarted actor: whether the one
+            before had passed it on is not known, and Tune takes it twice.
+        """
+        entry = self._trials.get(trial_id)
+        if entry is not None:
+            if entry.ended and not any(result.ended for result in entry.results.values()):
+                self._end(trial_id, "failed", "its actor died when it had been stopped")
+            return max(0, entry.count - 1)
+        self._trials[trial_id] = Entry(config, reported=reported or 0, resumes=reported is not None)
+        if self._given_up or self._closing:
+            self._end(trial_id, self._undone, self._given_up or INTERRUPTED_REASON)
+        else:
+            bisect.insort(self._waiting, trial_id)
+            self._dispatch()
+        return 0
+
+    async def next_result(self, trial_id: str, number: int) -> TrialResult:
+        """The trial's result of that number, counted from 0, as soon as there is one.
+
+        Who asks for one that is not there yet has taken the one before well: the trial is not stopped for it.
+        """
+        entry = self._trials[trial_id]
+        if number == entry.count > 0 and not entry.ended and (pack := self._packs.named.get(entry.pack or "")):
+            pack.send(Continue(trial_id))
+        for read in [n for n in entry.results if n < number - 1]:
+            del entry.results[read]
+        while entry.count <= number:
+            entry.arrived.clear()
+            await entry.arrived.wait()
+        return entry.results[number]
+
+    async def detach(self, trial_id: str) -> None:
+        """The trial is stopped: its slot is free for the next one. May be said more than once."""
+        entry = self._trials.get(trial_id)
+        if entry is not None and not entry.ended:
+            self._remove(trial_id, entry)
+            self._dispatch()
+
+    async def released(self, trial_id: str) -> None:
+        """Returns when the pack has let the trial go and its files are final."""
+        entry = self._trials.get(trial_id)
+        if entry is not None:
+            await entry.released.wait()
+
+    async def status(self) -> PoolStatus:
+        """What progress shows."""
+        running = {t: self._trials[t].progress for pack in self._packs.named.values() for t in pack.trials}
+        return PoolStatus(tuple(self._waiting), running, self._packs.counts())
+
+    async def interrupt(self) -> None:
+        """End every trial that has not ended, as interrupted; no new one begins."""
+        self._closing = True
+        for trial_id, entry in self._trials.items():
+            if not entry.ended:
+                self._end(trial_id, "interrupted", INTERRUPTED_REASON)
+
+    async def close(self) -> float:
+        """End all packs; returns when none is left and their placement groups are gone.
+
+        Returns:
+            Seconds that packs were up, summed.
+        """
+        await self.interrupt()
+        await self._packs.close()
+        return self._packs.seconds
+
+    # ---- the side of packs
+
+    async def settings(self) -> Any:
+        """What a worker needs to load the base and train."""
+        return self._settings
+
+    async def pack_started(self, name: str) -> None:
+        """The pack's worker runs."""
+        if (pack := self._packs.named.get(name)) is not None:
+            pack.started = True
+            pack.since = pack.up = time.monotonic()
+
+    async def pack_ready(self, name: str) -> None:
+        """The pack has its base and can train."""
+        if (pack := self._packs.named.get(name)) is not None:
+            pack.started = pack.ready = True
+            pack.since = time.monotonic()
+            self._dispatch()
+
+    async def pack_failed(self, name: str, error: str, unwritable: bool = False) -> None:
+        """The pack says in one line why it is about to end. `unwritable`: it could not write to the sweep's folder."""
+        if (pack := self._packs.named.get(name)) is not None:
+            pack.error, pack.unwritable = error, unwritable
+
+    async def commands(self, name: str) -> list[Command]:
+        """What the pack is to do, in order; an empty list after a few quiet seconds."""
+        pack = self._packs.named.get(name)
+        if pack is None:
+            return [Stop()]
+        if not pack.commands:
+            pack.woken.clear()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(pack.woken.wait(), timeouts.POOL_POLL_S)
+        taken, pack.commands = pack.commands, []
+        return taken
+
+    async def evaluated(self, name: str, trial_id: str) -> bool:
+        """Is this evaluation still wanted? Asked before its files take the place of those of the one before."""
+        entry = self._trials.get(trial_id)
+        return entry is not None and entry.pack == name and not entry.ended
+
+    async def report(self, name: str, result: TrialResult) -> None:
+        """A trial was evaluated, or ended by itself. Its files were written before this was said."""
+        trial_id = result.trial_id
+        entry = self._trials.get(trial_id)
+        if entry is None or entry.ended or entry.pack != name:
+            return
+        if result.ended:
+            self._remove(trial_id, entry, tell=False)
+        elif result.step <= entry.reported:  # a later one overtook it
+            return
+        entry.lost = self._unwritable = 0
+        self._reported = True
+        entry.deliver(result)
+        self._dispatch()
+
+    async def slot_released(self, name: str, trial_id: str) -> None:
+        """The pack has emptied the trial's slot and written its last file. It may overtake the report of its end."""
+        entry = self._trials.get(trial_id)
+        if entry is not None and entry.pack == name:
+            entry.released.set()
+
+    async def progress(self, name: str, steps: dict[str, StepProgress]) -> None:
+        """The last steps of the pack's trials."""
+        pack = self._packs.named.get(name)
+        if pack is None:
+            return
+        self._packs.mark_productive(pack)
+        for trial_id in pack.trials & steps.keys():
+            self._trials[trial_id].progress = steps[trial_id]
+
+    # ---- inside
+
+    @property
+    def _undone(self) -> Status:
+        """How trials end with the sweep: where nothing ever came up, there is nothing to go on with."""
+        return "failed" if self._packs.broken and not self._reported else "interrupted"
+
+    def _remove(self, trial_id: str, entry: Entry, tell: bool = True) -> None:
+        """Take a trial out of the queue or out of its pack."""
+        entry.ended = True
+        pack = self._packs.named.get(entry.pack or "")
+        if pack is None:
+            if trial_id in self._waiting:
+                self._waiting.remove(trial_id)
+            entry.released.set()
+            return
+        pack.trials.discard(trial_id)
+        pack.since = time.monotonic()
+        if tell:
+            pack.send(Detach(trial_id))
+
+    def _end(self, trial_id: str, status: Status, reason: str) -> None:
+        """End a trial from here; its actor hears of it as of any result."""
+        entry = self._trials[trial_id]
+        self._remove(trial_id, entry)
+        entry.deliver(
+            TrialResult(
+                trial_id=trial_id,
+                status=status,
+                reason=reason,
+                step=entry.reported,
+                eval_loss=math.nan,
+                fatal=bool(self._given_up),
+            )
+        )
+
+    def _dispatch(self) -> None:
+        """Give waiting trials to packs, those with free slots first; start packs where there are more than they hold."""
+        self._assign(self._slots, leave=0)
+        if not self._closing:
+            self._packs.scale_up()
+        # Not those that a pack which is coming would then lack.
+        self._assign(self._slots + AHEAD, leave=self._packs.coming())
+
+    def _assign(self, limit: int, leave: int) -> None:
+        for name, pack in self._packs.named.items():
+            while len(self._waiting) > leave and pack.ready and not pack.stopping and len(pack.trials) < limit:
+                trial_id = self._waiting.pop(0)
+                entry = self._trials[trial_id]
+                entry.pack = name
+                pack.trials.add(trial_id)
+                pack.send(Attach(trial_id, entry.config, entry.reported, entry.resumes))
+                entry.resumes = True
+
+    def _pack_ended(self, name: str, pack: PackHandle, error: str) -> None:
+        """Nothing of the pack is left: its trials are queued again, or have failed."""
+        for entry in self._trials.values():
+            if entry.pack == name and entry.ended:
+                entry.released.set()
+        for trial_id in sorted(pack.trials):
+            entry = self._trials[trial_id]
+            entry.lost += entry.progress is not None and not pack.leaving and not pack.unwritable
+            entry.pack = entry.progress = None
+            if entry.lost >= START_ATTEMPTS:
+                self._end(trial_id, "failed", f"its pack was lost: {error}")
+            else:
+                entry.released.clear()
+                bisect.insort(self._waiting, trial_id)
+        self._unwritable += pack.unwritable
+        self._given_up = self._packs.broken or (error if self._unwritable >= START_ATTEMPTS else "")
+        if self._given_up:
+            for trial_id in list(self._waiting):
+                self._end(trial_id, self._undone, self._given_up)
+        self._dispatch()

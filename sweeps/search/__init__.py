@@ -1,0 +1,1 @@
+"""Which configurations are tried: Optuna's study, as Ray Tune drives it."""

@@ -1,0 +1,47 @@
+"""Winner's luck, taken out: the best configurations once more, on seeds that the search has not used."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import count, islice
+from statistics import fmean
+from typing import Any, Final
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from sweeps.spec.space import Choices, Space
+from sweeps.spec.spec import ConfirmConfig
+
+REPEATS: Final = "repeats"
+"""Attribute of a trial of the study that confirms another: the seed it has, and which one it `confirms`."""
+
+
+def most(confirm: ConfirmConfig, space: Space) -> int:
+    """How many trials `confirm` asks for at most."""
+    domain = space.get(confirm.by or "")
+    return confirm.top * confirm.seeds * (len(domain.values) if isinstance(domain, Choices) else 1)
+
+
+def repeats(study: optuna.Study, confirm: ConfirmConfig, space: Space, first_seed: int) -> list[dict[str, Any]]:
+    """What is run again to confirm the search: the number of a trial, and a seed that the search has not used.
+
+    The best are those with the lowest mean over their seeds. All repeats on one seed stand together, so that after an
+    interruption each of the best was tried on as many seeds as the others.
+    """
+    searched = [t for t in study.get_trials(deepcopy=False) if REPEATS not in t.user_attrs]
+    groups: dict[str, list[FrozenTrial]] = {}
+    for trial in searched:
+        if trial.state == TrialState.COMPLETE and trial.value is not None:
+            groups.setdefault(repr(sorted((k, v) for k, v in trial.params.items() if k != "seed")), []).append(trial)
+    best = sorted(groups.values(), key=lambda group: (fmean(t.value or 0.0 for t in group), group[0].number))
+    taken: Counter[Any] = Counter()
+    chosen = []
+    for group in best:
+        value = group[0].params[confirm.by] if confirm.by is not None else None
+        if taken[value] < confirm.top:
+            taken[value] += 1
+            chosen.append(group[0].number)
+    used = {t.params.get("seed") for t in searched}
+    seeds = islice((seed for seed in count(first_seed) if seed not in used), confirm.seeds)
+    return [{"number": number, "seed": seed} for seed in seeds for number in chosen]

@@ -1,0 +1,277 @@
+"""The searcher over Optuna, as Ray Tune drives it.
+
+What Ray's own OptunaSearch gets wrong is put right here: a pruned trial is told PRUNED and not COMPLETE, so that a
+sampler never mixes budgets; a diverged or failed one is told FAIL and does not stay RUNNING for ever; every result is
+reported at its own step. The study's journal is the only truth: Tune's checkpoints of the searcher stay empty.
+
+A sweep that goes on has a new searcher over the same journal. A trial that was interrupted is WAITING in it, one of a
+driver that died is RUNNING: both are the same Optuna trials again, under their own numbers, when they go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import optuna
+from optuna.trial import BaseTrial, FixedTrial, FrozenTrial, TrialState
+from ray.tune.search import Searcher
+
+from bitlora.files.record import Status
+from sweeps.search.confirm import REPEATS, most, repeats
+from sweeps.search.metric import METRIC, STEP, finite
+from sweeps.search.study import open_study, reopen, set_aside
+from sweeps.spec import space as spaces
+from sweeps.spec.spec import Spec
+
+ABANDONED: Final = "the sweep ended before it did"
+
+
+@dataclass(frozen=True, slots=True)
+class EndedTrial:
+    """What the study knows of a trial that has ended."""
+
+    status: Status
+    reason: str
+    config: dict[str, Any] | None
+    """Its whole configuration; None where nothing was chosen yet."""
+    value: float | None
+
+
+class OptunaSearcher(Searcher):  # type: ignore[misc]
+    """Proposes trials out of an Optuna study on disk, and tells the study how each of them ended.
+
+    Lives on the driver. Trials go by our own ids (`t0007`), Tune's are known in here alone.
+
+    Args:
+        spec: The sweep.
+        journal: The study's file; one that is there already goes on: the trials in it that have not ended are handed out
+            first, and all count towards `spec.search.trials`.
+        metric, mode: The result to minimize, and Tune's word for that.
+        configure: Makes a trial's whole configuration of the values that were chosen for the axes.
+        changed: Called when the journal has something new.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        journal: Path,
+        metric: str = METRIC,
+        mode: str = "min",
+        configure: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+        changed: Callable[[], object] = bool,
+    ) -> None:
+        super().__init__(metric=metric, mode=mode)
+        self._space = spec.search.space
+        self._plan = list(spec.search.first)
+        """The configurations of the first trials; an axis that is left out is the sampler's."""
+        self._searched = spec.search.trials
+        """Trials that search."""
+        if spec.search.sampler == "grid":
+            self._plan = _ordered(spaces.grid(self._space), self._plan)
+            self._searched = min(self._searched, len(self._plan))
+        self._confirm = spec.confirm
+        self._first_seed = spec.search.seed + 1
+        self._repeats: list[dict[str, Any]] | None = None
+        """What is to be confirmed: known when the search has ended."""
+        confirmed = 0 if spec.confirm is None else most(spec.confirm, self._space)
+        self.total = self._searched + confirmed
+        """Trials of the whole sweep; with `confirm`, at most."""
+        journal.parent.mkdir(parents=True, exist_ok=True)
+        self._study = open_study(spec, journal)
+        self._configure = configure
+        self._changed = changed
+        self._open: dict[str, optuna.Trial] = {}
+        self._suggested: dict[str, dict[str, Any]] = {}
+        self._ours: dict[str, str] = {}
+        """Tune's id -> ours."""
+        self._begun: dict[str, FrozenTrial] = {}
+        """Those that go on, by our id, in the order of their numbers."""
+        self.reported: dict[str, int] = {}
+        """The last step that a trial of `begun` has reported; whoever knows says it here."""
+        self.ended: dict[str, EndedTrial] = {}
+        """How each trial ended that had ended when the journal was opened."""
+        self._count = 0
+        """Trials handed out or ended."""
+        self._confirming = 0
+        """Those of them that confirm."""
+        self._told: set[str] = set()
+        for trial in self._study.get_trials(deepcopy=False):
+            name = trial.user_attrs.get("trial_id") or _name(trial)
+            if trial.state.is_finished():
+                status = trial.user_attrs.get("status", "failed")
+                reason = trial.user_attrs.get("reason", "")
+                self.ended[name] = EndedTrial(status, reason, self._config_of(trial), trial.value)
+                self._count += 1
+                self._confirming += REPEATS in trial.user_attrs
+            else:
+                self._begun[name] = trial
+
+    def _config_of(self, trial: FrozenTrial) -> dict[str, Any] | None:
+        try:
+            return self._configure(self._chosen(FixedTrial(trial.params), trial.user_attrs))
+        except ValueError:  # its driver died before all was chosen
+            return None
+
+    def _chosen(self, trial: BaseTrial, attributes: Mapping[str, Any]) -> dict[str, Any]:
+        """What is chosen for a trial: by the sampler, and for one that confirms also by this searcher."""
+        return {**spaces.suggest(trial, self._space), **attributes.get(REPEATS, {})}
+
+    def _config(self, trial_id: str) -> dict[str, Any]:
+        """The whole configuration of an open trial."""
+        trial = self._open[trial_id]
+        return self._configure(self._chosen(trial, trial.user_attrs))
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """The study's user attributes."""
+        return self._study.user_attrs
+
+    def set_attributes(self, attributes: Mapping[str, Any]) -> None:
+        """Set attributes of the study."""
+        for name, value in attributes.items():
+            self._study.set_user_attr(name, value)
+
+    @property
+    def left(self) -> int:
+        """Trials that are still to be handed out."""
+        return len(self._begun) + max(0, self.total - self._count - len(self._begun))
+
+    @property
+    def begun(self) -> list[str]:
+        """Our ids of the trials that have begun and are to go on."""
+        return list(self._begun)
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next trial for Tune's `trial_id`, or FINISHED.
+
+        Returns:
+            `{"trial_id": ours, "config": its configuration}`, with `reported`, the last step that it has reported, where
+            it goes on. None: the search has to end before it is known what is to be confirmed.
+        """
+        reported = {}
+        if self._begun:
+            ours = next(iter(self._begun))
+            reported = {"reported": self.reported.get(ours, 0)}
+            self._reopen(ours)
+        elif (searched := self._count - self._confirming) < self._searched:
+            planned = self._plan[searched] if searched < len(self._plan) else {}
+            ours = self._ask(spaces.params(self._space, planned), {})
+        elif self._confirm is None:
+            return str(Searcher.FINISHED)
+        else:
+            if self._repeats is None:
+                if any(REPEATS not in trial.user_attrs for trial in self._open.values()):
+                    return None
+                self._repeats = repeats(self._study, self._confirm, self._space, self._first_seed)
+            if self._confirming >= len(self._repeats):
+                return str(Searcher.FINISHED)
+            repeat = self._repeats[self._confirming]
+            best = self._study.trials[repeat["number"]]
+            ours = self._ask(best.params, {REPEATS: {"seed": repeat["seed"], "confirms": _name(best)}})
+            self._confirming += 1
+        self._ours[trial_id] = ours
+        config = self._config(ours)
+        self._suggested[ours] = {"trial_id": ours, "config": config, **reported}
+        self._changed()
+        return self._suggested[ours]
+
+    def _ask(self, params: dict[str, Any], attributes: dict[str, Any]) -> str:
+        """A new trial of the study with these parameters; those that are missing are the sampler's."""
+        if params or attributes:
+            self._study.enqueue_trial(params, user_attrs=attributes)
+        trial = self._study.ask()
+        ours = _name(trial)
+        trial.set_user_attr("trial_id", ours)
+        self._open[ours] = trial
+        self._count += 1
+        return ours
+
+    def _reopen(self, trial_id: str) -> None:
+        """Open a trial of the journal again."""
+        frozen = self._begun.pop(trial_id)
+        self._open[trial_id] = reopen(self._study, frozen)
+        self._open[trial_id].set_user_attr("trial_id", trial_id)
+        self._count += 1
+        self._confirming += REPEATS in frozen.user_attrs
+
+    def finish_resumed(self, trial_id: str, status: Status, value: float | None, reason: str = "") -> dict[str, Any]:
+        """End a trial out of `begun` that needs no more training.
+
+        Returns:
+            Its configuration.
+        """
+        self._reopen(trial_id)
+        config = self._config(trial_id)
+        self.finish(trial_id, status, value, reason)
+        return config
+
+    def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
+        """Report a result to the study: finite ones, each step once."""
+        trial = self._open.get(self._ours.get(trial_id, ""))
+        value, step = finite(result.get(self.metric)), result.get(STEP)
+        if trial is None or value is None or step is None:
+            return
+        if step not in self._study.get_trials(deepcopy=False)[trial.number].intermediate_values:
+            trial.report(value, int(step))
+
+    def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
+        """Tune is done with a trial. How it ended is for `finish` to say: Tune cannot tell pruned from interrupted."""
+        # Tune hands the result that the scheduler stopped at to this method alone
+        self.on_trial_result(trial_id, result or {})
+
+    def finish(self, trial_id: str, status: Status, value: float | None, reason: str = "") -> None:
+        """Tell the study how a trial ended. The first call counts: later ones for the same trial are dropped.
+
+        Args:
+            trial_id: Ours.
+            value: The final result of a completed trial; one that is not finite is told FAIL. A pruned trial's is the
+                last that was reported.
+            reason: Kept as a user attribute beside the status.
+
+        Raises:
+            KeyError: no such trial was ever handed out.
+        """
+        if trial_id not in self._open and trial_id not in self._told:
+            raise KeyError(trial_id)
+        trial = self._open.pop(trial_id, None)
+        if trial is None:
+            return
+        self._told.add(trial_id)
+        trial.set_user_attr("status", status)
+        if reason:
+            trial.set_user_attr("reason", reason)
+        if status == "completed" and finite(value) is not None:
+            self._study.tell(trial, value)
+        elif status == "interrupted":  # not ended for the study: it goes on when the sweep does
+            set_aside(self._study, trial)
+        else:
+            self._study.tell(trial, state=TrialState.PRUNED if status == "pruned" else TrialState.FAIL)
+        self._changed()
+
+    def unfinished(self) -> list[dict[str, Any]]:
+        """What `suggest` gave for the trials that have not ended, oldest first."""
+        return [self._suggested[trial_id] for trial_id in self._open]
+
+    def close(self) -> None:
+        """Nothing stays RUNNING: what has not ended is interrupted."""
+        for trial_id in list(self._open):
+            self.finish(trial_id, "interrupted", None, ABANDONED)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the journal has it all."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: a new searcher over the same journal goes on."""
+
+
+def _name(trial: optuna.Trial | FrozenTrial) -> str:
+    return f"t{trial.number:04d}"
+
+
+def _ordered(grid: list[dict[str, Any]], first: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The grid's points, those that `first` names in front."""
+    ranks = [next((rank for rank, one in enumerate(first) if one.items() <= row.items()), len(first)) for row in grid]
+    return [row for _, row in sorted(zip(ranks, grid, strict=True), key=lambda pair: pair[0])]

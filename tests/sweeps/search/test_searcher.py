@@ -1,0 +1,356 @@
+"""The searcher driven by hand, its journal read back with Optuna; the schedulers driven by hand."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import optuna
+import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule, TrialScheduler
+from ray.tune.search import Searcher
+
+from sweeps.onray.schedulers import make_scheduler
+from sweeps.search.searcher import OptunaSearcher
+from sweeps.spec.spec import Spec
+
+SPACE: dict[str, Any] = {
+    "quantizer": ["none", "binary", "ternary"],
+    "rank": [4, 8, 16, 32],
+    "learning_rate": {"low": 1e-4, "high": 5e-3, "log": True},
+}
+
+
+def spec(scheduler: str = "asha", **search: Any) -> Spec:
+    return Spec.model_validate(
+        {
+            "name": "s",
+            "base": {"model": "a"},
+            "data": {"source": "b"},
+            "search": {"space": SPACE, **search},
+            "scheduler": {"name": scheduler},
+        }
+    )
+
+
+def trials(folder: Path) -> list[FrozenTrial]:
+    """The study as another process sees it."""
+    storage = JournalStorage(JournalFileBackend(str(folder / "study.journal")))
+    return optuna.load_study(study_name="s", storage=storage).trials
+
+
+def searcher(folder: Path, **search: Any) -> OptunaSearcher:
+    return OptunaSearcher(spec(**search), folder / "study.journal")
+
+
+def drain(one: OptunaSearcher) -> list[dict[str, Any]]:
+    """Every trial it hands out, none told."""
+    found: list[Any] = []
+    while (suggestion := one.suggest(f"tune{len(found)}")) != Searcher.FINISHED:
+        found.append(suggestion)
+    return found
+
+
+def result(step: int, loss: float, status: str = "running", **more: Any) -> dict[str, Any]:
+    return {"step": step, "eval_loss": loss, "status": status, "trial_id": "tune's own", **more}
+
+
+def test_hands_out_as_many_as_the_spec_says(tmp_path: Path) -> None:
+    one = searcher(tmp_path, trials=5)
+    suggestions = drain(one)
+    assert one.total == 5
+    assert [each["trial_id"] for each in suggestions] == ["t0000", "t0001", "t0002", "t0003", "t0004"]
+    assert all(set(each["config"]) == set(SPACE) for each in suggestions)
+    assert [trial.user_attrs["trial_id"] for trial in trials(tmp_path)] == [each["trial_id"] for each in suggestions]
+    assert one.suggest("later") == Searcher.FINISHED
+
+
+def test_every_ending_has_its_state(tmp_path: Path) -> None:
+    one = searcher(tmp_path, trials=7)
+    for index in range(7):
+        one.suggest(f"tune{index}")
+        if index < 6:
+            one.on_trial_result(f"tune{index}", result(8, 3.0))
+    one.on_trial_complete("tune0", result(32, 1.5, "completed"))
+    one.finish("t0000", "completed", 1.5)
+    one.on_trial_complete("tune1", result(16, 2.5))  # Tune shows the result that ASHA stopped at here alone
+    one.finish("t0001", "pruned", 2.5)
+    one.on_trial_complete("tune2", result(9, math.nan, "diverged"))
+    one.finish("t0002", "diverged", math.nan, "loss is nan")
+    one.on_trial_complete("tune3", None, error=True)
+    one.finish("t0003", "failed", None)
+    one.finish("t0004", "failed", 3.0, "no base")
+    one.finish("t0005", "completed", math.nan)
+    one.finish("t0006", "interrupted", None)
+    told = trials(tmp_path)
+    assert [(trial.state, trial.value) for trial in told] == [
+        (TrialState.COMPLETE, 1.5),
+        (TrialState.PRUNED, 2.5),
+        *[(TrialState.FAIL, None)] * 4,
+        (TrialState.WAITING, None),  # for the study it has not ended: it goes on when the sweep does
+    ]
+    assert told[0].intermediate_values == {8: 3.0, 32: 1.5}
+    assert told[2].intermediate_values == {8: 3.0}
+    assert [trial.user_attrs["status"] for trial in told] == [
+        *("completed", "pruned", "diverged", "failed", "failed", "completed", "interrupted")
+    ]
+    assert [trial.user_attrs.get("reason") for trial in told[:5]] == [None, None, "loss is nan", None, "no base"]
+
+
+def test_each_step_is_reported_once_and_only_what_is_finite(tmp_path: Path) -> None:
+    one = searcher(tmp_path, trials=1)
+    one.suggest("tune0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for step, loss in ((8, 3.0), (8, 9.0), (16, math.nan), (24, math.inf), (32, 2.0)):
+            one.on_trial_result("tune0", result(step, loss))
+        one.on_trial_result("a stranger", result(8, 1.0))
+        one.on_trial_complete("a stranger", result(8, 1.0))
+    assert trials(tmp_path)[0].intermediate_values == {8: 3.0, 32: 2.0}
+
+
+def test_the_first_word_counts(tmp_path: Path) -> None:
+    one = searcher(tmp_path, trials=1)
+    one.suggest("tune0")
+    one.finish("t0000", "completed", 2.0)
+    one.finish("t0000", "failed", None, "late")
+    one.on_trial_complete("tune0", result(8, 9.0))
+    (trial,) = trials(tmp_path)
+    assert (trial.state, trial.value, trial.user_attrs["status"]) == (TrialState.COMPLETE, 2.0, "completed")
+    with pytest.raises(KeyError):
+        one.finish("t0001", "failed", None)
+
+
+def test_nothing_stays_running_after_close(tmp_path: Path) -> None:
+    one = searcher(tmp_path, trials=4)
+    drain(one)
+    one.finish("t0001", "completed", 1.0)
+    assert [each["trial_id"] for each in one.unfinished()] == ["t0000", "t0002", "t0003"]
+    one.close()
+    one.close()
+    assert one.unfinished() == []
+    waiting = TrialState.WAITING
+    assert [trial.state for trial in trials(tmp_path)] == [waiting, TrialState.COMPLETE, waiting, waiting]
+    assert trials(tmp_path)[0].user_attrs["status"] == "interrupted"
+
+
+def test_first_configurations_come_first_and_the_sampler_fills_them_in(tmp_path: Path) -> None:
+    first = [{"quantizer": "none", "rank": 32, "learning_rate": 2e-4}, {"rank": 8}]
+    suggestions = drain(searcher(tmp_path, trials=4, first=first))
+    assert suggestions[0]["config"] == first[0]
+    assert suggestions[1]["config"]["rank"] == 8
+    assert set(suggestions[1]["config"]) == set(SPACE)
+    assert [trial.state for trial in trials(tmp_path)] == [TrialState.RUNNING] * 4
+
+
+def loss_of(config: dict[str, Any]) -> float:
+    return {"none": 1.0, "ternary": 2.0, "binary": 3.0}[config["quantizer"]] + abs(
+        math.log10(config["learning_rate"] / 1e-3)
+    )
+
+
+def run(one: OptunaSearcher, count: int, sign: int = 1) -> list[dict[str, Any]]:
+    configs = []
+    for index in range(count):
+        suggestion = one.suggest(f"tune{index}")
+        assert isinstance(suggestion, dict)
+        one.finish(suggestion["trial_id"], "completed", loss_of(suggestion["config"]) * sign)
+        configs.append(suggestion["config"])
+    return configs
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_same_seed_and_same_results_give_the_same_trials(tmp_path: Path, sampler: str) -> None:
+    one, two, other = (
+        run(searcher(tmp_path / name, trials=10, sampler=sampler, seed=seed), 10)
+        for name, seed in (("a", 3), ("b", 3), ("c", 4))
+    )
+    assert one == two
+    assert one != other
+
+
+def test_tpe_learns_from_what_it_is_told_after_its_startup(tmp_path: Path) -> None:
+    low = run(searcher(tmp_path / "a", trials=20, startup=6), 20)
+    high = run(searcher(tmp_path / "b", trials=20, startup=6), 20, sign=-1)
+    assert low[:6] == high[:6]
+    better, worse = (sum(config["quantizer"] == "none" for config in configs[6:]) for configs in (low, high))
+    assert better > 2 * worse
+
+
+def test_grid_in_order_then_finished(tmp_path: Path) -> None:
+    space = {"quantizer": ["none", "binary"], "rank": {"low": 4, "high": 12, "step": 4}}
+    one = searcher(tmp_path, sampler="grid", space=space, trials=100)
+    assert one.total == 6
+    points = [tuple(each["config"].values()) for each in drain(one)]
+    assert points == [(quantizer, rank) for quantizer in ("none", "binary") for rank in (4, 8, 12)]
+    assert [tuple(trial.params.values()) for trial in trials(tmp_path)] == points
+
+
+def test_grid_stops_at_the_number_of_trials_and_starts_with_first(tmp_path: Path) -> None:
+    space = {"quantizer": ["none", "binary"], "rank": [4, 8]}
+    one = searcher(tmp_path, sampler="grid", space=space, trials=3, first=[{"rank": 8, "quantizer": "binary"}])
+    assert [tuple(each["config"].values()) for each in drain(one)] == [("binary", 8), ("none", 4), ("none", 8)]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_an_axis_may_hang_on_another(tmp_path: Path, sampler: str) -> None:
+    hanging = {"by": "quantizer", "none": {"low": 1e-4, "high": 1e-3, "log": True}, "default": [2e-3]}
+    first = [{"learning_rate": 2e-3, "quantizer": "ternary", "rank": 4}, {"quantizer": "none", "learning_rate": 5e-4}]
+    one = searcher(tmp_path, trials=9, sampler=sampler, space={**SPACE, "learning_rate": hanging}, first=first)
+    configs = run(one, 9)
+    assert configs[0] == first[0]
+    assert configs[1].items() >= first[1].items()
+    assert all((config["learning_rate"] == 2e-3) == (config["quantizer"] != "none") for config in configs)
+    names = {name for trial in trials(tmp_path) for name in trial.params}
+    assert names == {"quantizer", "rank", "learning_rate[quantizer=none]", "learning_rate[quantizer=default]"}
+
+
+@pytest.mark.parametrize("end", ["killed", "interrupted"])
+def test_a_sweep_goes_on_with_the_same_trials_and_begins_no_extra_one(tmp_path: Path, end: str) -> None:
+    before = searcher(tmp_path, trials=6)
+    old = [before.suggest(f"tune{index}") for index in range(4)]
+    before.on_trial_result("tune1", result(8, 3.0))
+    before.finish("t0000", "completed", 1.0)
+    before.finish("t0002", "diverged", None, "not finite")
+    if end == "interrupted":
+        before.close()
+    one = searcher(tmp_path, trials=6)
+    assert {name: (ended.status, ended.reason, ended.value) for name, ended in one.ended.items()} == {
+        "t0000": ("completed", "", 1.0),
+        "t0002": ("diverged", "not finite", None),
+    }
+    assert one.ended["t0000"].config == old[0]["config"]
+    assert one.begun == ["t0001", "t0003"]
+    assert one.left == 4
+    one.reported = {"t0001": 8}
+    suggestions = drain(one)
+    assert suggestions[:2] == [{**old[1], "reported": 8}, {**old[3], "reported": 0}]
+    assert [each["trial_id"] for each in suggestions[2:]] == ["t0004", "t0005"]
+    drawn = [each["config"]["learning_rate"] for each in (*old, *suggestions[2:]) if isinstance(each, dict)]
+    assert len(set(drawn)) == 6
+    # They are the same trials of the study, with what they had reported.
+    one.on_trial_result("tune0", result(16, 2.5))
+    one.finish("t0001", "completed", 2.5)
+    found = trials(tmp_path)
+    assert len(found) == 6
+    assert (found[1].state, found[1].value, found[1].intermediate_values) == (
+        TrialState.COMPLETE,
+        2.5,
+        {8: 3.0, 16: 2.5},
+    )
+    assert found[1].user_attrs["status"] == "completed"
+
+
+def test_a_trial_that_needs_no_more_training_is_settled(tmp_path: Path) -> None:
+    before = searcher(tmp_path, trials=2)
+    old = before.suggest("tune0")
+    one = searcher(tmp_path, trials=2)
+    assert one.finish_resumed("t0000", "completed", 1.5) == old["config"]
+    assert one.left == 1
+    assert [(trial.state, trial.value) for trial in trials(tmp_path)] == [(TrialState.COMPLETE, 1.5)]
+    assert [each["trial_id"] for each in drain(one)] == ["t0001"]
+
+
+def test_a_grid_goes_on_with_the_points_that_are_left(tmp_path: Path) -> None:
+    space = {"quantizer": ["none", "binary"], "rank": [4, 8]}
+    before = searcher(tmp_path, sampler="grid", space=space, trials=4)
+    first = [before.suggest(f"tune{index}") for index in range(2)]
+    before.finish("t0000", "completed", 1.0)
+    rest = drain(searcher(tmp_path, sampler="grid", space=space, trials=4))
+    points = [tuple(each["config"].values()) for each in [first[0], *rest]]
+    assert points == [("none", 4), ("none", 8), ("binary", 4), ("binary", 8)]
+
+
+def test_survives_what_tune_does_to_it(tmp_path: Path) -> None:
+    one = searcher(tmp_path, trials=2)
+    one.suggest("tune0")
+    copy = pickle.loads(pickle.dumps(one))
+    assert [each["trial_id"] for each in copy.unfinished()] == ["t0000"]
+    before = sorted(tmp_path.iterdir())
+    one.save_to_dir(str(tmp_path), "session")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+class TuneTrial(str):
+    """As much of Tune's trial as a scheduler looks at."""
+
+    @property
+    def trial_id(self) -> str:
+        return str(self)
+
+    @property
+    def config(self) -> dict[str, str]:
+        return {"trial_id": str(self)}
+
+
+TUNE = SimpleNamespace(get_live_trials=lambda: [SimpleNamespace(status="PENDING")])
+"""A controller with a trial that waits for a place."""
+
+
+def decide(scheduler: Any, losses: dict[str, float], step: int) -> dict[str, str]:
+    """What the scheduler says to each trial's result at `step`, in turn."""
+    return {name: scheduler.on_trial_result(TUNE, TuneTrial(name), result(step, loss)) for name, loss in losses.items()}
+
+
+def test_asha_stops_the_worse_and_nan_is_held_against_nobody() -> None:
+    scheduler = make_scheduler(spec(), 32)
+    assert isinstance(scheduler, AsyncHyperBandScheduler)
+    for name in ("bad", "nan", "dead", "good", "late"):
+        scheduler.on_trial_add(TUNE, TuneTrial(name))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert decide(scheduler, {"nan": math.nan}, 8) == {"nan": TrialScheduler.CONTINUE}
+        scheduler.on_trial_complete(TUNE, TuneTrial("dead"), result(8, math.nan, "diverged"))
+        assert decide(scheduler, {"good": 1.0, "bad": 2.0, "late": 0.5}, 8) == {
+            "good": TrialScheduler.CONTINUE,
+            "bad": TrialScheduler.STOP,
+            "late": TrialScheduler.CONTINUE,
+        }
+    assert decide(scheduler, {"good": 1.0}, 32) == {"good": TrialScheduler.STOP}
+
+
+def test_configure_makes_the_whole_configuration(tmp_path: Path) -> None:
+    one = OptunaSearcher(spec(trials=1), tmp_path / "study.journal", configure=lambda chosen: {**chosen, "steps": 32})
+    suggestion = one.suggest("tune0")
+    assert isinstance(suggestion, dict)
+    assert suggestion["config"]["steps"] == 32
+    assert set(trials(tmp_path)[0].params) == set(SPACE)
+
+
+def test_median_stops_the_worse_and_never_pauses() -> None:
+    scheduler = make_scheduler(spec("median"), 32)
+    assert isinstance(scheduler, MedianStoppingRule)
+    assert decide(scheduler, {"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0, "nan": math.nan}, 8) == {
+        **dict.fromkeys(("a", "b", "c", "nan"), TrialScheduler.CONTINUE),
+        "d": TrialScheduler.STOP,
+    }
+
+
+def test_no_scheduler() -> None:
+    assert make_scheduler(spec("none"), 32) is None
+
+
+@pytest.mark.parametrize("name", ["asha", "median"])
+def test_a_scheduler_knows_what_came_before_it(name: str) -> None:
+    """Nobody is judged twice at one step, and newcomers are held against those that ended."""
+    past = {f"t000{trial}": [(8, 1.0 + trial), (16, 0.5 + trial)] for trial in range(3)}
+    past["t0003"] = [(8, 9.0)]
+    scheduler = make_scheduler(spec(name), 32, past, ended=["t0000", "t0001", "t0002"])
+    assert scheduler is not None
+    for trial in ("t0003", "t0004"):
+        scheduler.on_trial_add(TUNE, TuneTrial(trial))
+    assert decide(scheduler, {"t0004": 5.0}, 8) == {"t0004": TrialScheduler.STOP}
+    if name == "asha":  # that t0003 was the worst at step 8 was let pass then; step 12 is no rung
+        assert decide(scheduler, {"t0003": 8.0}, 12) == {"t0003": TrialScheduler.CONTINUE}
+    assert decide(scheduler, {"t0003": 8.0}, 16) == {"t0003": TrialScheduler.STOP}
+    knows_nothing = make_scheduler(spec(name), 32)
+    assert knows_nothing is not None
+    knows_nothing.on_trial_add(TUNE, TuneTrial("t0004"))
+    assert decide(knows_nothing, {"t0004": 5.0}, 8) == {"t0004": TrialScheduler.CONTINUE}
