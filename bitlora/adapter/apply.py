@@ -4,7 +4,7 @@
     model = load_packed_adapter(base, "mine-packed")       # what `bitlora export --to packed` wrote
 
 The three forms: packed (`bitlora.adapter.codes_file.save_packed`), the smallest; an ordinary LoRA adapter that stock PEFT
-runs (`bitlora.adapter.folder.save_lora_adapter`); and merged (`save_merged`), a model that needs neither PEFT nor this
+runs (`bitlora.adapter.peft_folder.save_lora_adapter`); and merged (`save_merged`), a model that needs neither PEFT nor this
 package.
 """
 

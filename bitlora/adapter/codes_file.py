@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from bitlora.adapter.cost import packed_tensors
-from bitlora.adapter.folder import CONFIG, PACKED_TYPE, adapter_config
 from bitlora.adapter.latent import AdapterLatent, Weights
+from bitlora.adapter.peft_folder import CONFIG, PACKED_TYPE, adapter_config
 from bitlora.base.info import LayerShape
 from bitlora.config.trial import TrialConfig
 from bitlora.quantizers.codes import Side, decode, encode, from_bytes, to_bytes

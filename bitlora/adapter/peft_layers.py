@@ -28,7 +28,7 @@ from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bitlora.adapter.folder import PACKED_TYPE, PEFT_TYPE
+from bitlora.adapter.peft_folder import PACKED_TYPE, PEFT_TYPE
 from bitlora.config.sections import Activations
 from bitlora.quantizers.activations import int8, int8_backward
 from bitlora.quantizers.codes import Side, quantize

@@ -66,4 +66,4 @@ class Piece:
     batch_start: int = 0
     batch_tokens: int = 0
     seed: tuple[int, int] | None = None
-    """As in `bitlora.forward.plan.Span`."""
+    """As in `bitlora.forward.forward_plan.Span`."""

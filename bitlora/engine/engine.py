@@ -25,8 +25,8 @@ from bitlora.engine.batch import Batch, Piece
 from bitlora.engine.optim import clip, learning_rate
 from bitlora.engine.slot import Slot, SlotState
 from bitlora.engine.workers import Workers
+from bitlora.forward.forward_plan import ForwardPlan, Span
 from bitlora.forward.inject import Base
-from bitlora.forward.plan import ForwardPlan, Span
 
 EVAL_TOKENS = 4096
 """Tokens of one forward pass in evaluation, about."""

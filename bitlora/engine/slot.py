@@ -16,7 +16,7 @@ from torch import Tensor
 from bitlora.adapter.latent import Latent
 from bitlora.config.trial import TrialConfig, scaling_of
 from bitlora.engine.optim import UNSCALED, LossScale, make_optimizer
-from bitlora.engine.vector import Shape, VectorLayout
+from bitlora.engine.vector import LinearShape, VectorLayout
 from bitlora.forward.multi_lora import SlotAdapter
 from bitlora.quantizers.weights import DOUBLE_BINARY_B, QUANTIZERS, double_binary
 
@@ -51,7 +51,7 @@ class Slot:
     def __init__(
         self,
         config: TrialConfig,
-        layers: Sequence[Shape],
+        layers: Sequence[LinearShape],
         latent_dtype: torch.dtype,
         dtype: torch.dtype,
         device: torch.device,

@@ -17,7 +17,7 @@ from torch import Tensor
 from bitlora.adapter.latent import Latent
 
 
-class Shape(Protocol):
+class LinearShape(Protocol):
     """A linear layer, as far as its adapter's size hangs on it."""
 
     @property
@@ -71,7 +71,7 @@ class VectorLayout:
     """P."""
 
     @classmethod
-    def make(cls, layers: Iterable[Shape], rank: int, learns_scales: bool) -> VectorLayout:
+    def make(cls, layers: Iterable[LinearShape], rank: int, learns_scales: bool) -> VectorLayout:
         """The layout of an adapter of `rank` over `layers`, which are in the model's order."""
         blocks: list[LayerBlocks] = []
         end = 0

@@ -1,4 +1,4 @@
-"""Attention of each row over itself, over rows that stand behind each other (`bitlora.forward.plan`).
+"""Attention of each row over itself, over rows that stand behind each other (`bitlora.forward.forward_plan`).
 
 Known to transformers by a name of its own; it is called with the attention module first and the options that the model's
 configuration asks for, of which those that change the result and are not known here are refused.
@@ -11,7 +11,7 @@ from typing import Any, Final
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bitlora.forward.plan import bound_plan
+from bitlora.forward.forward_plan import bound_plan
 
 ATTENTION: Final = "bitlora_rows"
 """The name under which `row_attention` is known to transformers."""

@@ -7,7 +7,7 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
-from bitlora.forward.plan import Span
+from bitlora.forward.forward_plan import Span
 
 
 def dropout_seed(seed: int, step: int, layer: int) -> int:

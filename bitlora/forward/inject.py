@@ -15,8 +15,8 @@ from bitlora.base.load import load_model
 from bitlora.base.locate import BaseError
 from bitlora.config.sections import BaseConfig
 from bitlora.forward import attention
+from bitlora.forward.forward_plan import ForwardPlan, recomputation
 from bitlora.forward.multi_lora import MultiLoraLinear
-from bitlora.forward.plan import ForwardPlan, recomputation
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bitlora.forward.dropout import dropout_mask
-from bitlora.forward.plan import ForwardPlan, Span, bound_plan
+from bitlora.forward.forward_plan import ForwardPlan, Span, bound_plan
 from bitlora.quantizers.activations import int8, int8_backward
 
 

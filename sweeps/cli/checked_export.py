@@ -86,7 +86,7 @@ def _packed(trial: TrialFolder, part: Path, rows: Rows | None) -> list[str]:
 
 
 def _peft(trial: TrialFolder, part: Path, rows: Rows | None) -> list[str]:
-    from bitlora.adapter.folder import save_lora_adapter
+    from bitlora.adapter.peft_folder import save_lora_adapter
 
     latent = {name: layer.map(lambda part: part.float()) for name, layer in trial.latent.items()}
     save_lora_adapter(part, latent, trial.config, trial.spec.base.model)

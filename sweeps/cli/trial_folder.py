@@ -13,7 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import ValidationError
 
-from bitlora.config.messages import explain, nearest
+from bitlora.config.explain import explain, nearest
 from bitlora.config.sections import Dtype
 from bitlora.config.trial import TrialConfig
 from bitlora.files import record
@@ -181,7 +181,7 @@ def split(place: str) -> tuple[str, str]:
 
 
 def _read(place: str, sweep: Path, trial_id: str) -> TrialFolder:
-    from bitlora.adapter.folder import load_latent
+    from bitlora.adapter.peft_folder import load_latent
 
     folder = sweep / TRIALS / trial_id
     if not (folder / record.RECORD).exists():

@@ -15,7 +15,7 @@ from ray.tune import Stopper
 from rich.console import Console
 
 from bitlora import timeouts
-from bitlora.config.messages import one_line
+from bitlora.config.explain import one_line
 from bitlora.files.record import RUNS, Status
 from bitlora.files.storage import Storage
 from bitlora.files.writing import write_text
@@ -36,7 +36,7 @@ from sweeps.onray.schedulers import make_scheduler
 from sweeps.pack.host import PackHost
 from sweeps.pack.settings import FAKE_GPUS, PackSettings
 from sweeps.pool.pool import AHEAD, INTERRUPTED_REASON, POOL, Pool
-from sweeps.pool.trial import Trial
+from sweeps.pool.trainable import Trial
 from sweeps.search.searcher import OptunaSearcher
 from sweeps.spec.errors import InputError
 from sweeps.spec.spec import Spec, dump_spec
@@ -248,7 +248,7 @@ class _Search:
                 run_config=tune.RunConfig(
                     name=f"tune-{uuid.uuid4().hex[:6]}",
                     storage_path=str(storage.folder / "logs"),
-                    stop=Stop(pool, interrupt, recorder),
+                    stop=SweepStopper(pool, interrupt, recorder),
                     callbacks=[recorder, display, *callbacks(spec.trackers, spec.name)],
                     failure_config=tune.FailureConfig(max_failures=ACTOR_DEATHS),
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
@@ -287,7 +287,7 @@ def _name(trial: Any) -> str:
     return str(trial.config["trial_id"])
 
 
-class Stop(DriverOnly, Stopper):  # type: ignore[misc]
+class SweepStopper(DriverOnly, Stopper):  # type: ignore[misc]
     """Ends the search when a person says so, or when the pool has given up starting packs."""
 
     def __init__(self, pool: Any, interrupt: Interrupt, recorder: Recorder) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Final
 import ray
 
 from bitlora import timeouts
-from bitlora.config.messages import one_line
+from bitlora.config.explain import one_line
 from sweeps.spec.errors import InputError
 
 ENVIRONMENT: Final = {

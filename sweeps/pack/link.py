@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import ray
 
-from bitlora.config.messages import one_line
+from bitlora.config.explain import one_line
 from bitlora.config.trial import TrialConfig
 from bitlora.files import record, writing
 from sweeps.pool.messages import Attach, Command, Leave, StepProgress, Stop, TrialResult
@@ -183,7 +183,7 @@ class FirstLink(Link):
         done = metrics.step == config.steps
 
         def write() -> None:
-            from bitlora.adapter.folder import save_adapter
+            from bitlora.adapter.peft_folder import save_adapter
 
             if not ray.get(self._pool.evaluated.remote(self._name, trial_id)):
                 return

@@ -8,7 +8,7 @@ import os
 import platform
 from typing import TYPE_CHECKING, Any
 
-from bitlora.config.messages import one_line
+from bitlora.config.explain import one_line
 from bitlora.config.sections import BaseConfig
 from sweeps.pack.settings import FAKE_GPUS, PackSettings
 from sweeps.pool.pool import POOL

@@ -19,7 +19,7 @@ from typing import Any, Final
 import ray
 
 from bitlora import timeouts
-from bitlora.config.messages import one_line
+from bitlora.config.explain import one_line
 from sweeps.onray import cluster
 from sweeps.pool.messages import Command, Leave, PackCounts, Stop
 

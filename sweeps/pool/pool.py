@@ -1,7 +1,7 @@
 """The pool: who waits, who runs where, what each trial has reported.
 
-One actor, all of it on one asyncio loop, so nothing here needs a lock. Trials (`sweeps.pool.trial`) and the driver call it
-from one side, the first worker of each pack (`sweeps.worker`) from the other. Nobody waits for it but with a reason:
+One actor, all of it on one asyncio loop, so nothing here needs a lock. Trials (`sweeps.pool.trainable`) and the driver call
+it from one side, the first worker of each pack (`sweeps.pack.link`) from the other. Nobody waits for it but with a reason:
 `next_result` for a result, `commands` for something to do, `released` for a slot to be empty.
 
 Ray's facts it is built on: a call of an actor that died goes on waiting here, so a result is read by its number, and the

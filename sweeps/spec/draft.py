@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
-from bitlora.config.messages import show
+from bitlora.config.explain import show
 from sweeps.spec import space as spaces
 from sweeps.spec.errors import SpecError
 from sweeps.spec.space import Problem

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from bitlora.config.messages import explain, nearest, show
+from bitlora.config.explain import explain, nearest, show
 from bitlora.config.sections import REFUSED
 from bitlora.config.trial import AXES, TrialConfig
 from sweeps.spec.space import By, Choices, Path, Problem, Range, Space, _holds, _options, _possible, order

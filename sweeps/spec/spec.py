@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import Field, PlainSerializer, PlainValidator, ValidationError
 
-from bitlora.config.messages import explain, nearest, show
+from bitlora.config.explain import explain, nearest, show
 from bitlora.config.sections import (
     REFUSED,
     AdapterConfig,

@@ -218,7 +218,7 @@ def test_stock_4_bit_layers_do_not() -> None:
 
 
 def test_what_is_saved_is_under_these_keys(model: PeftModel, tmp_path: Path) -> None:
-    """bitlora.adapter.folder: writes and reads adapters without PEFT: these files, these keys, and `to_dict` of the
+    """bitlora.adapter.peft_folder: writes and reads adapters without PEFT: these files, these keys, and `to_dict` of the
     configuration as JSON."""
     model.save_pretrained(str(tmp_path))
     tensors = load_file(tmp_path / "adapter_model.safetensors")
@@ -232,7 +232,7 @@ def test_what_is_saved_is_under_these_keys(model: PeftModel, tmp_path: Path) -> 
 
 
 def test_stock_peft_refuses_a_type_that_it_does_not_know(model: PeftModel, tmp_path: Path) -> None:
-    """bitlora.adapter.folder.PEFT_TYPE: latent weights of a quantized adapter are silently wrong as an ordinary LoRA."""
+    """bitlora.adapter.peft_folder.PEFT_TYPE: latent weights of a quantized adapter are wrong as an ordinary LoRA."""
     model.save_pretrained(str(tmp_path))
     for load in (PeftConfig.from_pretrained, LoraConfig.from_pretrained):
         with pytest.raises(Exception, match="CONTRACT"):
@@ -281,7 +281,7 @@ def test_more_adapters_than_one(model: PeftModel) -> None:
 
 
 def test_an_ordinary_adapter_is_found_by_its_layer(tmp_path: Path) -> None:
-    """bitlora.adapter.apply, bitlora.adapter.folder: stock PEFT over a base keeps names of layers below
+    """bitlora.adapter.apply, bitlora.adapter.peft_folder: stock PEFT over a base keeps names of layers below
     `base_model.model`, and reads a folder of an ordinary LoRA adapter that PEFT did not write."""
     name = "base_model.model.up.lora_{}.weight"
     save_file(

@@ -52,7 +52,7 @@ class _Searcher(Searcher):  # type: ignore[misc]
 
 
 class _Trainable(tune.Trainable):  # type: ignore[misc]
-    """As `sweeps.pool.trial.Trial`."""
+    """As `sweeps.pool.trainable.Trial`."""
 
     def setup(self, config: dict[str, Any]) -> None:
         self.calls: list[Any] = [("setup", config["trial_id"])]
@@ -136,8 +136,8 @@ def test_a_trial_without_a_result() -> None:
 
 
 def test_a_trainable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """sweeps.pool.trial.Trial: `step`'s result goes on with `done`, `status` and `timesteps_total` as they are (Tune puts
-    its own `trial_id` over ours), and `reset_config` makes the actor another trial's."""
+    """sweeps.pool.trainable.Trial: `step`'s result goes on with `done`, `status` and `timesteps_total` as they are (Tune
+    puts its own `trial_id` over ours), and `reset_config` makes the actor another trial's."""
     monkeypatch.setattr(trainable_module, "DEFAULT_STORAGE_PATH", str(tmp_path))
     actor = _Trainable(dict(SUGGESTED))
     result = actor.train()

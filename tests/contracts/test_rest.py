@@ -157,8 +157,8 @@ def test_a_table_keeps_its_metadata(tmp_path: Path) -> None:
 
 
 def test_checkpoints_in_one_file(tmp_path: Path) -> None:
-    """bitlora.engine.checkpoint, bitlora.adapter.folder: text in the header of a safetensors file, and the errors of one
-    that is cut short or missing."""
+    """bitlora.engine.checkpoint, bitlora.adapter.peft_folder: text in the header of a safetensors file, and the errors of
+    one that is cut short or missing."""
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file, save_file
 
@@ -227,7 +227,7 @@ def _errors(**values: Any) -> list[Any]:
     ],
 )
 def test_kinds_of_errors(key: str, value: Any, kind: str, ctx: dict[str, Any]) -> None:
-    """bitlora.config.messages._WANTED: pydantic's types of errors and their `ctx`, in the user's words. Under another name
+    """bitlora.config.explain._WANTED: pydantic's types of errors and their `ctx`, in the user's words. Under another name
     a wrong value would be `not valid here`, without what would be right."""
     [error] = _errors(**{key: value})
     assert error["type"] == kind
@@ -236,7 +236,7 @@ def test_kinds_of_errors(key: str, value: Any, kind: str, ctx: dict[str, Any]) -
 
 
 def test_errors_of_unions_choices_and_validators() -> None:
-    """bitlora.config.messages.explain: choices in quotes in `ctx["expected"]`, our own words in `ctx["error"]`;
+    """bitlora.config.explain.explain: choices in quotes in `ctx["expected"]`, our own words in `ctx["error"]`;
     sweeps.spec.spec: an error for each member of a union, its name behind the key."""
     errors = _errors(either="epohc")
     assert {error["type"] for error in errors} == {"int_type", "literal_error"}

@@ -133,7 +133,7 @@ def test_words_of_random_bits_fill_all_64() -> None:
 
 
 class _Counted(torch.autograd.Function):
-    """As `bitlora.engine.multi_lora._Packed`: told of x, with an anchor beside it."""
+    """As `bitlora.engine.multi_lora._BaseAndAdapters`: told of x, with an anchor beside it."""
 
     calls: list[tuple[bool, ...]]
 

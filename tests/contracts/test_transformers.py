@@ -51,7 +51,7 @@ def _model(config: Any) -> Any:
 
 
 class _Attention:
-    """Causal attention of each of two rows over itself, as `bitlora.engine.attention.packed_attention`; keeps its calls."""
+    """Causal attention of each of two rows over itself, as `bitlora.engine.attention.row_attention`; keeps its calls."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[nn.Module, tuple[torch.Size, ...], float | None, dict[str, Any]]] = []
@@ -100,7 +100,7 @@ ROWS = torch.arange(3), torch.arange(5, 9)
     ("config", "kv_heads"), [(LlamaConfig(**GROUPED), 2), (GPTNeoXConfig(**SMALL, hidden_dropout=0.0), 4)]
 )
 def test_attention_is_called_with_its_module_and_whole_heads(config: Any, kv_heads: int, attention: _Attention) -> None:
-    """bitlora.engine.attention.packed_attention: a function that is registered gets (module, query, key, value, mask), each
+    """bitlora.engine.attention.row_attention: a function that is registered gets (module, query, key, value, mask), each
     (1, heads, T, width) with keys of fewer heads as they are, and `scaling=`; it gives (1, T, heads, width)."""
     model = _model(config)
     _packed(model, *ROWS)
@@ -133,7 +133,7 @@ def test_rows_meet_in_attention_alone(attention: _Attention) -> None:
     ids=["mistral", "gemma2", "gpt-oss"],
 )
 def test_what_attention_may_be_asked_beside(config: Any, options: set[str], attention: _Attention) -> None:
-    """bitlora.engine.attention.packed_attention: refuses windows, caps and sinks by these names of keywords. Under another
+    """bitlora.engine.attention.row_attention: refuses windows, caps and sinks by these names of keywords. Under another
     name they would be overlooked, and the base would compute something else."""
     _packed(_model(config), *ROWS)
     asked = attention.calls[0][3]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from bitlora.adapter.cost import adapter_bytes, adapter_params
-from bitlora.adapter.folder import save_adapter
+from bitlora.adapter.peft_folder import save_adapter
 from bitlora.base.describe import describe_base
 from bitlora.base.load import load_tokenizer
 from bitlora.config.trial import TrialConfig, trial_config

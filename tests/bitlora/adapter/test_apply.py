@@ -10,17 +10,17 @@ from transformers import AutoModelForCausalLM
 
 from bitlora.adapter.apply import attach_weights, check_fit, load_packed_adapter, merge, save_merged
 from bitlora.adapter.codes_file import save_packed
-from bitlora.adapter.folder import load_latent, save_adapter, save_lora_adapter
 from bitlora.adapter.latent import quantized_weights
 from bitlora.adapter.loss import eval_loss, example_losses
+from bitlora.adapter.peft_folder import load_latent, save_adapter, save_lora_adapter
 from bitlora.base.load import load_model, load_tokenizer
 from bitlora.config.sections import BaseConfig, DataConfig
 from bitlora.data.split import prepare_data
 from bitlora.engine.batch import Batch
 from bitlora.engine.engine import Engine
 from bitlora.engine.slot import scaling_of
+from bitlora.forward.forward_plan import ForwardPlan, Span
 from bitlora.forward.inject import load_base
-from bitlora.forward.plan import ForwardPlan, Span
 from bitlora.quantizers.weights import QUANTIZERS
 
 CPU = torch.device("cpu")

@@ -15,14 +15,14 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from bitlora.adapter.folder import save_adapter, save_lora_adapter
+from bitlora.adapter.peft_folder import save_adapter, save_lora_adapter
 from bitlora.adapter.peft_layers import BitLoraConfig, QuantizedLinear, load_adapter
 from bitlora.config.sections import BaseConfig
 from bitlora.config.trial import TrialConfig
 from bitlora.engine.batch import Batch
 from bitlora.engine.engine import Engine
+from bitlora.forward.forward_plan import ForwardPlan, Span
 from bitlora.forward.inject import load_base
-from bitlora.forward.plan import ForwardPlan, Span
 from bitlora.quantizers.weights import QUANTIZERS
 
 CPU = torch.device("cpu")

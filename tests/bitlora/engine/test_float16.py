@@ -15,9 +15,9 @@ from bitlora.engine.checkpoint import TrialProgress, load_checkpoint, save_check
 from bitlora.engine.engine import Engine
 from bitlora.engine.optim import GROWTH_STEPS, LossScale
 from bitlora.engine.slot import Slot
+from bitlora.forward.forward_plan import ForwardPlan, Span
 from bitlora.forward.inject import load_base
 from bitlora.forward.multi_lora import MultiLoraLinear
-from bitlora.forward.plan import ForwardPlan, Span
 
 CPU = torch.device("cpu")
 ARTICLE = [("none", "full"), ("binary", "int8"), ("binary", "full"), ("ternary", "full")]

@@ -34,8 +34,8 @@ from bitlora.engine.batch import Batch
 from bitlora.engine.engine import Engine
 from bitlora.forward import multi_lora
 from bitlora.forward.dropout import dropout_mask
+from bitlora.forward.forward_plan import ForwardPlan, Span
 from bitlora.forward.inject import load_base
-from bitlora.forward.plan import ForwardPlan, Span
 from bitlora.quantizers.weights import QUANTIZERS
 
 CPU = torch.device("cpu")

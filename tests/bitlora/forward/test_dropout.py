@@ -5,7 +5,7 @@ import torch
 from scipy.stats import binom, chi2
 
 from bitlora.forward.dropout import dropout_mask
-from bitlora.forward.plan import Span
+from bitlora.forward.forward_plan import Span
 
 CPU = torch.device("cpu")
 TOKENS, WIDTH = 1000, 577
