@@ -38,7 +38,7 @@ def test_a_4_bit_layer_is_a_linear_layer() -> None:
 
 
 def test_a_quantized_weight_has_its_state() -> None:
-    """bitlora.engine.multi_lora.MultiLoraLinear.base_weight: `weight.quant_state` tells an NF4 layer from a plain one, and
+    """bitlora.forward.multi_lora.MultiLoraLinear.base_weight: `weight.quant_state` tells an NF4 layer from a plain one, and
     `dequantize_4bit(weight, state)` gives the weight in the layer's own shape, near what it was."""
     layer, weight = _layer()
     assert getattr(nn.Linear(4, 4).weight, "quant_state", None) is None
@@ -51,7 +51,7 @@ def test_a_quantized_weight_has_its_state() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_its_product_is_that_of_the_dequantized_weight(dtype: torch.dtype) -> None:
-    """bitlora.engine.multi_lora: the engine dequantizes and multiplies by itself, and promises to compute what stock PEFT
+    """bitlora.forward.multi_lora: the engine dequantizes and multiplies by itself, and promises to compute what stock PEFT
     over bitsandbytes' own product computes."""
     layer, _ = _layer(dtype=dtype)
     layer.bias.data.zero_()

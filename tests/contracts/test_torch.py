@@ -99,7 +99,7 @@ def test_clipping_is_torchs_own() -> None:
 
 
 def test_numbers_of_a_seed() -> None:
-    """bitlora.engine.slot.Slot._start, bitlora.engine.dropout: where a trial starts, and what it drops, are functions of
+    """bitlora.engine.slot.Slot._start, bitlora.forward.dropout: where a trial starts, and what it drops, are functions of
     its seed. Were these other numbers, a trial that goes on under this torch would not be the one that began, and results
     of before would not be made again: bump what checkpoints are held against, and say so in the changelog."""
     generator = torch.Generator().manual_seed(7)
@@ -117,7 +117,7 @@ WORDS = [4867557868310195784, 1600133948115120494, 7736051844387465946]
 
 
 def test_words_of_random_bits_fill_all_64() -> None:
-    """bitlora.engine.dropout.dropout_mask: `random_(-(2**63), None)` draws every bit, and a view as int16 has four entries
+    """bitlora.forward.dropout.dropout_mask: `random_(-(2**63), None)` draws every bit, and a view as int16 has four entries
     of each word, spread evenly."""
     words = torch.empty(4096, dtype=torch.int64).random_(-(2**63), None, generator=torch.Generator().manual_seed(0))
     parts = words.view(torch.int16)
@@ -133,7 +133,7 @@ def test_words_of_random_bits_fill_all_64() -> None:
 
 
 class _Counted(torch.autograd.Function):
-    """As `bitlora.engine.multi_lora._BaseAndAdapters`: told of x, with an anchor beside it."""
+    """As `bitlora.forward.multi_lora._BaseAndAdapters`: told of x, with an anchor beside it."""
 
     calls: list[tuple[bool, ...]]
 
@@ -158,7 +158,7 @@ def _counted(x: Tensor) -> Tensor:
 
 
 def test_an_empty_anchor_makes_backward_run() -> None:
-    """bitlora.engine.multi_lora.MultiLoraLinear: in the first block x needs no gradient, and its adapters need theirs all
+    """bitlora.forward.multi_lora.MultiLoraLinear: in the first block x needs no gradient, and its adapters need theirs all
     the same; an anchor of no elements is enough, and its gradient may be None."""
     _Counted.calls = []
     _counted(torch.ones(3, 4)).sum().backward()
@@ -168,7 +168,7 @@ def test_an_empty_anchor_makes_backward_run() -> None:
 
 
 def test_checkpointing_calls_such_a_function_once_more() -> None:
-    """bitlora.engine.inject: blocks of such layers are recomputed (`use_reentrant=False`), and have one gradient each."""
+    """bitlora.forward.inject: blocks of such layers are recomputed (`use_reentrant=False`), and have one gradient each."""
     _Counted.calls = []
     x = torch.ones(3, 4, requires_grad=True)
     y = checkpoint(lambda part: _counted(_counted(part)), x, use_reentrant=False)
@@ -179,7 +179,7 @@ def test_checkpointing_calls_such_a_function_once_more() -> None:
 
 
 def test_grouped_heads_in_attention() -> None:
-    """bitlora.engine.attention: `enable_gqa` repeats each head of keys for the queries of its group, next to each other."""
+    """bitlora.forward.attention: `enable_gqa` repeats each head of keys for the queries of its group, side by side."""
     torch.manual_seed(0)
     query, key, value = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 5, 8), torch.randn(2, 2, 5, 8)
     grouped = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=0.3, enable_gqa=True)
@@ -188,7 +188,7 @@ def test_grouped_heads_in_attention() -> None:
 
 
 def test_padding_on_the_right_is_never_seen() -> None:
-    """bitlora.engine.attention: under the causal mask, what stands to the right of a token changes nothing of it, to the
+    """bitlora.forward.attention: under the causal mask, what stands to the right of a token changes nothing of it, to the
     last bit; so padding there needs no mask."""
     torch.manual_seed(0)
     short = [torch.randn(1, 4, 5, 8) for _ in range(3)]
@@ -198,7 +198,7 @@ def test_padding_on_the_right_is_never_seen() -> None:
 
 
 def test_a_product_into_a_part() -> None:
-    """bitlora.engine.multi_lora._add: `addmm_` adds into rows of a larger tensor, in its own memory."""
+    """bitlora.forward.multi_lora._add: `addmm_` adds into rows of a larger tensor, in its own memory."""
     y = torch.zeros(6, 4)
     y[2:4].addmm_(torch.ones(2, 3), torch.ones(3, 4), alpha=0.5)
     assert y.sum(1).tolist() == [0, 0, 6, 6, 0, 0]

@@ -51,7 +51,7 @@ def _model(config: Any) -> Any:
 
 
 class _Attention:
-    """Causal attention of each of two rows over itself, as `bitlora.engine.attention.row_attention`; keeps its calls."""
+    """Causal attention of each of two rows over itself, as `bitlora.forward.attention.row_attention`; keeps its calls."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[nn.Module, tuple[torch.Size, ...], float | None, dict[str, Any]]] = []
@@ -100,7 +100,7 @@ ROWS = torch.arange(3), torch.arange(5, 9)
     ("config", "kv_heads"), [(LlamaConfig(**GROUPED), 2), (GPTNeoXConfig(**SMALL, hidden_dropout=0.0), 4)]
 )
 def test_attention_is_called_with_its_module_and_whole_heads(config: Any, kv_heads: int, attention: _Attention) -> None:
-    """bitlora.engine.attention.row_attention: a function that is registered gets (module, query, key, value, mask), each
+    """bitlora.forward.attention.row_attention: a function that is registered gets (module, query, key, value, mask), each
     (1, heads, T, width) with keys of fewer heads as they are, and `scaling=`; it gives (1, T, heads, width)."""
     model = _model(config)
     _packed(model, *ROWS)
@@ -112,7 +112,7 @@ def test_attention_is_called_with_its_module_and_whole_heads(config: Any, kv_hea
 
 
 def test_rows_meet_in_attention_alone(attention: _Attention) -> None:
-    """bitlora.engine.attention: rows behind each other in one sequence, each with positions from 0, are what each is by
+    """bitlora.forward.attention: rows behind each other in one sequence, each with positions from 0, are what each is by
     itself in stock attention, if attention alone keeps them apart; transformers puts no mask of its own in the way."""
     model = _model(LlamaConfig(**GROUPED))
     with torch.no_grad():
@@ -133,22 +133,13 @@ def test_rows_meet_in_attention_alone(attention: _Attention) -> None:
     ids=["mistral", "gemma2", "gpt-oss"],
 )
 def test_what_attention_may_be_asked_beside(config: Any, options: set[str], attention: _Attention) -> None:
-    """bitlora.engine.attention.row_attention: refuses windows, caps and sinks by these names of keywords. Under another
+    """bitlora.forward.attention.row_attention: refuses windows, caps and sinks by these names of keywords. Under another
     name they would be overlooked, and the base would compute something else."""
     _packed(_model(config), *ROWS)
     asked = attention.calls[0][3]
     assert {name for name in ("sliding_window", "softcap", "s_aux") if asked.get(name) is not None} == options
     known = {"sliding_window", "softcap", "s_aux", "dropout", "position_ids", "use_cache", "output_router_logits"}
     assert not asked.keys() - known, "a new keyword: does it change what attention is?"
-
-
-def test_a_module_keeps_an_attribute_for_its_attention(attention: _Attention) -> None:
-    """bitlora.engine.attention: the layout hangs on each module by `object.__setattr__`, and is there when it is called."""
-    model = _model(LlamaConfig(**GROUPED))
-    for module in model.modules():
-        object.__setattr__(module, "contract_layout", attention)
-    _packed(model, *ROWS)
-    assert all(call[0].contract_layout is attention for call in attention.calls)
 
 
 # ---- calling a model
@@ -187,7 +178,7 @@ def test_blocks_are_numbered_and_the_head_is_not() -> None:
 
 
 def test_checkpointing_is_on_in_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """bitlora.engine.inject: `gradient_checkpointing_enable` hands its keywords on to `torch.utils.checkpoint`, and blocks
+    """bitlora.forward.inject: `gradient_checkpointing_enable` hands its keywords on to `torch.utils.checkpoint`, and blocks
     are recomputed only where the model is in training mode. transformers 6 knows it as
     `activation_checkpointing_enable(activation_checkpointing_kwargs=…)`."""
     entered: list[str] = []

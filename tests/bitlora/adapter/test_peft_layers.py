@@ -79,8 +79,9 @@ def trial(quantizer, component=False, int8=False, seed=1):
 @pytest.fixture(scope="module", params=["none", "nf4"])
 def packed(request, folder):
     """Every quantizer, trained in one pack: quantization, and (configuration, latent weights, logits) of each trial."""
-    engine = Engine(load_base(BaseConfig(model=str(folder), quantization=request.param), torch.float32, CPU), 27)
     forms = [(False, False), (True, False), (True, True)]
+    base = load_base(BaseConfig(model=str(folder), quantization=request.param), torch.float32, CPU)
+    engine = Engine(base, len(QUANTIZERS) * len(forms))
     slots = {engine.attach(c): c for q in QUANTIZERS for c in [trial(q, *form) for form in forms]}
     rows = torch.randint(3, 96, (8, 24), generator=torch.Generator().manual_seed(2))
     for tokens in rows:

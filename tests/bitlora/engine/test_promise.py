@@ -11,13 +11,11 @@ the float64 tests of that case round both sides' ties the same way (`snapped`); 
 bound.
 """
 
-import math
-
-import numpy as np
 import oracle
 import pytest
 import torch
 from adapters import exact
+from both_ways import STEPS, VOCAB, Trial, batch_of, worst
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
@@ -29,18 +27,13 @@ from transformers import (
 from transformers.models.llama import modeling_llama
 
 from bitlora.config.sections import BaseConfig
-from bitlora.config.trial import TrialConfig
-from bitlora.engine.batch import Batch
 from bitlora.engine.engine import Engine
 from bitlora.forward import multi_lora
-from bitlora.forward.dropout import dropout_mask
-from bitlora.forward.forward_plan import ForwardPlan, Span
+from bitlora.forward.forward_plan import ForwardPlan
 from bitlora.forward.inject import load_base
 from bitlora.quantizers.weights import QUANTIZERS
 
 CPU = torch.device("cpu")
-VOCAB = 96
-STEPS = 20
 
 
 @pytest.fixture(scope="module")
@@ -64,74 +57,6 @@ def folders(tmp_path_factory):
     LlamaForCausalLM(LlamaConfig(**sizes)).save_pretrained(root / "llama")
     Phi3ForCausalLM(Phi3Config(**sizes)).save_pretrained(root / "phi3")
     return root
-
-
-def make_rows(seed, count, low=5, high=20, prefix=0):
-    """`count` rows of random tokens that begin with `prefix` tokens in common; the loss is on a random tail of each."""
-    rng = np.random.default_rng(seed)
-    rows = []
-    for _ in range(count):
-        n = int(rng.integers(low, high))
-        prompt = int(rng.integers(1, n - 1))
-        common = np.random.default_rng(seed // 1000).integers(3, VOCAB, prefix).tolist()
-        tokens = [*common, *rng.integers(3, VOCAB, n).tolist()]
-        rows.append((tokens, [i >= prompt + prefix for i in range(n + prefix)]))
-    return rows
-
-
-def batch_of(rows):
-    tokens = torch.tensor([t for tokens, _ in rows for t in tokens])
-    learn = torch.tensor([x for _, learn in rows for x in learn])
-    return Batch(tokens, learn, tuple(len(tokens) for tokens, _ in rows))
-
-
-class Trial:
-    """A trial's configuration in the engine's words and in the oracle's, and its own batches."""
-
-    def __init__(self, seed=1, sizes=(3, 4, 2), prefix=0, **recipe):
-        self.recipe = oracle.Recipe(**{"steps": STEPS, **recipe})
-        r = self.recipe
-        self.seed = seed
-        self.config = TrialConfig(
-            quantizer=r.quantizer,
-            granularity="component" if r.component else "tensor",
-            activations="int8" if r.int8 else "full",
-            rank=r.rank,
-            alpha=r.alpha,
-            dropout=r.dropout,
-            scaling="rslora" if r.rslora else "lora",
-            learning_rate=r.rate,
-            weight_decay=r.weight_decay,
-            batch_size=max(sizes),
-            micro_batch=r.micro,
-            max_grad_norm=r.max_norm,
-            schedule=r.schedule,
-            warmup=r.warmup,
-            floor=r.floor,
-            steps=r.steps,
-            eval_every=5,
-            seed=seed,
-        )
-        self.batches = [
-            make_rows(1000 * seed + step, sizes[step % len(sizes)], prefix=prefix) for step in range(r.steps)
-        ]
-        self.held_out = make_rows(1000 * seed + 999, 5, prefix=prefix)
-
-    def alone(self, model, latents, row_order=None):
-        """Its losses in the plain loop, and its eval loss at the end."""
-        loop = oracle.PlainLoop(model, self.recipe, latents, row_order or (lambda n: list(range(n))))
-        losses = []
-        for step, rows in enumerate(self.batches):
-            masks = None
-            if self.recipe.dropout:
-                count = sum(len(tokens) for tokens, _ in rows)
-                span = Span(0, 0, count, 0, count, (self.seed, step))
-                masks = {
-                    name: dropout_mask(span, index, a.shape[1], self.recipe.dropout, CPU)
-                    for index, (name, (a, *_)) in enumerate(latents.items())
-                }
-            losses.append(loop.step(rows, masks))
-        return [*losses, loop.evaluate(self.held_out)]
 
 
 def open_engine(folder, dtype, quantization="none", slots=4, **options):
@@ -164,12 +89,6 @@ def run_pack(engine, joins, steps):
                 losses[trial].append(result[slot].loss)
                 engine.detach(slot)
     return starts, losses
-
-
-def worst(ours, theirs):
-    assert len(ours) == len(theirs)
-    assert all(math.isfinite(x) for x in [*ours, *theirs])
-    return max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True))
 
 
 ORDERS = [lambda n: list(range(n))[::-1], lambda n: [*range(1, n), 0], lambda n: [*range(2, n), *range(min(2, n))]]

@@ -1,0 +1,93 @@
+"""The plan of a forward pass: where tokens stand, and that a pass runs by its own plan alone."""
+
+import threading
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bitlora.config.sections import BaseConfig
+from bitlora.forward.forward_plan import ForwardPlan, Span, bound_plan, recomputation
+from bitlora.forward.inject import load_base
+
+CPU = torch.device("cpu")
+
+
+@st.composite
+def layouts(draw):
+    """Rows of several slots, and how many first tokens those of a slot share."""
+    rows = draw(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4), min_size=1, max_size=4))
+    shared = [draw(st.integers(0, min(lengths) - 1)) if len(lengths) > 1 else 0 for lengths in rows]
+    return rows, shared
+
+
+@given(layouts())
+def test_attention_finds_every_row_whole_and_every_token_once(case):
+    rows, shared = case
+    plan = ForwardPlan.make([], rows, shared, CPU)
+    own = [length - (common if number else 0) for lengths, common in zip(rows, shared, strict=True)
+           for number, length in enumerate(lengths)]  # fmt: skip
+    assert plan.tokens == sum(own)
+    padded = plan.pad.view(-1, plan.longest)
+    lengths = [length for each in rows for length in each]
+    for row, length in zip(padded, lengths, strict=True):
+        assert plan.positions[0, row[:length]].tolist() == list(range(length))
+        assert (row[length:] == row[length - 1]).all()  # padding repeats the row's own last token
+    # From the padded form back, each token is itself.
+    assert torch.equal(plan.pad[plan.unpad], torch.arange(plan.tokens))
+
+
+def test_it_never_changes():
+    plan = ForwardPlan.make([Span(0, 0, 3)], [[3]], [0], CPU)
+    with pytest.raises(AttributeError):
+        plan.longest = 4
+
+
+def test_it_holds_for_as_long_as_it_is_bound_and_on_that_thread_alone():
+    outer, inner = (ForwardPlan.make([], [[length]], [0], CPU) for length in (3, 5))
+    seen = []
+
+    def look():
+        try:
+            seen.append(bound_plan())
+        except RuntimeError as error:
+            seen.append(str(error))
+
+    with outer.bound():
+        with inner.bound():
+            assert bound_plan() is inner
+        assert bound_plan() is outer
+        elsewhere = threading.Thread(target=look)
+        elsewhere.start()
+        elsewhere.join()
+    look()
+    assert [text.startswith("a base with injected adapters runs by a plan alone") for text in seen] == [True, True]
+
+
+def test_a_block_is_recomputed_by_the_plan_that_it_first_ran_by():
+    first, later = (ForwardPlan.make([], [[length]], [0], CPU) for length in (3, 5))
+    with first.bound():
+        run, again = recomputation()
+        with run:
+            assert bound_plan() is first
+    with later.bound(), again:
+        assert bound_plan() is first
+
+
+def test_two_passes_before_either_goes_backward(tiny_base):
+    """With checkpointing each pass is recomputed in its backward: by its own plan, whatever ran since."""
+    gradients = {}
+    for checkpointing in (False, True):
+        base = load_base(BaseConfig(model=str(tiny_base), quantization="none"), torch.float32, CPU, checkpointing)
+        leaf = base.model.get_input_embeddings().weight.requires_grad_()
+        losses = []
+        for lengths in ([4, 6], [9]):
+            plan = ForwardPlan.make([], [lengths], [0], CPU)
+            tokens = torch.arange(3, 3 + plan.tokens)
+            losses.append(base.logits(plan, tokens, torch.arange(plan.tokens)).square().sum())
+        for loss in losses:  # the first while the second was the last to run
+            loss.backward()
+        gradients[checkpointing] = leaf.grad.clone()
+    torch.testing.assert_close(gradients[True], gradients[False], rtol=1e-5, atol=1e-6)
+    assert gradients[True].any()
