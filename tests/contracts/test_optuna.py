@@ -154,7 +154,7 @@ def test_a_fixed_trial_says_what_is_missing() -> None:
 
 
 def test_the_sampler_takes_its_options() -> None:
-    """sweeps.search.searcher._study: TPE over groups of axes that hang on each other, told of trials that still run; its
+    """sweeps.search.study.open_study: TPE over groups of axes that hang on each other, told of trials that still run; its
     warning that this is experimental is the one that is silenced."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")

@@ -235,7 +235,7 @@ def test_what_a_pack_asks_for() -> None:
 
 
 def test_a_worker_knows_its_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    """sweeps.pack.worker.pack_loop: `ray.train.get_context().get_world_rank()`; the first worker speaks for the pack."""
+    """sweeps.pack.worker.worker_loop: `ray.train.get_context().get_world_rank()`; the first worker speaks for the pack."""
     monkeypatch.setattr(context, "_train_context", SimpleNamespace(get_world_rank=lambda: 1))
     monkeypatch.setattr(train_fn_utils, "_train_fn_utils", train_fn_utils.DistributedTrainFnUtils())
     assert ray.train.get_context().get_world_rank() == 1

@@ -55,12 +55,12 @@ def main(rank, size, meeting, base, out):
     slots = [engine.attach(config) for config in TRIALS]
     seen, received = [], []
     for step in range(STEPS):
-        workers.outbox = f"from {rank} at {step}".encode() * (step % 2)
+        workers.mailbox.post(*[f"from {rank} at {step}"] * (step % 2))
         batches = {
             slot: batch(100 * slot + step, config.batch_size) for slot, config in zip(slots, TRIALS, strict=True)
         }
         stats = engine.step(batches)
-        received.append(workers.received.decode())
+        received.append("".join(workers.mailbox.take()))
         seen.append([[stats[slot].loss, stats[slot].grad_norm, stats[slot].tokens] for slot in slots])
     scores = engine.evaluate(slots, batch(999, 7))
     found = {

@@ -26,7 +26,7 @@ TRIALS = {
     "t0002": {"quantizer": "double_binary", "rank": 3},
     "t0003": {"quantizer": "binary", "activations": "int8"},
 }
-README = Path(__file__).parents[3] / "README.md"
+PAGE = Path(__file__).parents[3] / "docs" / "adapters.md"
 
 
 @pytest.fixture(scope="module", params=["none", "nf4"])
@@ -275,12 +275,11 @@ def test_another_folder_does_not(place):
         split(place)
 
 
-def test_the_readmes_code_runs(made, tmp_path, monkeypatch, tiny_base):
+def test_the_pages_code_runs(made, tmp_path, monkeypatch, tiny_base):
     ended = bitlora("export", made / "trials" / "t0001", "--to", "packed", "--out", tmp_path / "t0001-packed")
     assert ended.exit_code == 0, ended.stderr
-    section = README.read_text().partition("## Using an adapter")[2].partition("\n## ")[0]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("bitlora.base.locate.converted", lambda package: tiny_base)
+    monkeypatch.setattr("bitlora.export.converted", lambda package: tiny_base)
     space = {}
-    exec(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1], space)
+    exec(re.search(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[1], space)
     assert space["model"].peft_config["default"].r == 4

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import sweeps
+from bitlora.quantizers.weights import QUANTIZERS
 from sweeps.spec.errors import SpecError
 from sweeps.spec.space import By, Choices, Range
 from sweeps.spec.spec import Spec, dump_spec, load_spec
@@ -116,14 +117,14 @@ train:
   eval_every: epcoh
 scheduler: {name: pbt}
 """
+    *names, last = QUANTIZERS
     assert errors(file, text, "train.batch_size=x", "train.stps=3", "data.rows=2") == [
         "small.yaml:1: name: found '../up'; give a folder's name out of letters, digits, '.', '_' and '-'",
         "small.yaml:2: base.model: required key is missing",
         "small.yaml:2: base.modl: unknown key; did you mean model?",
         "small.yaml:4: data.source.1: found 3; give text",
         "small.yaml:5: trian: unknown key; did you mean train?",
-        "small.yaml:6: adapter.quantizer: found 'bianry'; give none, binary, ternary, absmean, twn, int2, int4, int8 or "
-        "double_binary; did you mean binary?",
+        f"small.yaml:6: adapter.quantizer: found 'bianry'; give {', '.join(names)} or {last}; did you mean binary?",
         "small.yaml:8: train.learning_rte: unknown key; did you mean learning_rate?",
         "small.yaml:9: train.eval_every: found 'epcoh'; give a whole number or epoch; did you mean epoch?",
         "small.yaml:10: scheduler.name: pbt pauses or clones trials, which trials cannot do yet; "
