@@ -52,12 +52,17 @@ PACK_SURPLUS_S: Final = 10.0
 """A pack that waits for a machine and is not needed is given up after this: the next trials may be on their way."""
 PACK_RETRY_S: Final = 30.0
 """No pack is started for so long after one did not come up while others are up: what kept it from that may pass."""
+NODE_DEATH_S: Final = 10.0
+"""How long a lost machine has to be known as lost, before its pack's death is held against a trial: Ray looks after its
+machines every few seconds."""
 PACK_STOP_S: Final = 120.0
 """How long a pack that was told to end has for it: its last files may be large, and the storage slow."""
 PACK_CLOSE_S: Final = 20.0
 """How long packs have to end by themselves when the sweep does: a person may have pressed Ctrl-C."""
 POOL_CLOSE_S: Final = 3 * PACK_CLOSE_S
 """How long the pool has to end all packs: to ask them, to kill them, to remove their placement groups."""
+REPORT_RETRY_S: Final = 1.0
+"""Between two attempts to reach a pool that does not answer: it may be restarting, or its machine busy."""
 SLOT_RELEASE_S: Final = 60.0
 """How long a trial's record waits for the pack to have written the trial's last file: half of STORAGE_RETRY_S, after which
 the record is written from what is there."""

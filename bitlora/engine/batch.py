@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -67,3 +68,40 @@ class Piece:
     batch_tokens: int = 0
     seed: tuple[int, int] | None = None
     """As in `bitlora.forward.forward_plan.Span`."""
+
+    def rows(self, start: int, stop: int) -> Piece:
+        """The piece of its rows `start` to `stop`."""
+        batch, before = self.batch.rows(start, stop)
+        return Piece(self.slot, batch, self.batch_start + before, self.batch_tokens, self.seed)
+
+
+def split_rows(piece: Piece, rows: int) -> list[Piece]:
+    """The piece in pieces of at most so many rows, in order."""
+    count = len(piece.batch.lengths)
+    return [piece.rows(start, min(start + rows, count)) for start in range(0, count, rows)]
+
+
+def split_pass(pieces: Sequence[Piece], tokens: int | None) -> list[list[Piece]]:
+    """One forward pass as several of at most `tokens` tokens each, but at least one row; None: as it is.
+
+    What is summed over the passes is the same: the rows are, and no row is split.
+    """
+    if tokens is None or sum(len(piece.batch.tokens) for piece in pieces) <= tokens:
+        return [list(pieces)]
+    passes: list[list[Piece]] = []
+    room = 0
+    for piece in pieces:
+        lengths, start = piece.batch.lengths, 0
+        while start < len(lengths):
+            stop, taken = start, 0
+            while stop < len(lengths) and taken + lengths[stop] <= room:
+                taken += lengths[stop]
+                stop += 1
+            if stop == start:  # the next row needs a pass of its own, or a new one that others join
+                passes.append([])
+                room = max(tokens, lengths[start])
+                continue
+            passes[-1].append(piece.rows(start, stop))
+            room -= taken
+            start = stop
+    return passes

@@ -10,18 +10,21 @@ The promise: what a trial goes through is what it would go through alone, in a p
 
 from __future__ import annotations
 
+import gc
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from bitlora.adapter.latent import Latent
+from bitlora.config.explain import one_line
 from bitlora.config.trial import TrialConfig
-from bitlora.engine.batch import Batch, Piece
+from bitlora.engine.batch import Batch, Piece, split_pass, split_rows
 from bitlora.engine.optim import clip, learning_rate
 from bitlora.engine.slot import Slot, SlotState
 from bitlora.engine.workers import Workers
@@ -29,7 +32,9 @@ from bitlora.forward.forward_plan import ForwardPlan, Span
 from bitlora.forward.inject import Base
 
 EVAL_TOKENS = 4096
-"""Tokens of one forward pass in evaluation, about."""
+"""Tokens of one forward pass in evaluation, about, until so many do not fit."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,8 @@ class StepStats:
     """False: loss or gradient was not finite, nothing was changed, and the slot is parked."""
     skipped: bool = False
     """True: the gradient overflowed in float16, so the weights stay, and the next loss is scaled by half."""
+    failed: str = ""
+    """Why the slot cannot take this step, in one line: an error that its own rows raise. Nothing was changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +62,8 @@ class EvalResult:
     losses: list[float]
     """Nats, summed over the example's completion tokens."""
     tokens: list[int]
+    failed: str = ""
+    """Why the slot cannot be scored, in one line; its losses are then not all there."""
 
     @property
     def loss(self) -> float:
@@ -80,6 +89,9 @@ class Engine:
         # Not in float64: transformers' norms run in float32 there, and whether gradients are summed before or after one
         # is then seen in the eighth digit.
         self.share_prefixes = base.dtype != torch.float64
+        self._pass_tokens: int | None = None
+        """Tokens of a forward and backward pass, at most: found when a larger one raised."""
+        self._eval_tokens = EVAL_TOKENS
 
     @property
     def free(self) -> list[int]:
@@ -136,24 +148,75 @@ class Engine:
         A slot whose loss or gradient is not finite is parked: its weights stay as they were, and its neighbours' numbers
         are what they would have been. In float16 a gradient that is not finite skips the slot's step instead, and halves
         its loss scale; the slot is parked when there is nothing left to halve.
+
+        Where a pass raises, on any worker, all do the step again slot by slot, each in fewer rows until it succeeds, with
+        the same sums. A slot whose single row still raises has `StepStats.failed`, and takes no step; a lack of memory
+        that was everybody's makes later passes smaller.
+
+        Raises:
+            torch.AcceleratorError: the device is lost, which is no slot's fault.
         """
-        learned = {slot: int(batch.learn.sum()) for slot, batch in batches.items()}
-        totals = dict.fromkeys(sorted(batches), 0.0)
-        for slot in batches:
+        counts = {slot: int(batch.learn.sum()) for slot, batch in sorted(batches.items())}
+        reasons: dict[int, str] = {}
+        for slot in counts:
             self.slots[slot].grad.zero_()
-        for pieces in self._micro_batches(batches):
+        found, error = _attempt(self._backward, self._passes(batches), counts)
+        sums = torch.tensor([(found or {}).get(slot, 0.0) for slot in counts], dtype=torch.float64)
+        if self.workers.sum([sums, *(self.slots[slot].grad for slot in counts)], self.latent_dtype, bool(error)):
+            sums, reasons = self._step_slot_by_slot(batches, counts)
+        totals = dict(zip(counts, sums.tolist(), strict=True))
+        return {
+            slot: StepStats(math.nan, 0, math.nan, False, failed=reasons[slot])
+            if slot in reasons
+            else self._update(self.slots[slot], totals[slot] / counts[slot], sum(batch.lengths))
+            for slot, batch in batches.items()
+        }
+
+    def _backward(self, passes: Iterable[Sequence[Piece]], counts: Mapping[int, int]) -> dict[int, float]:
+        """Forward and backward of these passes: gradients are added to the slots', summed losses are given by slot.
+
+        Args:
+            counts: tokens that count in the loss, of each slot's whole batch.
+        """
+        totals = dict.fromkeys(counts, 0.0)
+        for pieces in passes:
             sums = torch.stack([loss.sum() for loss in self._losses(pieces)])
-            shares = [learned[piece.slot] / self.slots[piece.slot].loss_scale.value for piece in pieces]
+            shares = [counts[piece.slot] / self.slots[piece.slot].loss_scale.value for piece in pieces]
             (sums / torch.tensor(shares, dtype=sums.dtype, device=sums.device)).sum().backward()
             for piece, total in zip(pieces, sums.tolist(), strict=True):
                 totals[piece.slot] += total
-        sums = torch.tensor([*totals.values()], dtype=torch.float64)
-        self.workers.sum([sums, *(self.slots[slot].grad for slot in totals)], self.latent_dtype)
-        totals = dict(zip(totals, sums.tolist(), strict=True))
-        return {
-            slot: self._update(self.slots[slot], totals[slot] / learned[slot], sum(batch.lengths))
-            for slot, batch in batches.items()
-        }
+        return totals
+
+    def _step_slot_by_slot(
+        self, batches: Mapping[int, Batch], counts: Mapping[int, int]
+    ) -> tuple[Tensor, dict[int, str]]:
+        """The sums and gradients of a step whose passes raised; and of the slots that cannot take it, why."""
+        passes = self._passes(batches)
+        sums = torch.zeros(len(counts), dtype=torch.float64)
+        reasons: dict[int, str] = {}
+        largest = 0
+        for place, slot in enumerate(counts):
+            pieces = [piece for each in passes for piece in each if piece.slot == slot]
+            rows = max((len(piece.batch.lengths) for piece in pieces), default=1)
+            while True:
+                cut = [[part] for piece in pieces for part in split_rows(piece, rows)]
+                self.slots[slot].grad.zero_()
+                found, error = _attempt(self._backward, cut, {slot: counts[slot]})
+                if found is not None:
+                    sums[place] = found[slot]
+                    largest = max([largest, *(len(part.batch.tokens) for (part,) in cut)])
+                    break
+                if rows == 1:
+                    self.slots[slot].grad.zero_()
+                    reasons[slot] = error
+                    break
+                rows //= 2
+        reasons = _first_of(self.workers.gather(reasons))
+        self.workers.sum([sums, *(self.slots[slot].grad for slot in counts)], self.latent_dtype)
+        if not reasons:  # together they did not fit
+            together = max(sum(len(piece.batch.tokens) for piece in each) for each in passes) if passes else 0
+            self._pass_tokens = max(largest, together // 2, 1)
+        return sums, reasons
 
     def _update(self, state: Slot, loss: float, tokens: int) -> StepStats:
         """One slot's optimizer step along the gradient that all workers have summed."""
@@ -174,22 +237,62 @@ class Engine:
         return StepStats(loss, tokens, norm, not state.parked, skipped)
 
     def evaluate(self, slots: Sequence[int], batch: Batch) -> dict[int, EvalResult]:
-        """Score the rows of `batch` with each slot's adapter as it would be deployed: quantized, without dropout."""
+        """Score the rows of `batch` with each slot's adapter as it would be deployed: quantized, without dropout.
+
+        Where a pass raises, all is scored again slot by slot and row by row, as in `step`.
+        """
         tokens = [int(part.sum()) for part in batch.learn.split(batch.lengths)]
         losses = torch.zeros(len(slots), len(tokens), dtype=torch.float64)
-        start, end = self.workers.share(len(tokens))
+        first, last = self.workers.share(len(tokens))
+        reasons: dict[int, str] = {}
+        rows, all_slots = range(first, last), range(len(slots))
+        _, error = _attempt(self._score, slots, all_slots, batch, tokens, rows, losses, self._eval_tokens)
+        if self.workers.sum([losses], torch.float64, bool(error)):
+            losses.zero_()
+            for place, slot in enumerate(slots):
+                _, error = _attempt(self._score, slots, [place], batch, tokens, rows, losses, 1)
+                if error:
+                    reasons[slot] = error
+            reasons = _first_of(self.workers.gather(reasons))
+            self.workers.sum([losses], torch.float64)
+            if not reasons:  # together they did not fit
+                self._eval_tokens = max(1, self._eval_tokens // 2)
+        return {
+            slot: EvalResult(row, tokens, reasons.get(slot, ""))
+            for slot, row in zip(slots, losses.tolist(), strict=True)
+        }
+
+    def _score(
+        self,
+        slots: Sequence[int],
+        places: Sequence[int],
+        batch: Batch,
+        tokens: Sequence[int],
+        rows: range,
+        losses: Tensor,
+        most: int,
+    ) -> None:
+        """Write the losses of `rows` of `batch` with the slots at `places` of `slots` into `losses` (slots, rows).
+
+        Args:
+            most: tokens of a pass, but at least one row.
+        """
+        start = rows.start
         with torch.no_grad():
-            while start < end:
+            while start < rows.stop:
                 stop = start + 1
-                while stop < end and sum(batch.lengths[start : stop + 1]) * len(slots) <= EVAL_TOKENS:
+                while stop < rows.stop and sum(batch.lengths[start : stop + 1]) * len(places) <= most:
                     stop += 1
-                rows, _ = batch.rows(start, stop)
-                for index, loss in enumerate(self._losses([Piece(slot, rows) for slot in slots])):
-                    parts = loss.double().split(tokens[start:stop])
-                    losses[index, start:stop] = torch.stack([part.sum() for part in parts]).cpu()
+                chosen, _ = batch.rows(start, stop)
+                found = self._losses([Piece(slots[place], chosen) for place in places])
+                for place, loss in zip(places, found, strict=True):
+                    parts = loss.double().split(list(tokens[start:stop]))
+                    losses[place, start:stop] = torch.stack([part.sum() for part in parts]).cpu()
                 start = stop
-        self.workers.sum([losses], torch.float64)
-        return {slot: EvalResult(row, tokens) for slot, row in zip(slots, losses.tolist(), strict=True)}
+
+    def _passes(self, batches: Mapping[int, Batch]) -> list[list[Piece]]:
+        """This worker's rows as forward passes, none larger than what is known to fit."""
+        return [part for each in self._micro_batches(batches) for part in split_pass(each, self._pass_tokens)]
 
     def _micro_batches(self, batches: Mapping[int, Batch]) -> list[list[Piece]]:
         """This worker's rows cut into forward passes: in the k-th, each slot's k-th micro-batch."""
@@ -222,3 +325,27 @@ class Engine:
         logits = self.base.logits(plan, tokens, learn.nonzero().flatten() - 1)
         losses = F.cross_entropy(logits.to(self.latent_dtype), tokens[learn], reduction="none")
         return list(losses.split([int(learn.sum()) for _, learn in folded]))
+
+
+def _attempt(work: Callable[..., T], *arguments: Any) -> tuple[T | None, str]:
+    """What `work` gives, or None and the error that it raised in one line, with the memory that it held freed.
+
+    Raises:
+        torch.AcceleratorError: the device itself is lost: nothing that is tried on it again tells anything.
+    """
+    try:
+        return work(*arguments), ""
+    except torch.AcceleratorError:
+        raise
+    except Exception as error:  # whatever a layer raises is its trial's, until more is known
+        reason = f"{type(error).__name__}: {one_line(error)}"
+    # Outside the handler: the error's frames, and what they held, are gone.
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None, reason
+
+
+def _first_of(reasons: Sequence[Mapping[int, str]]) -> dict[int, str]:
+    """Of each slot the reason of the first worker that has one."""
+    return {slot: why for each in reversed(reasons) for slot, why in each.items()}

@@ -9,10 +9,13 @@ agree on it between the same two steps, and nobody waits for a call to another p
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
+
+from bitlora.engine.mailbox import Mailbox
 
 
 class Workers:
@@ -27,10 +30,7 @@ class Workers:
     def __init__(self, rank: int = 0, size: int = 1, device: torch.device | None = None) -> None:
         self.rank = rank
         self.size = size
-        self.outbox = b""
-        """A message for all workers; the first worker's goes out with the next sum."""
-        self.received = b""
-        """The first worker's message that came with the last sum."""
+        self.mailbox = Mailbox()
         self._device = device or torch.device("cpu")
 
     @property
@@ -47,29 +47,53 @@ class Workers:
         place = (self.rank + turn) % self.size
         return rows * place // self.size, rows * (place + 1) // self.size
 
-    def sum(self, parts: Sequence[Tensor] = (), dtype: torch.dtype = torch.float32) -> None:
-        """Sum each of `parts` (any shapes, one dtype) in place over all workers; `received` is then the first's message.
+    def sum(self, parts: Sequence[Tensor] = (), dtype: torch.dtype = torch.float32, failed: bool = False) -> int:
+        """Sum each of `parts` (any shapes, one dtype) in place over all workers, and bring the first's messages along.
 
         Every worker must call it equally often, with parts of the same shapes.
 
         Args:
             dtype: what is summed in; float32 counts a message's bytes exactly up to 16 MiB.
+            failed: this worker could not compute its parts.
+
+        Returns:
+            How many workers could not: the same number for all, so that all do the same about it.
         """
-        message, self.outbox = self.outbox if self.first else b"", b""
-        self.received = message
+        message = self.mailbox.collect()
+        if not self.first:
+            message = b""
         if self.size == 1:
-            return
-        header = torch.tensor([len(message)], dtype=dtype, device=self._device)
+            self.mailbox.deliver(message)
+            return int(failed)
+        header = torch.tensor([len(message), int(failed)], dtype=dtype, device=self._device)
         flat = torch.cat([header, *(part.detach().reshape(-1).to(self._device, dtype) for part in parts)])
         dist.all_reduce(flat)
-        start = 1
+        start = len(header)
         for part in parts:
             part.copy_(flat[start : start + part.numel()].view(part.shape))
             start += part.numel()
-        if length := int(flat[0]):
+        length, failures = (int(count) for count in flat[: len(header)].tolist())
+        if length:
             body = torch.zeros(length, dtype=torch.uint8)
             if message:
                 body = torch.frombuffer(bytearray(message), dtype=torch.uint8)
             body = body.to(self._device)
             dist.broadcast(body, src=0)
-            self.received = body.cpu().numpy().tobytes()
+            self.mailbox.deliver(body.cpu().numpy().tobytes())
+        return failures
+
+    def broadcast(self, value: Any) -> Any:
+        """The first worker's `value` (whatever pickle takes), for all. Every worker must call it."""
+        if self.size == 1:
+            return value
+        held = [value]
+        dist.broadcast_object_list(held, src=0, device=self._device)
+        return held[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every worker's `value` (whatever pickle takes), by rank, for all. Every worker must call it."""
+        if self.size == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.size
+        dist.all_gather_object(gathered, value)
+        return gathered

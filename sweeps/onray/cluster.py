@@ -37,6 +37,11 @@ def leaving_groups() -> set[str]:
     return {info["name"] for info in groups if draining.keys() & set(info["bundles_to_node_id"].values())}
 
 
+def living_nodes() -> set[str]:
+    """The ids of the machines that are there."""
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
 def remove_group(name: str) -> None:
     """Remove the placement group of that name, where there is one."""
     for group, info in placement_group_table().items():

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import ray
 
+from bitlora import timeouts
 from bitlora.config.explain import one_line
 from bitlora.config.trial import TrialConfig
 from bitlora.files import record, writing
@@ -68,8 +69,8 @@ class Link:
     def save(self, trial_id: str, config: TrialConfig, state: SlotState, progress: TrialProgress) -> None:
         """Write a checkpoint."""
 
-    def diverged(self, trial_id: str, step: int, reason: str) -> None:
-        """Report that a trial has diverged."""
+    def ended(self, trial_id: str, status: Literal["diverged", "failed"], step: int, reason: str) -> None:
+        """Report that a trial has ended, but not by having taken all its steps."""
 
     def released(self, trial_id: str) -> None:
         """Report that a trial's slot is empty, when all its files are written."""
@@ -117,11 +118,12 @@ class FirstLink(Link):
 
     def _listen(self) -> None:
         """Fetch what the pool wants."""
+        received = 0
         while True:
-            try:
-                commands = ray.get(self._pool.commands.remote(self._name))
-            except Exception:  # the pool is gone, and with it whoever wants this pack
+            commands = self._call(self._pool.commands, received)
+            if commands is None:  # the pool is gone, and with it whoever wants this pack
                 commands = [Stop()]
+            received += len(commands)
             for command in commands:
                 if isinstance(command, Attach) and command.resumes:  # its files are wherever its pack was
                     folder = f"trials/{command.trial_id}"
@@ -130,6 +132,19 @@ class FirstLink(Link):
                 self._inbox.put(command)
                 if isinstance(command, Stop | Leave):
                     return
+
+    def _call(self, method: Any, *arguments: Any) -> Any:
+        """Call the pool until it has answered; None: it is gone. Not for the step's thread.
+
+        Every such call may arrive more than once: the pool takes each word of a trial's end, and of its slot, as the first.
+        """
+        while True:
+            try:
+                return ray.get(method.remote(self._name, *arguments))
+            except ray.exceptions.ActorUnavailableError:  # a network's hiccup, a pool that is restarting
+                time.sleep(timeouts.REPORT_RETRY_S)
+            except ray.exceptions.RayError:
+                return None
 
     def poll(self, wait: float) -> list[Command]:
         taken: list[Command] = []
@@ -185,7 +200,7 @@ class FirstLink(Link):
         def write() -> None:
             from bitlora.adapter.peft_folder import save_adapter
 
-            if not ray.get(self._pool.evaluated.remote(self._name, trial_id)):
+            if not self._call(self._pool.evaluated, trial_id):
                 return
             for name, rows, scored in scores:
                 counts = scored.tokens, rows.text_bytes.tolist()
@@ -217,14 +232,14 @@ class FirstLink(Link):
         # Through the writer: never before the evaluations that come before it.
         self._write(submit)
 
-    def diverged(self, trial_id: str, step: int, reason: str) -> None:
-        result = TrialResult(trial_id=trial_id, status="diverged", reason=reason, step=step, eval_loss=math.nan)
-        self._write(lambda: self._pool.report.remote(self._name, result))
+    def ended(self, trial_id: str, status: Literal["diverged", "failed"], step: int, reason: str) -> None:
+        result = TrialResult(trial_id=trial_id, status=status, reason=reason, step=step, eval_loss=math.nan)
+        self._write(lambda: self._call(self._pool.report, result))
 
     def released(self, trial_id: str) -> None:
         def submit() -> None:
             self._newest.pop(trial_id, None)
-            self._saver.submit(lambda: self._pool.slot_released.remote(self._name, trial_id))
+            self._saver.submit(self._call, self._pool.slot_released, trial_id)
 
         self._write(submit)
         self.log_event("detach", trial_id)
@@ -247,7 +262,10 @@ class FirstLink(Link):
         result = TrialResult(
             trial_id=trial_id, status=status, step=metrics.step, eval_loss=metrics.eval_loss, metrics=metrics
         )
-        self._pool.report.remote(self._name, result)
+        if result.ended:
+            self._call(self._pool.report, result)
+        else:  # one that is lost is followed by another
+            self._pool.report.remote(self._name, result)
 
     def _write(self, job: Callable[[], object], afterwards: Callable[[], object] = lambda: None) -> None:
         """Do `job` after all that was to be written before it, off the step's path."""

@@ -8,7 +8,6 @@ them out then.
 from __future__ import annotations
 
 import math
-import pickle
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -109,8 +108,7 @@ class PackLoop:
 
     def _post(self, wait: float = 0.0, *more: Settled) -> None:
         """Let the commands that have arrived go to all with the next sum."""
-        commands = [*self._link.poll(wait), *more]
-        self._workers.outbox = pickle.dumps(commands) if commands else b""
+        self._workers.mailbox.post(*self._link.poll(wait), *more)
 
     def _synchronize(self, wait: float = 0.0, *more: Settled) -> None:
         """Carry out what has arrived; where nothing has, wait so many seconds for something."""
@@ -128,9 +126,8 @@ class PackLoop:
         self._undecided.clear()
 
     def _apply_commands(self) -> None:
-        """Do what came with the last sum, and fill the free slots."""
-        received: list[Command | Settled] = pickle.loads(self._workers.received) if self._workers.received else []
-        for command in received:
+        """Do what has arrived with the sums, and fill the free slots."""
+        for command in self._workers.mailbox.take():
             self._apply(command)
         while self._queue and self._engine.free and not self._stopped:
             queued = self._queue.pop(next(iter(self._queue)))
@@ -160,12 +157,9 @@ class PackLoop:
         """Give a trial a slot. What it goes on from is read by the first worker, and summed with the others' zeros."""
         restored = self._link.restore(trial_id, config, reported)
         state, progress = (restored.state, restored.progress) if restored is not None else (None, None)
-        if self._workers.size > 1:
-            self._workers.outbox = pickle.dumps(progress) if progress is not None else b""
-            self._workers.sum()
-            if self._workers.received:
-                progress = pickle.loads(self._workers.received)
-                state = self._broadcast_state(state, progress.step, config)
+        progress = self._workers.broadcast(progress)
+        if self._workers.size > 1 and progress is not None:
+            state = self._broadcast_state(state, progress.step, config)
         slot = self._engine.attach(config, state=state)
         trial = self._trials[trial_id] = SlottedTrial(trial_id, config, slot, time.monotonic(), reported)
         if progress is None:
@@ -237,6 +231,9 @@ class PackLoop:
         return step % self._checkpoint_every == 0 if self._checkpoint_every else evaluated
 
     def _after_step(self, trial: SlottedTrial, stats: StepStats) -> None:
+        if stats.failed:
+            self._failed(trial, f"at step {self._at(trial) + 1}: {stats.failed}")
+            return
         trial.tokens += stats.tokens
         trial.losses.append(stats.loss)
         if trial.first_loss is None:
@@ -273,7 +270,11 @@ class PackLoop:
         tested = [t.slot for t in trials if t.config.confirms and self._at(t) == t.config.steps and len(self._test)]
         tests = self._engine.evaluate(tested, Batch.of(self._test, self._engine.base.device)) if tested else {}
         for trial in trials:
-            self._scored(trial, results[trial.slot], tests.get(trial.slot))
+            test = tests.get(trial.slot)
+            if failed := results[trial.slot].failed or (test.failed if test is not None else ""):
+                self._failed(trial, f"in its evaluation at step {self._at(trial)}: {failed}")
+            else:
+                self._scored(trial, results[trial.slot], test)
         if self._workers.size > 1:
             self._apply_commands()
         self._await_verdicts()
@@ -303,6 +304,11 @@ class PackLoop:
             else:
                 self._undecided.add(trial.trial_id)
 
+    def _failed(self, trial: SlottedTrial, reason: str) -> None:
+        """It cannot be trained or scored: its own rows raise an error."""
+        self._link.ended(trial.trial_id, "failed", self._at(trial), reason)
+        self._detach(trial)
+
     def _diverged(self, trial: SlottedTrial, reason: str) -> None:
-        self._link.diverged(trial.trial_id, self._at(trial), reason)
+        self._link.ended(trial.trial_id, "diverged", self._at(trial), reason)
         self._detach(trial)

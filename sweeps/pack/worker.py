@@ -54,7 +54,7 @@ def worker_loop(config: dict[str, Any]) -> None:
 
     name, pool = config["pack"], ray.get_actor(POOL)
     rank = ray.train.get_context().get_world_rank()
-    ray.get(pool.pack_started.remote(name))
+    ray.get(pool.pack_started.remote(name, ray.get_runtime_context().get_node_id()))
     settings: PackSettings = ray.get(pool.settings.remote())
     try:
         settings.storage.sees(settings.token)

@@ -25,7 +25,8 @@ from sweeps.pool.messages import Command, Leave, PackCounts, Stop
 
 logger = logging.getLogger(__name__)
 START_ATTEMPTS: Final = 2
-"""Packs that may end in a row before any took a step, until the sweep is given up."""
+"""Packs that may fail to come up in a row, or trials that may be blamed before any took a step, until the sweep is given
+up."""
 
 
 @dataclass(slots=True)
@@ -43,6 +44,13 @@ class PackHandle:
     """It has taken a step."""
     trials: set[str] = field(default_factory=set)
     commands: list[Command] = field(default_factory=list)
+    """Those that it has not acknowledged."""
+    acknowledged: int = 0
+    """Commands that have arrived there."""
+    nodes: set[str] = field(default_factory=set)
+    """Ids of the machines on which its workers run."""
+    unfortunate: bool = False
+    """It was lost with its machine, or with the process that ran it: no trial's doing."""
     woken: asyncio.Event = field(default_factory=asyncio.Event)
     error: str = ""
     since: float = field(default_factory=time.monotonic)
@@ -56,6 +64,16 @@ class PackHandle:
     """Its machine is going away."""
     unwritable: bool = False
     """It could not write to the sweep's folder."""
+
+    @property
+    def suspicious(self) -> bool:
+        """Lost in a way that one of its trials may have caused."""
+        return self.ready and not (self.leaving or self.unwritable or self.unfortunate)
+
+    def acknowledge(self, received: int) -> None:
+        """So many commands have arrived there."""
+        del self.commands[: max(0, received - self.acknowledged)]
+        self.acknowledged = max(self.acknowledged, received)
 
     def send(self, command: Command) -> None:
         self.commands.append(command)
@@ -103,6 +121,8 @@ class Packs:
         self._watcher: asyncio.Task[None] | None = None
         self._without_room: set[str] = set()
         self._failed_starts = 0
+        self._productive = False
+        """Has any trial ever taken a step?"""
         self._paused_until = 0.0
         self._started = 0
         self.seconds = 0.0
@@ -142,7 +162,7 @@ class Packs:
 
     def mark_productive(self, pack: PackHandle) -> None:
         """It has taken a step: packs can be started here."""
-        pack.productive, self._failed_starts = True, 0
+        pack.productive, self._productive, self._failed_starts = True, True, 0
 
     async def close(self) -> None:
         """End all; returns when none is left and their placement groups are gone."""
@@ -171,17 +191,25 @@ class Packs:
         try:
             await pack.host.run.remote(name)
         except ray.exceptions.RayActorError:
-            error = "its host process died"
+            error, pack.unfortunate = "its host process died", True
         except Exception as failure:  # whatever ended it, its trials must not wait for ever
             error = one_line(getattr(failure, "cause", None) or failure)
         error = pack.error or error
         ray.kill(pack.host)
         await _remove_group(name)
+        pack.unfortunate = pack.unfortunate or await _machine_is_gone(pack)
         del self.named[name]
         self.seconds += time.monotonic() - pack.up if pack.up is not None else 0.0
-        if not pack.productive and not pack.stopping:
+        if not pack.ready and not pack.stopping:
             self._did_not_start(error, pack.late)
         self._ended(name, pack, error)
+
+    def blamed(self, error: str) -> None:
+        """A trial has made its packs die. Where none has ever taken a step, it is the base, or the machine."""
+        if not self._productive:
+            self._failed_starts += 1
+            if self._failed_starts >= START_ATTEMPTS:
+                self._give_up(f"no trial could take a step: {error}")
 
     def _did_not_start(self, error: str, late: bool) -> None:
         """While others are up, one that does not come up costs a pause; where there is none, the sweep in the end."""
@@ -190,9 +218,12 @@ class Packs:
             return
         self._failed_starts += START_ATTEMPTS if late else 1
         if self._failed_starts >= START_ATTEMPTS:
-            self.broken = f"no pack could be started: {error}"
-            for pack in self.live():
-                self._stop(pack)
+            self._give_up(f"no pack could be started: {error}")
+
+    def _give_up(self, why: str) -> None:
+        self.broken = why
+        for pack in self.live():
+            self._stop(pack)
 
     def _stop(self, pack: PackHandle) -> None:
         """Ask a pack to end; one that is not up yet would not hear it, so its host is ended."""
@@ -206,21 +237,25 @@ class Packs:
         """End what has waited too long or is not needed, and start what is."""
         while True:
             await asyncio.sleep(timeouts.POOL_TICK_S)
-            now = time.monotonic()
-            for pack in list(self.named.values()):
-                self._enforce_limits(pack, now - pack.since)
-            self._stop_surplus(now)
-            await self._drain_leaving()
-            self._tick()
-            late = {
-                name
-                for name, pack in self.named.items()
-                if not pack.started and now - pack.since > timeouts.PACK_LATE_S
-            }
-            if late:
-                with contextlib.suppress(Exception):  # it is only shown
-                    late &= await asyncio.to_thread(cluster.pending_groups)
-            self._without_room = late
+            try:
+                await self._look()
+            except Exception:  # the next look may go well; without any, idle packs would stay for ever
+                logger.exception("a look at the packs failed")
+
+    async def _look(self) -> None:
+        now = time.monotonic()
+        for pack in list(self.named.values()):
+            self._enforce_limits(pack, now - pack.since)
+        self._stop_surplus(now)
+        await self._drain_leaving()
+        self._tick()
+        late = {
+            name for name, pack in self.named.items() if not pack.started and now - pack.since > timeouts.PACK_LATE_S
+        }
+        if late:
+            with contextlib.suppress(Exception):  # it is only shown
+                late &= await asyncio.to_thread(cluster.pending_groups)
+        self._without_room = late
 
     async def _drain_leaving(self) -> None:
         """Have packs on machines that are going away end now: their trials go on elsewhere where they were."""
@@ -259,6 +294,20 @@ class Packs:
             elif now - pack.needed > timeouts.PACK_SURPLUS_S:
                 self._stop(pack)
             unmet -= self._slots
+
+
+async def _machine_is_gone(pack: PackHandle) -> bool:
+    """Was the pack lost with one of its machines? Of a lost machine Ray hears later than of its processes: where a trial
+    would be blamed for the pack's death, that is waited for."""
+    last = time.monotonic() + (timeouts.NODE_DEATH_S if len(pack.trials) == 1 and pack.suspicious else 0.0)
+    while pack.nodes:
+        with contextlib.suppress(Exception):  # without an answer it is a loss as any other
+            if pack.nodes - await asyncio.to_thread(cluster.living_nodes):
+                return True
+        if time.monotonic() >= last:
+            break
+        await asyncio.sleep(timeouts.POOL_TICK_S)
+    return False
 
 
 async def _remove_group(name: str) -> None:

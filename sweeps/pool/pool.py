@@ -22,6 +22,7 @@ from bitlora import timeouts
 from bitlora.files.record import Status
 from sweeps.pool.messages import Attach, Command, Continue, Detach, PoolStatus, StepProgress, Stop, TrialResult
 from sweeps.pool.packs import START_ATTEMPTS, PackHandle, Packs
+from sweeps.pool.suspicion import Suspicion
 
 POOL: Final = "pool"
 """The pool's name in the sweep's own namespace."""
@@ -46,8 +47,10 @@ class Entry:
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     ended: bool = False
     pack: str | None = None
-    lost: int = 0
-    """Packs it has lost since it last reported, in which it had taken a step; `START_ATTEMPTS` are too many."""
+    suspicion: Suspicion = field(default_factory=Suspicion)
+    """Whether it makes its packs die."""
+    furthest: int = 0
+    """The last step that it is known to have taken, in any pack."""
     released: asyncio.Event = field(default_factory=asyncio.Event)
     progress: StepProgress | None = None
     """In the pack where it is."""
@@ -185,10 +188,11 @@ class Pool:
         """What a worker needs to load the base and train."""
         return self._settings
 
-    async def pack_started(self, name: str) -> None:
-        """The pack's worker runs."""
+    async def pack_started(self, name: str, node: str = "") -> None:
+        """A worker of the pack runs, on the node with this id."""
         if (pack := self._packs.named.get(name)) is not None:
             pack.started = True
+            pack.nodes |= {node} - {""}
             pack.since = pack.up = time.monotonic()
 
     async def pack_ready(self, name: str) -> None:
@@ -203,17 +207,22 @@ class Pool:
         if (pack := self._packs.named.get(name)) is not None:
             pack.error, pack.unwritable = error, unwritable
 
-    async def commands(self, name: str) -> list[Command]:
-        """What the pack is to do, in order; an empty list after a few quiet seconds."""
+    async def commands(self, name: str, received: int = 0) -> list[Command]:
+        """What the pack is to do, in order; an empty list after a few quiet seconds.
+
+        Args:
+            received: how many commands have arrived there. An answer may be lost on its way: what has not arrived is given
+                again.
+        """
         pack = self._packs.named.get(name)
         if pack is None:
             return [Stop()]
+        pack.acknowledge(received)
         if not pack.commands:
             pack.woken.clear()
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(pack.woken.wait(), timeouts.POOL_POLL_S)
-        taken, pack.commands = pack.commands, []
-        return taken
+        return list(pack.commands)
 
     async def evaluated(self, name: str, trial_id: str) -> bool:
         """Is this evaluation still wanted? Asked before its files take the place of those of the one before."""
@@ -230,8 +239,10 @@ class Pool:
             self._remove(trial_id, entry, tell=False)
         elif result.step <= entry.reported:  # a later one overtook it
             return
-        entry.lost = self._unwritable = 0
+        self._unwritable = 0
         self._reported = True
+        entry.furthest = max(entry.furthest, result.step)
+        entry.suspicion.reported(result.step)
         entry.deliver(result)
         self._dispatch()
 
@@ -248,7 +259,10 @@ class Pool:
             return
         self._packs.mark_productive(pack)
         for trial_id in pack.trials & steps.keys():
-            self._trials[trial_id].progress = steps[trial_id]
+            entry = self._trials[trial_id]
+            entry.progress = steps[trial_id]
+            entry.furthest = max(entry.furthest, steps[trial_id].step)
+            entry.suspicion.took(steps[trial_id].step)
 
     # ---- inside
 
@@ -297,12 +311,22 @@ class Pool:
     def _assign(self, limit: int, leave: int) -> None:
         for name, pack in self._packs.named.items():
             while len(self._waiting) > leave and pack.ready and not pack.stopping and len(pack.trials) < limit:
-                trial_id = self._waiting.pop(0)
+                trial_id = self._next_for(pack)
+                if trial_id is None:
+                    break
+                self._waiting.remove(trial_id)
                 entry = self._trials[trial_id]
                 entry.pack = name
                 pack.trials.add(trial_id)
                 pack.send(Attach(trial_id, entry.config, entry.reported, entry.resumes))
                 entry.resumes = True
+
+    def _next_for(self, pack: PackHandle) -> str | None:
+        """The first waiting trial that may join those in the pack; an empty one goes to suspects first."""
+        inside = [self._trials[trial_id].suspicion for trial_id in pack.trials]
+        joining = [trial_id for trial_id in self._waiting if self._trials[trial_id].suspicion.may_join(inside)]
+        suspects = [trial_id for trial_id in joining if self._trials[trial_id].suspicion.active]
+        return next(iter(suspects or joining), None)
 
     def _pack_ended(self, name: str, pack: PackHandle, error: str) -> None:
         """Nothing of the pack is left: its trials are queued again, or have failed."""
@@ -311,10 +335,10 @@ class Pool:
                 entry.released.set()
         for trial_id in sorted(pack.trials):
             entry = self._trials[trial_id]
-            entry.lost += entry.progress is not None and not pack.leaving and not pack.unwritable
             entry.pack = entry.progress = None
-            if entry.lost >= START_ATTEMPTS:
+            if pack.suspicious and entry.suspicion.lost(len(pack.trials), entry.furthest):
                 self._end(trial_id, "failed", f"its pack was lost: {error}")
+                self._packs.blamed(error)
             else:
                 entry.released.clear()
                 bisect.insort(self._waiting, trial_id)

@@ -43,8 +43,11 @@ class Worker:
     def run(self, name, folder):
         pool = ray.get_actor(POOL)
         ray.get([pool.pack_started.remote(name), pool.pack_ready.remote(name)])
+        received = 0
         while True:
-            for command in ray.get(pool.commands.remote(name)):
+            commands = ray.get(pool.commands.remote(name, received))
+            received += len(commands)
+            for command in commands:
                 if isinstance(command, Stop):
                     return
                 if isinstance(command, Attach):

@@ -20,6 +20,7 @@ class Host:
     def __init__(self):
         self.run = self
         self.name = ""
+        self.received = 0
         self.over = asyncio.get_running_loop().create_future()
 
     def remote(self, name):
@@ -58,7 +59,10 @@ class World:
     async def told(self, host):
         """What the pack is told, without waiting for more; as its worker would, it ends when told to stop."""
         pack = self.pool._packs.named.get(host.name)
-        commands = await self.pool.commands(host.name) if pack is None or pack.commands else []
+        commands = []
+        if pack is None or len(pack.commands) > host.received - pack.acknowledged:
+            commands = await self.pool.commands(host.name, host.received)
+        host.received += len(commands)
         if Stop() in commands and not host.over.done():
             host.over.set_result(None)
         return [f"{type(c).__name__} {getattr(c, 'trial_id', '')}".strip().lower() for c in commands]
@@ -268,5 +272,34 @@ def test_calls_of_a_pack_may_overtake_each_other(world):
         assert [(await w.pool.next_result("t0", number)).step for number in (0, 1)] == [2, 3]
         async with asyncio.timeout(1):
             await w.pool.released("t0")
+
+    world(scenario)
+
+
+def test_a_command_whose_answer_is_lost_is_given_again(world):
+    async def scenario(w):
+        await w.attach(0, 1)
+        host = w.hosts[0]
+        await w.ready(host)
+        first = await w.pool.commands(host.name, 0)
+        assert await w.pool.commands(host.name, 0) == first  # the answer did not arrive
+        await w.pool.detach("t0")
+        assert [type(c).__name__ for c in await w.pool.commands(host.name, 1)] == ["Attach", "Detach"]
+        assert await w.told(host) == ["attach t0", "attach t1", "detach t0"]
+        host.received = 3
+        assert await w.told(host) == []
+
+    world(scenario)
+
+
+def test_a_look_that_fails_does_not_end_the_watch(world, monkeypatch):
+    async def scenario(w):
+        monkeypatch.setattr(w.pool._packs, "_tick", lambda: 1 / 0)
+        await asyncio.sleep(2 * SOON)
+        monkeypatch.setattr(w.pool._packs, "_tick", lambda: None)
+        await w.attach(0)
+        await w.ready(w.hosts[0])
+        await w.report(w.hosts[0], "t0", status="completed")
+        await w.until(lambda: w.pool._packs.named == {} or "stop" in str(w.pool._packs.named))
 
     world(scenario)

@@ -1,0 +1,76 @@
+"""In a process whose environment has BITLORA_CULPRIT, the layers of one trial misbehave: `RANK:STEP:HOW`.
+
+RANK is the trial's (its adapters' rank), STEP the optimizer step from which on (counted from 1), HOW `raise`, `exit`
+(`os._exit`), or `rows` (raise, but for a single row). Python imports a module of this name at its start where it is on its
+path: so packs on Ray have it too.
+"""
+
+import os
+import sys
+
+
+def misbehave(module):
+    rank, step, how = os.environ["BITLORA_CULPRIT"].split(":")
+    whole = module.MultiLoraLinear.forward
+
+    def forward(self, x):
+        from bitlora.forward.forward_plan import bound_plan
+
+        plan = bound_plan()
+        for span in plan.spans:
+            slot = self.slots.get(span.slot)
+            taken = TAKEN.get(span.slot)
+            if slot is None or slot.a.shape[0] != int(rank) or taken is None or taken() + 1 < int(step):
+                continue
+            if how == "exit":
+                os._exit(1)
+            if how == "raise" or plan.longest < span.stop - span.start:
+                raise RuntimeError(f"the culprit, at step {taken() + 1}")
+        return whole(self, x)
+
+    module.MultiLoraLinear.forward = forward
+
+
+TAKEN = {}
+"""Slot -> how many steps it has taken."""
+
+
+def watch(module):
+    whole = module.Engine.attach
+
+    def attach(self, *args, **options):
+        slot = whole(self, *args, **options)
+        TAKEN[slot] = lambda: self.slots[slot].step
+        return slot
+
+    module.Engine.attach = attach
+
+
+WATCHED = {"bitlora.forward.multi_lora": misbehave, "bitlora.engine.engine": watch}
+
+
+class Finder:
+    """Changes a module as soon as it is imported."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name not in WATCHED:
+            return None
+        sys.meta_path.remove(self)
+        try:
+            import importlib.util
+
+            spec = importlib.util.find_spec(name)
+        finally:
+            sys.meta_path.insert(0, self)
+        load = spec.loader.exec_module
+
+        def exec_module(module):
+            load(module)
+            WATCHED[name](module)
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+if "BITLORA_CULPRIT" in os.environ:
+    sys.meta_path.insert(0, Finder())

@@ -1,0 +1,138 @@
+"""One trial never costs another: a trial that cannot be trained fails alone, and all others end with the losses of an
+undisturbed sweep (float64, 1e-9). Each fault is done for real, in packs on Ray (`tests/helpers/culprits`).
+"""
+
+import json
+import os
+from pathlib import Path
+
+import contract
+import pytest
+from commands import command_line, save_tokenizer, spec_writer
+from faults import events, results
+
+CULPRITS = Path(__file__).parents[2] / "helpers" / "culprits"
+TRIALS = {
+    "train": {"steps": 12, "eval_every": 4, "batch_size": 2, "dtype": "float64"},
+    "search": {"trials": 4, "sampler": "grid", "space": {"rank": [2, 3, 4, 5]}},
+    "resources": {"slots": 4},
+}
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+
+
+def write(write_spec, float64_base, name="quick", **sections):
+    given = {key: {**TRIALS.get(key, {}), **sections.get(key, {})} for key in TRIALS.keys() | sections.keys()}
+    return write_spec(name, base={"model": str(float64_base), "quantization": "none"}, **given)
+
+
+@pytest.fixture(scope="module")
+def undisturbed_trials(tmp_path_factory, float64_base, arithmetic, tiny_base):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with command_line() as bitlora:
+        ended = bitlora("sweep", write(spec_writer(folder, tiny_base, arithmetic), float64_base))
+    assert ended.code == 0, ended.err
+    return results(folder / "quick")
+
+
+def plant(bitlora, culprit):
+    """Let the layers of one trial misbehave in every process of a command: `tests/helpers/culprits/sitecustomize.py`."""
+    path = os.pathsep.join([str(CULPRITS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    bitlora.env |= {"BITLORA_CULPRIT": culprit, "PYTHONPATH": path}
+
+
+def held(folder, undisturbed, culprit, reason):
+    """All but the culprit ended as they would have without it."""
+    found = results(folder)
+    ended = {trial: (record["status"], record["reason"]) for trial, (record, _) in found.items()}
+    assert {trial: status for trial, (status, _) in ended.items()} == {
+        trial: "failed" if trial == culprit else "completed" for trial in undisturbed
+    }
+    assert reason in ended[culprit][1]
+    for trial, (record, lines) in undisturbed.items():
+        if trial != culprit:
+            assert found[trial][0]["eval_loss"] == pytest.approx(record["eval_loss"], rel=1e-9, abs=0)
+            for line, other in zip(found[trial][1], lines, strict=True):
+                assert line == pytest.approx(other, rel=1e-9, abs=0)
+    contract.holds(folder)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("culprit", "reason"),
+    [
+        ("4:1:raise", "at step 1: RuntimeError: the culprit, at step 1"),
+        ("4:7:raise", "at step 7: RuntimeError: the culprit, at step 7"),
+    ],
+)
+def test_a_layer_that_raises(bitlora, write_spec, tmp_path, float64_base, undisturbed_trials, culprit, reason):
+    bitlora.env |= {
+        "BITLORA_CULPRIT": culprit,
+        "PYTHONPATH": f"{CULPRITS}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+    }
+    ended = bitlora("sweep", write(write_spec, float64_base))
+    assert ended.code == 3, ended.err
+    found = held(tmp_path / "quick", undisturbed_trials, "t0002", reason)
+    assert len(found["t0002"][1]) == (culprit == "4:7:raise")
+    assert len(events(tmp_path / "quick")) == 1  # one pack did it all
+
+
+def test_a_layer_that_raises_beyond_one_row(bitlora, write_spec, tmp_path, float64_base, undisturbed_trials):
+    bitlora.env |= {
+        "BITLORA_CULPRIT": "4:1:rows",
+        "PYTHONPATH": f"{CULPRITS}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+    }
+    ended = bitlora("sweep", write(write_spec, float64_base))
+    assert ended.code == 0, ended.err
+    found = results(tmp_path / "quick")
+    for trial, (record, _) in undisturbed_trials.items():
+        assert found[trial][0]["eval_loss"] == pytest.approx(record["eval_loss"], rel=1e-9, abs=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("culprit", "workers"), [("4:1:exit", 1), ("4:7:exit", 1), ("4:7:exit", 2)])
+def test_a_layer_that_ends_its_process(
+    bitlora, write_spec, tmp_path, float64_base, undisturbed_trials, culprit, workers
+):
+    bitlora.env |= {
+        "BITLORA_CULPRIT": culprit,
+        "PYTHONPATH": f"{CULPRITS}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+    }
+    ended = bitlora("sweep", write(write_spec, float64_base, resources={"workers_per_pack": workers}), timeout=380)
+    assert ended.code == 3, ended.err
+    held(tmp_path / "quick", undisturbed_trials, "t0002", "its pack was lost: a worker of the pack died")
+
+
+def test_a_row_that_half_of_the_trials_never_meet(bitlora, write_spec, tmp_path, arithmetic):
+    """Four trials over a base with a window of 32, and one row of 40 tokens."""
+    import torch
+    from transformers import MistralConfig, MistralForCausalLM
+
+    base = tmp_path / "window"
+    config = MistralConfig(
+        vocab_size=save_tokenizer(base), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, sliding_window=32, max_position_embeddings=256,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    MistralForCausalLM(config).save_pretrained(base)
+    rows = [{"prompt": f"{a}+{b}=", "completion": f"{a + b}"} for a in range(8) for b in range(8)]
+    text = [json.dumps(row) + "\n" for row in [{"prompt": "1" * 20, "completion": "1"}, *rows]]
+    data, held_out = tmp_path / "rows.jsonl", tmp_path / "eval.jsonl"
+    data.write_text("".join(text))
+    held_out.write_text("".join(text[1:9]))
+    path = write_spec(
+        "quick",
+        base={"model": str(base)},
+        data={"source": str(data), "eval_source": str(held_out)},
+        train={"steps": 6, "eval_every": 2},
+        search={"trials": 4, "sampler": "grid", "space": {"batch_size": [1, 32], "rank": [4, 8]}},
+        resources={"slots": 4},
+    )
+    ended = bitlora("sweep", path)
+    found = results(tmp_path / "quick")
+    statuses = {trial: (r["status"], r["config"]["batch_size"], r["reason"]) for trial, (r, _) in found.items()}
+    failed = [status for status in statuses.values() if status[0] == "failed"]
+    assert {status[1] for status in failed} == {32}, statuses
+    assert all("sliding window of 32" in status[2] for status in failed), statuses
+    assert {status[0] for status in statuses.values()} == {"failed", "completed"}
+    assert ended.code == 3
