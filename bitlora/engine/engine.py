@@ -89,7 +89,7 @@ class Engine:
         # Not in float64: transformers' norms run in float32 there, and whether gradients are summed before or after one
         # is then seen in the eighth digit.
         self.share_prefixes = base.dtype != torch.float64
-        self._pass_tokens: int | None = None
+        self.pass_tokens: int | None = None
         """Tokens of a forward and backward pass, at most: found when a larger one raised."""
         self._eval_tokens = EVAL_TOKENS
 
@@ -215,7 +215,7 @@ class Engine:
         self.workers.sum([sums, *(self.slots[slot].grad for slot in counts)], self.latent_dtype)
         if not reasons:  # together they did not fit
             together = max(sum(len(piece.batch.tokens) for piece in each) for each in passes) if passes else 0
-            self._pass_tokens = max(largest, together // 2, 1)
+            self.pass_tokens = max(largest, together // 2, 1)
         return sums, reasons
 
     def _update(self, state: Slot, loss: float, tokens: int) -> StepStats:
@@ -292,7 +292,7 @@ class Engine:
 
     def _passes(self, batches: Mapping[int, Batch]) -> list[list[Piece]]:
         """This worker's rows as forward passes, none larger than what is known to fit."""
-        return [part for each in self._micro_batches(batches) for part in split_pass(each, self._pass_tokens)]
+        return [part for each in self._micro_batches(batches) for part in split_pass(each, self.pass_tokens)]
 
     def _micro_batches(self, batches: Mapping[int, Batch]) -> list[list[Piece]]:
         """This worker's rows cut into forward passes: in the k-th, each slot's k-th micro-batch."""

@@ -18,7 +18,8 @@ def learning_rate(config: TrialConfig, step: int) -> float:
     """The learning rate of optimizer step `step` (1 to `config.steps`).
 
     It climbs linearly over the first `warmup` share of the steps (at least one step of it is above zero), reaches the
-    maximum, and falls to `floor` times the maximum at the last step: along half a cosine (SGDR, arXiv 1608.03983), on a
+    maximum, and falls towards `floor` times the maximum, where it would be one step after the last, so that no step is
+    taken at a rate of zero: along half a cosine (SGDR, arXiv 1608.03983), on a
     line, or not at all.
     """
     warmup = round(config.warmup * config.steps)
@@ -26,7 +27,7 @@ def learning_rate(config: TrialConfig, step: int) -> float:
         return config.learning_rate * step / warmup
     if config.schedule == "constant":
         return config.learning_rate
-    done = (step - warmup) / (config.steps - warmup)
+    done = (step - warmup) / (config.steps - warmup + 1)
     share = (1 + math.cos(math.pi * done)) / 2 if config.schedule == "cosine" else 1 - done
     return config.learning_rate * (config.floor + (1 - config.floor) * share)
 

@@ -103,18 +103,15 @@ class Slot:
         ]
 
     def latent_layers(self) -> list[Latent]:
-        """Copies of the latent weights, layer by layer."""
-        return [layer.map(Tensor.clone) for layer in self.latent]
+        """Copies of the latent weights, layer by layer, in host memory."""
+        return self.layout.of(_on_host(self.vector))
 
     def state(self) -> SlotState:
-        """A copy of what the trial would go on from."""
-        moments = self.optimizer.state.get(self.vector)
-        first, second = (
-            (moments["exp_avg"].clone(), moments["exp_avg_sq"].clone())
-            if moments
-            else (torch.zeros_like(self.vector), torch.zeros_like(self.vector))
-        )
-        return SlotState(self.step, self.vector.clone(), first, second, self.loss_scale)
+        """A copy of what the trial would go on from, in host memory."""
+        zeros = torch.zeros_like(self.vector, device="cpu")
+        moments = self.optimizer.state.get(self.vector) or {"exp_avg": zeros, "exp_avg_sq": zeros.clone()}
+        first, second = _on_host(moments["exp_avg"]), _on_host(moments["exp_avg_sq"])
+        return SlotState(self.step, _on_host(self.vector), first, second, self.loss_scale)
 
     def restore(self, state: SlotState) -> None:
         """Go on from `state`.
@@ -162,3 +159,11 @@ def _through_scales(w: Tensor, scales: Tensor | None, grad: Tensor, scales_grad:
     signs, used = double_binary(w, scales)
     scales_grad.copy_((signs.mul_(grad)).sum(1, keepdim=True))
     grad.mul_(used)
+
+
+def _on_host(tensor: Tensor) -> Tensor:
+    """A copy in host memory, where it may wait to be written; pinned where it comes from a GPU."""
+    if tensor.device.type == "cpu":
+        return tensor.clone()
+    host = torch.empty_like(tensor, device="cpu", pin_memory=True)
+    return host.copy_(tensor)

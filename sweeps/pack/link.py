@@ -22,13 +22,14 @@ from bitlora import timeouts
 from bitlora.config.explain import one_line
 from bitlora.config.trial import TrialConfig
 from bitlora.files import record, writing
-from sweeps.pool.messages import Attach, Command, Leave, StepProgress, Stop, TrialResult
+from sweeps.pool.messages import Attach, Command, Detach, Leave, StepProgress, Stop, TrialResult
 
 if TYPE_CHECKING:
     from bitlora.adapter.latent import Latent
     from bitlora.engine.checkpoint import TrialProgress
     from bitlora.engine.engine import EvalResult
     from bitlora.engine.slot import SlotState
+    from bitlora.files.origin import Origin
     from sweeps.pack.settings import PackSettings
 
 
@@ -37,8 +38,8 @@ BACKLOG: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Restored:
-    """What a trial goes on from."""
+class Checkpoint:
+    """What a trial goes on from: written, or read again."""
 
     state: SlotState
     progress: TrialProgress
@@ -51,7 +52,7 @@ class Link:
         """The pool's commands, as soon as there are some; none after so many seconds."""
         return []
 
-    def restore(self, trial_id: str, config: TrialConfig, reported: int) -> Restored | None:
+    def restore(self, trial_id: str, config: TrialConfig, reported: int) -> Checkpoint | None:
         """A trial begins, or goes on: what it goes on from."""
         return None
 
@@ -91,16 +92,16 @@ class FirstLink(Link):
     Args:
         name: the pack's.
         base: what tells this base and its targets from others, in checkpoints.
-        dtype: what the base computes in, by torch's name.
+        origin: what its scores are computed by; kept with them.
     """
 
-    def __init__(self, name: str, pool: Any, settings: PackSettings, base: str, dtype: str) -> None:
+    def __init__(self, name: str, pool: Any, settings: PackSettings, base: str, origin: Origin) -> None:
         self._name = name
         self._pool = pool
         self._settings = settings
         self._storage = settings.storage
         self._base = base
-        self._dtype = dtype
+        self._origin = origin
         self._inbox: queue.Queue[Command] = queue.Queue()
         self._failed = False
         """Something could not be written: nothing that depends on it may be."""
@@ -108,8 +109,13 @@ class FirstLink(Link):
         self._saver = ThreadPoolExecutor(1, thread_name_prefix="saver")
         """Checkpoints are large, and nobody waits for them: they have a thread of their own."""
         self._backlog = threading.Semaphore(BACKLOG)
-        self._newest: dict[str, int] = {}
-        """Step of the newest checkpoint of each trial that waits to be written: only that one is."""
+        self._checkpoints: dict[str, Checkpoint] = {}
+        """Of each trial the newest that waits to be written; an older one is dropped: slow storage fills no memory."""
+        self._puller = ThreadPoolExecutor(1, thread_name_prefix="puller")
+        """Files of trials that were in a pack before may be far away: no other command waits for them."""
+        self._pulling: set[str] = set()
+        """Trials whose files are on their way here, and that are still wanted."""
+        self._lock = threading.Lock()
         self._log_name = f"logs/{name}.jsonl"
         log = self._storage.folder / self._log_name
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -125,13 +131,33 @@ class FirstLink(Link):
                 commands = [Stop()]
             received += len(commands)
             for command in commands:
-                if isinstance(command, Attach) and command.resumes:  # its files are wherever its pack was
-                    folder = f"trials/{command.trial_id}"
-                    with contextlib.suppress(OSError):  # without them it begins again
-                        self._storage.pull(f"{folder}/{record.CHECKPOINT}", f"{folder}/{record.METRICS}")
-                self._inbox.put(command)
+                if isinstance(command, Attach) and command.resumes:
+                    with self._lock:
+                        self._pulling.add(command.trial_id)
+                    self._puller.submit(self._pull, command)
+                elif not (isinstance(command, Detach) and self._no_longer_wanted(command.trial_id)):
+                    self._inbox.put(command)
                 if isinstance(command, Stop | Leave):
                     return
+
+    def _pull(self, command: Attach) -> None:
+        """Fetch what a trial goes on from, wherever its pack was, and only then let it in."""
+        folder = f"trials/{command.trial_id}"
+        with contextlib.suppress(OSError):  # without them it begins again
+            self._storage.pull(f"{folder}/{record.CHECKPOINT}", f"{folder}/{record.METRICS}")
+        with self._lock:
+            if command.trial_id in self._pulling:
+                self._pulling.discard(command.trial_id)
+                self._inbox.put(command)
+
+    def _no_longer_wanted(self, trial_id: str) -> bool:
+        """Is the trial stopped before it came in? Then its slot is empty already."""
+        with self._lock:
+            if trial_id not in self._pulling:
+                return False
+            self._pulling.discard(trial_id)
+        self._saver.submit(self._call, self._pool.slot_released, trial_id)
+        return True
 
     def _call(self, method: Any, *arguments: Any) -> Any:
         """Call the pool until it has answered; None: it is gone. Not for the step's thread.
@@ -155,14 +181,14 @@ class FirstLink(Link):
                 taken.append(self._inbox.get_nowait())
         return taken
 
-    def restore(self, trial_id: str, config: TrialConfig, reported: int) -> Restored | None:
+    def restore(self, trial_id: str, config: TrialConfig, reported: int) -> Checkpoint | None:
         from bitlora.engine.checkpoint import load_checkpoint
 
         folder, where = self._storage.folder / "trials" / trial_id, f"trials/{trial_id}"
         restored = None
         try:
             if (found := load_checkpoint(folder, config, self._base)) is not None:
-                restored = Restored(*found)
+                restored = Checkpoint(*found)
         except ValueError as error:  # it begins again, and comes to the same numbers
             self.log_event(f"no checkpoint: {error}", trial_id)
 
@@ -204,7 +230,7 @@ class FirstLink(Link):
                 return
             for name, rows, scored in scores:
                 counts = scored.tokens, rows.text_bytes.tolist()
-                record.write_scores(folder / name, rows.example_ids, scored.losses, *counts, self._dtype)
+                record.write_scores(folder / name, rows.example_ids, scored.losses, *counts, self._origin)
             model = self._settings.base.model
             writing.write_folder(folder / record.ADAPTER, lambda part: save_adapter(part, latent, config, model))
             record.append_metrics(folder, metrics)
@@ -217,18 +243,25 @@ class FirstLink(Link):
         self.log_event("evaluated", trial_id)
 
     def save(self, trial_id: str, config: TrialConfig, state: SlotState, progress: TrialProgress) -> None:
+        step = state.step
+
         def submit() -> None:
-            self._newest[trial_id] = state.step
             self._saver.submit(self._guarded, write)
 
         def write() -> None:
             from bitlora.engine.checkpoint import save_checkpoint
 
-            if self._newest.get(trial_id) != state.step:  # a newer one waits behind it, or the trial has gone
-                return
-            save_checkpoint(self._storage.folder / "trials" / trial_id, state, progress, config, self._base)
+            with self._lock:
+                newest = self._checkpoints.get(trial_id)
+                if newest is None or newest.state.step != step:  # a newer one comes behind it, or the trial has gone
+                    return
+                del self._checkpoints[trial_id]
+            folder = self._storage.folder / "trials" / trial_id
+            save_checkpoint(folder, newest.state, newest.progress, config, self._base)
             self._storage.push(f"trials/{trial_id}/{record.CHECKPOINT}")
 
+        with self._lock:
+            self._checkpoints[trial_id] = Checkpoint(state, progress)
         # Through the writer: never before the evaluations that come before it.
         self._write(submit)
 
@@ -238,7 +271,8 @@ class FirstLink(Link):
 
     def released(self, trial_id: str) -> None:
         def submit() -> None:
-            self._newest.pop(trial_id, None)
+            with self._lock:
+                self._checkpoints.pop(trial_id, None)
             self._saver.submit(self._call, self._pool.slot_released, trial_id)
 
         self._write(submit)
@@ -252,6 +286,7 @@ class FirstLink(Link):
         self._log.write(json.dumps(line) + "\n")
 
     def close(self) -> None:
+        self._puller.shutdown(wait=False, cancel_futures=True)
         self._writer.shutdown()
         self._saver.shutdown()
         self._log.close()

@@ -202,8 +202,11 @@ class PackLoop:
         if self._workers.size > 1:
             self._post()
         began = time.monotonic()
+        fitted = self._engine.pass_tokens
         stats = self._engine.step(batches)
         self._step_s = time.monotonic() - began
+        if self._engine.pass_tokens != fitted:
+            self._link.log_event(f"from now on at most {self._engine.pass_tokens} tokens a pass: more did not fit")
         stepped = list(self._trials.values())
         for trial in stepped:
             self._after_step(trial, stats[trial.slot])

@@ -91,6 +91,8 @@ class Pool:
         """Has any trial reported anything?"""
         self._unwritable = 0
         """Packs in a row that could not write to the sweep's folder."""
+        self._dtype = ""
+        """What packs compute in, where the spec leaves it open; empty until one has said."""
         self._given_up = ""
         """Why the sweep cannot go on."""
         self._packs = Packs(
@@ -194,6 +196,11 @@ class Pool:
             pack.started = True
             pack.nodes |= {node} - {""}
             pack.since = pack.up = time.monotonic()
+
+    async def settle_dtype(self, name: str, dtype: str) -> str:
+        """What the base computes in, for the whole sweep: what the first worker to ask would take."""
+        self._dtype = self._dtype or dtype
+        return self._dtype
 
     async def pack_ready(self, name: str) -> None:
         """The pack has its base and can train."""

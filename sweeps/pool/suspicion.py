@@ -2,8 +2,8 @@
 
 A process that is killed (the kernel's out-of-memory killer, a crash inside a layer) does not say for whom. So every
 trial that was in such a pack is a suspect. Suspects share a pack with at most half as many trials as before and with nobody
-who is none, until they have got past the step at which it happened; who dies alone, twice, without having got any further, is
-blamed. What is no trial's doing (a machine that is gone, a preemption, a host process that died) makes nobody a suspect.
+who is none, until they have got past the step at which it happened; who dies alone, twice, without having got any further,
+is blamed. What is no trial's doing (a machine that is gone, a preemption, a host process that died) makes nobody a suspect.
 """
 
 from __future__ import annotations

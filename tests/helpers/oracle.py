@@ -135,7 +135,7 @@ class PlainLoop:
         w = round(r.warmup * r.steps)
         if t <= w:
             return r.rate * t / w
-        x = (t - w) / (r.steps - w)
+        x = (t - w) / (r.steps - w + 1)  # the step after the last would be at the floor
         fall = {"cosine": 0.5 * (1 + math.cos(math.pi * x)), "linear": 1 - x, "constant": 1.0}[r.schedule]
         floor = 1.0 if r.schedule == "constant" else r.floor
         return r.rate * (floor + (1 - floor) * fall)

@@ -1,4 +1,5 @@
-"""In a process whose environment has BITLORA_CULPRIT, the layers of one trial misbehave: `RANK:STEP:HOW`.
+"""In a process whose environment has BITLORA_MEMORY, an engine may take so many MB more than it had before its first step.
+In one whose environment has BITLORA_CULPRIT, the layers of one trial misbehave: `RANK:STEP:HOW`.
 
 RANK is the trial's (its adapters' rank), STEP the optimizer step from which on (counted from 1), HOW `raise`, `exit`
 (`os._exit`), or `rows` (raise, but for a single row). Python imports a module of this name at its start where it is on its
@@ -46,7 +47,30 @@ def watch(module):
     module.Engine.attach = attach
 
 
-WATCHED = {"bitlora.forward.multi_lora": misbehave, "bitlora.engine.engine": watch}
+def cap(module):
+    whole = module.Engine.step
+    capped = []
+
+    def step(self, batches):
+        if not capped:
+            import resource
+            from pathlib import Path
+
+            now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            limit = now + int(os.environ["BITLORA_MEMORY"]) * 2**20
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+            capped.append(limit)
+        return whole(self, batches)
+
+    module.Engine.step = step
+
+
+WATCHED = {}
+"""Module -> what changes it."""
+if "BITLORA_CULPRIT" in os.environ:
+    WATCHED |= {"bitlora.forward.multi_lora": misbehave, "bitlora.engine.engine": watch}
+if "BITLORA_MEMORY" in os.environ:
+    WATCHED["bitlora.engine.engine"] = cap
 
 
 class Finder:
@@ -72,5 +96,5 @@ class Finder:
         return spec
 
 
-if "BITLORA_CULPRIT" in os.environ:
+if WATCHED:
     sys.meta_path.insert(0, Finder())

@@ -18,7 +18,7 @@ from bitlora.data.batches import batch_rows
 from bitlora.data.split import Dataset, prepare_data
 from bitlora.engine.batch import Batch
 from bitlora.engine.engine import Engine
-from bitlora.files import record, writing
+from bitlora.files import origin, record, writing
 from bitlora.forward.inject import load_base
 from sweeps.spec.spec import Spec, dump_spec, load_spec
 
@@ -89,7 +89,7 @@ def _write(folder: Path, spec: Spec, dataset: Dataset, engine: Engine, slot: int
             adapter_bytes=adapter_bytes(info.targets, config.rank, config.quantizer, config.granularity),
             base=info.provenance() | {"dtype": spec.train.dtype},
             data={"source": dataset.summary.source, "train_rows": len(dataset.train), "eval_rows": len(rows)},
-            versions=record.versions(),
+            versions=origin.versions(),
             **numbers,
         ),
     )

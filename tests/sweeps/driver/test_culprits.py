@@ -35,10 +35,10 @@ def undisturbed_trials(tmp_path_factory, float64_base, arithmetic, tiny_base):
     return results(folder / "quick")
 
 
-def plant(bitlora, culprit):
+def plant(bitlora, culprit, what="BITLORA_CULPRIT"):
     """Let the layers of one trial misbehave in every process of a command: `tests/helpers/culprits/sitecustomize.py`."""
     path = os.pathsep.join([str(CULPRITS), *filter(None, [os.environ.get("PYTHONPATH")])])
-    bitlora.env |= {"BITLORA_CULPRIT": culprit, "PYTHONPATH": path}
+    bitlora.env |= {what: culprit, "PYTHONPATH": path}
 
 
 def held(folder, undisturbed, culprit, reason):
@@ -136,3 +136,30 @@ def test_a_row_that_half_of_the_trials_never_meet(bitlora, write_spec, tmp_path,
     assert all("sliding window of 32" in status[2] for status in failed), statuses
     assert {status[0] for status in statuses.values()} == {"failed", "completed"}
     assert ended.code == 3
+
+
+@pytest.mark.slow
+def test_memory_that_a_large_batch_breaks_and_a_small_one_does_not(bitlora, write_spec, tmp_path, float64_base):
+    """A cap on the packs' address space: what does not fit at once is trained in parts, to the same numbers."""
+    data = tmp_path / "long.jsonl"
+    words = ["".join(chr(97 + number * place % 26) for place in range(200)) for number in range(80)]
+    rows = [{"prompt": f"{number}: ", "completion": word} for number, word in enumerate(words)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sections = {
+        "data": {"source": str(data), "max_length": 256, "eval_rows": 4},
+        "train": {"steps": 3, "eval_every": 3},
+        "search": {"trials": 2, "space": {"batch_size": [4, 32]}},
+    }
+    found = {}
+    for name, memory in (("free", None), ("capped", "200")):
+        bitlora.env |= {"RAY_TMPDIR": bitlora.env["RAY_TMPDIR"], "OMP_NUM_THREADS": "2"}
+        if memory:
+            plant(bitlora, memory, "BITLORA_MEMORY")
+        ended = bitlora("sweep", write(write_spec, float64_base, name, **sections))
+        found[name] = results(tmp_path / name)
+        assert ended.code == 0, (ended.err, found)
+    for trial, (record, _) in found["free"].items():
+        assert found["capped"][trial][0]["eval_loss"] == pytest.approx(record["eval_loss"], rel=1e-9, abs=0)
+    said = {name: [e for pack in events(tmp_path / name) for e in pack if "at most" in e["event"]] for name in found}
+    assert said["capped"], "the cap was never met"
+    assert not said["free"]

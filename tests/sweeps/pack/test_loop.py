@@ -13,7 +13,7 @@ from bitlora.data.rows import Rows
 from bitlora.data.split import Dataset
 from bitlora.engine.engine import Engine
 from bitlora.forward.inject import load_base
-from sweeps.pack.link import Link, Restored
+from sweeps.pack.link import Checkpoint, Link
 from sweeps.pack.loop import PackLoop
 from sweeps.pool.messages import Attach, Continue, Detach, Leave, Stop
 
@@ -80,7 +80,7 @@ class Played(Link):
         self._happened("evaluated", trial_id)
 
     def save(self, trial_id, config, state, progress):
-        self.saved.setdefault(trial_id, []).append(Restored(state, progress))
+        self.saved.setdefault(trial_id, []).append(Checkpoint(state, progress))
 
     def released(self, trial_id):
         self._happened("released", trial_id)
