@@ -13,7 +13,7 @@ refuses the folder, where it would otherwise compute something else with it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -61,7 +61,9 @@ class BitLoraConfig(LoraConfig):  # type: ignore[misc]
         for name, values in (("quantizer", Quantizer), ("granularity", Granularity), ("activations", Activations)):
             if getattr(self, name) not in get_args(values):
                 raise ValueError(f"{name}: {getattr(self, name)!r} is none of {', '.join(get_args(values))}")
-        for name, why in REFUSED.items():
+        # PEFT's own layers over NF4 drop some of its variants in silence; here none is dropped.
+        variants = {each.name: "it is another variant of LoRA" for each in fields(self) if _is_variant(each)}
+        for name, why in {**variants, **REFUSED}.items():
             if getattr(self, name, None):
                 raise ValueError(f"{name} does not go with a quantizer: {why}")
         if isinstance(self.init_lora_weights, str) and self.init_lora_weights != "gaussian":
@@ -273,6 +275,11 @@ def load_adapter(model: Any, folder: str | Path, adapter_name: str = "default", 
     if missing or found.unexpected_keys:
         raise ValueError(f"{folder}: the adapter does not fit: {(missing or found.unexpected_keys)[0]}")
     return model
+
+
+def _is_variant(option: Field[Any]) -> bool:
+    """Does PEFT say that this option of a `LoraConfig` makes another adapter of it?"""
+    return bool(option.metadata.get("is_lora_variant")) and option.name != "quantizer"
 
 
 def _variant(config: LoraConfig) -> LoraVariant | None:

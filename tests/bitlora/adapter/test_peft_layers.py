@@ -12,6 +12,7 @@ from adapters import exact
 from bitsandbytes.functional import _convert_weight_packed_for_cpu
 from bitsandbytes.nn import Linear4bit, Params4bit
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.tuners.lora.config import BdLoraConfig, KasaConfig
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -379,6 +380,9 @@ def test_two_processes_come_to_the_weights_of_one(float64_base, tmp_path):
 def test_what_a_quantizer_does_not_go_with_is_refused_by_name():
     for options, message in (
         ({"use_dora": True}, "use_dora does not go with a quantizer: DoRA"),
+        # PEFT 0.21.2 (tuners/lora/bnb.py, resolve_lora_variant) drops these two over NF4 without a word.
+        ({"kasa_config": KasaConfig()}, "kasa_config does not go with a quantizer"),
+        ({"use_bdlora": BdLoraConfig()}, "use_bdlora does not go with a quantizer"),
         ({"init_lora_weights": "pissa"}, "'pissa' is not there"),
         ({"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4' is not there"),
         ({"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}}, "'loftq' is not there"),

@@ -61,8 +61,8 @@ def held(folder, undisturbed, culprit, reason):
 @pytest.mark.parametrize(
     ("culprit", "reason"),
     [
-        ("4:1:raise", "at step 1: RuntimeError: the culprit, at step 1"),
         ("4:7:raise", "at step 7: RuntimeError: the culprit, at step 7"),
+        pytest.param("4:1:raise", "at step 1: RuntimeError: the culprit, at step 1", marks=pytest.mark.slow),
     ],
 )
 def test_a_layer_that_raises(bitlora, write_spec, tmp_path, float64_base, undisturbed_trials, culprit, reason):
@@ -77,6 +77,7 @@ def test_a_layer_that_raises(bitlora, write_spec, tmp_path, float64_base, undist
     assert len(events(tmp_path / "quick")) == 1  # one pack did it all
 
 
+@pytest.mark.slow
 def test_a_layer_that_raises_beyond_one_row(bitlora, write_spec, tmp_path, float64_base, undisturbed_trials):
     bitlora.env |= {
         "BITLORA_CULPRIT": "4:1:rows",
@@ -90,7 +91,7 @@ def test_a_layer_that_raises_beyond_one_row(bitlora, write_spec, tmp_path, float
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("culprit", "workers"), [("4:1:exit", 1), ("4:7:exit", 1), ("4:7:exit", 2)])
+@pytest.mark.parametrize(("culprit", "workers"), [("4:7:exit", 1), ("4:1:exit", 2)])
 def test_a_layer_that_ends_its_process(
     bitlora, write_spec, tmp_path, float64_base, undisturbed_trials, culprit, workers
 ):
@@ -103,6 +104,7 @@ def test_a_layer_that_ends_its_process(
     held(tmp_path / "quick", undisturbed_trials, "t0002", "its pack was lost: a worker of the pack died")
 
 
+@pytest.mark.slow
 def test_a_row_that_half_of_the_trials_never_meet(bitlora, write_spec, tmp_path, arithmetic):
     """Four trials over a base with a window of 32, and one row of 40 tokens."""
     import torch

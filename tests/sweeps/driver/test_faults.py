@@ -40,7 +40,7 @@ def running(bitlora, write_spec, tmp_path):
     started = []
 
     def start(**sections):
-        process = bitlora.start("sweep", write_spec(**{**LONG, **sections}))
+        process = bitlora.start("sweep", write_spec(**{**LONG, **sections}), start_new_session=True)
         started.append(process)
         return process, bitlora.env["RAY_TMPDIR"], tmp_path / "quick"
 
@@ -136,8 +136,18 @@ def test_a_trials_actor_is_killed_before_its_first_result_and_a_worker_while_tra
     assert len(events(folder)) == 2
 
 
-@pytest.mark.parametrize(("when", "number"), [("start", signal.SIGINT), ("training", signal.SIGTERM)])
-def test_ctrl_c_or_a_plain_kill(running, when, number):
+@pytest.mark.parametrize(
+    ("when", "send"),
+    [
+        ("start", lambda process: process.send_signal(signal.SIGINT)),
+        ("training", lambda process: process.send_signal(signal.SIGTERM)),
+        # As `timeout`, Slurm and systemd send it: Ray's processes are in the same group.
+        pytest.param("training", lambda process: os.killpg(process.pid, signal.SIGTERM), marks=pytest.mark.slow),
+        pytest.param("training", lambda process: os.killpg(process.pid, signal.SIGHUP), marks=pytest.mark.slow),
+    ],
+    ids=["ctrl-c", "kill", "kill of the group", "terminal closed"],
+)
+def test_a_signal_ends_a_sweep_in_order(running, when, send):
     process, temp, folder = running(search={"trials": 5})
     if when == "training":
         wait_for(training(folder), "an evaluation")
@@ -145,9 +155,10 @@ def test_ctrl_c_or_a_plain_kill(running, when, number):
         pid_of(temp, "ray::PackHost")
     seen = processes(temp)
     began = time.monotonic()
-    process.send_signal(number)
+    send(process)
     out, err = finish(process, temp, seen, began, limit=30)
     assert process.returncode == 130, out + err
+    assert (folder / "report" / "report.md").exists()
     assert (folder / "exit_code").read_text() == "130\n"
     found = contract.holds(folder)
     assert set(contract.statuses(found)) == {"interrupted"}

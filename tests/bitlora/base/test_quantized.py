@@ -1,0 +1,104 @@
+"""A base in NF4 that is kept is the one that was quantized, bit for bit; what is broken is made again."""
+
+import os
+import time
+
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit
+
+from bitlora import timeouts
+from bitlora.base import load as loading
+from bitlora.base.load import load_model
+from bitlora.base.quantized import KEPT
+from bitlora.config.sections import BaseConfig
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def base(tiny_base, tmp_path, monkeypatch):
+    monkeypatch.setenv("BITLORA_CACHE", str(tmp_path / "cache"))
+    return BaseConfig(model=str(tiny_base), quantization="nf4")
+
+
+def kept(tmp_path):
+    return sorted((tmp_path / "cache" / KEPT).iterdir())
+
+
+def state(model):
+    """Every number that the model computes with."""
+    found = dict(model.state_dict())
+    for name, module in model.named_modules():
+        if isinstance(module, Linear4bit):
+            quantized = module.weight.quant_state
+            found |= {f"{name}.absmax": quantized.absmax, f"{name}.code": quantized.code}
+            assert (quantized.blocksize, quantized.quant_type) == (64, "nf4")
+            assert module.support_avx512bf16_for_cpu is False
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_second_time_it_is_read_and_equal_to_the_last_bit(base, tmp_path, monkeypatch, dtype):
+    first = load_model(base, dtype, CPU)
+    assert len(kept(tmp_path)) == 1
+    monkeypatch.setattr(loading, "keep", lambda *_: pytest.fail("quantized again"))
+    second = load_model(base, dtype, CPU)
+    one, other = state(first), state(second)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert not any(weight.requires_grad for weight in second.parameters())
+    tokens = torch.arange(3, 12)[None]
+    assert torch.equal(first(tokens).logits, second(tokens).logits)
+
+
+def test_other_dtypes_and_other_weights_have_places_of_their_own(base, tmp_path, tiny_base):
+    load_model(base, torch.float32, CPU)
+    load_model(base, torch.bfloat16, CPU)
+    other = tmp_path / "elsewhere" / tiny_base.name
+    other.mkdir(parents=True)
+    for file in tiny_base.iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    load_model(base.model_copy(update={"model": str(other)}), torch.float32, CPU)
+    assert len(kept(tmp_path)) == 2  # the same weights in another folder are the same
+    weights = other / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    load_model(base.model_copy(update={"model": str(other)}), torch.float32, CPU)
+    assert len(kept(tmp_path)) == 3
+
+
+def test_what_is_broken_is_made_again(base, tmp_path):
+    first = load_model(base, torch.float32, CPU)
+    (folder,) = kept(tmp_path)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
+    second = load_model(base, torch.float32, CPU)
+    one, other = state(first), state(second)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert len((kept(tmp_path)[0] / "model.safetensors").read_bytes()) > 500
+
+
+def test_a_full_disk_costs_no_more_than_the_time(base, tmp_path, monkeypatch):
+    def full(*args, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", full)
+    load_model(base, torch.float32, CPU)
+    assert kept(tmp_path) == []
+
+
+def test_what_nobody_uses_any_more_goes(base, tmp_path):
+    load_model(base, torch.float32, CPU)
+    (old,) = kept(tmp_path)
+    long_ago = time.time() - timeouts.KEPT_BASE_S - 60
+    os.utime(old, (long_ago, long_ago))
+    load_model(base, torch.bfloat16, CPU)
+    (new,) = kept(tmp_path)
+    assert new != old
+
+
+def test_an_unquantized_base_is_not_kept(base, tmp_path):
+    load_model(base.model_copy(update={"quantization": "none"}), torch.float32, CPU)
+    assert not (tmp_path / "cache" / KEPT).exists()
