@@ -26,11 +26,32 @@ STORAGE_VISIBLE_S: Final = 5.0
 seconds (`acdirmin`)."""
 STORAGE_POLL_S: Final = 0.2
 """Between two looks for that file."""
+LEASE_RENEW_S: Final = 15.0
+"""How often a driver renews its lease on a folder in object storage: a request that nobody pays for noticeably, and a
+second driver on another machine knows after so long that the first one lives."""
+LEASE_STALE_S: Final = 4 * LEASE_RENEW_S
+"""A lease that was not renewed for so long is nobody's: a store that is late costs a renewal or two, not four in a row."""
+LEASE_SETTLE_S: Final = 1.0
+"""Between writing a lease and looking whose it is: of two drivers that begin at the same moment the later one's stays."""
+LEASE_POLL_S: Final = 1.0
+"""Between two looks at another's lease, while it is not known whether its driver lives."""
+SCRATCH_KEEP_S: Final = 86400.0
+"""How long the scratch folder of a process that was killed stays: for a day somebody may want to see what is in it."""
+JOURNAL_LOCK_S: Final = 10.0
+"""How long a resume waits for a lock on the study's journal that does not change hands: it is held for one write, and
+what stays for longer was left behind by a process that was killed."""
+JOURNAL_LOCK_POLL_S: Final = 0.1
+"""Between two looks at that lock; also how soon a Ctrl-C ends the wait."""
 
 # ---- the hub
 
 HUB_ANSWER_S: Final = 5.0
 """How long the hub may take to answer at all; asked first, since its client retries for half a minute and more."""
+
+# ---- bases
+
+KEPT_BASE_S: Final = 60 * 24 * 3600.0
+"""How long a quantized base is kept that nobody uses: it can be made again, and takes gigabytes."""
 
 # ---- packs, as the pool sees them
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -11,29 +11,47 @@ import torch
 from torch import nn
 
 from bitlora.base.info import BaseInfo, LayerShape
-from bitlora.base.locate import BaseError, _hub, locate
+from bitlora.base.locate import BaseError, _hub
+from bitlora.base.revision import config_digest, local_revision, pinned
 from bitlora.config.sections import BaseConfig
 
 
-def read_model_config(model: str) -> tuple[Any, str]:
-    """The model's transformers configuration and its revision.
+@dataclass(frozen=True, slots=True)
+class FoundConfig:
+    """The configuration of a base, and which base that is."""
+
+    config: Any
+    """transformers'."""
+    revision: str
+    """What `base.revision` comes to: a branch or a tag is a commit from here on."""
+    config_digest: str
+    """`bitlora.base.info.BaseInfo`."""
+
+
+def read_model_config(model: str, revision: str | None = None) -> FoundConfig:
+    """The model's configuration and its revision.
+
+    Args:
+        revision: of the hub a branch, tag or commit; of a folder or a package what it must be; None: what is there.
 
     Raises:
-        BaseError: there is no such model, or the hub cannot be reached; each said apart.
+        BaseError: there is no such model or revision, or the hub cannot be reached; each said apart.
     """
     from huggingface_hub import hf_hub_download
     from transformers import AutoConfig
 
-    place = locate(model)
+    place, options = pinned(model, revision)
+    local = Path(place).is_dir()
     file = Path(place) / "config.json"
-    if not Path(place).is_dir():
-        file = Path(_hub(model, lambda: hf_hub_download(place, "config.json")))
+    if not local:
+        file = Path(_hub(model, lambda: hf_hub_download(place, "config.json", revision=options.get("revision"))))
     try:
         config = AutoConfig.from_pretrained(file.parent)
     except (OSError, ValueError, KeyError) as error:
         raise BaseError(f"base.model: {file}: {str(error).splitlines()[0]}") from None
-    hub_commit = file.parent.name if not Path(place).is_dir() else ""
-    return config, hub_commit or hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    if not local:
+        return FoundConfig(config, file.parent.name, "")
+    return FoundConfig(config, local_revision(model, file.parent), config_digest(file.parent))
 
 
 def block_linears(model: nn.Module) -> dict[str, nn.Linear]:
@@ -72,15 +90,14 @@ def describe_base(config: BaseConfig) -> BaseInfo:
     """
     from transformers import AutoModelForCausalLM
 
-    model_config, revision = read_model_config(config.model)
+    found = read_model_config(config.model, config.revision)
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(model_config)
+            model = AutoModelForCausalLM.from_config(found.config)
     except ValueError as error:
         raise BaseError(f"base.model: {config.model} is no causal LM: {str(error).splitlines()[0]}") from None
     linears = block_linears(model)
     shapes = tuple(LayerShape(n, linears[n].in_features, linears[n].out_features) for n in targeted(linears, config))
     params = sum(p.numel() for p in model.parameters())
-    return BaseInfo(
-        config.model, config.quantization, revision, shapes, model_config.get_text_config().vocab_size, params
-    )
+    vocab_size = found.config.get_text_config().vocab_size
+    return BaseInfo(config.model, config.quantization, found.revision, shapes, vocab_size, params, found.config_digest)

@@ -22,10 +22,12 @@ class BaseInfo:
     model: str
     quantization: str
     revision: str
-    """The hub's commit, or 16 hex digits over the configuration."""
+    """The hub's commit, or a fingerprint of what a folder or a package holds (`bitlora.base.revision`)."""
     targets: tuple[LayerShape, ...]
     vocab_size: int
     params: int
+    config_digest: str = ""
+    """Of a folder or a package, what sweeps took for its revision before."""
 
     def provenance(self) -> dict[str, Any]:
         """What a record says of its base."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from bitlora.base.locate import BaseError, _hub, locate
+from bitlora.base.locate import BaseError, _hub
+from bitlora.base.quantized import keep, load_kept, quantized_folder
+from bitlora.base.revision import local_revision, pinned
 from bitlora.config.sections import BaseConfig, Dtype
 
 
@@ -23,17 +26,20 @@ def resolve_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def load_tokenizer(model: str) -> Any:
+def load_tokenizer(model: str, revision: str | None = None) -> Any:
     """The tokenizer of `model` (transformers' `PreTrainedTokenizerBase`).
 
+    Args:
+        revision: `bitlora.base.info.BaseInfo`'s; None: whatever is there.
+
     Raises:
-        BaseError: it has none, or the hub cannot be reached.
+        BaseError: it has none, it is of another revision, or the hub cannot be reached.
     """
     from transformers import AutoTokenizer
 
-    place = locate(model)
+    place, options = pinned(model, revision)
     try:
-        return _hub(model, lambda: AutoTokenizer.from_pretrained(place))
+        return _hub(model, lambda: AutoTokenizer.from_pretrained(place, **options))
     except (OSError, ValueError) as error:
         if isinstance(error, BaseError):
             raise
@@ -41,10 +47,12 @@ def load_tokenizer(model: str) -> Any:
 
 
 def load_model(config: BaseConfig, dtype: torch.dtype, device: torch.device) -> Any:
-    """Load a base as transformers has it, frozen: what a pack trains over, and what an adapter is used over.
+    """Load a base as transformers has it, frozen: what a pack trains over, and what an adapter is used over. It is of
+    `config.revision`, where that is given.
 
     Raises:
-        BaseError: there is no such model, the hub cannot be reached, or NF4 is asked for in float64.
+        BaseError: there is no such model or it is of another revision, the hub cannot be reached, or NF4 is asked for in
+            float64.
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -55,11 +63,24 @@ def load_model(config: BaseConfig, dtype: torch.dtype, device: torch.device) -> 
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
         )
-    place = locate(config.model)
-    model = _hub(config.model, lambda: AutoModelForCausalLM.from_pretrained(place, **options))
+    place, revision = pinned(config.model, config.revision)
+    kept = _kept_folder(config, place, dtype) if "quantization_config" in options else None
+    model = load_kept(kept, {name: options[name] for name in ("dtype", "device_map")}) if kept is not None else None
+    if model is None:
+        model = _hub(config.model, lambda: AutoModelForCausalLM.from_pretrained(place, **options, **revision))
+        if kept is not None:
+            keep(model, kept)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # On CPUs with AVX-512 BF16 bitsandbytes' own product is in bfloat16, whatever was asked for, and repacks the
             # weights in place: dequantizing them afterwards gives garbage.
             module.support_avx512bf16_for_cpu = False
     return model.requires_grad_(False)
+
+
+def _kept_folder(config: BaseConfig, place: str, dtype: torch.dtype) -> Path | None:
+    """Where the base is kept in NF4; None where it is not known which revision it is."""
+    revision = config.revision
+    if revision is None and Path(place).is_dir():
+        revision = local_revision(config.model, Path(place))
+    return None if revision is None else quantized_folder(config.model, revision, dtype)

@@ -111,6 +111,7 @@ def _hub(model: str, load: Any) -> Any:
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
+        RevisionNotFoundError,
     )
 
     try:
@@ -119,6 +120,8 @@ def _hub(model: str, load: Any) -> Any:
         raise BaseError(f"base.model: {model} is gated: accept its terms on the hub and set HF_TOKEN") from None
     except RepositoryNotFoundError:
         raise BaseError(f"base.model: the hub has no model {model} (or it is private: set HF_TOKEN)") from None
+    except RevisionNotFoundError:
+        raise BaseError(f"base.revision: on the hub {model} has no such branch, tag or commit") from None
     except HFValidationError:
         raise BaseError(
             f"base.model: {model!r} is neither a folder, nor a hub id (owner/name), nor pypi:<package>"

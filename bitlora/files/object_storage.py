@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import random
 import secrets
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -19,7 +17,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final, TypeVar
 
 from bitlora import timeouts
+from bitlora.files.lease import LEASE, Lease, LeaseFile
 from bitlora.files.object_client import _explain, _open, _options
+from bitlora.files.scratch import Scratch
 from bitlora.files.storage import TOKEN, Storage, StorageError
 from bitlora.files.writing import replacing
 
@@ -38,9 +38,13 @@ class ObjectStorage(Storage):
     def __init__(self, out: str, scratch: Path | None = None, options: dict[str, str] | None = None) -> None:
         # Where the bucket is travels with the storage, as it was found where the sweep began; who one is does not.
         self._options = _options(out) if options is None else options
-        super().__init__(out, scratch or Path(tempfile.mkdtemp(prefix="bitlora-")))
+        self._made = Scratch() if scratch is None else None
+        super().__init__(out, self._made.folder if self._made is not None else scratch or Path())
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._made = scratch is None
+        self._sealed = False
+        """The folder is another driver's: nothing is written there any more."""
+        self._away: dict[str, tuple[int, int]] = {}
+        """Files that are there as they are here: when they were written here (ns), bytes."""
         self._opened: tuple[Any, str] | None = None
         self._opening = threading.Lock()
         self._locks = [threading.Lock() for _ in range(64)]
@@ -78,11 +82,42 @@ class ObjectStorage(Storage):
         try:
             self.flush()
         except OSError as error:
+            if self._made is not None:
+                self.folder = self._made.keep()
             raise StorageError(f"{error}; what was written is kept in {self.folder}") from None
-        if self._made:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        if self._made is not None:
+            self._made.remove()
+
+    def forget(self, relative: str) -> None:
+        path = self.folder / relative
+        for name in _files(self.folder, path) if path.is_dir() else [relative]:
+            with self._lock(name), contextlib.suppress(OSError):
+                if self._away.get(name) == _state(self.folder / name):
+                    (self.folder / name).unlink()
+                    del self._away[name]
+        for folder in sorted((one for one in (path, *path.rglob("*")) if one.is_dir()), reverse=True):
+            with contextlib.suppress(OSError):  # something is left in it
+                folder.rmdir()
+
+    def lease(self) -> Lease:
+        def ask(doing: str, call: Callable[[], T]) -> T:
+            return self._try(f"{doing} {LEASE}", call, timeouts.LEASE_RENEW_S)
+
+        file = LeaseFile(
+            read=lambda: ask("reading", lambda: self._read(LEASE)),
+            write=lambda content: ask("writing", lambda: self._write(LEASE, content)),
+            remove=lambda: ask("removing", lambda: self._remove(LEASE)),
+            age=lambda: ask("asking the age of", lambda: self._age(LEASE)),
+        )
+        return Lease(self.out, file, self._seal)
+
+    def written(self, *relative: str) -> float | None:
+        times = [entry[1] for part in relative for entry in self._list(part).values() if entry[1] is not None]
+        return max(times).timestamp() if times else None
 
     def delete(self, relative: str) -> None:
+        if self._sealed:
+            return
         self._try(f"removing {relative}", lambda: self._remove(relative))
         super().delete(relative)
 
@@ -98,17 +133,27 @@ class ObjectStorage(Storage):
 
     # ---- with what is here
 
+    def _lock(self, name: str) -> threading.Lock:
+        return self._locks[hash(name) % len(self._locks)]
+
     def _put(self, name: str) -> None:
         # Of two uploads of a file, the one that reads it last must also end last.
-        with self._locks[hash(name) % len(self._locks)], contextlib.suppress(FileNotFoundError):
+        with self._lock(name), contextlib.suppress(FileNotFoundError):
+            state = _state(self.folder / name)
             content = (self.folder / name).read_bytes()
-            self._try(f"writing {name}", lambda: self._write(name, content))
+            if not self._sealed:
+                self._try(f"writing {name}", lambda: self._write(name, content))
+                self._away[name] = state
+
+    def _seal(self) -> None:
+        self._sealed = True
 
     def _get(self, name: str) -> None:
         content = self._try(f"reading {name}", lambda: self._read(name))
         if content is not None:
             with replacing(self.folder / name) as part:
                 part.write_bytes(content)
+            self._away[name] = _state(self.folder / name)
 
     def _list(self, relative: str) -> dict[str, Entry]:
         """The files below, by their paths below the folder; of a file, that file."""
@@ -163,6 +208,14 @@ class ObjectStorage(Storage):
         files, path = self._at(name)
         with files.open_output_stream(path) as stream:
             stream.write(content)
+
+    def _age(self, name: str) -> float:
+        """Seconds since a file was written, by the store's clock, which is asked by writing another; 0: not known."""
+        clock = f"{name}-{secrets.token_hex(8)}"
+        self._write(clock, b"what time is it there?")
+        now, then = self._info(clock).mtime, self._info(name).mtime
+        self._remove(clock)
+        return max(0.0, float((now - then).total_seconds())) if now is not None and then is not None else 0.0
 
     def _read(self, name: str) -> bytes | None:
         files, path = self._at(name)
@@ -249,6 +302,12 @@ def _each(job: Callable[[str], None], names: Sequence[str]) -> None:
     with ThreadPoolExecutor(THREADS, thread_name_prefix="storage") as pool:
         for _ in pool.map(job, names):
             pass
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """What tells a file from what it was before it was replaced: when written (ns), bytes."""
+    found = path.stat()
+    return found.st_mtime_ns, found.st_size
 
 
 def _files(folder: Path, below: Path) -> list[str]:

@@ -8,15 +8,14 @@ the driver alone writes `record.json`, and removes the checkpoint of a trial tha
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
+from bitlora.files.origin import Origin
 from bitlora.files.writing import append_line, replacing, write_json, write_text
 
 Status = Literal["completed", "pruned", "diverged", "failed", "interrupted"]
@@ -56,8 +55,11 @@ class Record:
     adapter_bytes: int
     """Bytes of the adapter as packed: codes at their true density, and scales."""
     base: dict[str, Any]
+    """Where it comes from (`bitlora.base.info.BaseInfo`), and of a trial that was evaluated in which `dtype` and on which
+    `device` it was."""
     data: dict[str, Any]
     versions: dict[str, str]
+    """On the machine of the pack that evaluated it; of one that never was, on the driver's."""
     test_loss: float | None = None
     """Nats per completion token over the test split, of a trial that confirms another and has completed."""
 
@@ -74,16 +76,6 @@ class Metrics:
     learning_rate: float
     """Of the step just taken."""
     seconds: float
-
-
-def versions() -> dict[str, str]:
-    """The versions of what decides a trial's numbers."""
-    names = ("bitlora-sweeps", "torch", "transformers", "peft", "bitsandbytes", "ray", "optuna")
-    found = {}
-    for name in names:
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
 
 
 def write_record(folder: Path, record: Record) -> None:
@@ -147,14 +139,14 @@ def write_scores(
     losses: Sequence[float],
     tokens: Sequence[int],
     text_bytes: Sequence[int],
-    dtype: str | None = None,
+    origin: Origin | None = None,
 ) -> None:
     """Write eval.parquet or test.parquet: a row for each example that was scored.
 
     Args:
         losses: summed over the example's completion tokens, in nats.
         text_bytes: UTF-8 bytes of the text that those tokens stand for.
-        dtype: what the base computed in, by torch's name; kept in the file's metadata.
+        origin: what computed them; kept in the file's metadata.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -167,22 +159,21 @@ def write_scores(
             "bytes": pa.array(list(text_bytes), pa.int64()),
         }
     )
-    if dtype is not None:
-        table = table.replace_schema_metadata({"dtype": dtype})
+    if origin is not None:
+        table = table.replace_schema_metadata(origin.to_metadata())
     with replacing(path) as part:
         pq.write_table(table, part)
 
 
-def dtype_of(path: Path) -> str | None:
-    """What the scores in such a file were computed in; None where it does not say.
+def origin_of(path: Path) -> Origin | None:
+    """What computed the scores in such a file; None where it does not say.
 
     Raises:
         OSError, ValueError: it cannot be read.
     """
     import pyarrow.parquet as pq
 
-    found = (pq.read_schema(path).metadata or {}).get(b"dtype")
-    return found.decode() if found is not None else None
+    return Origin.from_metadata(pq.read_schema(path).metadata or {})
 
 
 def loss_of(path: Path) -> float:

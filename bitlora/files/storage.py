@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bitlora import timeouts
+from bitlora.files.lease import Lease
 from bitlora.files.writing import write_text
 
 TOKEN: Final = ".storage-token"
@@ -89,6 +90,30 @@ class Storage:
         Raises:
             StorageError: as for `push`.
         """
+
+    def forget(self, relative: str) -> None:
+        """Remove the scratch copies of a file or a whole sub-folder, but for what is not there as it is here.
+
+        Cheap, and to be called when this process needs them no more; `pull` fetches them again. On a disk, where there
+        are no copies, nothing.
+        """
+
+    def lease(self) -> Lease | None:
+        """What holds the folder against other drivers; None: a lock on this disk is to do that."""
+        return None
+
+    def written(self, *relative: str) -> float | None:
+        """When a file below any of these was last written, by the storage's own clock: seconds since 1970.
+
+        None: there is none, or the storage does not say. Raises StorageError.
+        """
+        times = []
+        for part in relative:
+            path = self.folder / part
+            for file in path.rglob("*") if path.is_dir() else (path,):
+                with contextlib.suppress(OSError):  # it has just been replaced or removed
+                    times.append(file.stat().st_mtime)
+        return max(times, default=None)
 
     def close(self) -> None:
         """`flush`, and remove the scratch folder if it was made here.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 from collections.abc import Callable, Sequence
@@ -12,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 import typer
 from rich.console import Console
 
+from sweeps.cli.begin import OPTION, Resume, SweepCommand, ended, errors_to_begin, errors_to_go_on, goes_on
+
 if TYPE_CHECKING:
-    from bitlora.files.storage import Storage
     from sweeps.driver.prepare import Prepared
     from sweeps.spec.spec import Spec
 
@@ -37,12 +39,19 @@ Set = Annotated[
 ]
 
 
-@app.command()
+@app.command(cls=SweepCommand)
 def sweep(
     spec_file: SpecFile,
     out: Annotated[str | None, typer.Option(metavar="DIR", help="The sweep's folder. Default: runs/<name>.")] = None,
     set_: Set = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a sweep that was interrupted.")] = False,
+    resume: Annotated[
+        Resume | None,
+        typer.Option(
+            OPTION,
+            metavar="[auto]",
+            help="Go on with a sweep that was interrupted. With auto: begin it, or go on if its folder holds it already.",
+        ),
+    ] = None,
     address: Annotated[
         str | None,
         typer.Option(metavar="ADDR", help="A Ray cluster. Default: RAY_ADDRESS, else one of this machine's own."),
@@ -63,24 +72,30 @@ def sweep(
     _refuse_in_job(spec_file, spec)
     from bitlora.files.opening import open_storage
     from bitlora.files.storage import StorageError
-
-    errors: list[str] = []
-    storage = None
-    try:
-        storage = open_storage(spec.place)
-        errors = _resume_errors(spec, storage) if resume else _folder_errors(storage)
-    except StorageError as error:
-        errors = [str(error)]
-    prepared = _prepare(spec_file, spec, errors, meanwhile=_import_run)
-    assert storage is not None  # else there was an error
-    from sweeps.driver.run import run_sweep
-    from sweeps.spec.errors import InputError
+    from sweeps.driver.resume import as_begun
 
     console = Console(soft_wrap=True)
-    _notes(console, prepared)
-    with storage:
+    errors: list[str] = []
+    storage, going_on = None, False
+    with contextlib.ExitStack() as stack:
         try:
-            code = run_sweep(spec, prepared, storage, console, address, resume)
+            storage = stack.enter_context(open_storage(spec.place))
+            going_on = goes_on(storage, resume)
+            errors = errors_to_go_on(spec, storage) if going_on else errors_to_begin(storage)
+            if going_on and not errors and (code := ended(spec, storage, typer.echo)) is not None:
+                raise typer.Exit(code)
+            if going_on and not errors:
+                spec = as_begun(spec, storage.folder)
+        except StorageError as error:
+            errors = [str(error)]
+        prepared = _prepare(spec_file, spec, errors, meanwhile=_import_run)
+        assert storage is not None  # else there was an error
+        from sweeps.driver.run import run_sweep
+        from sweeps.spec.errors import InputError
+
+        _notes(console, prepared)
+        try:
+            code = run_sweep(spec, prepared, storage, console, address, going_on)
         except InputError as error:
             _refuse(*error.lines)
     raise typer.Exit(code)
@@ -109,8 +124,6 @@ def report(
     ] = None,
 ) -> None:
     """Make the report again from the records; of several sweeps, compare them."""
-    from contextlib import ExitStack
-
     from bitlora.files.opening import open_storage
     from reports.report import write_report
     from sweeps.driver.resume import DECIDING
@@ -118,7 +131,7 @@ def report(
     several = len(places) > 1
     if several and out is None and "://" in places[0]:
         _refuse("--out: a comparison of sweeps is not written to object storage; give a folder")
-    with ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         try:
             storages = [stack.enter_context(open_storage(place)) for place in places]
             missing = [
@@ -153,13 +166,11 @@ def status(place: Annotated[str, typer.Argument(metavar="DIR", help="A sweep's f
     """Say where a sweep stands, running or ended."""
     from bitlora.files.opening import open_storage
     from sweeps.cli.status import draw, standing
-    from sweeps.driver.resume import DECIDING, EXIT_CODE
     from sweeps.spec.errors import SpecError
 
     try:
         with open_storage(place) as storage:
-            storage.pull("", only=(*DECIDING, EXIT_CODE))
-            draw(Console(soft_wrap=True), standing(storage.folder))
+            draw(Console(soft_wrap=True), standing(storage))
     except SpecError as error:
         _refuse(*error.lines)
     except (OSError, ValueError) as error:
@@ -277,7 +288,7 @@ def _import_run() -> None:
         raise KeyboardInterrupt
 
 
-def _submit(path: Path, spec: Spec, address: str, resume: bool) -> int:
+def _submit(path: Path, spec: Spec, address: str, resume: Resume | None) -> int:
     """Run the sweep as a job of a cluster."""
     from sweeps.cli.job import submit
     from sweeps.spec.errors import InputError
@@ -294,27 +305,6 @@ def _refuse_in_job(path: Path, spec: Spec) -> None:
 
     if in_job() and (errors := lost_with_the_job(spec)):
         _refuse(*(f"{path}: {line}" for line in errors))
-
-
-def _folder_errors(storage: Storage) -> list[str]:
-    """What keeps a new sweep from being written there; looks, and leaves nothing behind."""
-    storage.check()  # first: it is soon done also where nobody answers
-    if storage.names():
-        what = "already holds a sweep" if storage.exists("sweep.yaml") else "is not empty"
-        hint = "go on with it with --resume, or " if storage.exists("sweep.yaml") else ""
-        return [f"{storage.out}: {what}; {hint}give another folder with --out"]
-    return []
-
-
-def _resume_errors(spec: Spec, storage: Storage) -> list[str]:
-    """Fetch what a sweep that goes on is decided by, and say what keeps it from going on."""
-    from sweeps.driver.resume import DECIDING, cannot_resume
-
-    storage.check()
-    if not storage.names():
-        return [f"{storage.out}: there is no sweep to go on with; run it without --resume"]
-    storage.pull("", only=DECIDING)
-    return cannot_resume(spec, storage.folder)
 
 
 def _notes(console: Console, prepared: Prepared) -> None:

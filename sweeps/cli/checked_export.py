@@ -103,7 +103,8 @@ def _merged(trial: TrialFolder, part: Path, rows: Rows | None) -> list[str]:
 
     from bitlora.base.describe import read_model_config
 
-    stored = getattr(read_model_config(trial.spec.base.model)[0], "dtype", None) or torch.float32
+    found = read_model_config(trial.base.model, trial.base.revision)
+    stored = getattr(found.config, "dtype", None) or torch.float32
     _save_merged(trial, part, stored)
     if rows is None:
         return []

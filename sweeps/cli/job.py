@@ -18,6 +18,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from bitlora import timeouts
+from sweeps.cli.begin import OPTION, Resume
 from sweeps.spec.errors import InputError
 from sweeps.spec.spec import Spec, dump_spec
 
@@ -44,7 +45,7 @@ def lost_with_the_job(spec: Spec) -> list[str]:
     return [f"out: {spec.place} would lie in the job's own folder, which goes when the job ends; {right}"]
 
 
-def submit(spec: Spec, address: str, resume: bool = False) -> int:
+def submit(spec: Spec, address: str, resume: Resume | None = None) -> int:
     """Run a sweep as a job of the cluster whose job server is at `address`, and show what it says until it has ended.
 
     Ctrl-C and SIGTERM stop the job; it ends in order, which is waited for. A second one no longer waits.
@@ -62,13 +63,18 @@ def submit(spec: Spec, address: str, resume: bool = False) -> int:
         try:
             client = _connect(address)
             job = client.submit_job(
-                entrypoint=f"{ENTRYPOINT} --resume" if resume else ENTRYPOINT,
+                entrypoint=entrypoint(resume),
                 runtime_env={"working_dir": folder, "env_vars": STOPPING},
             )
         except Exception as error:  # of several libraries, which all mean that the server did not take it
             raise InputError([f"--address: submitting to {address} failed: {_reason(error)}"]) from None
     print(f"{job}: submitted to {address}", flush=True)
     return asyncio.run(_follow(client, job, address))
+
+
+def entrypoint(resume: Resume | None) -> str:
+    """The job's command."""
+    return " ".join([ENTRYPOINT, *([OPTION] if resume else []), *(["auto"] if resume == "auto" else [])])
 
 
 def bundle(spec: Spec, folder: Path) -> list[str]:

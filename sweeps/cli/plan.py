@@ -14,7 +14,7 @@ from bitlora.config.trial import TrialConfig
 from bitlora.quantizers.weights import Granularity, Quantizer
 from sweeps.driver.prepare import Prepared
 from sweeps.spec.space import By, Choices, Range
-from sweeps.spec.spec import Spec
+from sweeps.spec.spec import PacksConfig, Spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,8 @@ class Plan:
     targets: int
     base_params: int
     adapters: tuple[AdapterCost, ...]
+    packs: str
+    """How many packs there may be, in words."""
 
 
 def make_plan(spec: Spec, prepared: Prepared) -> Plan:
@@ -70,7 +72,30 @@ def make_plan(spec: Spec, prepared: Prepared) -> Plan:
     evaluations = -(-example.steps // example.eval_every)
     confirming = most(spec.confirm, spec.search.space) if spec.confirm is not None else 0
     test_rows = prepared.dataset.summary.test_rows
-    return Plan(trials, confirming, test_rows, example.steps, evaluations, len(shapes), prepared.base.params, costs)
+    return Plan(
+        trials,
+        confirming,
+        test_rows,
+        example.steps,
+        evaluations,
+        len(shapes),
+        prepared.base.params,
+        costs,
+        _packs(spec),
+    )
+
+
+def _packs(spec: Spec) -> str:
+    """How many packs there may be: how many GPUs there are is known when the sweep runs."""
+    packs, workers = spec.resources.packs, spec.resources.workers_per_pack
+    if isinstance(packs, PacksConfig):
+        return f"{packs.min} to {packs.max} packs"
+    if packs == "auto" and spec.resources.gpus_per_worker == 0:
+        packs = 1
+    if packs != "auto":
+        return f"at most {packs} pack{'s' if packs > 1 else ''}"
+    share = "each GPU" if workers == 1 else f"every {workers} GPUs"
+    return f"a pack for {share} that the cluster has or can start, one on CPUs (resources.packs: auto)"
 
 
 def _values(spec: Spec, axis: str) -> list[Any]:
@@ -100,6 +125,7 @@ def draw(console: Console, plan: Plan) -> None:
             f"then at most {plan.confirming} more confirm the best on fresh seeds, scored on {plan.test_rows} test rows",
             highlight=False,
         )
+    console.print(f"in {plan.packs}", highlight=False)
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("rank", "quantizer", "parameters", "bytes as packed", "a scale per"):
         table.add_column(name, justify="left" if name in ("quantizer", "a scale per") else "right")

@@ -5,14 +5,19 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Final
 
 from rich.console import Console
 from rich.table import Table
 
+from bitlora.files import record
+from bitlora.files.storage import Storage
 from sweeps.driver.progress import describe
 from sweeps.driver.resume import EXIT_CODE, SPEC, Past, look
 from sweeps.spec.spec import Spec, load_spec
+
+READ: Final = (SPEC, EXIT_CODE, record.CONFIG, record.METRICS, record.RECORD)
+"""Names of the files that are looked into."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,23 +37,26 @@ class Standing:
         return [trial for trial in self.past.configs if trial not in self.past.records]
 
 
-def standing(folder: Path) -> Standing:
-    """Look at a sweep's folder.
+def standing(storage: Storage) -> Standing:
+    """Look at a sweep's folder, and fetch what is needed for that.
 
     Raises:
         OSError, ValueError: it holds no sweep, or its spec cannot be read; the message is for a user.
     """
+    storage.pull("", only=READ)
+    folder, now = storage.folder, time.time()
     spec = load_spec(folder / SPEC)
     code = folder / EXIT_CODE
-    written = [path.stat().st_mtime for path in (folder / SPEC, *folder.glob("trials/*/*"), *folder.glob("logs/*"))]
     ended = int(code.read_text(encoding="utf-8")) if code.exists() else None
-    return Standing(spec, look(folder), ended, max(0.0, time.time() - max(written)))
+    # Not of the files here: those of object storage have just been fetched.
+    written = storage.written(SPEC, record.TRIALS, "logs")
+    return Standing(spec, look(folder), ended, max(0.0, now - (written or now)))
 
 
 def draw(console: Console, found: Standing) -> None:
     """Print it."""
     past = found.past
-    counts = Counter(record.status for record in past.records.values())
+    counts = Counter(one.status for one in past.records.values())
     ended = ", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "none"
     state = f"ended with exit code {found.code}" if found.code is not None else f"last written {found.quiet:.0f} s ago"
     searching = found.spec.search.trials

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit, urlunsplit
 from pydantic import ValidationError
 
 from bitlora.config.explain import explain, nearest
-from bitlora.config.sections import Dtype
+from bitlora.config.sections import BaseConfig, Dtype
 from bitlora.config.trial import TrialConfig
 from bitlora.files import record
 from bitlora.files.record import TRIALS, Record
@@ -43,6 +43,14 @@ class TrialFolder:
     latent: AdapterLatent
     """Layer name -> latent A (rank, in), B (out, rank), and of learned scales theirs."""
 
+    @property
+    def base(self) -> BaseConfig:
+        """The base that the trial was trained over, of the revision that its record names."""
+        base: Any = self.record.base
+        found: Any = base.get("revision") if isinstance(base, dict) else None
+        revision = found if isinstance(found, str) and found else self.spec.base.revision
+        return self.spec.base.model_copy(update={"revision": revision})
+
     def model(self) -> Any:
         """The base as the trial was trained over it: a transformers model, frozen.
 
@@ -53,7 +61,7 @@ class TrialFolder:
         from bitlora.base.load import load_model
 
         try:
-            model = load_model(self.spec.base, self.dtype(), device())
+            model = load_model(self.base, self.dtype(), device())
             check_fit(model, self.latent)
         except ValueError as error:
             raise InputError([str(error).splitlines()[0]]) from None
@@ -65,7 +73,7 @@ class TrialFolder:
         from bitlora.base.locate import BaseError
 
         try:
-            return load_tokenizer(self.spec.base.model)
+            return load_tokenizer(self.base.model, self.base.revision)
         except BaseError as error:
             raise InputError([str(error)]) from None
 

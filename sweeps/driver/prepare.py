@@ -36,6 +36,14 @@ class Prepared:
         """
         return trial_config(spec.adapter, spec.train, len(self.dataset.train), spec.search.seed, chosen)
 
+    def pinned(self, spec: Spec) -> Spec:
+        """The spec with the revisions that were found: what a sweep begins with, all of it has to the end."""
+        found = self.dataset.summary.revisions
+        alone = next(iter(found.values())) if len(found) == 1 else found
+        base = spec.base.model_copy(update={"revision": self.base.revision})
+        data = spec.data.model_copy(update={"revision": alone or spec.data.revision})
+        return spec.model_copy(update={"base": base, "data": data})
+
 
 def prepare(spec: Spec, meanwhile: Callable[[], object] = lambda: None) -> Prepared:
     """Look at base and data in a child process.
@@ -83,7 +91,7 @@ def _look(spec: Spec) -> Prepared | list[str]:
     info = tokenizer = None
     try:
         info = describe_base(spec.base)
-        tokenizer = load_tokenizer(spec.base.model)
+        tokenizer = load_tokenizer(spec.base.model, info.revision)
     except BaseError as error:
         errors.append(str(error))
     except Exception as error:  # what a model's own files can do wrong has no end
@@ -98,7 +106,7 @@ def _look(spec: Spec) -> Prepared | list[str]:
     for source in (spec.data.source, spec.data.eval_source):
         try:
             if source is not None:
-                read_examples(source)
+                read_examples(source, spec.data.revision)
         except DataError as error:
             errors += error.errors
     return errors

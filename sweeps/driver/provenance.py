@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bitlora import timeouts
+from bitlora.files.origin import cpu_name
 from bitlora.files.record import RUNS
 from bitlora.files.writing import append_line
 
@@ -54,7 +55,7 @@ def machines(nodes: list[dict[str, Any]]) -> dict[str, Any]:
         "cpus": int(sum(node.get("CPU", 0) for node in alive)),
         "memory_gb": round(_memory_gb(), 1),
         "gpus": dict(gpus),
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
     }
 
@@ -63,16 +64,6 @@ def _memory_gb() -> float:
     import psutil
 
     return float(psutil.virtual_memory().total) / 1e9
-
-
-def _cpu() -> str:
-    """The processor's name, as Linux has it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def git_state(folder: Path = Path(__file__).parent) -> dict[str, Any] | None:

@@ -14,7 +14,8 @@ from ray.tune import Callback
 from bitlora import timeouts
 from bitlora.adapter.cost import adapter_bytes, adapter_params
 from bitlora.config.trial import TrialConfig
-from bitlora.files import record, writing
+from bitlora.files import origin, record, writing
+from bitlora.files.origin import Origin
 from bitlora.files.record import STATUSES, Metrics, Record, Status
 from bitlora.files.storage import Storage
 from sweeps.driver.driver_only import DriverOnly
@@ -48,7 +49,7 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
         self._prepared = prepared
         self._searcher = searcher
         self._stopped_by = stopped_by
-        self._versions = record.versions()
+        self._versions = origin.versions()
         self._ended: set[str] = set()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="records")
         self._jobs: list[Any] = []
@@ -132,11 +133,9 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
         ranked = last is not None and status != "diverged"
         tested = status == "completed" and (folder / record.TEST).exists()
         shapes = self._prepared.base.targets
-        base = self._prepared.base.provenance()
-        # Without an evaluation there is no such file, and nothing was computed that a dtype could be said of.
-        with contextlib.suppress(OSError, ValueError):
-            if dtype := record.dtype_of(folder / record.EVAL):
-                base["dtype"] = dtype
+        computed: Origin | None = None
+        with contextlib.suppress(OSError, ValueError):  # of a trial that was never evaluated there is no such file
+            computed = record.origin_of(folder / record.EVAL)
         record.write_record(
             folder,
             Record(
@@ -150,9 +149,9 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
                 seconds=last.seconds if last else 0.0,
                 adapter_params=adapter_params(shapes, trial.rank, trial.quantizer),
                 adapter_bytes=adapter_bytes(shapes, trial.rank, trial.quantizer, trial.granularity),
-                base=base,
+                base=self._prepared.base.provenance() | _base(computed),
                 data=provenance(self._prepared),
-                versions=self._versions,
+                versions=(computed and computed.versions) or self._versions,
                 test_loss=record.loss_of(folder / record.TEST) if tested else None,
             ),
         )
@@ -165,4 +164,11 @@ def provenance(prepared: Prepared) -> dict[str, Any]:
     """What a record says of its data."""
     summary = prepared.dataset.summary
     keys = ("source", "rows_read", "train_rows", "eval_rows", "test_rows", "truncated", "dropped", "fingerprint")
-    return {key: getattr(summary, key) for key in keys}
+    found = {key: getattr(summary, key) for key in keys}
+    return found | ({"revision": revision} if (revision := summary.revision) else {})
+
+
+def _base(computed: Origin | None) -> dict[str, str]:
+    """What a record says of its base that only the pack knew."""
+    found = {"dtype": computed.dtype, "device": computed.device} if computed is not None else {}
+    return {key: value for key, value in found.items() if value}

@@ -21,8 +21,9 @@ DECIDING: Final = (SPEC, JOURNAL, record.CONFIG, record.METRICS, record.RECORD, 
 """Names of the files that a run of the sweep which goes on looks at."""
 DATA, BASE = "data", "base"
 """Attributes of the study: what the sweep began with."""
-FREE: Final = ("out", "resources.", "train.checkpoint_every", "trackers")
-"""Keys of a spec, or how they begin, that may differ when a sweep goes on: they decide no number."""
+FREE: Final = ("out", "resources.", "train.checkpoint_every", "trackers", "base.revision", "data.revision")
+"""Keys of a spec, or how they begin, that may differ when a sweep goes on: they decide no number, or what they come to is
+compared (`changed`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ def cannot_resume(spec: Spec, folder: Path) -> list[str]:
     """What keeps the sweep in `folder` from being gone on with by `spec`, a line each."""
     path = folder / SPEC
     if not path.exists():
-        return [f"{spec.place}: there is no sweep to go on with (no {SPEC}); run it without --resume"]
+        return [f"{spec.place}: there is no sweep to go on with (no {SPEC}); run it without --resume, or --resume auto"]
     try:
         begun = load_spec(path)
     except SpecError as error:
@@ -80,17 +81,51 @@ def began_with(prepared: Prepared) -> dict[str, str]:
 
 def changed(prepared: Prepared, folder: Path, place: str) -> list[str]:
     """What is no longer what the sweep in `folder` began with, a line each."""
-    from sweeps.search.study import read_study
+    from sweeps.search.study import StudyError, read_study
 
     if not (folder / JOURNAL).exists():
         return []
-    study = read_study(folder / JOURNAL)
+    try:
+        study = read_study(folder / JOURNAL)
+    except StudyError as error:
+        return [str(error)]
     what = {DATA: "data.source: the rows", BASE: "base.model: the model"}
     return [
         f"{what[key]} changed since the sweep in {place} began (was {then}, is {now}); give what it began with"
         for key, now in began_with(prepared).items()
-        if (then := study.user_attrs.get(key, now)) != now
+        # of a folder or a package, sweeps of before knew the configuration alone
+        if (then := study.user_attrs.get(key, now)) not in (now, (key == BASE and prepared.base.config_digest) or now)
     ]
+
+
+def as_begun(spec: Spec, folder: Path) -> Spec:
+    """The spec with the revisions that the sweep in `folder` began with, where it leaves them open: what is on a hub by now
+    may be another one."""
+    begun = load_spec(folder / SPEC)
+    base = spec.base.model_copy(update={"revision": spec.base.revision or begun.base.revision})
+    data = spec.data.model_copy(update={"revision": spec.data.revision or begun.data.revision})
+    return spec.model_copy(update={"base": base, "data": data})
+
+
+def begun_in(folder: Path) -> str | None:
+    """What the trials of the sweep in `folder` were computed in, by torch's name; None: none was evaluated."""
+    for path in sorted(folder.glob(f"trials/*/{record.EVAL}")):
+        with contextlib.suppress(OSError, ValueError):
+            if (origin := record.origin_of(path)) is not None:
+                return origin.dtype
+    return None
+
+
+def finished(spec: Spec, folder: Path) -> int | None:
+    """The exit code of a sweep that has ended with all its trials; None: there is something to go on with."""
+    from sweeps.search.study import complete, read_study
+
+    try:
+        code = int((folder / EXIT_CODE).read_text(encoding="utf-8"))
+        study = read_study(folder / JOURNAL)
+    except (OSError, ValueError):  # no such file, or one that is for the run to speak of
+        return None
+    return code if complete(spec, study) else None
 
 
 def _shown(value: Any) -> str:

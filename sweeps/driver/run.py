@@ -7,6 +7,7 @@ import logging
 import os
 import uuid
 from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import ray
@@ -26,17 +27,18 @@ from sweeps.driver.progress import Display
 from sweeps.driver.provenance import Run, git_state, machines, note, now
 from sweeps.driver.recorder import Recorder
 from sweeps.driver.resources import SLOTS, pack_limits, worker_resources
-from sweeps.driver.resume import EXIT_CODE, JOURNAL, SPEC, began_with, changed, look
+from sweeps.driver.resume import EXIT_CODE, JOURNAL, SPEC, began_with, begun_in, changed, look
 from sweeps.driver.session import Interrupt, alone, keep_logs, log_to
 from sweeps.driver.trackers import callbacks, missing
 from sweeps.onray.actors import keep_actors
-from sweeps.onray.cluster import HEAD, node_types
+from sweeps.onray.cluster import HEAD, Growth, growth
 from sweeps.onray.connection import ENVIRONMENT, connect
 from sweeps.onray.schedulers import make_scheduler
 from sweeps.pack.host import PackHost
 from sweeps.pack.settings import FAKE_GPUS, PackSettings
 from sweeps.pool.pool import AHEAD, INTERRUPTED_REASON, POOL, Pool
 from sweeps.pool.trainable import Trial
+from sweeps.search.journal import mend
 from sweeps.search.searcher import OptunaSearcher
 from sweeps.spec.errors import InputError
 from sweeps.spec.spec import Spec, dump_spec
@@ -72,6 +74,7 @@ def run_sweep(
         InputError: the cluster cannot be reached, or has no room for a pack, or the folder cannot be written; nothing
             was.
     """
+    spec = prepared.pinned(spec)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     folder, began, git = storage.folder, now(), git_state()
@@ -80,22 +83,29 @@ def run_sweep(
         lines += changed(prepared, folder, storage.out)
     if lines:
         raise InputError(lines)
-    with Interrupt() as interrupt:
-        console.print("starting Ray …", highlight=False)
-        with connect(address) as session, contextlib.ExitStack() as stack:
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False)
+
+    with Interrupt() as interrupt, contextlib.ExitStack() as stack:
+        hold = alone(storage, say, lambda: interrupt.asked)
+        if resume:
+            with _writable(storage):
+                lost = stack.enter_context(hold)
+                mend(folder / JOURNAL, say, lambda: interrupt.asked)
+        say("starting Ray …")
+        with connect(address) as session:
             interrupt.arm()
             own = session is not None
-            resources = worker_resources(spec, ray.nodes(), [] if own else node_types())
-            try:
-                (folder / "logs").mkdir(parents=True, exist_ok=True)
-                stack.enter_context(alone(folder))
+            nodes, more = ray.nodes(), Growth() if own else growth()
+            resources = worker_resources(spec, nodes, more)
+            with _writable(storage):
                 if not resume:
+                    lost = stack.enter_context(hold)
                     write_text(folder / SPEC, dump_spec(spec))
                     storage.push(SPEC)
                 storage.delete(EXIT_CODE)
                 token = storage.place_token()
-            except OSError as error:
-                raise InputError([f"{storage.out}: cannot be written: {error.strerror or error}"]) from None
             log_to(folder / "logs" / "driver.log")
             search = _Search(
                 spec,
@@ -103,10 +113,11 @@ def run_sweep(
                 storage,
                 token,
                 resources,
-                timeouts.PACK_START_LOCAL_S if own else timeouts.PACK_START_CLUSTER_S,
+                pack_limits(spec, nodes, more, resources),
+                spec.resources.patience or (timeouts.PACK_START_LOCAL_S if own else timeouts.PACK_START_CLUSTER_S),
                 host,
             )
-            recorder = search.run(console, interrupt)
+            recorder = search.run(console, interrupt, lost)
             run = Run(
                 began=began.isoformat(timespec="seconds"),
                 seconds=round((now() - began).total_seconds(), 1),
@@ -117,16 +128,28 @@ def run_sweep(
             )
         if session is not None:
             keep_logs(session / "logs", folder / "logs" / "ray")
+        if why := lost():
+            console.print(why, style="red", markup=False, highlight=False)
+            return INTERRUPTED
         if recorder.ending is not None and recorder.ending[1] != INTERRUPTED_REASON:
             console.print(recorder.ending[1], style="red", markup=False, highlight=False)
         interrupted = recorder.ending is not None and recorder.ending[0] == "interrupted"
         code = exit_code(recorder.counts, interrupted)
         _finish(storage, run, code, console)
     ended = ", ".join(f"{count} {status}" for status, count in sorted(recorder.counts.items()))
-    console.print(f"{storage.out}: {ended or 'no trial began'}", markup=False, highlight=False)
+    say(f"{storage.out}: {ended or 'no trial began'}")
     if interrupted:
-        console.print("go on with it: the same command with --resume", markup=False, highlight=False)
+        say("go on with it: the same command with --resume")
     return code
+
+
+@contextlib.contextmanager
+def _writable(storage: Storage) -> Iterator[None]:
+    """What cannot be written before the sweep begins, is the user's to put right."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError([f"{storage.out}: cannot be written: {error.strerror or error}"]) from None
 
 
 def exit_code(counts: Counter[Status], interrupted: bool) -> int:
@@ -164,6 +187,7 @@ class _Search:
     Args:
         token: by which packs know the sweep's folder.
         resources: of one worker of a pack.
+        limits: the fewest packs, and the most.
         patience: how long a pack may wait for a machine, in seconds.
         host: the class of the actors that run the packs.
     """
@@ -175,6 +199,7 @@ class _Search:
         storage: Storage,
         token: str,
         resources: dict[str, float],
+        limits: tuple[int, int],
         patience: float,
         host: Any,
     ) -> None:
@@ -184,11 +209,11 @@ class _Search:
         slots = spec.resources.slots
         if slots == "auto":
             slots = SLOTS["gpu" if resources.get("GPU") else "cpu"]
-        limits = pack_limits(spec)
         self._at_once = slots * limits[1] + AHEAD
         settings = PackSettings(
             base=spec.base,
             dtype=spec.train.dtype,
+            begun_in=begun_in(storage.folder),
             checkpointing=spec.train.gradient_checkpointing,
             dataset=prepared.dataset,
             slots=slots,
@@ -207,8 +232,12 @@ class _Search:
         self.pack_seconds = 0.0
         """That packs were up, summed; known when the search has ended."""
 
-    def run(self, console: Console, interrupt: Interrupt) -> Recorder:
-        """Search, and end everything, however the search ends. Gives the recorder, which knows how the trials ended."""
+    def run(self, console: Console, interrupt: Interrupt, lost: Callable[[], str]) -> Recorder:
+        """Search, and end everything, however the search ends. Gives the recorder, which knows how the trials ended.
+
+        Args:
+            lost: says why the folder is this run's no longer; nothing while it is.
+        """
         spec, storage, pool = self._spec, self._storage, self._pool
         searcher = OptunaSearcher(
             spec,
@@ -248,7 +277,7 @@ class _Search:
                 run_config=tune.RunConfig(
                     name=f"tune-{uuid.uuid4().hex[:6]}",
                     storage_path=str(storage.folder / "logs"),
-                    stop=SweepStopper(pool, interrupt, recorder),
+                    stop=SweepStopper(pool, interrupt, lost, recorder),
                     callbacks=[recorder, display, *callbacks(spec.trackers, spec.name)],
                     failure_config=tune.FailureConfig(max_failures=ACTOR_DEATHS),
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
@@ -288,11 +317,12 @@ def _name(trial: Any) -> str:
 
 
 class SweepStopper(DriverOnly, Stopper):  # type: ignore[misc]
-    """Ends the search when a person says so, or when the pool has given up starting packs."""
+    """Ends the search when a person says so, when another driver took it over, when the pool gave up starting packs."""
 
-    def __init__(self, pool: Any, interrupt: Interrupt, recorder: Recorder) -> None:
+    def __init__(self, pool: Any, interrupt: Interrupt, lost: Callable[[], str], recorder: Recorder) -> None:
         self._pool = pool
         self._interrupt = interrupt
+        self._lost = lost
         self._recorder = recorder
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -302,7 +332,8 @@ class SweepStopper(DriverOnly, Stopper):  # type: ignore[misc]
 
     def stop_all(self) -> bool:
         """Asked by Tune several times a second, on the main thread."""
-        if self._interrupt.asked and self._recorder.ending is None:
-            self._recorder.ending = ("interrupted", INTERRUPTED_REASON)
+        why = self._lost() or (INTERRUPTED_REASON if self._interrupt.asked else "")
+        if why and self._recorder.ending is None:
+            self._recorder.ending = ("interrupted", why)
             self._pool.interrupt.remote()
         return self._recorder.ending is not None

@@ -1,4 +1,4 @@
-"""What surrounds a sweep on the driver: signals, the folder's lock, and where everything that is logged goes."""
+"""What surrounds a sweep on the driver: signals, the folder's lock or lease, and where everything that is logged goes."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import fcntl
 import logging
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Final
 
+from bitlora.files.lease import HeldError
+from bitlora.files.storage import Storage
 from sweeps.spec.errors import InputError
 
 LOG_BYTES: Final = 1_000_000
@@ -19,13 +21,13 @@ LOG_BYTES: Final = 1_000_000
 
 
 class Interrupt:
-    """Ctrl-C and SIGTERM: the first asks the sweep to end, the second stops asking."""
+    """Ctrl-C, SIGTERM and SIGHUP: the first asks the sweep to end, the second stops asking."""
 
     def __init__(self) -> None:
         self.asked = False
 
     def __enter__(self) -> Interrupt:
-        self._before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
         self.arm()
         return self
 
@@ -45,17 +47,44 @@ class Interrupt:
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Hold a sweep's folder against other runs of it, as long as this process lives. Object storage has no such lock.
+def alone(storage: Storage, say: Callable[[str], object], asked: Callable[[], bool]) -> Iterator[Callable[[], str]]:
+    """Hold a sweep's folder against other runs of it: on a disk by a lock, in object storage by a lease.
+
+    Args:
+        say: told what is waited for, and what of a driver that is gone is taken over.
+        asked: whether a person wants this to end.
+
+    Yields:
+        Says why the folder is this run's no longer, in one line for a user; nothing while it is.
 
     Raises:
-        InputError: there is another one.
+        InputError: there is another run.
+        KeyboardInterrupt: `asked`, while it was not known.
+        OSError: the folder cannot be written.
     """
-    with (folder / "logs" / ".lock").open("w") as file:
+    logs = storage.folder / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    if (lease := storage.lease()) is None:
+        with _locked(logs / ".lock", storage.out):
+            yield lambda: ""
+        return
+    try:
+        lease.take(say, asked)
+    except HeldError as error:
+        raise InputError([str(error)]) from None
+    try:
+        yield lambda: lease.lost
+    finally:
+        lease.release()
+
+
+@contextlib.contextmanager
+def _locked(path: Path, place: str) -> Iterator[None]:
+    with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError([f"{folder}: another run of this sweep is under way; wait for it, or end it"]) from None
+            raise InputError([f"{place}: another run of this sweep is under way; wait for it, or end it"]) from None
         except OSError:  # a file system that has no locks
             pass
         yield

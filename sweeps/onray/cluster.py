@@ -7,6 +7,7 @@ the pack's host dies, so the pool removes it.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,8 +20,16 @@ HEAD: Final = {"node:__internal_head__": 0.001}
 """Asked for by what must not sit on a machine that vanishes: trials, the pool, the packs' hosts."""
 KUBERAY: Final = "RAY_USAGE_STATS_KUBERAY_IN_USE"
 """In the environment of Ray's processes under KubeRay."""
-NodeTypes = list[dict[str, float]]
-"""The resources of a machine of each type that the autoscaler can start."""
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """What a cluster's autoscaler can start; without one, nothing."""
+
+    machines: tuple[dict[str, float], ...] = ()
+    """Resources, those of a type as often as there may be machines of it."""
+    most: int = 0
+    """At most so many of these at once."""
 
 
 def pending_groups() -> set[str]:
@@ -49,24 +58,25 @@ def remove_group(name: str) -> None:
             remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(group)))
 
 
-def node_types() -> NodeTypes | None:
+def growth() -> Growth | None:
     """What the autoscaler of the cluster can start.
 
     Returns:
-        An empty list where there is no autoscaler; None where its node types are not known here: under KubeRay, or with
-        hosts whose resources only show when they join.
+        None where that is not known here: under KubeRay, or with hosts whose resources only show when they join, while they
+        have not.
     """
     look = ray.remote(num_cpus=0, resources=HEAD)(_on_the_head)
+    joined = sum(node["Alive"] and not node["Resources"].keys() & HEAD.keys() for node in ray.nodes())
     try:
-        found: NodeTypes | None = ray.get(
-            look.remote(ray.get_runtime_context().gcs_address), timeout=timeouts.NODE_TYPES_S
+        found: Growth | None = ray.get(
+            look.remote(ray.get_runtime_context().gcs_address, joined), timeout=timeouts.NODE_TYPES_S
         )
     except ray.exceptions.RayError:
         return None
     return found
 
 
-def _on_the_head(gcs_address: str) -> NodeTypes | None:
+def _on_the_head(gcs_address: str, joined: int) -> Growth | None:
     """Read the file that the cluster's autoscaler was started with; it is named in its process's command line alone."""
     import psutil
     from ruamel.yaml import YAML
@@ -76,19 +86,26 @@ def _on_the_head(gcs_address: str) -> NodeTypes | None:
     for process in psutil.process_iter(["cmdline"]):
         options = dict(part.partition("=")[::2] for part in process.info["cmdline"] or [])
         if options.get("--gcs-address") == gcs_address and "--autoscaling-config" in options:
-            return offered(YAML(typ="safe").load(Path(options["--autoscaling-config"]).expanduser().read_text()))
-    return []
+            config = YAML(typ="safe").load(Path(options["--autoscaling-config"]).expanduser().read_text())
+            return offered(config, joined)
+    return Growth()
 
 
-def offered(config: dict[str, Any]) -> NodeTypes | None:
-    """The node types that a cluster file lets the autoscaler start; None where it does not say what they have."""
+def offered(config: dict[str, Any], joined: int) -> Growth | None:
+    """What a cluster file lets the autoscaler start; None where it does not say what such machines have.
+
+    Args:
+        joined: machines that are up, beside the head. Where that is all there may be, there is nothing to be known.
+    """
     types = config.get("available_node_types") or {}
     most = config.get("max_workers", 0)
-    growing = [
-        kind
+    counts = {
+        name: min(most, kind.get("max_workers", most))
         for name, kind in types.items()
-        if min(most, kind.get("max_workers", most)) > 0 and (name != config.get("head_node_type") or len(types) == 1)
-    ]
+        if name != config.get("head_node_type") or len(types) == 1
+    }
+    growing = [types[name] for name, count in counts.items() for _ in range(count)]
     if not all(kind.get("resources") for kind in growing):
-        return None
-    return [{name: float(amount) for name, amount in kind["resources"].items()} for kind in growing]
+        return None if joined < min(most, len(growing)) else Growth()
+    machines = ({name: float(amount) for name, amount in kind["resources"].items()} for kind in growing)
+    return Growth(tuple(machines), min(most, len(growing)))

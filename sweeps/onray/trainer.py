@@ -31,7 +31,8 @@ ENVIRONMENT: Final = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(timeouts.WORKER_CHECK_S),
     # The pool decides how long a pack waits; Train would give the placement group up after 60 s and ask for a new one.
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(2 * timeouts.PACK_START_CLUSTER_S),
+    # Whatever `resources.patience` says, this is more.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(1000 * timeouts.PACK_START_CLUSTER_S),
 }
 """Set where the user has not."""
 

@@ -273,7 +273,12 @@ class FirstLink(Link):
         def submit() -> None:
             with self._lock:
                 self._checkpoints.pop(trial_id, None)
-            self._saver.submit(self._call, self._pool.slot_released, trial_id)
+            self._saver.submit(let_go)
+
+        def let_go() -> None:
+            self._call(self._pool.slot_released, trial_id)
+            for name in (record.ADAPTER, record.CHECKPOINT):  # they are away: a scratch disk holds no trial that has left
+                self._storage.forget(f"trials/{trial_id}/{name}")
 
         self._write(submit)
         self.log_event("detach", trial_id)

@@ -21,7 +21,10 @@ class PackSettings:
     """What a pack needs; the pool hands it to the workers."""
 
     base: BaseConfig
+    """Of the revision that the sweep began with."""
     dtype: Dtype
+    begun_in: str | None = None
+    """What the trials of an earlier run of the sweep were computed in, by torch's name, where `dtype` is auto."""
     checkpointing: bool
     dataset: Dataset
     slots: int

@@ -6,10 +6,12 @@ import contextlib
 import hashlib
 import os
 import platform
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from bitlora.config.explain import one_line
 from bitlora.config.sections import BaseConfig
+from bitlora.files.origin import Origin, cpu_name, versions
 from sweeps.pack.settings import FAKE_GPUS, PackSettings
 from sweeps.pool.pool import POOL
 
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
 
 
 def pack_device(resources: dict[str, float]) -> torch.device:
-    """Where a worker that has reserved `resources` computes.
+    """Where a worker that has reserved `resources` computes. A GPU by its index: each worker of a pack sees those of all of
+    its machine, and threads that load weights do not know which is this one's.
 
     Raises:
         RuntimeError: it has reserved a GPU that PyTorch cannot use here.
@@ -37,14 +40,48 @@ def pack_device(resources: dict[str, float]) -> torch.device:
             f"a GPU is reserved but PyTorch {torch.__version__} on {platform.node()} cannot use one: it {why}; install "
             "what is missing there, or give resources.gpus_per_worker: 0"
         )
-    return torch.device("cuda")
+    from ray.train.torch import get_device
+
+    device: torch.device = get_device()
+    return device
+
+
+def device_name(device: torch.device) -> str:
+    """The name of the GPU, or of the CPU."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+
+
+def agreed_dtype(settings: PackSettings, device: torch.device, settle: Callable[[str], str]) -> torch.dtype:
+    """What a worker computes in: of `dtype: auto` what all of the sweep does.
+
+    Args:
+        settle: told what this worker would take, gives what the first one took.
+
+    Raises:
+        RuntimeError: that is bfloat16, and this machine's hardware does not multiply it.
+    """
+    import torch
+
+    from bitlora.base.load import resolve_dtype
+
+    own = resolve_dtype(settings.dtype, device)
+    if settings.dtype != "auto":
+        return own
+    settled: torch.dtype = getattr(torch, settle(settings.begun_in or str(own).removeprefix("torch.")))
+    if settled == torch.bfloat16 != own:
+        raise RuntimeError(
+            f"train.dtype: auto is bfloat16 in this sweep, since its first pack took that, and {platform.node()} "
+            f"({device_name(device)}) does not multiply it: give train.dtype: float32, or keep packs off such machines"
+        )
+    return settled
 
 
 def worker_loop(config: dict[str, Any]) -> None:
     """What a pack's worker runs: load the base, say so, train what the pool sends until it says stop."""
     import ray.train
 
-    from bitlora.base.load import resolve_dtype
     from bitlora.engine.engine import Engine
     from bitlora.engine.workers import Workers
     from bitlora.files.storage import StorageError
@@ -59,15 +96,15 @@ def worker_loop(config: dict[str, Any]) -> None:
     try:
         settings.storage.sees(settings.token)
         device = pack_device(settings.resources)
-        base = load_base(settings.base, resolve_dtype(settings.dtype, device), device, settings.checkpointing)
+        dtype = agreed_dtype(settings, device, lambda own: str(ray.get(pool.settle_dtype.remote(name, own))))
+        base = load_base(settings.base, dtype, device, settings.checkpointing)
     except Exception as error:  # the pool passes it on as the reason of the trials that waited for this pack
         why = one_line(error) if isinstance(error, StorageError) else f"the base could not be loaded: {one_line(error)}"
         ray.get(pool.pack_failed.remote(name, why))
         raise
     workers = Workers(rank, settings.workers, device)
     workers.sum()  # all have their base
-    dtype = str(base.dtype).removeprefix("torch.")
-    link = FirstLink(name, pool, settings, identity(base, settings.base), dtype) if workers.first else Link()
+    link = FirstLink(name, pool, settings, identity(base, settings.base), origin(base)) if workers.first else Link()
     pack = PackLoop(settings, Engine(base, settings.slots, workers), link)
     if workers.first:
         ray.get(pool.pack_ready.remote(name))
@@ -81,8 +118,15 @@ def worker_loop(config: dict[str, Any]) -> None:
             settings.storage.close()
 
 
+def origin(base: Base) -> Origin:
+    """What computes this pack's scores."""
+    dtype = str(base.dtype).removeprefix("torch.")
+    return Origin(dtype=dtype, device=device_name(base.device), host=platform.node(), versions=versions())
+
+
 def identity(base: Base, config: BaseConfig) -> str:
-    """What tells a base and its targets from others, for checkpoints: which weights a latent vector belongs to, and what
-    they are computed in, since a trial is to end in what it began in."""
+    """What tells a base and its targets from others, for checkpoints: which weights a latent vector belongs to, of which
+    revision, and what they are computed in, since a trial is to end in what it began in."""
     shapes = [(name, layer.in_features, layer.out_features) for name, layer in base.targets.items()]
-    return f"{config.model} {config.quantization} {base.dtype} {hashlib.sha256(repr(shapes).encode()).hexdigest()[:16]}"
+    over = f"{config.model} {config.revision} {config.quantization} {base.dtype}"
+    return f"{over} {hashlib.sha256(repr(shapes).encode()).hexdigest()[:16]}"

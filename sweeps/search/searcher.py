@@ -22,7 +22,7 @@ from ray.tune.search import Searcher
 from bitlora.files.record import Status
 from sweeps.search.confirm import REPEATS, most, repeats
 from sweeps.search.metric import METRIC, STEP, finite
-from sweeps.search.study import open_study, reopen, set_aside
+from sweeps.search.study import open_study, reopen, searching, set_aside
 from sweeps.spec import space as spaces
 from sweeps.spec.spec import Spec
 
@@ -67,11 +67,10 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         self._space = spec.search.space
         self._plan = list(spec.search.first)
         """The configurations of the first trials; an axis that is left out is the sampler's."""
-        self._searched = spec.search.trials
+        self._searched = searching(spec)
         """Trials that search."""
         if spec.search.sampler == "grid":
             self._plan = _ordered(spaces.grid(self._space), self._plan)
-            self._searched = min(self._searched, len(self._plan))
         self._confirm = spec.confirm
         self._first_seed = spec.search.seed + 1
         self._repeats: list[dict[str, Any]] | None = None

@@ -13,7 +13,14 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from sweeps.search.confirm import REPEATS, repeats
+from sweeps.search.journal import broken
+from sweeps.spec import space as spaces
 from sweeps.spec.spec import Spec
+
+
+class StudyError(ValueError):
+    """A journal that cannot be read, in one line for a user."""
 
 
 def open_study(spec: Spec, journal: Path) -> optuna.Study:
@@ -36,7 +43,11 @@ def open_study(spec: Spec, journal: Path) -> optuna.Study:
 
 
 def read_study(journal: Path) -> optuna.Study:
-    """The one study in `journal`, to look at."""
+    """The one study in `journal`, to look at.
+
+    Raises:
+        StudyError: it cannot be read.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna.load_study(study_name=None, storage=_storage(journal))
 
@@ -53,5 +64,27 @@ def set_aside(study: optuna.Study, trial: optuna.Trial) -> None:
     study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
 
 
+def searching(spec: Spec) -> int:
+    """How many trials of a sweep search; those that confirm come on top."""
+    if spec.search.sampler == "grid":
+        return min(spec.search.trials, len(spaces.grid(spec.search.space)))
+    return spec.search.trials
+
+
+def complete(spec: Spec, study: optuna.Study) -> bool:
+    """Has every trial of the sweep ended: those that search, and those that confirm the best of them?"""
+    trials = study.get_trials(deepcopy=False)
+    confirming = sum(REPEATS in trial.user_attrs for trial in trials)
+    if not all(trial.state.is_finished() for trial in trials) or len(trials) - confirming < searching(spec):
+        return False
+    wanted = spec.confirm and repeats(study, spec.confirm, spec.search.space, spec.search.seed + 1)
+    return confirming >= len(wanted or ())
+
+
 def _storage(journal: Path) -> JournalStorage:
-    return JournalStorage(JournalFileBackend(str(journal)))
+    try:
+        return JournalStorage(JournalFileBackend(str(journal)))
+    except ValueError as error:
+        line = broken(journal)
+        what = f"line {line} cannot be read; cut the file off before it (head -n {line - 1})" if line else str(error)
+        raise StudyError(f"{journal}: {what}") from None

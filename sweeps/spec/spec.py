@@ -25,6 +25,7 @@ from bitlora.config.sections import (
     DataConfig,
     NonNegativeFloat,
     Positive,
+    PositiveFloat,
     TrainConfig,
 )
 from bitlora.config.trial import AXES
@@ -101,14 +102,19 @@ class PacksConfig(Config):
 class ResourcesConfig(Config):
     """What the sweep may take of the cluster."""
 
-    packs: Positive | PacksConfig = 1
-    """Bases at once, at most; or between how many."""
+    packs: Literal["auto"] | Positive | PacksConfig = "auto"
+    """Bases at once, at most; or between how many. `auto`: as many as there are GPUs for, or as the autoscaler can start
+    GPUs for; one where packs train on CPUs."""
     slots: Literal["auto"] | Positive = "auto"
     """Trials at once over a base; `auto`: 4 on CPUs, 8 on a GPU."""
     workers_per_pack: Positive = 1
     """GPUs, or machines' CPUs, that share each trial's batches."""
     gpus_per_worker: Literal["auto"] | NonNegativeFloat = "auto"
-    """At most 1; `auto`: 1 where the cluster has GPUs or can get some, else 0."""
+    """At most 1; `auto`: 1 where the cluster has GPUs or can get some, else 0. Refused where no GPU is up and nothing says
+    what else may come: under KubeRay, and while hosts of a fixed cluster are missing."""
+    patience: PositiveFloat | None = None
+    """Seconds that a pack may wait for room on the cluster; null: 1800, and 180 on this machine's own Ray. Where no pack
+    ever finds room, the sweep ends after that."""
 
 
 class Spec(Config):

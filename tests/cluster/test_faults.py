@@ -52,7 +52,7 @@ def ask(env, program, *args):
 
 def test_a_machine_gives_notice_and_then_the_head_is_lost(bitlora, resumable, undisturbed, tmp_path):
     """At the notice the pack saves what it has and goes elsewhere; without a head there is a new one, and --resume."""
-    folder, spec = tmp_path / "quick", resumable()
+    folder, spec = tmp_path / "quick", resumable(packs=1)
     cluster = fake.Cluster(bitlora.env, cpus=0)
     try:
         cluster.add(gpus=1), cluster.add(gpus=1)

@@ -17,6 +17,9 @@ import pytest
 import yaml
 
 from sweeps.cli.job import DRIVER, bundle
+from sweeps.driver.resources import pack_limits, worker_resources
+from sweeps.onray.cluster import offered
+from sweeps.spec.errors import InputError
 from sweeps.spec.spec import load_spec
 
 ROOT = Path(__file__).parents[2]
@@ -58,6 +61,37 @@ def test_the_cloud_cluster_is_what_it_says():
 
     images = [config["docker"]["head_image"], config["docker"]["worker_image"]]
     assert images == [f"rayproject/ray:{ray.__version__}-py311-{kind}" for kind in ("cpu", "gpu")]
+
+
+BARE = {"Alive": True, "Resources": {"node:__internal_head__": 1.0}}
+"""A head that nothing trains on."""
+
+
+def asked(spec, growth, machines=(), overrides=()):
+    """What a worker asks for, and the most packs, on a cluster of a head and `machines`."""
+    spec = load_spec(spec, ["out=/mnt/sweep", *overrides])
+    nodes = [BARE, *({"Alive": True, "Resources": resources} for resources in machines)]
+    worker = worker_resources(spec, nodes, growth)
+    return worker, pack_limits(spec, nodes, growth, worker)[1]
+
+
+def test_packs_have_the_cluster_files_gpus():
+    """A spec that says nothing of resources, on each: all the GPUs that the cloud's autoscaler may start; on machines that
+    are there already, theirs; while such are still to come, the spec has to say."""
+    spec = ROOT / "sweeps" / "quickstart.yaml"
+    from ray.autoscaler._private.util import prepare_config
+
+    cloud, local = (prepare_config(yaml.safe_load((ROOT / name).read_text())) for name in CLUSTERS)
+    assert asked(spec, offered(cloud, 0)) == ({"GPU": 1.0, "CPU": 4.0}, 8)
+    assert offered(local, 0) is None
+    for resources, right in (
+        ({"CPU": 32.0, "GPU": 2.0}, ({"GPU": 1.0, "CPU": 4.0}, 4)),
+        ({"CPU": 32.0}, ({"CPU": 32.0}, 1)),
+    ):
+        assert asked(spec, offered(local, 2), [resources] * 2) == right
+    with pytest.raises(InputError, match=r"give 1 to train on GPUs, or 0 to train on CPUs"):
+        asked(spec, offered(local, 1), [{"CPU": 32.0}])
+    assert asked(spec, offered(local, 1), [{"CPU": 32.0, "GPU": 1.0}]) == ({"GPU": 1.0, "CPU": 4.0}, 1)
 
 
 def ray_commands(text):
@@ -133,7 +167,6 @@ def test_the_rayjob_runs_a_valid_spec_on_gpus_from_zero(manifests, tmp_path):
     spec = tmp_path / "sweep.yaml"
     spec.write_text(config["data"]["sweep.yaml"])
     assert yaml.safe_load(spec.read_text())["out"].startswith("s3://")
-    load_spec(spec, ["out=/mnt/sweep"])
     cluster = job["spec"]["rayClusterSpec"]
     (head,) = cluster["headGroupSpec"]["template"]["spec"]["containers"]
     (volume,) = cluster["headGroupSpec"]["template"]["spec"]["volumes"]
@@ -143,7 +176,15 @@ def test_the_rayjob_runs_a_valid_spec_on_gpus_from_zero(manifests, tmp_path):
     assert job["spec"]["entrypoint"] == f"python -m sweeps sweep {mount['mountPath']}/sweep.yaml"
     (workers,) = cluster["workerGroupSpecs"]
     assert workers["minReplicas"] == 0
-    assert workers["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    limits = workers["template"]["spec"]["containers"][0]["resources"]["limits"]
+    # Under KubeRay what can be started is not known, and no pod with a GPU is up: a pack asks for a whole one all the same,
+    # and there are as many packs as pods. A spec that leaves it open is refused, not trained on a core of a GPU pod.
+    worker, packs = asked(spec, None)
+    assert worker == {"GPU": float(limits["nvidia.com/gpu"]), "CPU": 1.0}
+    assert float(limits["cpu"]) >= worker["CPU"]
+    assert packs == workers["maxReplicas"]
+    with pytest.raises(InputError, match="no machine that is up has a GPU"):
+        asked(spec, None, overrides=["resources.gpus_per_worker=auto"])
     import ray
 
     assert cluster["rayVersion"] == ray.__version__

@@ -16,7 +16,7 @@ def test_a_machine_is_lost_while_its_pack_trains(bitlora, resumable, undisturbed
         bitlora.env.update(cluster.env)
         machines = [cluster.add(), cluster.add()]
         folder = tmp_path / "quick"
-        process = bitlora.start("sweep", resumable(), "--address", cluster.address)
+        process = bitlora.start("sweep", resumable(packs=1), "--address", cluster.address)
         wait_for(lambda: evaluations(folder, 4)() or process.poll() is not None, "evaluations")
         trees = [fake.below([machine.pid], fake.running()) for machine in machines]
         (busy,) = [pids for pids in trees if pids & set(cluster.titled("RayTrainWorker"))]

@@ -5,13 +5,15 @@ A failure shows the docstring of its test, which says who relies on what is gone
 
 from __future__ import annotations
 
+import json
+import threading
 import warnings
 from pathlib import Path
 
 import optuna
 import pytest
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FixedTrial, TrialState
 from ray import cloudpickle
 
@@ -190,3 +192,56 @@ def test_a_study_can_be_pickled(journal: Path) -> None:
     _begun(journal)
     study, _ = _study(journal)
     assert len(cloudpickle.loads(cloudpickle.dumps(study)).trials) == 1
+
+
+# ---- the journal as a file
+
+
+def test_what_is_written_behind_a_torn_line_is_never_read_again(journal: Path) -> None:
+    """sweeps.search.journal.mend: why a torn last line is cut off before a study goes on. Reading passes over it while it
+    is the last, and the next line is appended right behind it."""
+    _begun(journal)
+    whole = journal.read_bytes()
+    journal.write_bytes(whole[:-20])
+    assert len(_study(journal)[0].trials) == 1
+    with pytest.raises((ValueError, AssertionError, KeyError)):
+        _begun(journal)
+    with pytest.raises(ValueError, match="line 1 column"):
+        _study(journal)
+
+
+def test_a_line_of_a_journal_is_one_object_of_json(journal: Path) -> None:
+    """sweeps.search.journal._whole: so a line that was cut short anywhere is not one."""
+    _begun(journal)
+    for line in journal.read_bytes().splitlines(keepends=True):
+        assert isinstance(json.loads(line), dict)
+        assert line.endswith(b"}\n")
+
+
+def test_the_lock_is_a_link_beside_the_journal_and_held_for_a_write_alone(journal: Path) -> None:
+    """sweeps.search.journal: its suffix is `.lock`; to remove it is to give it back; who only reads asks for none."""
+    _begun(journal)
+    held = JournalFileSymlinkLock(str(journal))
+    held.acquire()
+    lock = Path(f"{journal}.lock")
+    assert lock.readlink() == journal
+    assert len(optuna.load_study(study_name=None, storage=JournalStorage(JournalFileBackend(str(journal)))).trials) == 1
+    lock.unlink()
+    assert _study(journal)[0].ask().number == 1
+    assert not lock.is_symlink()
+
+
+def test_a_lock_that_leads_nowhere_is_waited_for_without_end(journal: Path) -> None:
+    """sweeps.search.journal._free: why a lock is not left to Optuna, which after its grace period would remove it: of one
+    whose journal was moved it cannot tell the age, and asks again at once, for ever."""
+    lock = Path(f"{journal}.lock")
+    lock.symlink_to(journal.parent / "moved" / journal.name)
+    acquired = threading.Event()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that so short a grace period is short
+        waiting = JournalFileSymlinkLock(str(journal), grace_period=1)
+    threading.Thread(target=lambda: waiting.acquire() and acquired.set(), daemon=True).start()
+    assert not acquired.wait(2.5)
+    lock.unlink()
+    assert acquired.wait(5)
+    waiting.release()

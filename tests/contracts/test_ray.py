@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import re
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 import ray
 from ray._private import services
-from ray._private.authentication.authentication_token_setup import enable_token_auth_by_default
+from ray._private.authentication import authentication_token_setup  # sweeps.onray.connection
 from ray._private.resource_and_label_spec import ResourceAndLabelSpec
 from ray._private.state import GlobalState
 from ray.core.generated import common_pb2, gcs_pb2
@@ -89,7 +90,7 @@ def test_a_placement_group_takes_a_name() -> None:
 
 
 def test_the_autoscalers_command_names_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    """sweeps.onray.cluster.node_types: reads `--gcs-address=` and `--autoscaling-config=` out of the command line of the
+    """sweeps.onray.cluster.growth: reads `--gcs-address=` and `--autoscaling-config=` out of the command line of the
     head's autoscaler; that the cluster has node types to start stands nowhere else."""
     commands: list[list[str]] = []
     monkeypatch.setattr(services, "start_ray_process", lambda command, *_, **__: commands.append(command))
@@ -118,15 +119,28 @@ def test_ray_init_takes_what_the_driver_gives_it() -> None:
 
 
 def test_environment_variables_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    """sweeps.onray.connection: RAY_AUTH_MODE=disabled on loopback, RAY_USAGE_STATS_ENABLED=0."""
+    """sweeps.onray.connection: RAY_USAGE_STATS_ENABLED=0; RAY_AUTH_MODE is the user's, and Ray does as it says."""
     from ray._common.usage import usage_lib
 
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    assert enable_token_auth_by_default() is False
+    for mode, token in (("disabled", False), ("token", True)):
+        monkeypatch.setenv("RAY_AUTH_MODE", mode)
+        assert authentication_token_setup.enable_token_auth_by_default() is token
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     assert usage_lib.usage_stats_enabled() is False
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
     assert usage_lib.usage_stats_enabled() is True
+
+
+def test_the_token_of_an_own_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """sweeps.onray.connection._have_token: makes the token where Ray would and as Ray would, but so that others cannot read
+    it; and silences the logger that says how to do without."""
+    source = inspect.getsource(authentication_token_setup)
+    assert "enable_token_auth_by_default()" in inspect.getsource(ray._private.worker.init)
+    assert authentication_token_setup.logger.name == authentication_token_setup.__name__
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert authentication_token_setup._get_default_token_path() == tmp_path / ".ray" / "auth_token"
+    assert 'with open(token_path, "w")' in source  # readable for all, and not written at once
+    assert re.fullmatch("[0-9a-f]{64}", authentication_token_setup.generate_new_authentication_token())
 
 
 def test_errors_of_actors() -> None:

@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 import ray.train
+import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch.config import TorchConfigContextManager, _TorchBackend
 from ray.train.v2._internal import callbacks as train_callbacks  # sweeps.onray.trainer
 from ray.train.v2._internal.callbacks.preemption_callback import PreemptionCallback
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
@@ -239,3 +241,17 @@ def test_a_worker_knows_its_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(context, "_train_context", SimpleNamespace(get_world_rank=lambda: 1))
     monkeypatch.setattr(train_fn_utils, "_train_fn_utils", train_fn_utils.DistributedTrainFnUtils())
     assert ray.train.get_context().get_world_rank() == 1
+
+
+def test_a_worker_knows_which_gpu_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """sweeps.pack.worker.pack_device: `ray.train.torch.get_device()` has the index of the worker's GPU among those that it
+    sees, which are those of all workers of its pack on its machine; and Train makes no other the current one."""
+    from ray.air._internal.device_manager.nvidia_gpu import CUDATorchDeviceManager
+    from ray.train.torch import get_device
+
+    assert get_device.__module__ == "ray.train.v2.torch.train_loop_utils"
+    assert _TorchBackend.share_cuda_visible_devices is True
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
+    monkeypatch.setattr(ray, "get_gpu_ids", lambda: ["5"])
+    assert CUDATorchDeviceManager().get_devices() == [torch.device("cuda:1")]
+    assert "ray.train.torch.get_device()" in inspect.getsource(TorchConfigContextManager.__enter__)

@@ -5,8 +5,10 @@ Nothing here goes over the network. A failure shows the docstring of its test, w
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -43,7 +45,8 @@ def test_what_may_be_an_id_on_the_hub(name: str, valid: bool) -> None:
 
 def test_a_cached_file_lies_in_the_folder_of_its_commit(tmp_path: Path) -> None:
     """bitlora.base.describe.read_model_config: the revision of a base from the hub is the name of the folder that its
-    config.json is in; what is not cached is a LocalEntryNotFoundError where the hub may not be asked."""
+    config.json is in, and a branch, a tag or a commit finds it again; what is not cached is a LocalEntryNotFoundError where
+    the hub may not be asked."""
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -55,6 +58,11 @@ def test_a_cached_file_lies_in_the_folder_of_its_commit(tmp_path: Path) -> None:
     (model / "snapshots" / commit / "config.json").write_text("{}")
     found = hf_hub_download("owner/name", "config.json", cache_dir=tmp_path, local_files_only=True)
     assert Path(found).parent.name == commit
+    for revision in (commit, "main"):
+        again = hf_hub_download(
+            "owner/name", "config.json", cache_dir=tmp_path, local_files_only=True, revision=revision
+        )
+        assert again == found
     with pytest.raises(LocalEntryNotFoundError):
         hf_hub_download("owner/other", "config.json", cache_dir=tmp_path, local_files_only=True)
     assert constants.ENDPOINT.startswith("http")
@@ -73,6 +81,32 @@ def test_data_sets_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert issubclass(datasets.exceptions.DatasetNotFoundError, datasets.exceptions.DatasetsError)
     rows = datasets.Dataset.from_list([{"prompt": "1+1=", "completion": "2"}])
     assert list(rows) == [{"prompt": "1+1=", "completion": "2"}]
+
+
+def test_a_cached_data_set_lies_in_the_folder_of_its_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """bitlora.data.hub._commit: the files of a data set are `cache_files`, in a folder that has the name of the builder's
+    hash, which of one from the hub is the commit. Where the hub does not answer, the newest copy comes, whatever revision
+    was asked for: why the product looks at what it got."""
+    import datasets
+    from datasets.load import HubDatasetModuleFactory
+    from huggingface_hub import constants
+
+    from bitlora.data.hub import _commit
+
+    assert "self.commit_hash,\n            builder_kwargs," in inspect.getsource(HubDatasetModuleFactory.get_module)
+    (tmp_path / "rows.json").write_text('{"prompt": "1+1=", "completion": "2"}\n')
+    local = datasets.load_dataset("json", data_files=str(tmp_path / "rows.json"), cache_dir=str(tmp_path / "made"))
+    assert _commit(local) is None
+    made = Path(local["train"].cache_files[0]["filename"]).parent
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    kept = shutil.copytree(made, tmp_path / "cache" / "owner___name" / "default" / "0.0.0" / commit)
+    (kept / "json-train.arrow").rename(kept / "name-train.arrow")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for revision in (None, commit, "f" * 40):
+        found = datasets.load_dataset("owner/name", revision=revision, cache_dir=str(tmp_path / "cache"))
+        assert list(found["train"]) == [{"prompt": "1+1=", "completion": "2"}]
+        assert _commit(found) == commit
 
 
 # ---- stores and files

@@ -70,7 +70,7 @@ def test_there_are_such_specs():
 
 
 def test_the_long_spec_names_every_key():
-    """But those for which it has another form: packs as a number, confirm as null, steps instead of epochs."""
+    """But those for which it has another form: packs as a word, confirm as null, steps instead of epochs."""
 
     def named(node: dict[str, Any], at: str = "") -> set[str]:
         inner = [named(value, f"{at}{key}.") for key, value in node.items() if isinstance(value, dict)]

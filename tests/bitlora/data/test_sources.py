@@ -167,11 +167,13 @@ class Hub:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.answer: Any = None
+        self.asked: list[tuple[str, str | None]] = []
         monkeypatch.setattr(datasets, "load_dataset", self)
         monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(hub_module, "hub_answers", lambda: True)
 
-    def __call__(self, name: str) -> Any:
+    def __call__(self, name: str, revision: str | None = None) -> Any:
+        self.asked.append((name, revision))
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
@@ -194,11 +196,38 @@ def test_hub_rows(hub: Hub) -> None:
     assert errors_of("owner/name") == ["owner/name: row 0: 'completion' is null; it must be a string"]
 
 
+def cached(rows: Any, folder: Path) -> Any:
+    """As `datasets` has it of the hub: rows over a file in a folder that is named after the commit."""
+    folder.mkdir(parents=True)
+    rows.save_to_disk(folder)
+    return datasets.DatasetDict(train=datasets.load_from_disk(folder))
+
+
+def test_the_commit_of_a_data_set_is_found_and_asked_for(hub: Hub, tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_list([{"prompt": "a", "completion": "b"}])
+    then, now = "1" * 40, "2" * 40
+    hub.answer = cached(rows, tmp_path / now)
+    found: dict[str, str] = {}
+    for revision in (None, "main", now, {"owner/name": now}, {"owner/other": then}):
+        assert read_examples("owner/name", revision, found) == [talk("owner/name:0", "a", "b")]
+    assert [asked for _, asked in hub.asked] == [None, "main", now, now, None]
+    assert found == {"owner/name": now}
+    # Where the hub does not answer, `datasets` gives the newest copy it has, whatever was asked for.
+    with pytest.raises(DataError) as wrong:
+        read_examples("owner/name", then)
+    assert wrong.value.lines == [
+        f"owner/name: data.revision {then} cannot be had, and the newest copy in the cache is of {now}"
+    ]
+    hub.answer = datasets.DatasetDict(train=rows)
+    assert read_examples("owner/name", then, {}) == [talk("owner/name:0", "a", "b")]  # it does not say
+
+
 def test_hub_errors_are_told_apart(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     not_found = datasets.exceptions.DatasetNotFoundError
     for answer, words in [
         (not_found("Dataset 'o/n' doesn't exist on the Hub or cannot be accessed."), "does not exist on the hub"),
         (not_found("Dataset 'o/n' is a gated dataset on the Hub. You must be authenticated"), "gated on the hub"),
+        (not_found("Revision 'v9' doesn't exist for dataset 'o/n' on the Hub."), "no branch, tag or commit v9 of it"),
         (ConnectionError("Couldn't reach 'o/n' on the Hub (LocalEntryNotFoundError)"), "the hub cannot be reached"),
         (
             ValueError("Config name is missing.\nPlease pick one"),
@@ -206,7 +235,9 @@ def test_hub_errors_are_told_apart(hub: Hub, monkeypatch: pytest.MonkeyPatch) ->
         ),
     ]:
         hub.answer = answer
-        [line] = errors_of("o/n")
+        with pytest.raises(DataError) as wrong:
+            read_examples("o/n", "v9")
+        [line] = wrong.value.lines
         assert line.startswith("o/n: ")
         assert words in line
     hub.answer = ConnectionError("Couldn't reach 'o/n' on the Hub (OfflineModeIsEnabled)")

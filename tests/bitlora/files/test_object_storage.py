@@ -259,6 +259,25 @@ def test_closing_puts_what_waits_and_removes_what_it_made(server, out, tmp_path,
     lost = open_storage(out)
     write(lost.folder, a=b"2")
     lost.push_soon("a")
-    with pytest.raises(StorageError, match=f"denied.*; what was written is kept in {lost.folder}$"):
+    with pytest.raises(StorageError, match=f"denied.*; what was written is kept in {tmp_path}/bitlora-kept-"):
         lost.close()
     assert tree(lost.folder) == {"a": b"2"}
+
+
+def test_when_something_was_last_written_is_the_stores_to_say(server, out, opened, tmp_path, write):
+    """And not that of copies that have just been fetched."""
+    here = opened(out)
+    assert here.written("trials", "sweep.yaml") is None
+    began = time.time()
+    server.put(f"{out}/sweep.yaml", b"a: 1")
+    server.put(f"{out}/trials/t0/record.json", b"{}")
+    time.sleep(3)
+    server.put(f"{out}/other", b"")
+    here.pull("")
+    assert here.written("trials", "sweep.yaml") == pytest.approx(began, abs=1.5)
+    assert here.written("sweep.yaml") == pytest.approx(began, abs=1.5)
+    assert here.written("other") == pytest.approx(began + 3, abs=1.5)
+    disk = open_storage(str(tmp_path / "disk"))
+    assert disk.written("trials") is None
+    write(disk.folder, trials__t0__record_json=b"{}")
+    assert disk.written("trials", "none") == (disk.folder / "trials/t0/record.json").stat().st_mtime

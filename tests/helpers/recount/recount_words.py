@@ -143,8 +143,9 @@ class Words(Cells):
                 page.check("verdict, seeds in common", cell.part(match, 5), of.seeds, count)
 
     def pairs(self, where: str, cell: Cell, values: dict[str, Any], holds: Callable[[str, Any], bool] = short) -> None:
-        """`name value, name value`: each as it is in `values`."""
-        for match in re.finditer(r"([^,]+?(?:,\d{3})*) ([^ ,]+(?:,\d{3})*)(?:, |$)", cell.text):
+        """`name value, name value`: each as it is in `values`, where a value may have words and commas."""
+        names = "|".join(re.escape(name.replace("_", " ")) for name in sorted(values, key=len, reverse=True))
+        for match in re.finditer(rf"({names}|[^,]+?) ((?:(?!, [a-z]).)+)(?:, |$)", cell.text):
             key = match[1].replace(" ", "_")
             if key not in values:
                 key = match[1]

@@ -6,6 +6,9 @@ import time
 
 import pytest
 
+from sweeps.cli.plan import _packs
+from sweeps.spec.spec import load_spec
+
 PYTHON = [sys.executable, "-m", "sweeps"]
 
 
@@ -152,6 +155,7 @@ def test_plan_says_what_it_takes_and_starts_nothing(bitlora, write_spec, tmp_pat
     assert ended.code == 0, ended.err
     # By hand: per block q, o 64->64; k, v 64->32; gate, up 64->128; down 128->64: in + out = 1,024; two blocks.
     assert "4 trials of at most 8 steps, 2 evaluations each; adapters on 14 layers" in ended.out
+    assert "in a pack for each GPU that the cluster has or can start, one on CPUs (resources.packs: auto)" in ended.out
     rows = [line.split() for line in ended.out.splitlines()]
     table = {(row[0], row[1]): row[2:] for row in rows if row[1:2] in (["none"], ["ternary"])}
     header = len('{"weights":{"dtype":"F16","shape":[16384],"data_offsets":[0,32768]}}')
@@ -159,6 +163,20 @@ def test_plan_says_what_it_takes_and_starts_nothing(bitlora, write_spec, tmp_pat
     assert table["8", "none"] == [f"{8 * 2048:,}", f"{2 * 8 * 2048 + header:,}"]
     assert table["2", "ternary"][0] == f"{2 * 2048:,}"
     assert not (tmp_path / "quick").exists()
+
+
+@pytest.mark.parametrize(
+    ("resources", "said"),
+    [
+        ({"packs": 1}, "at most 1 pack"),
+        ({"packs": 3}, "at most 3 packs"),
+        ({"packs": {"max": 4}}, "0 to 4 packs"),
+        ({"gpus_per_worker": 0}, "at most 1 pack"),
+        ({"workers_per_pack": 2}, "a pack for every 2 GPUs that the cluster has or can start, one on CPUs"),
+    ],
+)
+def test_plan_says_how_many_packs_there_may_be(write_spec, resources, said):
+    assert _packs(load_spec(write_spec(resources=resources))).startswith(said)
 
 
 def test_doctor(bitlora):

@@ -5,11 +5,14 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
+import time
 from pathlib import Path
 
 import contract
 import pytest
+import s3
 from faults import evaluations, events, pid_of, processes, results, same, wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -142,6 +145,61 @@ def test_what_is_not_the_sweep_that_was_begun_is_refused(bitlora, resumable, und
     fresh = bitlora("sweep", resumable())
     assert fresh.code == 2
     assert "already holds a sweep; go on with it with --resume" in fresh.err
+
+
+def test_a_torn_journal_and_the_lock_of_a_killed_driver(bitlora, resumable, undisturbed, tmp_path):
+    """Both are mended before Ray starts; `--resume auto` is all that is needed, and one Ctrl-C ends the wait."""
+    spec, folder = resumable(), tmp_path / "quick"
+    process = bitlora.start("sweep", spec, "--resume", "auto")
+    run_to(process, evaluations(folder, 4), "evaluations")
+    process.kill()
+    process.wait()
+    wait_for(lambda: not processes(bitlora.env["RAY_TMPDIR"]), "Ray to end with its driver", 30)
+    journal = folder / "study.journal"
+    with journal.open("ab") as file:
+        file.write(journal.read_bytes().splitlines()[-1][:40])
+    moved = folder.rename(tmp_path / "moved")
+    (moved / "study.journal.lock").symlink_to(journal)  # as the driver left it; it leads nowhere now
+    waiting = bitlora.start("sweep", spec, "--resume", "auto", "--out", moved)
+    assert any("waiting 10 s at most" in line for line in waiting.stdout)
+    waiting.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    out, err = waiting.communicate(timeout=60)
+    assert (waiting.returncode, "Traceback" in err, "Ray" in out) == (130, False, False)
+    assert time.monotonic() - began < 8
+    done = bitlora("sweep", spec, "--resume", "auto", "--out", moved)
+    assert done.code == 0, done.out + done.err
+    assert "study.journal.lock: left behind by a process that was killed; removed" in done.out
+    assert "study.journal: its last line was cut short, as by a kill or a full disk; removed (40 bytes)" in done.out
+    assert contract.statuses(contract.holds(moved)) == {"completed": 4}
+    same(results(moved), undisturbed)
+    again = bitlora("sweep", spec, "--resume", "auto", "--out", moved)
+    assert again.code == 0
+    assert "this sweep has ended with all its trials (exit code 0)" in again.out
+    assert "Ray" not in again.out + again.err
+
+
+def test_two_drivers_of_one_folder_in_object_storage(bitlora, resumable):
+    """The second is refused; one that took the lease over makes the first one stop, which writes no exit code there."""
+    with s3.serve_s3() as server:
+        place = f"s3://{server.make_bucket('sweeps')}/quick"
+        spec, env = resumable(out=place), bitlora.env | server.env
+        process = bitlora.start("sweep", spec, env=env)
+        run_to(process, lambda: sum(path.endswith("metrics.jsonl") for path in server.paths("PUT")) > 6, "evaluations")
+        second = bitlora("sweep", spec, "--resume", env=env)
+        assert second.code == 2, second.out + second.err
+        assert f"on {socket.gethostname()} (process {process.pid}, since " in second.err
+        assert "has this sweep, and renewed its lease" in second.err
+        assert "starting Ray" not in second.out
+        held = json.loads(server.get(f"{place}/.lease.json"))
+        server.put(f"{place}/.lease.json", json.dumps({**held, "token": "another", "host": "far-away"}).encode())
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 130, out + err
+        assert "on far-away" in out
+        assert "took this sweep over; this one stops, and writes nothing more there" in out
+        assert "--resume" not in out
+        assert not [path for path in server.paths("PUT") if path.endswith(("exit_code", "report.md"))]
+        assert json.loads(server.get(f"{place}/.lease.json"))["host"] == "far-away"
 
 
 def test_status_says_where_a_sweep_stands(bitlora, undisturbed_folder, tmp_path):

@@ -1,11 +1,15 @@
 """Sweeps from the command line to the report, over a small base on a Ray of their own."""
 
 import json
+import platform
 
 import contract
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from bitlora.files.record import origin_of
+from sweeps.spec.spec import load_spec
 
 pytestmark = pytest.mark.cluster
 
@@ -108,6 +112,11 @@ def test_chats_and_the_adapters_on_disk_are_what_was_scored(bitlora, write_spec,
     rows = prepare_data(DataConfig(**source), AutoTokenizer.from_pretrained(tiny_base)).eval
     for trial_id, record in contract.holds(tmp_path / "quick").items():
         assert record["base"]["dtype"] == "float32"
+        origin = origin_of(tmp_path / "quick" / "trials" / trial_id / "eval.parquet")
+        assert (origin.dtype, origin.device, origin.host) == ("float32", record["base"]["device"], platform.node())
+        assert origin.versions == record["versions"]
+        # The base is written down as it was found, and so is it in a repetition.
+        assert load_spec(tmp_path / "quick" / "sweep.yaml").base.revision == record["base"]["revision"]
         adapter = tmp_path / "quick" / "trials" / trial_id / "adapter"
         base = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
         if record["config"]["quantizer"] == "ternary":
@@ -118,6 +127,15 @@ def test_chats_and_the_adapters_on_disk_are_what_was_scored(bitlora, write_spec,
             record["eval_loss"], rel=1e-5
         )
         assert {t.dtype for t in load_file(adapter / "adapter_model.safetensors").values()} == {torch.float32}
+
+
+def test_a_sweep_waits_for_room_as_long_as_it_is_told_to(bitlora, write_spec, tmp_path):
+    """More workers than this machine has cores never find room."""
+    ended = bitlora("sweep", write_spec(resources={"workers_per_pack": 256, "patience": 3}))
+    assert ended.code == 1, ended.err
+    assert "no pack could be started: the cluster had no room for it within 3 s" in ended.out
+    assert ended.seconds < 100
+    assert set(contract.statuses(contract.holds(tmp_path / "quick"))) == {"failed"}
 
 
 def stock_loss(model, rows):

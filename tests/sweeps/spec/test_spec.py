@@ -42,7 +42,8 @@ def test_every_key_but_two_has_a_default(file: Path) -> None:
     assert (spec.train.steps, spec.train.eval_every, spec.train.learning_rate) == (32, 8, 5e-4)
     assert (spec.scheduler.name, spec.scheduler.grace, spec.scheduler.reduction) == ("asha", 8, 2)
     assert (spec.search.trials, spec.search.space, spec.search.first) == (12, {}, [])
-    assert (spec.resources.packs, spec.resources.slots) == (1, "auto")
+    assert (spec.resources.packs, spec.resources.slots) == ("auto", "auto")
+    assert (spec.base.revision, spec.data.revision, spec.resources.patience) == (None, None, None)
 
 
 def test_a_section_left_empty_has_its_defaults(file: Path) -> None:

@@ -1,0 +1,29 @@
+"""What a file of scores says of its origin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bitlora.files.origin import Origin
+from bitlora.files.record import loss_of, origin_of, write_scores
+
+ROWS = (["a", "b"], [1.0, 2.0], [2, 4], [8, 16])
+
+
+def test_scores_keep_what_computed_them(tmp_path: Path) -> None:
+    path = tmp_path / "eval.parquet"
+    origin = Origin(dtype="bfloat16", device="NVIDIA Größe", host="node-7", versions={"torch": "2.13.0+cu130"})
+    write_scores(path, *ROWS, origin)
+    assert origin_of(path) == origin
+    assert loss_of(path) == 0.5
+
+
+def test_what_a_file_does_not_say_is_empty(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "eval.parquet"
+    write_scores(path, *ROWS)
+    assert origin_of(path) is None
+    table = pq.read_table(path)
+    pq.write_table(table.replace_schema_metadata({"dtype": "float32"}), path)  # as it was written before
+    assert origin_of(path) == Origin(dtype="float32")

@@ -1,0 +1,159 @@
+"""A sweep has one base and one set of data from its first trial to its last, and to its exports."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+from small_sweep import small_sweep
+from typer.testing import CliRunner
+
+from bitlora.base.describe import describe_base
+from bitlora.files import record
+from bitlora.files.origin import Origin
+from sweeps.cli.app import app
+from sweeps.cli.trial_folder import open_trial
+from sweeps.driver.prepare import Prepared, _look
+from sweeps.driver.resume import BASE, DATA, as_begun, began_with, begun_in, cannot_resume, changed
+from sweeps.search.study import open_study
+from sweeps.spec.spec import Spec, dump_spec, load_spec
+
+THEN, NOW = "1" * 40, "2" * 40
+
+
+@pytest.fixture
+def spec(write_spec) -> Spec:
+    return load_spec(write_spec())
+
+
+@pytest.fixture
+def prepared(spec: Spec) -> Prepared:
+    found = _look(spec)
+    assert isinstance(found, Prepared)
+    return found
+
+
+def begin(folder: Path, spec: Spec, **attributes: str) -> None:
+    """Leave what a sweep begins with: its spec, and a study that remembers."""
+    folder.mkdir()
+    (folder / "sweep.yaml").write_text(dump_spec(spec))
+    study = open_study(spec, folder / "study.journal")
+    for name, value in attributes.items():
+        study.set_user_attr(name, value)
+
+
+def test_a_sweep_writes_down_what_it_found(spec: Spec, prepared: Prepared, tmp_path: Path) -> None:
+    pinned = prepared.pinned(spec)
+    assert pinned.base.revision == prepared.base.revision == describe_base(spec.base).revision
+    assert pinned.data.revision is None  # a file has none
+    revisions = prepared.dataset.summary.revisions
+    revisions["owner/name"] = THEN
+    assert prepared.pinned(spec).data.revision == THEN
+    revisions["other/name"] = NOW
+    pinned = prepared.pinned(spec)
+    assert pinned.data.revision == {"owner/name": THEN, "other/name": NOW}
+    path = tmp_path / "pinned.yaml"
+    path.write_text(dump_spec(pinned))
+    assert load_spec(path) == pinned
+
+
+def test_a_sweep_that_goes_on_has_what_it_began_with(spec: Spec, prepared: Prepared, tmp_path: Path) -> None:
+    """Whatever a hub has by now; and another revision than then is refused once it is known what it comes to."""
+    begun = prepared.pinned(spec)
+    begun = begun.model_copy(update={"data": begun.data.model_copy(update={"revision": THEN})})
+    folder = tmp_path / "quick"
+    begin(folder, begun, **began_with(prepared))
+    assert cannot_resume(spec, folder) == []
+    assert as_begun(spec, folder).base.revision == prepared.base.revision
+    assert as_begun(spec, folder).data.revision == THEN
+    given = spec.model_copy(update={"base": spec.base.model_copy(update={"revision": "a-branch"})})
+    assert cannot_resume(given, folder) == []
+    assert as_begun(given, folder).base.revision == "a-branch"
+    assert changed(prepared, folder, "quick") == []
+    moved = replace(prepared, base=replace(prepared.base, revision=NOW, config_digest=""))
+    [line] = changed(moved, folder, "quick")
+    assert line.startswith(
+        f"base.model: the model changed since the sweep in quick began (was {prepared.base.revision}"
+    )
+
+
+def test_a_sweep_of_before_there_were_revisions_goes_on(spec: Spec, prepared: Prepared, tmp_path: Path) -> None:
+    """Its spec has no such keys, and of a folder it knew the configuration alone."""
+    folder = tmp_path / "quick"
+    began = {DATA: prepared.dataset.summary.fingerprint, BASE: prepared.base.config_digest}
+    begin(folder, spec, **began)
+    now = (folder / "sweep.yaml").read_text().splitlines(keepends=True)
+    then = [line for line in now if line.strip().split(":")[0] not in ("revision", "patience")]
+    assert len(then) == len(now) - 3
+    (folder / "sweep.yaml").write_text("".join(then))
+    assert load_spec(folder / "sweep.yaml") == spec
+    assert cannot_resume(spec, folder) == []
+    assert as_begun(spec, folder) == spec
+    assert changed(prepared, folder, "quick") == []
+    other = replace(prepared, base=replace(prepared.base, config_digest="another"))
+    assert len(changed(other, folder, "quick")) == 1
+
+
+def test_what_a_sweep_was_computed_in_is_known_when_it_goes_on(tmp_path: Path) -> None:
+    assert begun_in(tmp_path) is None
+    for number, origin in enumerate((None, Origin(dtype="bfloat16"))):
+        trial = tmp_path / "trials" / f"t{number:04}"
+        trial.mkdir(parents=True)
+        record.write_scores(trial / record.EVAL, ["a"], [1.0], [1], [1], origin)
+    (tmp_path / "trials" / "t0000" / record.EVAL).write_bytes(b"broken")
+    assert begun_in(tmp_path) == "bfloat16"
+
+
+@pytest.fixture
+def trained(tiny_base: Path, arithmetic: Path, tmp_path: Path) -> Path:
+    base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    return small_sweep(tmp_path / "small", base, arithmetic, {"t0000": {}})
+
+
+def test_an_export_has_the_base_of_the_record(trained: Path, tmp_path: Path) -> None:
+    place = trained / "trials" / "t0000"
+    written = json.loads((place / "record.json").read_text())
+    with open_trial(str(place)) as trial:
+        assert trial.base.revision == written["base"]["revision"]
+    weights = load_file(tmp_path / "base" / "model.safetensors")
+    weights["model.norm.weight"] *= 2
+    save_file(weights, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
+    ended = CliRunner().invoke(app, ["export", str(place), "--to", "packed", "--out", str(tmp_path / "out")])
+    assert ended.exit_code == 2, ended.output
+    assert f"base.revision: {tmp_path}/base is not {written['base']['revision']}: what it holds" in ended.output
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.cluster
+def test_packs_and_exports_load_the_revision_that_a_tag_was_when_the_sweep_began(
+    bitlora, write_spec, tiny_base, tmp_path
+):
+    """Of a model in the hub's cache, whose `main` is other weights by now, as the tag is after the sweep."""
+    model = tmp_path / "hub" / "models--owner--name"
+    for commit in (THEN, NOW):
+        shutil.copytree(tiny_base, model / "snapshots" / commit)
+    weights = {name: tensor.flip(0) for name, tensor in load_file(tiny_base / "model.safetensors").items()}
+    save_file(weights, model / "snapshots" / NOW / "model.safetensors", metadata={"format": "pt"})
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text(NOW)
+    (model / "refs" / "v1").write_text(THEN)
+    bitlora.env |= {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    one = {"trials": 1, "space": {}}
+    ended = bitlora("sweep", write_spec(base={"model": "owner/name", "revision": "v1"}, search=one))
+    assert ended.code == 0, ended.out + ended.err
+    place = tmp_path / "quick" / "trials" / "t0000"
+    written = json.loads((place / "record.json").read_text())
+    assert written["base"]["revision"] == THEN == load_spec(tmp_path / "quick" / "sweep.yaml").base.revision
+
+    (model / "refs" / "v1").write_text(NOW)
+    same = bitlora("export", place, "--to", "merged", "--out", tmp_path / "same")
+    assert same.code == 0, same.err
+    assert "checked: eval loss" in same.out
+    written["base"]["revision"] = NOW
+    (place / "record.json").write_text(json.dumps(written))
+    other = bitlora("export", place, "--to", "merged", "--out", tmp_path / "other")
+    assert other.code == 1  # it does not do what the trial did

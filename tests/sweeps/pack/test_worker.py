@@ -1,0 +1,107 @@
+"""What a pack's worker decides by itself: where it computes, in what, and what marks its checkpoints and scores."""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from bitlora.base import load
+from bitlora.config.sections import BaseConfig
+from bitlora.files.origin import cpu_name, versions
+from bitlora.forward.inject import load_base
+from sweeps.pack import worker
+from sweeps.pack.worker import agreed_dtype, device_name, identity, origin, pack_device
+from sweeps.pool.pool import Pool
+
+CPU = torch.device("cpu")
+
+
+# ---- where
+
+
+def test_a_reserved_gpu_that_cannot_be_used_is_an_error(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("BITLORA_FAKE_GPUS", raising=False)
+    assert pack_device({"CPU": 2.0}) == CPU
+    with pytest.raises(RuntimeError, match=r"a GPU is reserved but PyTorch .* cannot use one: it .*gpus_per_worker: 0"):
+        pack_device({"CPU": 2.0, "GPU": 1.0})
+    monkeypatch.setenv("BITLORA_FAKE_GPUS", "1")
+    assert pack_device({"CPU": 2.0, "GPU": 1.0}) == CPU
+
+
+def test_a_worker_computes_on_its_own_gpu(monkeypatch, tiny_base):
+    """The third of a machine's workers: weights, too, are loaded onto the GPU that Ray Train says is its own."""
+    monkeypatch.delenv("BITLORA_FAKE_GPUS", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("ray.train.torch.get_device", lambda: torch.device("cuda:2"))
+    device = pack_device({"GPU": 0.5})
+    assert device == torch.device("cuda:2")
+
+    asked: dict[str, Any] = {}
+
+    def from_pretrained(place, **options):
+        asked.update(options)
+        return torch.nn.Linear(1, 1)
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", from_pretrained)
+    load.load_model(BaseConfig(model=str(tiny_base), quantization="none"), torch.float32, device)
+    assert asked["device_map"] == {"": "cuda:2"}
+
+
+# ---- in what
+
+
+def agreed(monkeypatch, *machines, dtype="auto", begun_in=None):
+    """What workers on machines that would take these come to, one after the other, with one pool."""
+    pool = Pool("settings", None, 2, (0, 1))
+    settings: Any = SimpleNamespace(dtype=dtype, begun_in=begun_in)
+    found = []
+    for number, own in enumerate(machines):
+        monkeypatch.setattr(load, "resolve_dtype", lambda asked, device, own=own: getattr(torch, own))
+        settle = lambda taken, name=f"pack-{number}": asyncio.run(pool.settle_dtype(name, taken))  # noqa: E731
+        found.append(str(agreed_dtype(settings, CPU, settle)).removeprefix("torch."))
+    return found
+
+
+def test_auto_is_what_the_first_pack_takes(monkeypatch):
+    assert agreed(monkeypatch, "float32", "bfloat16") == ["float32", "float32"]
+    assert agreed(monkeypatch, "bfloat16", "bfloat16") == ["bfloat16", "bfloat16"]
+    # and in a sweep that goes on, what it was
+    assert agreed(monkeypatch, "bfloat16", "float32", begun_in="float32") == ["float32", "float32"]
+
+
+@pytest.mark.parametrize("begun_in", [None, "bfloat16"])
+def test_a_machine_that_cannot_do_what_the_others_do_is_refused(monkeypatch, begun_in):
+    machines = ["float32"] if begun_in else ["bfloat16", "float32"]
+    said = rf"auto is bfloat16 in this sweep.* {platform.node()} \(.+\) does not multiply it: give train.dtype: float32"
+    with pytest.raises(RuntimeError, match=said):
+        agreed(monkeypatch, *machines, begun_in=begun_in)
+
+
+def test_what_the_spec_says_is_left_alone(monkeypatch):
+    assert agreed(monkeypatch, "bfloat16", "float32", dtype="given", begun_in="float64") == ["bfloat16", "float32"]
+
+
+# ---- marked with what
+
+
+def test_scores_say_what_computed_them_and_checkpoints_whose_they_are(monkeypatch, tiny_base):
+    config = BaseConfig(model=str(tiny_base), quantization="none", targets=["v_proj"])
+    base = load_base(config, torch.float32, CPU)
+    found = origin(base)
+    assert (found.dtype, found.device, found.host) == ("float32", cpu_name(), platform.node())
+    assert found.versions == versions()
+    assert found.versions["torch"] == torch.__version__
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card {device.index}")
+    assert device_name(torch.device("cuda:3")) == "card 3"
+
+    own = identity(base, config)
+    assert own == identity(load_base(config, torch.float32, CPU), config)
+    assert own != identity(base, config.model_copy(update={"revision": "another"}))
+    assert own != identity(load_base(config, torch.float64, CPU), config)
+    assert worker.identity(base, config.model_copy(update={"quantization": "nf4"})) != own
