@@ -215,7 +215,7 @@ class _Search:
             dtype=spec.train.dtype,
             begun_in=begun_in(storage.folder),
             checkpointing=spec.train.gradient_checkpointing,
-            dataset=prepared.dataset,
+            dataset=ray.put(prepared.dataset),
             slots=slots,
             storage=storage,
             token=token,

@@ -277,7 +277,10 @@ class FirstLink(Link):
 
         def let_go() -> None:
             self._call(self._pool.slot_released, trial_id)
-            for name in (record.ADAPTER, record.CHECKPOINT):  # they are away: a scratch disk holds no trial that has left
+            for name in (
+                record.ADAPTER,
+                record.CHECKPOINT,
+            ):  # they are away: a scratch disk holds no trial that has left
                 self._storage.forget(f"trials/{trial_id}/{name}")
 
         self._write(submit)

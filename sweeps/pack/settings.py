@@ -27,6 +27,7 @@ class PackSettings:
     """What the trials of an earlier run of the sweep were computed in, by torch's name, where `dtype` is auto."""
     checkpointing: bool
     dataset: Dataset
+    """In the pool a reference to it: it may be large, and each machine fetches it once (`sweeps.pack.worker.fetched`)."""
     slots: int
     storage: Storage
     """Of the sweep's folder."""

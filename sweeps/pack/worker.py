@@ -7,6 +7,7 @@ import hashlib
 import os
 import platform
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from bitlora.config.explain import one_line
@@ -78,6 +79,13 @@ def agreed_dtype(settings: PackSettings, device: torch.device, settle: Callable[
     return settled
 
 
+def fetched(settings: PackSettings) -> PackSettings:
+    """The pool's settings, with the data themselves."""
+    import ray
+
+    return replace(settings, dataset=ray.get(settings.dataset))
+
+
 def worker_loop(config: dict[str, Any]) -> None:
     """What a pack's worker runs: load the base, say so, train what the pool sends until it says stop."""
     import ray.train
@@ -92,7 +100,7 @@ def worker_loop(config: dict[str, Any]) -> None:
     name, pool = config["pack"], ray.get_actor(POOL)
     rank = ray.train.get_context().get_world_rank()
     ray.get(pool.pack_started.remote(name, ray.get_runtime_context().get_node_id()))
-    settings: PackSettings = ray.get(pool.settings.remote())
+    settings = fetched(ray.get(pool.settings.remote()))
     try:
         settings.storage.sees(settings.token)
         device = pack_device(settings.resources)

@@ -173,7 +173,7 @@ def test_the_rayjob_runs_a_valid_spec_on_gpus_from_zero(manifests, tmp_path):
     (mount,) = head["volumeMounts"]
     assert volume["configMap"]["name"] == config["metadata"]["name"]
     assert mount["name"] == volume["name"]
-    assert job["spec"]["entrypoint"] == f"python -m sweeps sweep {mount['mountPath']}/sweep.yaml"
+    assert job["spec"]["entrypoint"] == f"python -m sweeps sweep {mount['mountPath']}/sweep.yaml --resume auto"
     (workers,) = cluster["workerGroupSpecs"]
     assert workers["minReplicas"] == 0
     limits = workers["template"]["spec"]["containers"][0]["resources"]["limits"]

