@@ -52,10 +52,17 @@ class _Judge:
     """What both schedulers have in common.
 
     A result without a finite metric decides nothing, and never becomes something that others are held against. What a
-    trial reported in an earlier run of the sweep is known and not decided again.
+    trial reported in an earlier run of the sweep is known and not decided again. Nor is a result that comes once more: from
+    an actor that was restarted, or when Tune tells of the end of a trial that was stopped (Ray 2.60: the median rule would
+    count it twice, and ASHA enter it into a lower rung that the trial has skipped).
     """
 
     past: Past
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._judged: dict[str, int] = {}
+        """Tune's id of a trial -> the last step of which a result is known."""
 
     @staticmethod
     def _free(trial: Any) -> bool:
@@ -65,18 +72,25 @@ class _Judge:
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         super().on_trial_add(tune_controller, trial)  # type: ignore[misc]
         for step, value in () if self._free(trial) else self.past.get(trial.config["trial_id"], ()):
-            self._recall(trial, step, value)
+            if self._is_new(trial, step):
+                self._recall(trial, step, value)
+
+    def _is_new(self, trial: Any, step: int) -> bool:
+        if step <= self._judged.get(trial.trial_id, 0):
+            return False
+        self._judged[trial.trial_id] = step
+        return True
 
     def _recall(self, trial: Any, step: int, value: float) -> None:
         raise NotImplementedError
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        if self._free(trial) or finite(result.get(METRIC)) is None:
+        if self._free(trial) or finite(result.get(METRIC)) is None or not self._is_new(trial, result[STEP]):
             return str(TrialScheduler.CONTINUE)
         return super().on_trial_result(tune_controller, trial, result)  # type: ignore[misc, no-any-return]
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        if not self._free(trial) and finite(result.get(METRIC)) is not None:
+        if not self._free(trial) and finite(result.get(METRIC)) is not None and self._is_new(trial, result[STEP]):
             super().on_trial_complete(tune_controller, trial, result)  # type: ignore[misc]
 
 

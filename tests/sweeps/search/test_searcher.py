@@ -354,3 +354,36 @@ def test_a_scheduler_knows_what_came_before_it(name: str) -> None:
     assert knows_nothing is not None
     knows_nothing.on_trial_add(TUNE, TuneTrial("t0004"))
     assert decide(knows_nothing, {"t0004": 5.0}, 8) == {"t0004": TrialScheduler.CONTINUE}
+
+
+def test_median_decides_after_a_resume_as_it_would_have_before() -> None:
+    """Ray 2.60, tune/schedulers/median_stopping_rule.py: on_trial_complete appends the result at which a trial was stopped
+    once more, so that its running mean counts it twice; what is recalled from the disk is there once."""
+    curves = {name: {8: 4.0, 16: 1.0} for name in ("a", "b", "c")}
+    past = {name: list(curve.items()) for name, curve in curves.items()}
+    undisturbed, resumed = make_scheduler(spec("median"), 32), make_scheduler(spec("median"), 32, past, ended=curves)
+    assert undisturbed is not None
+    for name, curve in curves.items():
+        undisturbed.on_trial_add(TUNE, TuneTrial(name))
+        for step, loss in curve.items():
+            undisturbed.on_trial_result(TUNE, TuneTrial(name), result(step, loss))
+        undisturbed.on_trial_complete(TUNE, TuneTrial(name), result(16, 1.0))  # it was stopped there
+    said = []
+    for scheduler in (undisturbed, resumed):
+        scheduler.on_trial_add(TUNE, TuneTrial("new"))
+        said.append([decide(scheduler, {"new": loss}, step) for step, loss in ((8, 3.0), (16, 2.2))])
+    assert said[0] == said[1]
+    assert said[0][-1] == {"new": TrialScheduler.CONTINUE}  # 2.2 is below the mean of 4.0 and 1.0
+
+
+@pytest.mark.parametrize("kind", ["asha", "median"])
+def test_a_result_that_comes_once_more_changes_nothing(kind: str) -> None:
+    """From a trial's actor that was restarted. Ray 2.60's ASHA would enter it into a lower rung that the trial skipped."""
+    once, twice = make_scheduler(spec(kind), 64), make_scheduler(spec(kind), 64)
+    for scheduler in (once, twice):
+        for name in ("one", "other"):
+            scheduler.on_trial_add(TUNE, TuneTrial(name))
+        assert decide(scheduler, {"one": 3.0}, 20) == {"one": TrialScheduler.CONTINUE}
+    assert decide(twice, {"one": 3.0}, 20) == {"one": TrialScheduler.CONTINUE}
+    for step, loss in ((8, 3.5), (16, 3.2), (20, 3.1)):
+        assert decide(once, {"other": loss}, step) == decide(twice, {"other": loss}, step)
