@@ -3,6 +3,7 @@ only then put there."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
@@ -211,9 +212,11 @@ def use(trial: TrialFolder, form: Form, folder: str) -> str:
     lines += [""] if lines[-1] else []
     lines += [f"base = converted({name.removeprefix('pypi:')!r})" if packaged else f"base = {name!r}"]
     lines += ['four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")'] if nf4 else []
-    options = ", quantization_config=four_bits" if nf4 else ""
+    commit = trial.base.revision or ""
+    revision = f", revision={commit!r}" if re.fullmatch("[0-9a-f]{40}", commit) else ""  # on the hub; a folder has none
+    options = revision + (", quantization_config=four_bits" if nf4 else "")
     lines += [f"model = {loader}(AutoModelForCausalLM.from_pretrained(base{options}), {folder!r})"]
-    return "\n".join([*lines, "tokenizer = AutoTokenizer.from_pretrained(base)", RUN])
+    return "\n".join([*lines, f"tokenizer = AutoTokenizer.from_pretrained(base{revision})", RUN])
 
 
 MERGED: Final = """\

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import s3
@@ -15,8 +16,10 @@ from small_sweep import small_sweep
 from typer.testing import CliRunner
 
 from bitlora.adapter.codes_file import PACKED, load_packed
+from bitlora.config.sections import BaseConfig
 from bitlora.files.opening import open_storage
 from sweeps.cli.app import app
+from sweeps.cli.checked_export import use
 from sweeps.cli.trial_folder import open_trial, split
 from sweeps.spec.errors import InputError
 
@@ -283,3 +286,14 @@ def test_the_pages_code_runs(made, tmp_path, monkeypatch, tiny_base):
     space = {}
     exec(re.search(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[1], space)
     assert space["model"].peft_config["default"].r == 4
+
+
+@pytest.mark.parametrize("form", ["packed", "peft"])
+def test_the_card_loads_the_commit_that_was_trained_over(form):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    base = BaseConfig(model="owner/name", quantization="nf4", revision=commit)
+    hub = SimpleNamespace(spec=SimpleNamespace(base=base), base=base)
+    lines = use(hub, form, "mine").splitlines()
+    assert [line.count(f"revision={commit!r}") for line in lines if "from_pretrained(base" in line] == [1, 1]
+    here = base.model_copy(update={"model": "/models/mine", "revision": "0123456789abcdef"})
+    assert "revision" not in use(SimpleNamespace(spec=SimpleNamespace(base=here), base=here), form, "mine")
