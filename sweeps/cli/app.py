@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -61,6 +62,8 @@ def sweep(
 
     Exit codes: 0 done; 1 no trial gave a usable result; 2 bad input; 3 done, but some trials failed; 130 interrupted.
     """
+    if address is None and "://" in (named := os.environ.get("RAY_ADDRESS", "")):
+        address = named  # `ray job` reads it so too; Ray itself would only say that it is no address
     job_server = address is not None and address.startswith(("http://", "https://"))
     if address is not None and "://" in address and not job_server:
         _refuse(

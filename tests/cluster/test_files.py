@@ -371,6 +371,14 @@ def test_a_job_server_out_of_reach_is_one_line(bitlora, write_spec, address):
     assert ended.seconds < 10
 
 
+def test_a_job_server_in_the_environment_is_one_too(bitlora, write_spec):
+    bitlora.env["RAY_ADDRESS"] = "http://127.0.0.1:1"
+    ended = bitlora("sweep", write_spec(), "--out", "/mnt/none")
+    assert ended.code == 2
+    assert ended.err.startswith("--address: submitting to http://127.0.0.1:1 failed: ")
+    assert len(ended.err.splitlines()) == 1
+
+
 def test_a_relative_folder_in_a_job_is_refused(bitlora, write_spec, tmp_path):
     bitlora.env[DRIVER] = "{}"
     spec = write_spec()
