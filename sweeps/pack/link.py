@@ -291,14 +291,18 @@ class FirstLink(Link):
 
     def log_event(self, event: str, *trials: str) -> None:
         line = {"time": time.time(), "event": event, "trials": list(trials)}
-        self._log.write(json.dumps(line) + "\n")
+        try:
+            if not self._failed:
+                self._log.write(json.dumps(line) + "\n")
+        except OSError as error:  # as of any other file, and no trial's doing: the step goes on until the pack stops
+            self._cannot_write(error)
 
     def close(self) -> None:
         self._puller.shutdown(wait=False, cancel_futures=True)
         self._writer.shutdown()
         self._saver.shutdown()
-        self._log.close()
         with contextlib.suppress(OSError):
+            self._log.close()
             self._storage.push(self._log_name)
 
     def _report(self, trial_id: str, status: Literal["running", "completed"], metrics: record.Metrics) -> None:
@@ -326,7 +330,10 @@ class FirstLink(Link):
             if not self._failed:
                 job()
         except Exception as error:
-            self._failed = True
-            self._pool.pack_failed.remote(self._name, f"could not write: {one_line(error)}", unwritable=True)
-            self._inbox.put(Stop())
+            self._cannot_write(error)
             raise
+
+    def _cannot_write(self, error: Exception) -> None:
+        self._failed = True
+        self._pool.pack_failed.remote(self._name, f"could not write: {one_line(error)}", unwritable=True)
+        self._inbox.put(Stop())

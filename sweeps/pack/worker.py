@@ -119,7 +119,7 @@ def worker_loop(config: dict[str, Any]) -> None:
     try:
         pack.run()
     except Exception as error:
-        ray.get(pool.pack_failed.remote(name, one_line(error)))
+        ray.get(pool.pack_failed.remote(name, one_line(error), unwritable=isinstance(error, OSError)))
         raise
     finally:
         with contextlib.suppress(OSError):

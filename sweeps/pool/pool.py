@@ -87,8 +87,8 @@ class Pool:
         self._waiting: list[str] = []
         """In the order of their ids, which is the order in which they were asked for."""
         self._closing = False
-        self._reported = False
-        """Has any trial reported anything?"""
+        self._begun = False
+        """Has any trial reported anything, in this run of the sweep or in one before?"""
         self._unwritable = 0
         """Packs in a row that could not write to the sweep's folder."""
         self._dtype = ""
@@ -126,6 +126,7 @@ class Pool:
             if entry.ended and not any(result.ended for result in entry.results.values()):
                 self._end(trial_id, "failed", "its actor died when it had been stopped")
             return max(0, entry.count - 1)
+        self._begun = self._begun or reported is not None
         self._trials[trial_id] = Entry(config, reported=reported or 0, resumes=reported is not None)
         if self._given_up or self._closing:
             self._end(trial_id, self._undone, self._given_up or INTERRUPTED_REASON)
@@ -210,8 +211,9 @@ class Pool:
             self._dispatch()
 
     async def pack_failed(self, name: str, error: str, unwritable: bool = False) -> None:
-        """The pack says in one line why it is about to end. `unwritable`: it could not write to the sweep's folder."""
-        if (pack := self._packs.named.get(name)) is not None:
+        """The pack says in one line why it is about to end, by its first word. `unwritable`: it could not write to the
+        sweep's folder, which is no trial's doing."""
+        if (pack := self._packs.named.get(name)) is not None and not pack.unwritable:
             pack.error, pack.unwritable = error, unwritable
 
     async def commands(self, name: str, received: int = 0) -> list[Command]:
@@ -247,7 +249,7 @@ class Pool:
         elif result.step <= entry.reported:  # a later one overtook it
             return
         self._unwritable = 0
-        self._reported = True
+        self._begun = True
         entry.furthest = max(entry.furthest, result.step)
         entry.suspicion.reported(result.step)
         entry.deliver(result)
@@ -276,7 +278,7 @@ class Pool:
     @property
     def _undone(self) -> Status:
         """How trials end with the sweep: where nothing ever came up, there is nothing to go on with."""
-        return "failed" if self._packs.broken and not self._reported else "interrupted"
+        return "failed" if self._packs.broken and not self._begun else "interrupted"
 
     def _remove(self, trial_id: str, entry: Entry, tell: bool = True) -> None:
         """Take a trial out of the queue or out of its pack."""

@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -43,7 +44,9 @@ class S3Server:
             "AWS_EC2_METADATA_DISABLED": "true",
         }
 
-    def make_bucket(self, name: str) -> str:
+    def make_bucket(self, purpose: str) -> str:
+        """A bucket of the test's own. All servers of a process hold the same ones, those of tests before included."""
+        name = f"{purpose}-{uuid.uuid4().hex[:12]}"
         self.call("PUT", f"/{name}")
         return name
 

@@ -245,6 +245,39 @@ def test_a_trial_may_lose_packs_as_long_as_it_gets_on(world):
     world(scenario)
 
 
+def test_a_folder_that_cannot_be_written_is_no_trials_doing(world):
+    """However the pack dies of it, and whatever it says after: its trials go on when there is room again."""
+
+    async def scenario(w):
+        await w.attach(0)
+        for packs in (2, 3):
+            host = w.hosts[-1]
+            await w.ready(host)
+            assert await w.told(host) == ["attach t0"]
+            await w.pool.pack_failed(host.name, "could not write: No space left on device", unwritable=True)
+            await w.pool.pack_failed(host.name, "a step failed for it")
+            host.fails(RuntimeError("a worker of the pack died"))
+            if packs == 2:
+                await w.until(lambda: len(w.hosts) == 2)
+        result = await w.pool.next_result("t0", 0)
+        assert (result.status, result.fatal) == ("interrupted", True)
+        assert result.reason == "could not write: No space left on device"
+
+    world(scenario)
+
+
+def test_trials_of_an_earlier_run_stay_to_be_gone_on_with_where_no_pack_comes_up(world):
+    async def scenario(w):
+        await w.pool.attach("t0", {"number": 0}, reported=2)
+        for packs in (1, 2):
+            await w.until(lambda packs=packs: len(w.hosts) == packs)
+            w.hosts[-1].fails(RuntimeError("the disk is full"))
+        result = await w.pool.next_result("t0", 0)
+        assert (result.status, result.fatal) == ("interrupted", True)
+
+    world(scenario)
+
+
 def test_results_that_were_read_are_dropped_and_the_last_is_given_again(world):
     async def scenario(w):
         await w.attach(0)
