@@ -223,6 +223,25 @@ def test_a_start_that_fails_twice_ends_the_sweep(world):
     world(scenario)
 
 
+def test_a_pack_that_did_not_come_up_costs_no_pause_when_the_others_are_lost(world, monkeypatch):
+    """The pause is for a sweep that goes on meanwhile."""
+    monkeypatch.setattr(timeouts, "PACK_RETRY_S", 3600.0)
+
+    async def scenario(w):
+        await w.attach(*range(4))
+        first, second = w.hosts
+        await w.ready(first)
+        await w.pool.pack_started(second.name)
+        second.fails(RuntimeError("a worker of the pack died"))
+        await w.until(lambda: second.name in w.removed)
+        await asyncio.sleep(3 * timeouts.POOL_TICK_S)
+        assert len(w.hosts) == 2
+        first.fails(RuntimeError("a worker of the pack died"))
+        await w.until(lambda: len(w.running()) == 2)
+
+    world(scenario)
+
+
 def test_a_trial_may_lose_packs_as_long_as_it_gets_on(world):
     async def scenario(w):
         await w.attach(0)
