@@ -285,6 +285,51 @@ def test_a_folder_that_cannot_be_written_is_no_trials_doing(world):
     world(scenario)
 
 
+def test_why_a_sweep_was_given_up_stays(world):
+    """Packs that end afterwards, asked to, say nothing new."""
+
+    async def scenario(w):
+        await w.attach(*range(4))
+        for _ in range(2):
+            host = w.running()[0]
+            await w.ready(host)
+            await w.pool.pack_failed(host.name, "could not write: No space left on device", unwritable=True)
+            host.fails(RuntimeError("a worker of the pack died"))
+            await w.until(lambda host=host: host.name in w.removed)
+        for host in w.running():
+            host.over.set_result(None)
+        await w.until(lambda: not w.running())
+        await asyncio.sleep(3 * timeouts.POOL_TICK_S)
+        await w.attach(4)
+        assert "No space left" in (await w.pool.next_result("t4", 0)).reason
+
+    world(scenario)
+
+
+def test_trials_spread_over_the_packs_that_are_up(world):
+    async def scenario(w):
+        await w.attach(*range(5))
+        for host in w.hosts:
+            await w.pool.pack_started(host.name)
+        w.pool._closing = True  # so that trials wait until both are ready
+        for host in w.hosts:
+            w.pool._packs.named[host.name].ready = True
+        w.pool._dispatch()
+        w.pool._closing = False
+        assert await w.told(w.hosts[0]) == ["attach t0", "attach t2", "attach t4"]
+        assert await w.told(w.hosts[1]) == ["attach t1", "attach t3"]
+
+    world(scenario, slots=4)
+
+
+def test_trials_wait_in_the_order_in_which_they_were_asked_for(world):
+    async def scenario(w):
+        await w.attach(10000, 9999)
+        assert (await w.pool.status()).waiting == ("t9999", "t10000")
+
+    world(scenario)
+
+
 def test_trials_of_an_earlier_run_stay_to_be_gone_on_with_where_no_pack_comes_up(world):
     async def scenario(w):
         await w.pool.attach("t0", {"number": 0}, reported=2)
