@@ -105,7 +105,7 @@ def worker_loop(config: dict[str, Any]) -> None:
         settings.storage.sees(settings.token)
         device = pack_device(settings.resources)
         dtype = agreed_dtype(settings, device, lambda own: str(ray.get(pool.settle_dtype.remote(name, own))))
-        base = load_base(settings.base, dtype, device, settings.checkpointing)
+        base = load_base(settings.base, dtype, device, settings.checkpointing, settings.dataset.longest)
     except Exception as error:  # the pool passes it on as the reason of the trials that waited for this pack
         why = one_line(error) if isinstance(error, StorageError) else f"the base could not be loaded: {one_line(error)}"
         ray.get(pool.pack_failed.remote(name, why))
