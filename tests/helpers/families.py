@@ -93,6 +93,14 @@ REFUSED = {
         _of("Falcon", **PLAIN, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, alibi=False),
         "does not call its attention through transformers' AttentionInterface",
     ),
+    "Bloom": (_of("Bloom", vocab_size=VOCAB, hidden_size=64, n_layer=2, n_head=4), "AttentionInterface"),
+    "MPT": (_of("Mpt", vocab_size=VOCAB, d_model=64, n_layers=2, n_heads=4), "AttentionInterface"),
+    "RWKV": (_of("Rwkv", vocab_size=VOCAB, hidden_size=64, num_hidden_layers=2), "AttentionInterface"),
+    "Qwen3-Next": (
+        _of("Qwen3Next", **HEADS, **FEW, num_experts=4, moe_intermediate_size=32, shared_expert_intermediate_size=32,
+            linear_num_value_heads=2, linear_num_key_heads=2, linear_key_head_dim=16, linear_value_head_dim=16),
+        "'linear_attention' (2 of 2)",
+    ),
     "Mamba": (_of("Mamba", **PLAIN, hidden_size=64, num_hidden_layers=2, state_size=8), "'linear_attention' (2 of 2)"),
     "Jamba": (
         _of("Jamba", **COMMON, num_experts=2, num_experts_per_tok=1, attn_layer_period=2, attn_layer_offset=1),

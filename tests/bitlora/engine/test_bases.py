@@ -1,17 +1,24 @@
-"""Bases of many families: trials in one pack have the losses that each has alone in a plain loop over stock PEFT.
+"""Bases of many families: trials in one pack have the losses that each has alone in a plain loop over stock PEFT, and what
+is handed on of them has the pack's logits in stock PEFT and transformers.
 
 The models are random and tiny, of transformers' own classes; rows reach beyond the attention's window and begin alike.
 """
 
 import pytest
 import torch
-from both_ways import Trial, batch_of, make_rows, worst
+from both_ways import VOCAB, Trial, batch_of, make_rows, worst
 from families import HELD
+from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from bitlora.adapter.apply import merge
+from bitlora.adapter.latent import quantized_weights
+from bitlora.adapter.peft_folder import save_lora_adapter
 from bitlora.base.describe import describe_base
 from bitlora.config.sections import BaseConfig
 from bitlora.engine.engine import Engine
+from bitlora.engine.slot import scaling_of
+from bitlora.forward.forward_plan import ForwardPlan, Span
 from bitlora.forward.inject import load_base
 
 CPU = torch.device("cpu")
@@ -31,7 +38,12 @@ def family(request, tmp_path_factory):
     return folder, targets
 
 
-def test_two_trials_in_a_pack_are_as_each_alone(family):
+def logits(model, tokens):
+    with torch.no_grad():
+        return model.eval()(input_ids=tokens[None], use_cache=False).logits[0]
+
+
+def test_two_trials_in_a_pack_are_as_each_alone(family, tmp_path):
     folder, targets = family
     trials = [
         Trial(seed=1, rank=4, rate=5e-4, prefix=5, steps=6),
@@ -61,3 +73,20 @@ def test_two_trials_in_a_pack_are_as_each_alone(family):
         alone = trial.alone(model, starts[trial], targets=names)
         assert worst(losses[trial], alone) < 1e-4
         assert losses[trial][-2] != losses[trial][0]
+    tokens = torch.randint(3, VOCAB, (40,), generator=torch.Generator().manual_seed(9))
+    for number, (trial, slot) in enumerate(slots.items()):
+        with torch.no_grad():
+            ours = engine.base.logits(ForwardPlan.make([Span(slot, 0, 40)], [[40]], [0], CPU), tokens, torch.arange(40))
+        latent = engine.latent(slot)
+        (tmp_path / f"{number}").mkdir()
+        save_lora_adapter(tmp_path / f"{number}", latent, trial.config, str(folder))
+        stock = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        assert (logits(stock, tokens) - ours).abs().max() > 1e-3  # the adapter does something
+        near = 1e-5 * max(1.0, float(ours.abs().max()))
+        assert (logits(PeftModel.from_pretrained(stock, tmp_path / f"{number}"), tokens) - ours).abs().max() < near
+        plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        merge(plain, quantized_weights(latent, trial.config), scaling_of(trial.config), torch.float32).save_pretrained(
+            tmp_path / f"merged{number}"
+        )
+        merged = AutoModelForCausalLM.from_pretrained(tmp_path / f"merged{number}", dtype=torch.float32)
+        assert (logits(merged, tokens) - ours).abs().max() < 10 * near

@@ -105,8 +105,8 @@ def test_a_layer_that_ends_its_process(
 
 
 @pytest.mark.slow
-def test_a_row_that_half_of_the_trials_never_meet(bitlora, write_spec, tmp_path, arithmetic):
-    """Four trials over a base with a window of 32, and one row of 40 tokens."""
+def test_rows_beyond_a_sliding_window(bitlora, write_spec, tmp_path, arithmetic):
+    """Four trials over a base with a window of 32, and one row of 40 tokens, which two of them never meet."""
     import torch
     from transformers import MistralConfig, MistralForCausalLM
 
@@ -131,13 +131,10 @@ def test_a_row_that_half_of_the_trials_never_meet(bitlora, write_spec, tmp_path,
         resources={"slots": 4},
     )
     ended = bitlora("sweep", path)
-    found = results(tmp_path / "quick")
-    statuses = {trial: (r["status"], r["config"]["batch_size"], r["reason"]) for trial, (r, _) in found.items()}
-    failed = [status for status in statuses.values() if status[0] == "failed"]
-    assert {status[1] for status in failed} == {32}, statuses
-    assert all("sliding window of 32" in status[2] for status in failed), statuses
-    assert {status[0] for status in statuses.values()} == {"failed", "completed"}
-    assert ended.code == 3
+    assert ended.code == 0, ended.err
+    found = {trial: record for trial, (record, _) in results(tmp_path / "quick").items()}
+    assert {record["status"] for record in found.values()} == {"completed"}
+    assert len(found) == 4
 
 
 @pytest.mark.slow
