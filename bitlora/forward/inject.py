@@ -130,6 +130,18 @@ def check_rows_apart(base: Base, rows: list[Tensor], alone: list[Tensor]) -> Non
             )
 
 
+def _train_nothing_but_checkpoints(model: Any) -> None:
+    """Put what transformers checkpoints into training mode, where alone it does so, and nothing else: not what drops out or
+    draws at random inside. A block's own rates, which it hands to functions (OPT's `dropout` and `layerdrop`), are zeroed.
+    """
+    for module in model.modules():
+        module.training = bool(getattr(module, "gradient_checkpointing", False))
+        if module.training:
+            for name, rate in vars(module).items():
+                if "drop" in name and isinstance(rate, float):
+                    setattr(module, name, 0.0)
+
+
 def inject_adapters(
     model: Any, config: BaseConfig, dtype: torch.dtype, device: torch.device, checkpointing: bool = False
 ) -> Base:
@@ -147,8 +159,5 @@ def inject_adapters(
     model.eval()
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": recomputation})
-        model.train()  # transformers checkpoints in training mode only; a base has no dropout of its own left to switch on
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
+        _train_nothing_but_checkpoints(model)
     return Base(model, targets, dtype, device)

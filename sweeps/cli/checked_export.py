@@ -196,8 +196,9 @@ def _about(trial: TrialFolder, form: Form) -> str:
 
 def use(trial: TrialFolder, form: Form, folder: str) -> str:
     """The Python that loads an export and runs it, in the folder that `folder` lies in."""
+    run = RUN.format(prompt=PYDOC if trial.spec.data.source == "pydoc" else '"…"  # what you would ask')
     if form == "merged":
-        return MERGED.format(folder=folder) + RUN
+        return MERGED.format(folder=folder) + run
     name = trial.spec.base.model
     nf4 = trial.spec.base.quantization == "nf4"
     packaged = name.startswith("pypi:")
@@ -216,7 +217,7 @@ def use(trial: TrialFolder, form: Form, folder: str) -> str:
     revision = f", revision={commit!r}" if re.fullmatch("[0-9a-f]{40}", commit) else ""  # on the hub; a folder has none
     options = revision + (", quantization_config=four_bits" if nf4 else "")
     lines += [f"model = {loader}(AutoModelForCausalLM.from_pretrained(base{options}), {folder!r})"]
-    return "\n".join([*lines, f"tokenizer = AutoTokenizer.from_pretrained(base{revision})", RUN])
+    return "\n".join([*lines, f"tokenizer = AutoTokenizer.from_pretrained(base{revision})", run])
 
 
 MERGED: Final = """\
@@ -226,9 +227,16 @@ model = AutoModelForCausalLM.from_pretrained({folder!r})
 tokenizer = AutoTokenizer.from_pretrained({folder!r})
 """
 
+PYDOC: Final = r'"Write the docstring of\ndef json.loads(s)"'
 RUN: Final = """
-messages = [{"role": "user", "content": "Write the docstring of\\ndef json.loads(s)"}]
-inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+prompt = {prompt}
+if tokenizer.chat_template:
+    prompt = tokenizer.apply_chat_template(
+        [{{"role": "user", "content": prompt}}], add_generation_prompt=True, tokenize=False
+    )
+    inputs = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
+else:
+    inputs = tokenizer(prompt + "\\n", return_tensors="pt")
 output = model.generate(**inputs, max_new_tokens=64, do_sample=False)
 print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
@@ -59,7 +60,8 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
         result = trial.last_result or {}
         status, reason = result.get("status"), str(result.get("reason") or "")
         if status not in STATUSES:
-            status, reason = self.ending or ("pruned", "")
+            stopped = f"stopped by {self._stopped_by} at step {result['step']}" if "step" in result else ""
+            status, reason = self.ending or ("pruned", stopped)
         self.end(trial.config, status, reason, result.get("eval_loss"))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -106,7 +108,9 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
         self._searcher.finish(trial_id, status, eval_loss, reason)
         self.counts[status] += 1
         self._pool.detach.remote(trial_id)
-        self._jobs.append(self._writer.submit(self._write, trial_id, config["config"], status, reason))
+        # Asked for now, not when its turn has come: a pack that hangs holds all its trials up together, not one by one.
+        let_go = self._pool.released.remote(trial_id), time.monotonic() + timeouts.SLOT_RELEASE_S
+        self._jobs.append(self._writer.submit(self._write, trial_id, config["config"], status, reason, let_go))
 
     def close(self) -> None:
         """Returns when every record is on disk.
@@ -118,9 +122,22 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
         for job in self._jobs:
             job.result()
 
-    def _write(self, trial_id: str, config: dict[str, Any], status: Status, reason: str) -> None:
-        with contextlib.suppress(ray.exceptions.RayError):
-            ray.get(self._pool.released.remote(trial_id), timeout=timeouts.SLOT_RELEASE_S)
+    def _write(
+        self,
+        trial_id: str,
+        config: dict[str, Any],
+        status: Status,
+        reason: str,
+        let_go: tuple[Any, float] | None = None,
+    ) -> None:
+        """Write a trial's record.
+
+        Args:
+            let_go: what is there when its pack has let it go, and until when that is waited for; None: it is in no pack.
+        """
+        if let_go is not None:
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.get(let_go[0], timeout=max(0.0, let_go[1] - time.monotonic()))
         where = f"trials/{trial_id}"
         folder = self._storage.folder / where
         trial = TrialConfig(**config)
@@ -129,7 +146,10 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
         lines = record.read_metrics(folder)
         last: Metrics | None = lines[-1] if lines else None
         if status == "pruned":
-            reason = f"stopped by {self._stopped_by} at step {last.step if last else 0}"
+            at = last.step if last else 0
+            reason = reason or f"stopped by {self._stopped_by} at step {at}"
+            if not reason.endswith(f" {at}"):  # its pack was faster than the word
+                reason += f"; evaluated once more before it heard, at step {at}"
         ranked = last is not None and status != "diverged"
         tested = status == "completed" and (folder / record.TEST).exists()
         shapes = self._prepared.base.targets

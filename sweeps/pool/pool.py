@@ -131,7 +131,7 @@ class Pool:
         if self._given_up or self._closing:
             self._end(trial_id, self._undone, self._given_up or INTERRUPTED_REASON)
         else:
-            bisect.insort(self._waiting, trial_id)
+            bisect.insort(self._waiting, trial_id, key=_number)
             self._dispatch()
         return 0
 
@@ -318,17 +318,20 @@ class Pool:
         self._assign(self._slots + AHEAD, leave=self._packs.coming())
 
     def _assign(self, limit: int, leave: int) -> None:
-        for name, pack in self._packs.named.items():
-            while len(self._waiting) > leave and pack.ready and not pack.stopping and len(pack.trials) < limit:
-                trial_id = self._next_for(pack)
-                if trial_id is None:
-                    break
-                self._waiting.remove(trial_id)
-                entry = self._trials[trial_id]
-                entry.pack = name
-                pack.trials.add(trial_id)
-                pack.send(Attach(trial_id, entry.config, entry.reported, entry.resumes))
-                entry.resumes = True
+        """Give each the pack that holds the fewest: where there are several, none idles beside a full one."""
+        taking = {name: pack for name, pack in self._packs.named.items() if pack.ready and not pack.stopping}
+        while taking and len(self._waiting) > leave:
+            name, pack = min(taking.items(), key=lambda item: len(item[1].trials))
+            trial_id = self._next_for(pack) if len(pack.trials) < limit else None
+            if trial_id is None:
+                del taking[name]
+                continue
+            self._waiting.remove(trial_id)
+            entry = self._trials[trial_id]
+            entry.pack = name
+            pack.trials.add(trial_id)
+            pack.send(Attach(trial_id, entry.config, entry.reported, entry.resumes))
+            entry.resumes = True
 
     def _next_for(self, pack: PackHandle) -> str | None:
         """The first waiting trial that may join those in the pack; an empty one goes to suspects first."""
@@ -342,7 +345,7 @@ class Pool:
         for entry in self._trials.values():
             if entry.pack == name and entry.ended:
                 entry.released.set()
-        for trial_id in sorted(pack.trials):
+        for trial_id in sorted(pack.trials, key=_number):
             entry = self._trials[trial_id]
             entry.pack = entry.progress = None
             if pack.suspicious and entry.suspicion.lost(len(pack.trials), entry.furthest):
@@ -350,10 +353,15 @@ class Pool:
                 self._packs.blamed(error)
             else:
                 entry.released.clear()
-                bisect.insort(self._waiting, trial_id)
+                bisect.insort(self._waiting, trial_id, key=_number)
         self._unwritable += pack.unwritable
-        self._given_up = self._packs.broken or (error if self._unwritable >= START_ATTEMPTS else "")
+        self._given_up = self._given_up or self._packs.broken or (error if self._unwritable >= START_ATTEMPTS else "")
         if self._given_up:
             for trial_id in list(self._waiting):
                 self._end(trial_id, self._undone, self._given_up)
         self._dispatch()
+
+
+def _number(trial_id: str) -> tuple[int, str]:
+    """What puts ids in the order in which they were given: t10000 comes after t9999."""
+    return len(trial_id), trial_id

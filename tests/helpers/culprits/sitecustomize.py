@@ -2,8 +2,9 @@
 In one whose environment has BITLORA_CULPRIT, the layers of one trial misbehave: `RANK:STEP:HOW`.
 
 RANK is the trial's (its adapters' rank), STEP the optimizer step from which on (counted from 1), HOW `raise`, `exit`
-(`os._exit`), or `rows` (raise, but for a single row). Python imports a module of this name at its start where it is on its
-path: so packs on Ray have it too.
+(`os._exit`), or `rows` (raise, but for a single row). In one whose environment has BITLORA_PACE, `SECONDS:FILE`, a step
+takes so long while there is such a file. Python imports a module of this name at its start where it is on its path: so
+packs on Ray have it too.
 """
 
 import os
@@ -65,12 +66,29 @@ def cap(module):
     module.Engine.step = step
 
 
+def slow_down(module):
+    import time
+    from pathlib import Path
+
+    seconds, file = os.environ["BITLORA_PACE"].split(":")
+    whole = module.Engine.step
+
+    def step(self, batches):
+        if Path(file).exists():
+            time.sleep(float(seconds))
+        return whole(self, batches)
+
+    module.Engine.step = step
+
+
 WATCHED = {}
 """Module -> what changes it."""
 if "BITLORA_CULPRIT" in os.environ:
     WATCHED |= {"bitlora.forward.multi_lora": misbehave, "bitlora.engine.engine": watch}
 if "BITLORA_MEMORY" in os.environ:
     WATCHED["bitlora.engine.engine"] = cap
+if "BITLORA_PACE" in os.environ:
+    WATCHED["bitlora.engine.engine"] = slow_down
 
 
 class Finder:

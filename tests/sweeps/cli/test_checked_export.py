@@ -16,7 +16,9 @@ from small_sweep import small_sweep
 from typer.testing import CliRunner
 
 from bitlora.adapter.codes_file import PACKED, load_packed
+from bitlora.base.load import load_tokenizer
 from bitlora.config.sections import BaseConfig
+from bitlora.data.chat import prompt_text
 from bitlora.files.opening import open_storage
 from sweeps.cli.app import app
 from sweeps.cli.checked_export import use
@@ -292,8 +294,32 @@ def test_the_pages_code_runs(made, tmp_path, monkeypatch, tiny_base):
 def test_the_card_loads_the_commit_that_was_trained_over(form):
     commit = "0123456789abcdef0123456789abcdef01234567"
     base = BaseConfig(model="owner/name", quantization="nf4", revision=commit)
-    hub = SimpleNamespace(spec=SimpleNamespace(base=base), base=base)
+    data = SimpleNamespace(source="pydoc")
+    hub = SimpleNamespace(spec=SimpleNamespace(base=base, data=data), base=base)
     lines = use(hub, form, "mine").splitlines()
     assert [line.count(f"revision={commit!r}") for line in lines if "from_pretrained(base" in line] == [1, 1]
     here = base.model_copy(update={"model": "/models/mine", "revision": "0123456789abcdef"})
-    assert "revision" not in use(SimpleNamespace(spec=SimpleNamespace(base=here), base=here), form, "mine")
+    assert "revision" not in use(SimpleNamespace(spec=SimpleNamespace(base=here, data=data), base=here), form, "mine")
+
+
+@pytest.mark.parametrize("form", FILES)
+@pytest.mark.parametrize("source", ["pydoc", "mine.jsonl"])
+@pytest.mark.parametrize("template", [True, False])
+def test_the_card_asks_as_in_training(form, source, template, tiny_base):
+    """With the base's template where it has one, and as `prompt_text` has it where it has none."""
+    base = BaseConfig(model=str(tiny_base), quantization="none")
+    trial = SimpleNamespace(spec=SimpleNamespace(base=base, data=SimpleNamespace(source=source)), base=base)
+    code = use(trial, form, "mine")
+    tokenizer = load_tokenizer(str(tiny_base))
+    if not template:
+        tokenizer.chat_template = None
+    asked = []
+
+    def generate(input_ids, **options):
+        asked.append(tokenizer.decode(input_ids[0]))
+        return input_ids
+
+    space = {"tokenizer": tokenizer, "model": SimpleNamespace(generate=generate)}
+    exec(code[code.index("\nprompt = ") :], space)
+    prompt = "Write the docstring of\ndef json.loads(s)" if source == "pydoc" else "…"
+    assert asked == [prompt_text(prompt, tokenizer)]

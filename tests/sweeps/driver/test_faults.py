@@ -1,21 +1,15 @@
 """Faults that must not hang a sweep: each is done for real, and ends in a finished sweep or the right code and reason."""
 
-import contextlib
-import json
 import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import contract
 import psutil
 import pytest
 from faults import evaluations as training
-from faults import events, pid_of, processes, wait_for
+from faults import events, nothing_is_left, pid_of, processes, ray_head, wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
@@ -69,29 +63,8 @@ def test_the_base_fails_to_load(bitlora, write_spec, tmp_path, tiny_base):
 @pytest.fixture
 def head(bitlora):
     """A Ray head of the test's own that outlives the sweep: its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    bitlora.env["RAY_AUTH_MODE"] = "disabled"
-    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}"]
-    command += ["--node-ip-address=127.0.0.1", f"--temp-dir={bitlora.env['RAY_TMPDIR']}", "--include-dashboard=false"]
-    command += ["--num-cpus=2", "--disable-usage-stats"]
-    process = subprocess.Popen(command, env=bitlora.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for(lambda: "raylet" in processes(bitlora.env["RAY_TMPDIR"]).values(), "the head")
-    yield f"127.0.0.1:{port}"
-    for pid in [*processes(bitlora.env["RAY_TMPDIR"]), process.pid]:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    process.wait(timeout=30)
-
-
-LEFT = """
-import json, sys, ray
-from ray.util.placement_group import placement_group_table
-ray.init(address=sys.argv[1], log_to_driver=False)
-groups = [g for g in placement_group_table().values() if g["state"] != "REMOVED"]
-print(json.dumps({"cpus": ray.available_resources().get("CPU"), "groups": len(groups)}))
-"""
+    with ray_head(bitlora.env) as address:
+        yield address
 
 
 def test_a_worker_is_killed_at_the_start_and_a_host_while_training(bitlora, head, write_spec, tmp_path):
@@ -108,15 +81,7 @@ def test_a_worker_is_killed_at_the_start_and_a_host_while_training(bitlora, head
     assert contract.statuses(contract.holds(folder)) == {"completed": 3}
     # The first pack never trained; the second was lost; the third got its CPUs, so the second's group was removed.
     assert len(events(folder)) == 2
-
-    def nothing_left():
-        command = [sys.executable, "-c", LEFT, head]
-        left = subprocess.run(command, env=bitlora.env, capture_output=True, text=True, check=True)
-        return json.loads(left.stdout) == {"cpus": 2.0, "groups": 0}
-
-    wait_for(nothing_left, "CPUs and placement groups to be free", 15)
-    titles = [t for t in processes(temp).values() if "ray::" in t and "IDLE" not in t]
-    assert not [t for t in titles if any(word in t for word in ("Pack", "Pool", "Trial", "Train"))], titles
+    nothing_is_left(bitlora.env, head)
 
 
 def test_a_trials_actor_is_killed_before_its_first_result_and_a_worker_while_training(running):

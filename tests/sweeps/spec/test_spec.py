@@ -188,6 +188,11 @@ scheduler: {name: pbt}
             "resources.gpus_per_worker: an adapter's weights are one vector on one device, so a base cannot be spread over "
             "GPUs; give 1, with base.quantization: nf4 or train.gradient_checkpointing: true for a large base",
         ),
+        (
+            "resources: {gpus_per_worker: 0.5, workers_per_pack: 2}",
+            "resources.gpus_per_worker: 2 workers of a pack cannot share a GPU: NCCL wants one for each; give 1, or "
+            "resources.workers_per_pack: 1",
+        ),
         ("resources: {slots: 0}", "resources.slots: found 0; give a number of at least 1 or auto"),
         ("search: {space: {rank: []}}", "search.space.rank: found an empty list; give at least one value"),
         ("search: {space: {rank: [4, 0]}}", "search.space.rank.1: found 0; give a number of at least 1"),
