@@ -107,6 +107,8 @@ NODE_TYPES_S: Final = 60.0
 """How long the head may take to say what node types it has: a task there needs a worker process first."""
 TUNE_CHECKPOINT_S: Final = 3600.0
 """How often Ray Tune writes its own checkpoint of the search, which nothing here reads: as rarely as it can be told."""
+ATTACH_LOOK_S: Final = 0.0
+"""Whether the pool has taken a trial is looked at beside its results, and not waited for."""
 DISPLAY_REFRESH_S: Final = 1.0
 """How often a person sees something new."""
 JOB_POLL_S: Final = 0.2

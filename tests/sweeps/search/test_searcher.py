@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search import Searcher
 
-from sweeps.onray.schedulers import make_scheduler
+from sweeps.onray.schedulers import StopsNobody, make_scheduler
 from sweeps.search.searcher import OptunaSearcher
 from sweeps.spec.spec import Spec
 
@@ -334,7 +334,7 @@ def test_median_stops_the_worse_and_never_pauses() -> None:
 
 
 def test_no_scheduler() -> None:
-    assert make_scheduler(spec("none"), 32) is None
+    assert type(make_scheduler(spec("none"), 32)) is StopsNobody
 
 
 @pytest.mark.parametrize("name", ["asha", "median"])
@@ -378,7 +378,7 @@ def test_median_decides_after_a_resume_as_it_would_have_before() -> None:
 
 @pytest.mark.parametrize("kind", ["asha", "median"])
 def test_a_result_that_comes_once_more_changes_nothing(kind: str) -> None:
-    """From a trial's actor that was restarted. Ray 2.60's ASHA would enter it into a lower rung that the trial skipped."""
+    """As Tune says it at a trial's end. Ray 2.60's ASHA would enter it into a lower rung that the trial skipped."""
     once, twice = make_scheduler(spec(kind), 64), make_scheduler(spec(kind), 64)
     for scheduler in (once, twice):
         for name in ("one", "other"):
