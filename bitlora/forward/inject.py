@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bitlora.base.describe import block_linears, targeted
 from bitlora.base.load import load_model

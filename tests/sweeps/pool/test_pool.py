@@ -307,7 +307,7 @@ def test_why_a_sweep_was_given_up_stays(world):
         await w.until(lambda: not w.running())
         await asyncio.sleep(3 * timeouts.POOL_TICK_S)
         await w.attach(4)
-        assert "No space left" in (await w.pool.next_result("t4", 0)).reason
+        assert "No space left" in (await w.result("t4", 0)).reason
 
     world(scenario)
 
