@@ -77,7 +77,8 @@ NODE_DEATH_S: Final = 10.0
 """How long a lost machine has to be known as lost, before its pack's death is held against a trial: Ray looks after its
 machines every few seconds."""
 PACK_STOP_S: Final = 120.0
-"""How long a pack that was told to end has for it: its last files may be large, and the storage slow."""
+"""How long a pack that was told to end may go without having written one of its last files: they may be large, and the
+storage slow."""
 PACK_CLOSE_S: Final = 20.0
 """How long packs have to end by themselves when the sweep does: a person may have pressed Ctrl-C."""
 POOL_CLOSE_S: Final = 3 * PACK_CLOSE_S

@@ -77,6 +77,9 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
 
         A trial that needs no more training ends here; the record of one that goes on is removed.
         """
+        self._searcher.evaluations = {
+            trial_id: [(line.step, line.eval_loss) for line in lines] for trial_id, lines in past.metrics.items()
+        }
         for trial_id, ended in self._searcher.ended.items():
             self._ended.add(trial_id)
             self.counts[ended.status] += 1

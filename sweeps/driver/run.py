@@ -28,7 +28,7 @@ from sweeps.driver.provenance import Run, git_state, machines, note, now
 from sweeps.driver.recorder import Recorder
 from sweeps.driver.resources import SLOTS, pack_limits, worker_resources
 from sweeps.driver.resume import EXIT_CODE, JOURNAL, SPEC, began_with, begun_in, changed, look
-from sweeps.driver.session import Interrupt, alone, keep_logs, log_to
+from sweeps.driver.session import Interrupt, alone, hold_gpus, keep_logs, log_to
 from sweeps.driver.trackers import callbacks, missing
 from sweeps.onray.cluster import HEAD, Growth, growth
 from sweeps.onray.connection import ENVIRONMENT, connect
@@ -100,6 +100,9 @@ def run_sweep(
             own = session is not None
             nodes, more = ray.nodes(), Growth() if own else growth()
             resources = worker_resources(spec, nodes, more)
+            if own and resources.get("GPU"):
+                gpus = sum(int(node["Resources"].get("GPU", 0)) for node in nodes)
+                stack.enter_context(hold_gpus(gpus, storage.out, say))
             with _writable(storage):
                 if not resume:
                     lost = stack.enter_context(hold)

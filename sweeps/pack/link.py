@@ -105,6 +105,8 @@ class FirstLink(Link):
         self._inbox: queue.Queue[Command] = queue.Queue()
         self._failed = False
         """Something could not be written: nothing that depends on it may be."""
+        self._closing = False
+        """The pack ends, but for its last files."""
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self._saver = ThreadPoolExecutor(1, thread_name_prefix="saver")
         """Checkpoints are large, and nobody waits for them: they have a thread of their own."""
@@ -307,6 +309,7 @@ class FirstLink(Link):
             self._cannot_write(error)
 
     def close(self) -> None:
+        self._closing = True
         self._puller.shutdown(wait=False, cancel_futures=True)
         self._writer.shutdown()
         self._saver.shutdown()
@@ -338,6 +341,8 @@ class FirstLink(Link):
         try:
             if not self._failed:
                 job()
+                if self._closing:
+                    self._pool.pack_wrote.remote(self._name)
         except Exception as error:
             self._cannot_write(error)
             raise

@@ -54,7 +54,7 @@ class PackHandle:
     woken: asyncio.Event = field(default_factory=asyncio.Event)
     error: str = ""
     since: float = field(default_factory=time.monotonic)
-    """When it was started, began, was ready, last had a trial, or was told to stop."""
+    """When it was started, began, was ready, last had a trial, was told to stop, or then wrote a file."""
     needed: float = field(default_factory=time.monotonic)
     """When it was last needed, while it waits for a machine."""
     late: bool = False

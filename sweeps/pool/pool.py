@@ -212,6 +212,11 @@ class Pool:
         if (pack := self._packs.named.get(name)) is not None and not pack.unwritable:
             pack.error, pack.unwritable = error, unwritable
 
+    async def pack_wrote(self, name: str) -> None:
+        """The pack, which is to end, has written one of its last files: it has its time anew for the next one."""
+        if (pack := self._packs.named.get(name)) is not None:
+            pack.since = time.monotonic()
+
     async def commands(self, name: str, received: int = 0) -> list[Command]:
         """What the pack is to do, in order; an empty list after a few quiet seconds.
 

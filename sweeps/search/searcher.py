@@ -91,6 +91,9 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         """Those that go on, by our id, in the order of their numbers."""
         self.reported: dict[str, int] = {}
         """The last step that a trial of `begun` has reported; whoever knows says it here."""
+        self.evaluations: dict[str, Sequence[tuple[int, float]]] = {}
+        """Steps and losses that such a trial has on disk: the study may lack some of them, since in object storage its
+        journal is not written anew for each result."""
         self.ended: dict[str, EndedTrial] = {}
         """How each trial ended that had ended when the journal was opened."""
         self._count = 0
@@ -201,6 +204,10 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         self._open[trial_id] = reopen(self._study, frozen)
         self._open[trial_id].set_user_attr("trial_id", trial_id)
         self._reported[trial_id] = set(frozen.intermediate_values)
+        for step, loss in self.evaluations.get(trial_id, ()):
+            if step not in frozen.intermediate_values and finite(loss) is not None:
+                self._open[trial_id].report(loss, step)
+                self._reported[trial_id].add(step)
         self._count += 1
         self._confirming += REPEATS in frozen.user_attrs
 

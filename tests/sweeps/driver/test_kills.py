@@ -51,14 +51,26 @@ class Supervised:
         self.temp = bitlora.env["RAY_TMPDIR"]
         self.process = self._start()
         self.starts = 1
+        self.ended = []
+        """At each later start: when it was, and the trials that had ended by themselves."""
 
     def look(self):
         """Start it again where it needs that."""
         code = self.process.poll()
         assert code in (None, 130, -signal.SIGKILL), f"it ended with exit code {code} before the last kill"
         if code is not None:
+            if code == 130:
+                assert (self.folder / "exit_code").read_text() == "130\n"
+            records = self.folder.glob("trials/*/record.json")
+            ended = {path.parent.name for path in records if json.loads(path.read_text())["status"] == "completed"}
+            self.ended.append((time.time(), ended))
             self.process = self._start()
             self.starts += 1
+
+    def begun_again(self):
+        """Trials that were begun once more after they had ended."""
+        attached = [(e["time"], e["trials"][0]) for pack in events(self.folder) for e in pack if e["event"] == "attach"]
+        return [trial for at, trial in attached if any(at > when and trial in ended for when, ended in self.ended)]
 
     def end(self):
         """Wait for its end; gives the exit code."""
@@ -144,7 +156,12 @@ def test_twenty_kills(tmp_path, float64_base, arithmetic):
     assert killed in (DECK, {kind: count for kind, count in DECK.items() if kind != "actor"})
     assert contract.statuses(contract.holds(tmp_path / "quick")) == {"completed": 8}, said
     same(results(tmp_path / "quick"), results(tmp_path / "reference"))
+    assert not sweep.begun_again()
+    # They went on from their checkpoints, of each step: at each loss one or two steps of those in the packs were in vain.
+    assert sum(sweep.steps().values()) < 8 * STEPS + 4 * 2 * sum(killed.values())
+    assert not list(tmp_path.glob("quick/trials/*/checkpoint.safetensors"))
     assert "Traceback" not in said
+    assert "the pool died" in said
 
 
 def kill_at_random(sweep, draw):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -78,6 +79,23 @@ def test_an_ending_that_the_pool_cannot_take_stops_the_pack(listening):
     first.close()
     [((_, why), _)] = first._pool.failures
     assert "KeyError" in why
+
+
+def test_a_pack_that_ends_tells_of_each_file_that_it_still_writes(listening):
+    first = listening(Stop())
+    told = []
+    first._pool.pack_wrote = SimpleNamespace(remote=told.append)
+    let = threading.Event()
+    first._write(lambda: None)
+    first._write(let.wait)
+    first._write(lambda: None)
+    ending = threading.Thread(target=first.close)
+    ending.start()
+    while not first._closing:
+        ending.join(0.01)
+    let.set()
+    ending.join(10)
+    assert told == ["p0"] * 2
 
 
 @pytest.fixture

@@ -4,113 +4,10 @@ import asyncio
 
 import pytest
 import ray
+from pool_world import SOON
 
-from bitlora import timeouts
-from sweeps.onray import cluster
-from sweeps.pool.messages import PackCounts, StepProgress, Stop, TrialResult
-from sweeps.pool.pool import AHEAD, Pool
-
-SOON = 0.15
-"""What stands for the times after which the pool acts, in seconds."""
-
-
-class Host:
-    """Runs until it is killed, or its pack is told to stop."""
-
-    def __init__(self):
-        self.run = self
-        self.name = ""
-        self.received = 0
-        self.over = asyncio.get_running_loop().create_future()
-
-    def remote(self, name):
-        self.name = name
-        return self.over
-
-    def fails(self, error):
-        if not self.over.done():
-            self.over.set_exception(error)
-
-
-class World:
-    """A pool, its hosts, and what it did to the cluster."""
-
-    def __init__(self, slots, limits, patience):
-        self.hosts, self.removed, self.results = [], [], []
-        self.pool = Pool("settings", self, slots, limits, patience)
-
-    def remote(self):
-        self.hosts.append(Host())
-        return self.hosts[-1]
-
-    def running(self):
-        return [host for host in self.hosts if not host.over.done()]
-
-    async def attach(self, *numbers):
-        for number in numbers:
-            await self.pool.attach(f"t{number}", {"number": number})
-        await asyncio.sleep(0)
-
-    async def ready(self, host):
-        await asyncio.sleep(0)
-        await self.pool.pack_started(host.name)
-        await self.pool.pack_ready(host.name)
-
-    async def told(self, host):
-        """What the pack is told, without waiting for more; as its worker would, it ends when told to stop."""
-        pack = self.pool._packs.named.get(host.name)
-        commands = []
-        if pack is None or len(pack.commands) > host.received - pack.acknowledged:
-            commands = await self.pool.commands(host.name, host.received)
-        host.received += len(commands)
-        if Stop() in commands and not host.over.done():
-            host.over.set_result(None)
-        return [f"{type(c).__name__} {getattr(c, 'trial_id', '')}".strip().lower() for c in commands]
-
-    async def report(self, host, trial, step=1, status="running"):
-        result = TrialResult(trial_id=trial, status=status, step=step, eval_loss=1.0)
-        await self.pool.progress(host.name, {trial: StepProgress(step, 1.0)})
-        await self.pool.report(host.name, result)
-
-    async def result(self, trial, number):
-        """The trial's result of that number, as soon as there is one; the driver reads all."""
-        while len(found := [one for one in self.results if one.trial_id == trial]) <= number:
-            self.results += await self.pool.results(len(self.results))
-        return found[number]
-
-    async def until(self, condition):
-        async with asyncio.timeout(5):
-            while not condition():
-                await asyncio.sleep(0.01)
-
-
-@pytest.fixture
-def world(monkeypatch):
-    """Runs a scenario, a coroutine function of a `World`, on a pool that acts soon; long waits stay as they are."""
-    worlds = []
-    monkeypatch.setattr(timeouts, "POOL_TICK_S", 0.01)
-    for name in ("PACK_IDLE_S", "PACK_SURPLUS_S", "PACK_RETRY_S"):
-        monkeypatch.setattr(timeouts, name, SOON)
-    monkeypatch.setattr(timeouts, "PACK_LATE_S", 0.0)
-    monkeypatch.setattr(ray, "kill", lambda host: host.fails(ray.exceptions.RayActorError()))
-    monkeypatch.setattr(cluster, "remove_group", lambda name: worlds[0].removed.append(name))
-    monkeypatch.setattr(cluster, "pending_groups", lambda: {host.name for host in worlds[0].hosts})
-
-    def run(scenario, slots=2, limits=(0, 2), patience=60.0):
-        async def main():
-            worlds.append(World(slots, limits, patience))
-            await worlds[0].pool.start()
-            await asyncio.sleep(0)
-            await scenario(worlds[0])
-            for host in worlds[0].running():
-                host.fails(ray.exceptions.RayActorError())
-            await worlds[0].pool.close()
-            assert not worlds[0].pool._packs.named
-            assert set(worlds[0].removed) == {host.name for host in worlds[0].hosts}
-
-        asyncio.run(main())
-
-    return run
+from sweeps.pool.messages import PackCounts, StepProgress
+from sweeps.pool.pool import AHEAD
 
 
 def test_as_many_packs_as_the_waiting_trials_fill_and_never_more(world):
@@ -229,25 +126,6 @@ def test_a_start_that_fails_twice_ends_the_sweep(world):
     world(scenario)
 
 
-def test_a_pack_that_did_not_come_up_costs_no_pause_when_the_others_are_lost(world, monkeypatch):
-    """The pause is for a sweep that goes on meanwhile."""
-    monkeypatch.setattr(timeouts, "PACK_RETRY_S", 3600.0)
-
-    async def scenario(w):
-        await w.attach(*range(4))
-        first, second = w.hosts
-        await w.ready(first)
-        await w.pool.pack_started(second.name)
-        second.fails(RuntimeError("a worker of the pack died"))
-        await w.until(lambda: second.name in w.removed)
-        await asyncio.sleep(3 * timeouts.POOL_TICK_S)
-        assert len(w.hosts) == 2
-        first.fails(RuntimeError("a worker of the pack died"))
-        await w.until(lambda: len(w.running()) == 2)
-
-    world(scenario)
-
-
 def test_a_trial_may_lose_packs_as_long_as_it_gets_on(world):
     async def scenario(w):
         await w.attach(0)
@@ -287,51 +165,6 @@ def test_a_folder_that_cannot_be_written_is_no_trials_doing(world):
         result = await w.result("t0", 0)
         assert (result.status, result.fatal) == ("interrupted", True)
         assert result.reason == "could not write: No space left on device"
-
-    world(scenario)
-
-
-def test_why_a_sweep_was_given_up_stays(world):
-    """Packs that end afterwards, asked to, say nothing new."""
-
-    async def scenario(w):
-        await w.attach(*range(4))
-        for _ in range(2):
-            host = w.running()[0]
-            await w.ready(host)
-            await w.pool.pack_failed(host.name, "could not write: No space left on device", unwritable=True)
-            host.fails(RuntimeError("a worker of the pack died"))
-            await w.until(lambda host=host: host.name in w.removed)
-        for host in w.running():
-            host.over.set_result(None)
-        await w.until(lambda: not w.running())
-        await asyncio.sleep(3 * timeouts.POOL_TICK_S)
-        await w.attach(4)
-        assert "No space left" in (await w.result("t4", 0)).reason
-
-    world(scenario)
-
-
-def test_trials_spread_over_the_packs_that_are_up(world):
-    async def scenario(w):
-        await w.attach(*range(5))
-        for host in w.hosts:
-            await w.pool.pack_started(host.name)
-        w.pool._closing = True  # so that trials wait until both are ready
-        for host in w.hosts:
-            w.pool._packs.named[host.name].ready = True
-        w.pool._dispatch()
-        w.pool._closing = False
-        assert await w.told(w.hosts[0]) == ["attach t0", "attach t2", "attach t4"]
-        assert await w.told(w.hosts[1]) == ["attach t1", "attach t3"]
-
-    world(scenario, slots=4)
-
-
-def test_trials_wait_in_the_order_in_which_they_were_asked_for(world):
-    async def scenario(w):
-        await w.attach(10000, 9999)
-        assert (await w.pool.status()).waiting == ("t9999", "t10000")
 
     world(scenario)
 

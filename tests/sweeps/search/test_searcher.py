@@ -248,6 +248,16 @@ def test_a_sweep_goes_on_with_the_same_trials_and_begins_no_extra_one(tmp_path: 
     assert found[1].user_attrs["status"] == "completed"
 
 
+def test_results_that_the_study_lacks_are_told_when_a_trial_goes_on(tmp_path: Path) -> None:
+    one = searcher(tmp_path, trials=1)
+    drain(one)
+    one.on_trial_result("tune0", result(8, 2.5))
+    again = searcher(tmp_path, trials=1)
+    again.evaluations = {"t0000": [(8, 2.5), (16, 2.0), (24, math.nan)]}
+    drain(again)
+    assert trials(tmp_path)[0].intermediate_values == {8: 2.5, 16: 2.0}
+
+
 def test_a_trial_that_needs_no_more_training_is_settled(tmp_path: Path) -> None:
     before = searcher(tmp_path, trials=2)
     old = before.suggest("tune0")
