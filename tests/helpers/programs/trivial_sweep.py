@@ -61,7 +61,7 @@ class Worker:
         up = folder / "logs" / "up"
         up.mkdir(exist_ok=True)
         (up / name).touch()
-        while len(list(up.iterdir())) < load_spec(folder / "sweep.yaml").resources.packs:
+        while len(list(up.iterdir())) < load_spec(folder / "sweep.yaml").resources.packs.max:
             time.sleep(0.2)
 
     def _train(self, pool, name, folder, trial_id, config):
@@ -83,7 +83,7 @@ class Worker:
 
 
 def follow(samples, folder):
-    """Resident MB of the driver and of the pool, twice a second, beside how many records there are."""
+    """Resident MB of driver and pool and the CPU seconds they took, twice a second, beside how many records there are."""
     pool = None
     while True:
         time.sleep(0.5)
@@ -93,10 +93,12 @@ def follow(samples, folder):
         if pool is None:
             continue
         try:
-            resident = [process.memory_info().rss / 1e6 for process in (psutil.Process(), pool)]
+            both = psutil.Process(), pool
+            resident = [process.memory_info().rss / 1e6 for process in both]
+            busy = [sum(process.cpu_times()[:2]) for process in both]
         except psutil.Error:
             return
-        samples.append([time.time(), len(list(folder.glob("trials/*/record.json"))), *resident])
+        samples.append([time.time(), len(list(folder.glob("trials/*/record.json"))), *resident, *busy])
 
 
 def related(process):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import pickle
 import warnings
 from pathlib import Path
@@ -70,6 +71,25 @@ def test_hands_out_as_many_as_the_spec_says(tmp_path: Path) -> None:
     assert all(set(each["config"]) == set(SPACE) for each in suggestions)
     assert [trial.user_attrs["trial_id"] for trial in trials(tmp_path)] == [each["trial_id"] for each in suggestions]
     assert one.suggest("later") == Searcher.FINISHED
+
+
+def test_the_disk_is_waited_for_once_for_each_trial_that_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever has files in the sweep's folder is known to the study, also after a power cut."""
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(len(trials(tmp_path))))
+    one = searcher(tmp_path, trials=5)
+    assert not synced
+    for index in range(5):
+        one.suggest(f"tune{index}")
+        one.on_trial_result(f"tune{index}", result(8, 3.0))
+        one.on_trial_result(f"tune{index}", result(8, 3.0))
+        one.finish(f"t000{index}", "completed", 3.0)
+    assert synced == [1, 2, 3, 4, 5]
+    one.close()
+    assert len(synced) == 6
+    assert [trial.intermediate_values for trial in trials(tmp_path)] == [{8: 3.0}] * 5
 
 
 def test_every_ending_has_its_state(tmp_path: Path) -> None:
