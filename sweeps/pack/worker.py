@@ -96,6 +96,7 @@ def worker_loop(config: dict[str, Any]) -> None:
     from bitlora.forward.inject import load_base
     from sweeps.pack.link import FirstLink, Link
     from sweeps.pack.loop import PackLoop
+    from sweeps.pack.memory import settle_memory
 
     name, pool = config["pack"], ray.get_actor(POOL)
     rank = ray.train.get_context().get_world_rank()
@@ -112,10 +113,21 @@ def worker_loop(config: dict[str, Any]) -> None:
         raise
     workers = Workers(rank, settings.workers, device)
     workers.sum()  # all have their base
+    engine = Engine(base, settings.slots, workers)
+    lines = settle_memory(
+        engine,
+        settings,
+        f"{device_name(device)}; {identity(base, settings.base)}",
+        sharing(settings, device),
+        lambda key: ray.get(pool.known_memory.remote(name, key)),
+        lambda key, found: ray.get(pool.keep_memory.remote(key, found)),
+    )
     link = FirstLink(name, pool, settings, identity(base, settings.base), origin(base)) if workers.first else Link()
-    pack = PackLoop(settings, Engine(base, settings.slots, workers), link)
+    for line in lines:
+        link.log_event(line)
+    pack = PackLoop(settings, engine, link)
     if workers.first:
-        ray.get(pool.pack_ready.remote(name))
+        ray.get(pool.pack_ready.remote(name, engine.size))
     try:
         pack.run()
     except Exception as error:
@@ -124,6 +136,17 @@ def worker_loop(config: dict[str, Any]) -> None:
     finally:
         with contextlib.suppress(OSError):
             settings.storage.close()
+
+
+def sharing(settings: PackSettings, device: torch.device) -> float:
+    """How many workers may share this one's memory: by what each reserves of the GPU, or of this machine's CPUs."""
+    if device.type == "cuda":
+        return max(1.0, 1 / settings.resources["GPU"])
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    cpus = next((node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["NodeID"] == here), 0.0)
+    return max(1.0, min(settings.most_workers, cpus // settings.resources["CPU"]))
 
 
 def origin(base: Base) -> Origin:
