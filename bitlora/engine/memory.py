@@ -18,6 +18,7 @@ from bitlora.config.trial import TrialConfig
 from bitlora.engine.batch import Batch
 from bitlora.engine.engine import EVAL_TOKENS, Engine, attempt
 from bitlora.engine.gauge import held, peak_during
+from bitlora.engine.slot import Slot
 from bitlora.engine.workers import Workers
 from bitlora.forward.inject import Base
 
@@ -243,7 +244,8 @@ class _DryRun:
             waiting = [(engine.state(slot), engine.latent(slot)) for slot in attached if device.type == "cpu"]
             stats, step = peak_during(lambda: engine.step(dict.fromkeys(attached, batch)), device)
             del waiting
-            self.slot_bytes = float(sum(_bytes_of(engine, slot) for slot in attached) / slots)
+            place = engine.slots[attached[0]]
+            self.slot_bytes = float(slot_bytes(place) + copied_bytes(place, device))
             failed = [stats[slot].failed for slot in attached]
             if score and not any(failed):
                 results, scored = peak_during(lambda: engine.evaluate(attached, batch), device)
@@ -273,12 +275,16 @@ class _DryRun:
         return row * min(rows, max(1, EVAL_TOKENS // row))
 
 
-def _bytes_of(engine: Engine, slot: int) -> int:
-    """What a slot's vectors take after a step; on a CPU also the copies that wait to be written."""
-    place = engine.slots[slot]
+def slot_bytes(place: Slot) -> int:
+    """What a slot's vectors take: weights, their gradient, their quantized copies, and the moments that there are."""
     moments = [part for part in place.optimizer.state[place.vector].values() if isinstance(part, torch.Tensor)]
     vectors = [place.vector, place.grad, *moments]
-    if place.quantized[0].a.data_ptr() != place.latent[0].a.data_ptr():
+    if place.has_copies:
         vectors += [part for layer in place.quantized for part in (layer.a, layer.b)]
-    copies = 4 * place.vector.nbytes if engine.base.device.type == "cpu" else 0
-    return sum(vector.nbytes for vector in vectors) + copies
+    return sum(vector.nbytes for vector in vectors)
+
+
+def copied_bytes(place: Slot, device: torch.device) -> int:
+    """What the copies of a slot take that wait in host memory to be written: a checkpoint's three vectors, and the weights
+    of an evaluation. On a GPU they take none of its memory."""
+    return 4 * place.vector.nbytes if device.type == "cpu" else 0

@@ -15,36 +15,34 @@ from bitlora.engine.memory import LongestRow, MemoryFit, MemoryNeeds, NotMeasure
 
 if TYPE_CHECKING:
     from bitlora.config.trial import TrialConfig
-    from sweeps.pack.settings import PackSettings
 
 GB: Final = 1e9
 
 
 def settle_memory(
     engine: Engine,
-    settings: PackSettings,
-    what: str,
+    widest: TrialConfig,
+    longest: LongestRow,
+    given: bool,
     sharing: float,
-    ask: Callable[[str], dict[str, Any] | None],
-    keep: Callable[[str, dict[str, Any]], None],
+    ask: Callable[[], dict[str, Any] | None] = lambda: None,
+    keep: Callable[[dict[str, Any]], None] = lambda found: None,
 ) -> list[str]:
     """Give `engine` as many slots, and passes as large, as fit here. Every worker of a pack calls it at the same moment.
 
     Args:
         engine: empty; its size is how many slots it may have at most.
-        what: tells this base and its device from others.
+        widest: what takes the most memory of all trials that may come.
+        given: a user has said how many slots; that stays.
         sharing: so many processes share the device, or the machine.
-        ask: says what is known of a key; None: it is to be measured. The first worker's.
-        keep: keeps what was measured of a key. The first worker's.
+        ask: says what is known already; None: it is to be measured. Asked by the first worker alone, as is the next.
+        keep: keeps what was measured, or why it could not be.
 
     Returns:
         Lines for the pack's log.
     """
     workers, device = engine.workers, engine.base.device
-    longest = LongestRow.of(settings.dataset)
-    widest = settings.widest
-    key = memory_key(what, widest, longest, workers.size, settings.checkpointing)
-    known = workers.broadcast(ask(key) if workers.first else None)
+    known = workers.broadcast(ask() if workers.first else None)
     needs, how = MemoryNeeds.read(known), "as measured before"
     if known is None:
         began = time.monotonic()
@@ -56,14 +54,13 @@ def settle_memory(
         trim()
         how = f"measured in {time.monotonic() - began:.1f} s"
         if workers.first:
-            keep(key, known)
+            keep(known)
     if needs is None:
         how = known.get("reason", "what was measured cannot be read")
         if not known.get("lack"):
             return [f"memory: not measured, since a row of {longest.tokens} tokens of the widest trial raises: {how}"]
     rows = rows_at_once(widest)
     may = budget(device, sharing)
-    given = settings.slots_given
     if needs is None:  # nothing is known, but that it is short
         found = MemoryFit(engine.size if given else 1, longest.tokens, longest.tokens, False)
     else:

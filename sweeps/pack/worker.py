@@ -91,12 +91,13 @@ def worker_loop(config: dict[str, Any]) -> None:
     import ray.train
 
     from bitlora.engine.engine import Engine
+    from bitlora.engine.memory import LongestRow
     from bitlora.engine.workers import Workers
     from bitlora.files.storage import StorageError
     from bitlora.forward.inject import load_base
     from sweeps.pack.link import FirstLink, Link
     from sweeps.pack.loop import PackLoop
-    from sweeps.pack.memory import settle_memory
+    from sweeps.pack.memory import memory_key, settle_memory
 
     name, pool = config["pack"], ray.get_actor(POOL)
     rank = ray.train.get_context().get_world_rank()
@@ -114,15 +115,21 @@ def worker_loop(config: dict[str, Any]) -> None:
     workers = Workers(rank, settings.workers, device)
     workers.sum()  # all have their base
     engine = Engine(base, settings.slots, workers)
+    longest = LongestRow.of(settings.dataset)
+    own = identity(base, settings.base)
+    key = memory_key(
+        f"{device_name(device)}; {own}", settings.widest, longest, settings.workers, settings.checkpointing
+    )
     lines = settle_memory(
         engine,
-        settings,
-        f"{device_name(device)}; {identity(base, settings.base)}",
+        settings.widest,
+        longest,
+        settings.slots_given,
         sharing(settings, device),
-        lambda key: ray.get(pool.known_memory.remote(name, key)),
-        lambda key, found: ray.get(pool.keep_memory.remote(key, found)),
+        lambda: ray.get(pool.known_memory.remote(name, key)),
+        lambda found: ray.get(pool.keep_memory.remote(key, found)),
     )
-    link = FirstLink(name, pool, settings, identity(base, settings.base), origin(base)) if workers.first else Link()
+    link = FirstLink(name, pool, settings, own, origin(base)) if workers.first else Link()
     for line in lines:
         link.log_event(line)
     pack = PackLoop(settings, engine, link)

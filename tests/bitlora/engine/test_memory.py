@@ -8,7 +8,6 @@ import torch
 from adapters import trial
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LlamaConfig, LlamaForCausalLM
 from worker_program import batch
 
 from bitlora.config.sections import BaseConfig
@@ -95,16 +94,8 @@ def test_what_was_written_is_read_again_and_nothing_else():
 
 
 @pytest.fixture(scope="module")
-def larger_base(tmp_path_factory):
-    """A base whose passes are megabytes: a resident size is counted in pages, and allocators round."""
-    folder = tmp_path_factory.mktemp("base") / "larger"
-    config = LlamaConfig(
-        vocab_size=1000, hidden_size=128, intermediate_size=512, num_hidden_layers=3,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return load_base(BaseConfig(model=str(folder), quantization="none"), torch.float32, CPU)
+def larger_base(larger_folder):
+    return load_base(BaseConfig(model=str(larger_folder), quantization="none"), torch.float32, CPU)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
