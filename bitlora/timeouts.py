@@ -100,6 +100,10 @@ that less is lost than by a step of trials that are to be stopped."""
 WORKER_CHECK_S: Final = 0.5
 """How soon Ray Train notices that a worker ended or died; its own default is 2."""
 
+MEMORY_LOOK_S: Final = 0.005
+"""Between two looks at how much memory a dry step takes, where the kernel does not keep its peak: the shortest of what
+makes a peak, one layer's backward pass, takes about so long."""
+
 # ---- Ray, from the driver
 
 RAY_CONNECT_S: Final = 5.0

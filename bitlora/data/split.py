@@ -77,11 +77,6 @@ class Dataset:
     test: Rows
     summary: DataSummary
 
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest row."""
-        return max(int(rows.lengths.max()) for rows in (self.train, self.eval, self.test) if len(rows))
-
 
 def prepare_data(config: DataConfig, tokenizer: PreTrainedTokenizerBase, test_rows: int | None = 0) -> Dataset:
     """Read, tokenize and split.

@@ -13,7 +13,7 @@ from bitlora.adapter.cost import adapter_bytes, adapter_params
 from bitlora.config.trial import TrialConfig
 from bitlora.quantizers.weights import Granularity, Quantizer
 from sweeps.driver.prepare import Prepared
-from sweeps.spec.space import By, Choices, Range
+from sweeps.spec.space import extent
 from sweeps.spec.spec import PacksConfig, Spec
 
 
@@ -103,17 +103,8 @@ def _packs(spec: Spec) -> str:
 
 def _values(spec: Spec, axis: str) -> list[Any]:
     """The values an axis can take: all of a list, the ends of a range, the fixed one."""
-
-    def of(domain: Any) -> set[Any]:
-        if isinstance(domain, Choices):
-            return set(domain.values)
-        if isinstance(domain, Range):
-            return {domain.low, domain.high}
-        assert isinstance(domain, By)
-        return set().union(*(of(inner) for inner in (*domain.branches.values(), domain.default) if inner is not None))
-
     domain = spec.search.space.get(axis)
-    return sorted(of(domain)) if domain is not None else [getattr(spec.adapter, axis)]
+    return sorted(extent(domain)) if domain is not None else [getattr(spec.adapter, axis)]
 
 
 def draw(console: Console, plan: Plan) -> None:

@@ -11,7 +11,7 @@ from sweeps.spec.errors import InputError
 from sweeps.spec.spec import MOST_PACKS, PacksConfig, Spec
 
 SLOTS: Final = {"cpu": 4, "gpu": 8}
-"""What `slots: auto` means until it is measured."""
+"""The most that `slots: auto` gives, where memory has room for them: on a CPU arithmetic is the limit then."""
 GPU_WORKER_CPUS: Final = 4
 
 

@@ -27,7 +27,7 @@ from sweeps.driver.progress import Display
 from sweeps.driver.provenance import Run, git_state, machines, note, now
 from sweeps.driver.recorder import Recorder
 from sweeps.driver.resources import SLOTS, pack_limits, worker_resources
-from sweeps.driver.resume import EXIT_CODE, JOURNAL, SPEC, began_with, begun_in, changed, look
+from sweeps.driver.resume import EXIT_CODE, JOURNAL, SPEC, began_with, begun_in, changed, look, measured
 from sweeps.driver.session import Interrupt, alone, hold_gpus, keep_logs, log_to
 from sweeps.driver.trackers import callbacks, missing
 from sweeps.onray.cluster import HEAD, Growth, growth
@@ -221,6 +221,10 @@ class _Search:
             checkpointing=spec.train.gradient_checkpointing,
             dataset=ray.put(prepared.dataset),
             slots=slots,
+            slots_given=spec.resources.slots != "auto",
+            widest=prepared.widest(spec),
+            measured=measured(storage.folder),
+            most_workers=limits[1] * spec.resources.workers_per_pack,
             storage=storage,
             token=token,
             checkpoint_every=spec.train.checkpoint_every,

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from bitlora import timeouts
 from bitlora.files.record import Status
+from sweeps.pool.measured import MeasuredMemory
 from sweeps.pool.messages import Attach, Command, Continue, Detach, PoolStatus, StepProgress, Stop, TrialResult
 from sweeps.pool.packs import START_ATTEMPTS, PackHandle, Packs
 from sweeps.pool.suspicion import Suspicion
@@ -60,7 +61,7 @@ class Pool:
     Args:
         settings: what a pack's workers need (`sweeps.pack.settings.PackSettings`).
         host_class: of the actors that run the packs (`sweeps.pack.host.PackHost`).
-        slots: of each pack.
+        slots: of each pack, at most: how many it has it says when it is ready.
         packs: the fewest that are kept up until the sweep ends, and the most.
         patience: how long a pack may wait for room, in seconds.
     """
@@ -74,7 +75,6 @@ class Pool:
         patience: float = timeouts.PACK_START_LOCAL_S,
     ) -> None:
         self._settings = settings
-        self._slots = slots
         self._trials: dict[str, Entry] = {}
         self._waiting: list[str] = []
         """In the order of their ids, which is the order in which they were asked for."""
@@ -88,6 +88,7 @@ class Pool:
         """Has any trial reported anything, in this run of the sweep or in one before?"""
         self._unwritable = 0
         """Packs in a row that could not write to the sweep's folder."""
+        self._memory: MeasuredMemory | None = None
         self._dtype = ""
         """What packs compute in, where the spec leaves it open; empty until one has said."""
         self._given_up = ""
@@ -199,10 +200,19 @@ class Pool:
         self._dtype = self._dtype or dtype
         return self._dtype
 
-    async def pack_ready(self, name: str) -> None:
-        """The pack has its base and can train."""
+    async def known_memory(self, name: str, key: str) -> dict[str, Any] | None:
+        """What is known of how much memory `key` takes; None: the pack is to measure it."""
+        return await self._measured.ask(key, name, self._packs.named)
+
+    async def keep_memory(self, key: str, found: dict[str, Any]) -> None:
+        """How much memory `key` takes, or why that could not be measured."""
+        await self._measured.keep(key, found)
+
+    async def pack_ready(self, name: str, slots: int | None = None) -> None:
+        """The pack has its base and can train, so many trials at once; None: as many as a pack may have."""
         if (pack := self._packs.named.get(name)) is not None:
             pack.started = pack.ready = True
+            pack.slots = slots or pack.slots
             pack.since = time.monotonic()
             self._dispatch()
 
@@ -277,6 +287,11 @@ class Pool:
     # ---- inside
 
     @property
+    def _measured(self) -> MeasuredMemory:
+        self._memory = self._memory or MeasuredMemory(self._settings.storage, self._settings.measured)
+        return self._memory
+
+    @property
     def _undone(self) -> Status:
         """How trials end with the sweep: where nothing ever came up, there is nothing to go on with."""
         return "failed" if self._packs.broken and not self._begun else "interrupted"
@@ -317,18 +332,23 @@ class Pool:
 
     def _dispatch(self) -> None:
         """Give waiting trials to packs, those with free slots first; start packs where there are more than they hold."""
-        self._assign(self._slots, leave=0)
+        self._assign(0, leave=0)
         if not self._closing:
             self._packs.scale_up()
         # Not those that a pack which is coming would then lack.
-        self._assign(self._slots + AHEAD, leave=self._packs.coming())
+        self._assign(AHEAD, leave=self._packs.coming())
 
-    def _assign(self, limit: int, leave: int) -> None:
-        """Give each the pack that holds the fewest: where there are several, none idles beside a full one."""
+    def _assign(self, ahead: int, leave: int) -> None:
+        """Give each the pack with the most room: where there are several, none idles beside a full one.
+
+        Args:
+            ahead: trials that a pack may have beyond its slots.
+            leave: trials that stay in the queue.
+        """
         taking = {name: pack for name, pack in self._packs.named.items() if pack.ready and not pack.stopping}
         while taking and len(self._waiting) > leave:
-            name, pack = min(taking.items(), key=lambda item: len(item[1].trials))
-            trial_id = self._next_for(pack) if len(pack.trials) < limit else None
+            name, pack = min(taking.items(), key=lambda item: len(item[1].trials) - item[1].slots)
+            trial_id = self._next_for(pack) if len(pack.trials) < pack.slots + ahead else None
             if trial_id is None:
                 del taking[name]
                 continue

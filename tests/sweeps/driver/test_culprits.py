@@ -140,6 +140,14 @@ def test_memory_that_a_large_batch_breaks_and_a_small_one_does_not(bitlora, writ
         assert ended.code == 0, (ended.err, found)
     for trial, (record, _) in found["free"].items():
         assert found["capped"][trial][0]["eval_loss"] == pytest.approx(record["eval_loss"], rel=1e-9, abs=0)
-    said = {name: [e for pack in events(tmp_path / name) for e in pack if "at most" in e["event"]] for name in found}
-    assert said["capped"], "the cap was never met"
-    assert not said["free"]
+    said = {name: [e["event"] for pack in events(tmp_path / name) for e in pack] for name in found}
+    planned = {name: [event for event in said[name] if event.startswith("memory: ")] for name in said}
+    assert all(" and passes of " in event and "ulimit -v" in event for event in planned["capped"]), planned
+    assert all(" and whole steps " in event for event in planned["free"]), planned
+    assert planned["capped"]
+    assert planned["free"]
+    # It was known before the first step, which therefore never raised.
+    assert not [event for name in said for event in said[name] if "at most" in event]
+    for name in found:
+        contract.holds(tmp_path / name)
+        assert [*json.loads((tmp_path / name / "memory.json").read_text())]

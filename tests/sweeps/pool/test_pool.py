@@ -6,6 +6,7 @@ import pytest
 import ray
 from pool_world import SOON
 
+from bitlora import timeouts
 from sweeps.pool.messages import PackCounts, StepProgress
 from sweeps.pool.pool import AHEAD
 
@@ -281,3 +282,18 @@ def test_a_look_that_fails_does_not_end_the_watch(world, monkeypatch):
         await w.until(lambda: w.pool._packs.named == {} or "stop" in str(w.pool._packs.named))
 
     world(scenario)
+
+
+def test_a_pack_gets_as_many_trials_as_it_says_it_has_slots_for(world):
+    async def scenario(world):
+        await world.attach(*range(8))
+        first, second = world.hosts[0], None
+        await asyncio.sleep(0)
+        await world.pool.pack_started(first.name)
+        await world.pool.pack_ready(first.name, 1)
+        assert await world.told(first) == ["attach t0", "attach t1", "attach t2"][: 1 + AHEAD]
+        second = world.hosts[1]
+        await world.ready(second)  # it says nothing: as many as a pack may have
+        assert len(await world.told(second)) == 3 + AHEAD
+
+    world(scenario, slots=3)
