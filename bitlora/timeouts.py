@@ -122,3 +122,23 @@ JOB_STOP_S: Final = 120
 """How long a stopped job has to end in order; Ray's own limit of 3 s would cut it off. Whole seconds."""
 GIT_S: Final = 10.0
 """How long git may take to say which commit this is: on a slow file system it looks at every file."""
+
+# ---- machines that are taken away (`sweeps.drain`)
+
+NOTICE_POLL_S: Final = 2.0
+"""Between two questions whether the machine is to go: the shortest notice is half a minute, and Azure's own advice is to
+ask every second. They go no further than the machine's host."""
+NOTICE_ANSWER_S: Final = 2.0
+"""How long a metadata service may take to answer: it is on the machine's host. A first question to Azure may take two
+minutes, and is asked again meanwhile."""
+NOTICE_AWS_S: Final = 120.0
+"""How long a machine has at least, by AWS's own word, after a spot notice that does not say."""
+NOTICE_GOOGLE_S: Final = 30.0
+NOTICE_AZURE_S: Final = 30.0
+"""The same after a preemption by Google, and after an event of Azure's that has begun."""
+NOTICE_MAINTENANCE_S: Final = 60.0
+"""The same before Google maintains a host. With a GPU it says so an hour before; packs leave at once all the same."""
+DRAIN_ANSWER_S: Final = 5.0
+"""How long Ray's control service may take to answer a request to drain; asked again where it does not."""
+DRAINED_POLL_S: Final = 0.2
+"""Between two looks whether a drained node has ended: what stops a pod waits for it."""

@@ -26,6 +26,10 @@ def spec(scheduler: str = "asha") -> Spec:
     )
 
 
+def result(step: int, loss: float, status: str = "running", **more: Any) -> dict[str, Any]:
+    return {"step": step, "eval_loss": loss, "status": status, **more}
+
+
 class TuneTrial(str):
     """As much of Tune's trial as a scheduler looks at."""
 
