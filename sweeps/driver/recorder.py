@@ -22,6 +22,7 @@ from bitlora.files.storage import Storage
 from sweeps.driver.driver_only import DriverOnly
 from sweeps.driver.prepare import Prepared
 from sweeps.driver.resume import Past
+from sweeps.pool.messages import UNANSWERED
 from sweeps.search.searcher import OptunaSearcher
 
 REPORTED: Final = (record.CONFIG, record.METRICS, record.EVAL, record.TEST)
@@ -65,12 +66,12 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
         self.end(trial.config, status, reason, result.get("eval_loss"))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial's actor died once too often; or the pool did, and nothing more will come."""
+        """The pool could not take a trial; or it is gone, and nothing more will come."""
         try:
             ray.get(self._pool.status.remote(), timeout=timeouts.SLOT_RELEASE_S)
         except ray.exceptions.RayError:
             self.ending = self.ending or ("interrupted", "the pool died")
-        self.end(trial.config, *(self.ending or ("failed", "its actor died")))
+        self.end(trial.config, *(self.ending or ("failed", UNANSWERED)))
 
     def resume(self, past: Past) -> None:
         """Take up a sweep that was begun before: count what has ended, and write the records that are missing.

@@ -34,6 +34,8 @@ class PackHandle:
     """A pack, as the pool sees it."""
 
     host: Any
+    slots: int
+    """At most, until it is ready."""
     started: bool = False
     """Its worker runs."""
     ready: bool = False
@@ -89,8 +91,9 @@ class PackHandle:
         self.commands.append(command)
         self.woken.set()
 
-    def free(self, slots: int) -> int:
-        return max(0, slots - len(self.trials))
+    @property
+    def free(self) -> int:
+        return max(0, self.slots - len(self.trials))
 
 
 class Packs:
@@ -98,7 +101,7 @@ class Packs:
 
     Args:
         host_class: of the actors that run the packs (`sweeps.pack.host.PackHost`).
-        slots: of each pack.
+        slots: of each pack, at most.
         limits: the fewest packs, which are kept up until the sweep ends, and the most.
         patience: how long a pack may wait for room, in seconds.
         waiting: says how many trials wait; None: none has come yet.
@@ -147,7 +150,7 @@ class Packs:
 
     def coming(self) -> int:
         """Slots of packs that are not ready yet."""
-        return sum(pack.free(self._slots) for pack in self.live() if not pack.ready)
+        return sum(pack.free for pack in self.live() if not pack.ready)
 
     def counts(self) -> PackCounts:
         """How many stand where."""
@@ -166,7 +169,7 @@ class Packs:
         """Start as many as the waiting trials can fill beyond the free slots of those that are up or coming."""
         if self.broken or (self._any_started() and time.monotonic() < self._paused_until):
             return
-        unmet = (self._waiting() or 0) - sum(pack.free(self._slots) for pack in self.live())
+        unmet = (self._waiting() or 0) - sum(pack.free for pack in self.live())
         for number in range(len(self.live()), self._max):
             if unmet <= 0 and number >= self._min:
                 return
@@ -193,7 +196,7 @@ class Packs:
     def _start(self) -> None:
         self._started += 1
         name = f"pack-{self._started}-{uuid.uuid4().hex[:6]}"
-        pack = self.named[name] = PackHandle(self._host_class.remote())
+        pack = self.named[name] = PackHandle(self._host_class.remote(), self._slots)
         running = asyncio.get_running_loop().create_task(self._run(name, pack))
         self._tasks.add(running)
         running.add_done_callback(self._tasks.discard)
@@ -302,7 +305,7 @@ class Packs:
         """Stop those that still wait for a machine when others have taken their trials, the last first."""
         waiting = self._waiting()
         up = [pack for pack in self.live() if pack.started]
-        unmet = (waiting or 0) - sum(pack.free(self._slots) for pack in up)
+        unmet = (waiting or 0) - sum(pack.free for pack in up)
         for number, pack in enumerate((pack for pack in self.live() if not pack.started), start=len(up)):
             if unmet > 0 or number < self._min or waiting is None:
                 pack.needed = now

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args
 
-from pydantic import Field, PlainSerializer, PlainValidator, ValidationError
+from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator, ValidationError
 
 from bitlora.config.explain import explain, nearest, show
 from bitlora.config.sections import (
@@ -90,19 +90,35 @@ class ConfirmConfig(Config):
     """Of the test split, at most: what the eval split has beyond the rows that are evaluated."""
 
 
+MOST_PACKS: Final = 990
+"""At once: the process that starts a pack takes a thousandth of the head (`sweeps.onray.cluster.HEAD`), and so does the
+pool."""
+
+
+def _startable(packs: int) -> int:
+    if packs > MOST_PACKS:
+        raise ValueError(
+            f"found {packs}; give at most {MOST_PACKS}: what starts a pack takes a thousandth of the cluster's head"
+        )
+    return packs
+
+
+Packs = Annotated[Positive, AfterValidator(_startable)]
+
+
 class PacksConfig(Config):
     """Between how many packs a sweep breathes."""
 
     min: Annotated[int, Field(ge=0)] = 0
     """Kept up until the sweep ends, trials or not."""
-    max: Positive
+    max: Packs
     """At most so many at once."""
 
 
 class ResourcesConfig(Config):
     """What the sweep may take of the cluster."""
 
-    packs: Literal["auto"] | Positive | PacksConfig = "auto"
+    packs: Literal["auto"] | Packs | PacksConfig = "auto"
     """Bases at once, at most; or between how many. `auto`: as many as there are GPUs for, or as the autoscaler can start
     GPUs for; one where packs train on CPUs."""
     slots: Literal["auto"] | Positive = "auto"

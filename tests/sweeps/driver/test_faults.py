@@ -60,16 +60,12 @@ def test_the_base_fails_to_load(bitlora, write_spec, tmp_path, tiny_base):
     assert (tmp_path / "quick" / "exit_code").read_text() == "1\n"
 
 
-def test_a_trials_actor_is_killed_before_its_first_result_and_a_worker_while_training(running):
+def test_a_worker_is_killed_while_training(running):
     process, temp, folder = running(train={**LONG["train"], "eval_every": 200})
-    wait_for(lambda: list(folder.glob("trials/*/config.json")), "a trial to begin")
-    os.kill(pid_of(temp, "ray::ResourceTrainable"), signal.SIGKILL)
-    assert not training(folder)()
     wait_for(training(folder), "an evaluation")
-    # The training went on meanwhile: nothing was begun again.
-    begun = [event["trials"][0] for pack in events(folder) for event in pack if event["event"] == "attach"]
-    assert len(begun) == len(set(begun))
     seen = processes(temp)
+    # A trial has no process: beside the pool there are those of the pack, and what Ray keeps ready.
+    assert not [title for title in seen.values() if "Trainable" in title or "Elsewhere" in title]
     os.kill(pid_of(temp, "ray::RayTrainWorker"), signal.SIGKILL)
     out, err = finish(process, temp, seen, time.monotonic())
     assert process.returncode == 0, out + err

@@ -182,6 +182,15 @@ scheduler: {name: pbt}
             "resources: {packs: {min: 5, max: 4}}",
             "resources.packs.min: 5 is more than resources.packs.max 4; give at most 4",
         ),
+        (
+            "resources: {packs: 991}",
+            "resources.packs: found 991; give at most 990: what starts a pack takes a thousandth of the cluster's head",
+        ),
+        (
+            "resources: {packs: {max: 2000}}",
+            "resources.packs.max: found 2000; give at most 990: "
+            "what starts a pack takes a thousandth of the cluster's head",
+        ),
         ("resources: {workers_per_pack: 0}", "resources.workers_per_pack: found 0; give a number of at least 1"),
         (
             "resources: {gpus_per_worker: 2}",
