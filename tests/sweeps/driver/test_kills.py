@@ -172,10 +172,13 @@ def kill_at_random(sweep, draw):
         time.sleep(draw.uniform(0, 2))
         kind = deck.pop()
         victims = wait_for(lambda kind=kind: sweep.look() or sweep.victims(kind, alone), kind, 120)
-        with contextlib.suppress(ProcessLookupError):
+        try:
             os.kill(draw.choice(victims), signal.SIGKILL)
-            killed[kind] += 1
-            print(f"{time.strftime('%X')} {kind}, {len(victims)} to choose from", flush=True)
+        except ProcessLookupError:  # it has just died of another kill
+            deck.append(kind)
+            continue
+        killed[kind] += 1
+        print(f"{time.strftime('%X')} {kind}, {len(victims)} to choose from", flush=True)
         if kind in ("pool", "driver"):
             sweep.process.wait(120)
     print(dict(killed), sweep.starts, "starts")
