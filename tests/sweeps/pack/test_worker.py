@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import platform
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ from bitlora.config.sections import BaseConfig
 from bitlora.files.origin import cpu_name, versions
 from bitlora.forward.inject import load_base
 from sweeps.pack import worker
+from sweeps.pack.host import lacking
 from sweeps.pack.worker import agreed_dtype, device_name, identity, origin, pack_device
 from sweeps.pool.pool import Pool
 
@@ -51,6 +53,36 @@ def test_a_worker_computes_on_its_own_gpu(monkeypatch, tiny_base):
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", from_pretrained)
     load.load_model(BaseConfig(model=str(tiny_base), quantization="none"), torch.float32, device)
     assert asked["device_map"] == {"": "cuda:2"}
+
+
+# ---- with what
+
+
+def test_a_machine_that_lacks_a_package_says_so(monkeypatch):
+    """And not only that a worker died: one whose packages are others than the driver's, and one that lacks this one."""
+    told = []
+    pool = SimpleNamespace(
+        pack_started=SimpleNamespace(remote=lambda *_: None),
+        pack_failed=SimpleNamespace(remote=lambda *args: told.append(args)),
+    )
+    monkeypatch.setattr("ray.get_actor", lambda _: pool)
+    monkeypatch.setattr("ray.get", lambda answer: answer)
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "n"))
+    monkeypatch.setattr("ray.train.get_context", lambda: SimpleNamespace(get_world_rank=lambda: 0))
+    monkeypatch.setitem(sys.modules, "sweeps.pack.loop", None)
+    with pytest.raises(ImportError):
+        worker.worker_loop({"pack": "p0"})
+    [(name, why)] = told
+    assert name == "p0"
+    assert why.startswith(f"{platform.node()} cannot run what the driver sent: import of sweeps.pack.loop halted; ")
+    assert why.endswith("the machines of a sweep need the same packages in the same versions")
+
+    trace = (
+        "Training failed due to worker errors:\n[Rank 0]\nTraceback\nModuleNotFoundError: No module named 'sweeps'\n"
+    )
+    said = ": ModuleNotFoundError: No module named 'sweeps'; each machine needs the packages that the driver has"
+    assert lacking(RuntimeError(trace)) == said
+    assert lacking(RuntimeError("The actor died unexpectedly")) == ""
 
 
 # ---- in what
