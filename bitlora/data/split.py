@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitlora.data.batches import batch_rows
-from bitlora.data.examples import DataError, Example, Message
+from bitlora.data.examples import DataError, Example, Message, Reading
 from bitlora.data.rows import Rows
 from bitlora.data.sources import hub_ids, read_examples
 from bitlora.data.tokens import Counts, tokenize
@@ -93,19 +92,17 @@ def prepare_data(config: DataConfig, tokenizer: PreTrainedTokenizerBase, test_ro
         DataError: with every error of both sources; also where too few rows are left.
     """
     errors = _unread(config)
+    if config.chat_template is not None:
+        tokenizer.chat_template = config.chat_template
     kept = ["to evaluate"] if test_rows == 0 else ["to evaluate", "to confirm"]
     uses = ["to train on"] if config.eval_source else ["to train on", *kept]
     revisions: dict[str, str] = {}
-    wanted = config.revision, revisions
-    main = _load(config.source, tokenizer, config.max_length, uses, errors, *wanted)
-    other = (
-        _load(config.eval_source, tokenizer, config.max_length, kept, errors, *wanted) if config.eval_source else None
-    )
+    main = _load(config.source, config, tokenizer, uses, errors, revisions)
+    other = _load(config.eval_source, config, tokenizer, kept, errors, revisions) if config.eval_source else None
     if errors or main is None:
         raise DataError(errors)
-    rows, counts = main
+    rows, counts, notes = main
     all_counts = [counts]
-    notes = counts.notes(config.max_length)
     chosen = _shuffled(len(rows), config.seed)[: config.rows]
     if len(chosen) < len(rows):
         notes.append(f"{len(chosen)} of {len(rows)} rows were drawn at random; no other is used")
@@ -113,10 +110,10 @@ def prepare_data(config: DataConfig, tokenizer: PreTrainedTokenizerBase, test_ro
         held_out = min(max(round(len(chosen) * config.eval_fraction), len(kept)), len(chosen) - 1)
         train, split = rows.take(np.sort(chosen[held_out:])), rows.take(chosen[:held_out])
     else:
-        eval_rows, eval_counts = other
+        eval_rows, eval_counts, eval_notes = other
         train, split = rows.take(np.sort(chosen)), eval_rows.take(_shuffled(len(eval_rows), config.seed))
         all_counts.append(eval_counts)
-        notes += [f"of the eval source: {note}" for note in eval_counts.notes(config.max_length)]
+        notes += [f"of the eval source: {note}" for note in eval_notes]
     first = len(split) if test_rows == 0 else len(split) // 2
     first = min(first, config.eval_rows or first)
     evaluated = split.take(np.arange(first))
@@ -154,24 +151,26 @@ def _shuffled(rows: int, seed: int) -> npt.NDArray[np.int64]:
 
 def _load(
     source: str | list[str],
+    config: DataConfig,
     tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
     uses: list[str],
     errors: list[str],
-    revision: str | Mapping[str, str] | None,
-    found: dict[str, str],
-) -> tuple[Rows, Counts] | None:
+    revisions: dict[str, str],
+) -> tuple[Rows, Counts, list[str]] | None:
+    """The rows of a source, what became of it, and what a reader should know of that."""
+    reading = Reading(commits=revisions)
     try:
-        rows, counts = tokenize(read_examples(source, revision, found), tokenizer, max_length)
+        rows, counts = tokenize(read_examples(source, config.revision, reading), tokenizer, config.max_length)
     except DataError as error:
         errors.extend(error.errors)
         return None
+    notes = [*reading.notes(), *counts.notes(config.max_length)]
     if len(rows) < len(uses):
-        why = "; ".join(counts.notes(max_length))
+        why = "; ".join(notes)
         need = f"at least {len(uses)} {'is' if len(uses) == 1 else 'are'} needed, {' and '.join(uses)}"
         errors.append(f"{_named(source)}: {len(rows)} usable rows of {counts.read}; {need}{f' ({why})' if why else ''}")
         return None
-    return rows, counts
+    return rows, counts, notes
 
 
 def _named(source: str | list[str]) -> str:
