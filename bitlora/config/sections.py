@@ -62,6 +62,9 @@ class DataConfig(Config):
     """`pydoc`, a hub id, or one or more JSONL files."""
     eval_source: Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(min_length=1)] | None = None
     """Evaluate on this instead of on a split of `source`."""
+    shared_rows: Literal["refuse", "drop", "keep"] = "refuse"
+    """What becomes of rows of `source` that are equal to one of `eval_source`: the sweep is refused, or they are not
+    trained on, or they are trained on, which is said. A split of `source` parts no equal rows."""
     revision: Annotated[str, Field(min_length=1)] | dict[str, str] | None = None
     """Of the hub's data sets: a branch, a tag or a commit; or a mapping from their ids to that. null: what is found when
     the sweep begins, which its `sweep.yaml` then says."""

@@ -89,7 +89,7 @@ def tokenize(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, ma
     empty = tuple(each.example_id for each in examples if not _says(each) and not _is_excluded(each))
     endings = tuple(tokenizer.get_added_vocab())
     rendered, noticed = render_all(used, ChatTemplate(tokenizer), endings)
-    truncated, full, ids, text_bytes = 0, [], [], []
+    truncated, full, ids, text_bytes, groups = 0, [], [], [], []
     tokens: list[npt.NDArray[np.int32]] = []
     learn: list[npt.NDArray[np.bool_]] = []
     for each, (row, ends, mask) in zip(rendered, _encode(rendered, tokenizer), strict=True):
@@ -99,6 +99,7 @@ def tokenize(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, ma
             continue
         truncated += len(row) > max_length
         ids.append(each.example_id)
+        groups.append(each.row)
         text_bytes.append(_bytes(each, int(ends[0]), int(ends[: len(mask)][mask][-1]), endings))
         tokens.append(row[:max_length])
         learn.append(mask)
@@ -108,6 +109,7 @@ def tokenize(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, ma
         offsets=np.cumsum([0, *(len(row) for row in tokens)], dtype=np.int64),
         example_ids=tuple(ids),
         text_bytes=np.array(text_bytes, np.int64),
+        groups=tuple(groups),
     )
     counts = Counts(
         read=len(examples),
