@@ -241,7 +241,7 @@ class FirstLink(Link):
                 return
             for name, rows, scored in scores:
                 counts = scored.tokens, rows.text_bytes.tolist()
-                record.write_scores(folder / name, rows.example_ids, scored.losses, *counts, self._origin)
+                record.write_scores(folder / name, rows.example_ids, scored.losses, *counts, self._origin, rows.groups)
             model = self._settings.base.model
             writing.write_folder(folder / record.ADAPTER, lambda part: save_adapter(part, latent, config, model))
             record.append_metrics(folder, metrics)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers
-from families import COMMON, HELD, REFUSED
+from base_families import COMMON, HELD, REFUSED
 
 from bitlora.base.admission import unknown_option
 from bitlora.base.describe import describe_base

@@ -6,8 +6,8 @@ The models are random and tiny, of transformers' own classes; rows reach beyond 
 
 import pytest
 import torch
+from base_families import HELD
 from both_ways import VOCAB, Trial, batch_of, make_rows, worst
-from families import HELD
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 

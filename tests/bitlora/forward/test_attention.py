@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from base_families import HELD
 from both_ways import VOCAB
-from families import HELD
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM

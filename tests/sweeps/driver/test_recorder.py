@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import ray
-from small_sweep import small_sweep
+from small_sweep import small_spec, small_sweep
 
 from bitlora import timeouts
 from bitlora.base.describe import describe_base
@@ -164,3 +164,15 @@ def test_the_revisions_of_data_sets_are_in_the_record_where_there_are_any(sweep:
     assert provenance(found)["revision"] == "1" * 40
     revisions["other/name"] = "2" * 40
     assert provenance(found)["revision"] == f"other/name@{'2' * 40}, owner/name@{'1' * 40}"
+
+
+def test_a_record_counts_the_copies_in_its_data(tmp_path: Path, tiny_base: Path) -> None:
+    """And says nothing where there are none, as records of before."""
+    path = tmp_path / "rows.jsonl"
+    once = "".join(f'{{"prompt": "{n}", "completion": "{n}"}}\n' for n in range(6))
+    for text, count in ((once, None), (once + once, 6)):
+        path.write_text(text)
+        assert (
+            provenance(prepared(small_spec(tmp_path / "small", tiny_base, path, "none", "float32"))).get("copies")
+            == count
+        )

@@ -320,3 +320,17 @@ def test_batch_size_is_not_varied_where_the_budget_is_counted_in_epochs(tmp_path
     assert load_spec(file).search.space
     with pytest.raises(SpecError, match=r"search\.space\.batch_size: with epochs"):
         load_spec(file, [override])
+
+
+def test_a_chat_template_is_kept_as_its_text(file: Path) -> None:
+    template = file.parent / "mine.jinja"
+    template.write_text("{% for m in messages %}\n{{ m.content }}: 'é' \\n{% endfor %}\n", encoding="utf-8")
+    spec = load(file, SMALLEST, f"data.chat_template={template}")
+    assert spec.data.chat_template == template.read_text(encoding="utf-8")
+    file.write_text(dump_spec(spec), encoding="utf-8")
+    template.unlink()  # the sweep goes on without it
+    assert load_spec(file) == spec
+    [line] = errors(file, SMALLEST, "data.chat_template=none.jinja")
+    assert line.endswith(
+        "none.jinja: cannot be read as a file (No such file or directory), and is no template: it has no {"
+    )
