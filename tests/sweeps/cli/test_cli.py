@@ -166,7 +166,7 @@ def test_plan_says_what_it_takes_and_starts_nothing(bitlora, write_spec, tmp_pat
     assert table["2", "ternary"][0] == f"{2 * 2048:,}"
     [memory] = [line for line in ended.out.splitlines() if line.startswith("memory: ")]
     assert "(estimated)" in memory
-    assert "slots and whole steps of" in memory
+    assert re.search(r"4 slots and whole steps of \d+ tokens$", memory)
     assert not (tmp_path / "quick").exists()
 
 
@@ -177,7 +177,7 @@ def test_plan_measures_what_it_takes_here_and_writes_nothing(bitlora, write_spec
     ended = bitlora("plan", spec, "--measure")
     assert ended.code == 0, ended.err
     memory, speed, hours = ended.out.splitlines()[-3:]
-    assert re.search(r"^memory: .*\(measured in [\d.]+ s\); 3 slots and whole steps of", memory)
+    assert re.search(r"^memory: .*\(measured in [\d.]+ s\); in .*, 3 slots and whole steps of", memory)
     assert re.search(r"^speed: [\d,]+ tokens/s; [\d.]+ s for a step of 3 trials, [\d.]+ s to evaluate them$", speed)
     assert re.search(r"^time: [\d.]+ (min|h) in one pack where every trial takes all its steps", hours)
     assert sorted(tmp_path.rglob("*")) == before
