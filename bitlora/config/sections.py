@@ -6,9 +6,10 @@ by name (`REFUSED`), with the reason.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from bitlora.quantizers.weights import Granularity, Quantizer
 
@@ -43,6 +44,17 @@ class BaseConfig(Config):
     """Which linear layers of the base's blocks get an adapter: all, or those whose name ends in one of these."""
 
 
+def _template(value: str) -> str:
+    """A chat template: itself, or what the file of that name holds. A sweep keeps the text, wherever it goes on."""
+    if "{" in value:
+        return value
+    try:
+        return Path(value).expanduser().read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise ValueError(f"{value}: cannot be read as a file ({why}), and is no template: it has no {{") from None
+
+
 class DataConfig(Config):
     """Where the examples come from, how they are cut and split."""
 
@@ -50,12 +62,17 @@ class DataConfig(Config):
     """`pydoc`, a hub id, or one or more JSONL files."""
     eval_source: Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(min_length=1)] | None = None
     """Evaluate on this instead of on a split of `source`."""
+    shared_rows: Literal["refuse", "drop", "keep"] = "refuse"
+    """What becomes of rows of `source` that are equal to one of `eval_source`: the sweep is refused, or they are not
+    trained on, or they are trained on, which is said. A split of `source` parts no equal rows."""
     revision: Annotated[str, Field(min_length=1)] | dict[str, str] | None = None
     """Of the hub's data sets: a branch, a tag or a commit; or a mapping from their ids to that. null: what is found when
     the sweep begins, which its `sweep.yaml` then says."""
     rows: Annotated[int, Field(ge=3)] | None = None
     """At most this many rows of `source` are used, drawn at random (`seed`); null: all. Three are one each to train on, to
     evaluate and to confirm."""
+    chat_template: Annotated[str, Field(min_length=1), AfterValidator(_template)] | None = None
+    """A chat template in Jinja, or the name of a file that holds one, in the place of the tokenizer's."""
     max_length: Annotated[int, Field(ge=8)] = 128
     """Tokens of prompt and completion together; longer rows are truncated at the end."""
     eval_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1

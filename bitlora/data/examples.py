@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Final, NamedTuple
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
 
 SHOWN: Final = 20
 
@@ -29,21 +29,68 @@ class DataError(ValueError):
         return "\n".join(self.lines)
 
 
+class ToolCall(NamedTuple):
+    """One call of a tool in an assistant's turn."""
+
+    name: str
+    arguments: Any
+    """An object, as JSON gave it."""
+    call_id: str | None = None
+
+
 class Message(NamedTuple):
     """One turn of a conversation."""
 
     role: str
-    """`system`, `user` or `assistant`."""
+    """`system`, `developer`, `user`, `assistant` or `tool`."""
     content: str
+    learned: bool = True
+    """False: an assistant's turn that is read and not learned."""
+    reasoning: str = ""
+    """What an assistant's turn thinks before it answers."""
+    calls: tuple[ToolCall, ...] = ()
+    more: tuple[tuple[str, str], ...] = ()
+    """What templates read beside these: `name`, `tool_call_id`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One conversation; it is learned to say what the assistant says in it."""
+    """One conversation; it is learned to say what the assistant says in it. Or one text, all of which is learned."""
 
     example_id: str
     """Where it comes from: `<file name>:<line>`, `<hub id>:<row>` or a qualified name; unique within a source."""
     messages: tuple[Message, ...]
+    tools: tuple[Any, ...] = ()
+    """The tools that may be called, JSON schemas as OpenAI has them."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Further variables of the chat template (`chat_template_kwargs`)."""
+    text: str | None = None
+    """A plain text, without turns: then there are no messages."""
+    row: str = field(default="", compare=False)
+    """The row of the source that it is from, where that holds several; else empty."""
+
+
+@dataclass(slots=True)
+class Reading:
+    """What is noticed while examples are read."""
+
+    errors: list[str] = field(default_factory=list)
+    unused: dict[str, None] = field(default_factory=dict)
+    """Names of columns, and of fields in them, that say something and are not used: in the order in which they are met."""
+    opened: int = 0
+    """Conversations whose first turn is the assistant's."""
+    commits: dict[str, str] = field(default_factory=dict)
+    """The commit of each data set of the hub, by its id, where it is known."""
+
+    def notes(self) -> list[str]:
+        """Plain sentences; none where there is nothing to say."""
+        notes = []
+        if self.unused:
+            notes.append(f"columns not used: {', '.join(self.unused)}")
+        if self.opened:
+            them = "1 conversation begins" if self.opened == 1 else f"{self.opened} conversations begin"
+            notes.append(f"{them} with the assistant's turn, which is read and not learned: nothing asks for it")
+        return notes
 
 
 def pair(prompt: str, completion: str) -> tuple[Message, ...]:

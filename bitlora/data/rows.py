@@ -25,6 +25,9 @@ class Rows:
     text_bytes: npt.NDArray[np.int64]
     """[rows] UTF-8 bytes of the completions that the tokens in `learn` stand for, without the tokens that end a turn: what
     bases with other tokenizers are compared by."""
+    groups: tuple[str, ...] = ()
+    """[rows] Rows of equal text here belong together: at first those of one row of the source, after the split also equal
+    rows and those with the same prompt. Empty: each row is alone."""
 
     def __len__(self) -> int:
         return len(self.example_ids)
@@ -47,4 +50,5 @@ class Rows:
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         places = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][chosen] - offsets[:-1], lengths)
         ids = tuple(self.example_ids[index] for index in chosen)
-        return Rows(self.tokens[places], self.learn[places], offsets, ids, self.text_bytes[chosen])
+        groups = tuple(self.groups[index] for index in chosen) if self.groups else ()
+        return Rows(self.tokens[places], self.learn[places], offsets, ids, self.text_bytes[chosen], groups)

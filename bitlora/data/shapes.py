@@ -7,64 +7,20 @@ the table (CONTRIBUTING.md).
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from bitlora.data.examples import Example, Message, pair
+from bitlora.data.examples import Example, Message, Reading, pair
+from bitlora.data.fields import Fields, kind, listed
+from bitlora.data.turns import Turns, tools_of, turns_of
 
-ROLES: Final = ("system", "user", "assistant")
+REFUSED: Final = ("images", "image", "videos", "video", "audios", "audio", "loss_mask")
+"""Columns that change what would be learned, and that nothing here can honour."""
 
-Conversation = tuple[Message, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Fields:
-    """What a row holds, read key by key; what is wrong with it is collected."""
-
-    row: Mapping[str, Any]
-    where: str
-    """Names the row in errors."""
-    errors: list[str]
-
-    def given(self, key: str) -> bool:
-        """Is it there, and not null?"""
-        return self.row.get(key) is not None
-
-    def text(self, key: str) -> str:
-        """The string under `key`; anything else is an error, and an empty string here."""
-        if key not in self.row:
-            self.errors.append(f"{self.where}: no {key!r}: found {_listed(self.row)}")
-            return ""
-        value = self.row[key]
-        if not isinstance(value, str):
-            self.errors.append(f"{self.where}: {key!r} is {_kind(value)}; it must be a string")
-            return ""
-        if any("\ud800" <= char <= "\udfff" for char in ("" if value.isascii() else value)):
-            self.errors.append(f"{self.where}: {key!r} holds half of a surrogate pair, which is no character")
-        return value
-
-    def objects(self, key: str, one: str) -> list[Fields]:
-        """The objects in the list under `key`; anything else is an error, and no objects here.
-
-        Args:
-            one: what each of them is called in errors.
-        """
-        value = self.row[key]
-        if not isinstance(value, list) or not value:
-            found = "an empty list" if value == [] else _kind(value)
-            self.errors.append(f"{self.where}: {key} is {found}; it must be a list of objects")
-            return []
-        wrong = [number for number, each in enumerate(value, 1) if not isinstance(each, Mapping)]
-        self.errors.extend(
-            f"{self.where}: {key}: {_kind(value[number - 1])} at place {number}, must be an object" for number in wrong
-        )
-        if wrong:
-            return []
-        return [Fields(each, f"{self.where}: {one} {number}", self.errors) for number, each in enumerate(value, 1)]
-
-
-Read = Callable[[Fields], Conversation | list[Conversation]]
+Text = str
+Found = Turns | Text | list[Turns]
+Read = Callable[[Fields], Found]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +36,16 @@ class Shape:
     name: str
     """As messages and documentation print it."""
     read: Read
-    """The conversation in such a row; or a list of them, which are numbered from 1."""
+    """The conversation in such a row; or a list of them, which are numbered from 1; or a text without turns."""
 
-    def fits(self, row: Mapping[str, Any]) -> bool:
-        return all(key in row for key in self.keys) and not any(key in row for key in self.unless)
+    def fits(self, row: Mapping[str, Any], null: bool = False) -> bool:
+        """Is the row of this shape?
+
+        Args:
+            null: a key counts although it is null.
+        """
+        there = row.keys() if null else {key for key, value in row.items() if value is not None}
+        return all(key in there for key in self.keys) and not any(key in there for key in self.unless)
 
 
 SHAPES: Final[list[Shape]] = []
@@ -102,74 +64,214 @@ def shape(
     return register
 
 
-@shape("prompt", "completion", unless=("messages",))
-def prompted(row: Fields) -> Conversation:
-    """A user's turn and the assistant's."""
-    return pair(row.text("prompt"), row.text("completion"))
+@shape("prompt", "completion", optional=("system", "history", "tools", "label"), unless=("messages",))
+def prompted(row: Fields) -> Turns:
+    """A user's turn and the assistant's, or (TRL) two lists of turns, of which the second's are learned. A row whose
+    `label` is false (KTO) is not learned."""
+    told = row.text("prompt") if isinstance(row.row["prompt"], str) or row.row["prompt"] is None else None
+    said = row.row["completion"]
+    if told is not None and not isinstance(said, list):
+        found = (*_before(row), *pair(told, row.text("completion")))
+    else:
+        found = (*_prompt(row, "prompt"), *_answer(row, "completion"))
+    if row.given("label") and row.row["label"] is False:
+        return _unlearned(found)
+    return found
 
 
 @shape(
     "instruction",
     "output",
-    optional=("input",),
+    optional=("input", "system", "history"),
     unless=("messages", "instances"),
     name="instruction (+ input) + output",
 )
-def instructed(row: Fields) -> Conversation:
-    """The user's turn is the instruction, and below it the input where it is not empty."""
-    return _instructed(row.text("instruction"), row)
+def instructed(row: Fields) -> Turns:
+    """The user's turn is the instruction, and below it the input where it is not empty. Before it come `system` and the
+    pairs of `history`, whose answers are learned too."""
+    return (*_before(row), *_instructed(row.text("instruction"), row))
 
 
 @shape("instruction", "instances", unless=("messages",))
-def instances(row: Fields) -> list[Conversation]:
+def instances(row: Fields) -> list[Turns]:
     """One instruction with a list of `input` and `output`: an example for each of them."""
     instruction = row.text("instruction")
-    return [_instructed(instruction, instance) for instance in row.objects("instances", "instance")]
+    found = []
+    for instance in row.objects("instances", "instance"):
+        found.append((*_before(row), *_instructed(instruction, instance)))
+        instance.note_unused()
+    return found
 
 
-@shape("messages")
-def conversation(row: Fields) -> Conversation:
-    """A list of turns with `role` (`system`, `user` or `assistant`) and `content`; each of the assistant's is learned."""
-    turns = []
+@shape("messages", optional=("tools", "system"))
+def conversation(row: Fields) -> Turns:
+    """A list of turns with `role` (`system`, `developer`, `user`, `assistant` or `tool`) and `content` (text, or parts that
+    are text); the assistant's may have `tool_calls`, `reasoning_content` and a `weight` of 0 or 1. Each of the assistant's
+    is learned, but one of weight 0."""
+    return _turns(row, "messages")
+
+
+@shape("conversations", optional=("tools", "system"), unless=("messages",))
+def shared(row: Fields) -> Turns:
+    """The same under ShareGPT's name, with `from` and `value` as ShareGPT has them, or with `role` and `content`."""
+    return _turns(row, "conversations")
+
+
+@shape("prompt", "chosen", optional=("tools", "system"), unless=("messages", "completion"))
+def preferred(row: Fields) -> Turns:
+    """Of a pair of answers the one that was chosen: a string, or turns, with or without those of the prompt; its last turn
+    is learned."""
+    chosen = row.row["chosen"]
+    if isinstance(chosen, list) and chosen and isinstance(chosen[0], Mapping):
+        turns = turns_of(row, "chosen")
+        if turns and turns[0].role != "assistant":  # the prompt is in it
+            row.used.add("prompt")
+            return (*_before(row), *_last_learned(turns))
+        return (*_prompt(row, "prompt"), *_last_learned(turns))
+    return (*_prompt(row, "prompt"), *_answer(row, "chosen"))
+
+
+@shape("chosen", "rejected", optional=("tools", "system"), unless=("messages", "prompt"))
+def preferred_whole(row: Fields) -> Turns:
+    """The same where the prompt stands in both: two lists of turns; the last turn of `chosen` is learned."""
     before = len(row.errors)
-    for turn in row.objects("messages", "message"):
-        role = turn.text("role")
-        if role and role not in ROLES:
-            near = difflib.get_close_matches(role, ROLES, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            row.errors.append(f"{turn.where}: unknown role {role!r}; roles are {', '.join(ROLES)}{hint}")
-        turns.append(Message(role, turn.text("content")))
-    if len(row.errors) == before:
-        if all(turn.role != "assistant" for turn in turns):
-            row.errors.append(f"{row.where}: no assistant turn, so nothing to learn")
-        elif turns[0].role == "assistant":
-            row.errors.append(f"{row.where}: begins with the assistant's turn; a user's turn comes first")
-    return tuple(turns)
+    turns = turns_of(row, "chosen")
+    return (*_before(row), *_last_learned(_checked(row, turns) if len(row.errors) == before else turns))
 
 
-def examples_of(row: object, example_id: str, where: str, errors: list[str]) -> list[Example]:
-    """The examples in one row of data: one, or one for each conversation in it. What is wrong with it is added to `errors`.
+@shape("question", "answer", optional=("system", "history"))
+def asked(row: Fields) -> Turns:
+    """The user's turn is the question, the assistant's the answer."""
+    return (*_before(row), *pair(row.text("question"), row.text("answer")))
+
+
+@shape("text")
+def plain(row: Fields) -> Text:
+    """A text without turns: no chat template, and all of it is learned."""
+    return row.text("text")
+
+
+def examples_of(row: object, example_id: str, where: str, reading: Reading) -> list[Example]:
+    """The examples in one row of data: one, or one for each conversation in it.
 
     Args:
         row: what JSON gave, an object of one of the `SHAPES`.
         where: names the row in errors.
+        reading: gets what is wrong with it, and what of it is not used.
     """
     if not isinstance(row, Mapping):
-        errors.append(f"{where}: {_kind(row)} where an object belongs ({_known_shapes()})")
+        reading.errors.append(f"{where}: {kind(row)} where an object belongs ({_known_shapes()})")
         return []
-    fitting = next((shape for shape in SHAPES if shape.fits(row)), None)
+    fitting = next((shape for null in (False, True) for shape in SHAPES if shape.fits(row, null)), None)
     if fitting is None:
-        errors.append(f"{where}: no known shape: found {_listed(row)}; known are {_known_shapes()}{_near_key(row)}")
+        reading.errors.append(f"{where}: no known shape: found {listed(row)}; known are {_known_shapes()}{_near(row)}")
         return []
-    found = fitting.read(Fields(row, where, errors))
+    fields = Fields(row, where, reading)
+    for key in REFUSED:
+        if fields.given(key) and row[key] not in ("", [], {}):
+            fields.wrong(f"{key!r} would change what is learned, and is not read: only text is")
+    found = fitting.read(fields)
+    tools, options = tools_of(fields), _options(fields)
+    learned = fields.weight()
+    fields.note_unused()
+    if isinstance(found, str):
+        return [Example(example_id, (), text=found if learned else "")]
+    several = found if isinstance(found, list) else [found]
+    if not learned:
+        several = [_unlearned(turns) for turns in several]
     if isinstance(found, list):
-        return [Example(f"{example_id}/{number}", messages) for number, messages in enumerate(found, 1)]
-    return [Example(example_id, found)]
+        return [
+            Example(f"{example_id}/{number}", turns, tools, options, row=example_id)
+            for number, turns in enumerate(several, 1)
+        ]
+    return [Example(example_id, several[0], tools, options)]
 
 
-def _instructed(instruction: str, row: Fields) -> Conversation:
-    given = row.text("input") if row.given("input") else ""
+def _turns(row: Fields, key: str) -> Turns:
+    before = len(row.errors)
+    first, turns = _before(row), turns_of(row, key)
+    if first and turns and turns[0].role in ("system", "developer"):
+        if turns[0].content != first[0].content:
+            row.wrong(f"a 'system' beside {key}, which begins with a {turns[0].role} turn of its own")
+        first = ()
+    turns = (*first, *turns)
+    return _checked(row, turns) if len(row.errors) == before else turns
+
+
+def _checked(row: Fields, turns: Turns) -> Turns:
+    """The turns, in which an assistant answers; the assistant's turn that opens them is no answer."""
+    if all(turn.role != "assistant" for turn in turns):
+        row.wrong("no assistant turn, so nothing to learn")
+    elif turns[0].role == "assistant":
+        if all(turn.role != "assistant" for turn in turns[1:]):
+            row.wrong("begins with the assistant's turn and has no other; a user's turn comes first")
+        row.reading.opened += 1
+        return (turns[0]._replace(learned=False), *turns[1:])
+    return turns
+
+
+def _prompt(row: Fields, key: str) -> Turns:
+    """What is answered: a string, or turns of which none is learned."""
+    if not isinstance(row.row[key], list):
+        return (*_before(row), Message("user", row.text(key)))
+    return (*_before(row), *_unlearned(turns_of(row, key)))
+
+
+def _answer(row: Fields, key: str) -> Turns:
+    """What is learned: a string, or turns."""
+    if not isinstance(row.row[key], list):
+        return (Message("assistant", row.text(key)),)
+    turns = turns_of(row, key)
+    if turns and all(turn.role != "assistant" for turn in turns):
+        row.wrong(f"no assistant turn in {key!r}, so nothing to learn")
+    return turns
+
+
+def _unlearned(turns: Turns) -> Turns:
+    return tuple(turn._replace(learned=turn.role != "assistant") for turn in turns)
+
+
+def _last_learned(turns: Turns) -> Turns:
+    """The turns, of which the last is the assistant's, and alone learned."""
+    return (*_unlearned(turns[:-1]), *turns[-1:])
+
+
+def _before(row: Fields) -> Turns:
+    """What a row's `system` and `history` put before its turns."""
+    key = "system" if row.given("system") or not row.given("system_prompt") else "system_prompt"
+    turns: list[Message] = []
+    if (system := row.text_if_given(key)).strip():
+        turns.append(Message("system", system))
+    if not row.given("history"):
+        return tuple(turns)
+    history = row.row["history"]
+    if not isinstance(history, list) or not all(isinstance(each, list | tuple) and len(each) == 2 for each in history):
+        row.wrong(f"'history' is {kind(history)}; it must be a list of pairs, what was asked and what was answered")
+        return tuple(turns)
+    for number, (asked, answered) in enumerate(history, 1):
+        texts = row.string(asked, f"pair {number} of 'history'"), row.string(answered, f"pair {number} of 'history'")
+        turns += pair(*texts)
+    return tuple(turns)
+
+
+def _instructed(instruction: str, row: Fields) -> Turns:
+    given = row.text_if_given("input")
     return pair(f"{instruction}\n\n{given}" if given.strip() else instruction, row.text("output"))
+
+
+def _options(row: Fields) -> Mapping[str, Any]:
+    key = "chat_template_kwargs"
+    if not row.given(key):
+        return {}
+    value = row.row[key]
+    if isinstance(value, Mapping):
+        reserved = {"messages", "tools", "add_generation_prompt", "conversation", "chat_template", "tokenize"}
+        if not reserved & value.keys():
+            return {name: each for name, each in value.items() if each is not None}
+        row.wrong(f"{key!r} sets {listed(sorted(reserved & value.keys()))}, which the row says itself")
+        return {}
+    row.wrong(f"{key!r} is {kind(value)}; it must be an object")
+    return {}
 
 
 def _known_shapes() -> str:
@@ -177,17 +279,8 @@ def _known_shapes() -> str:
     return f"{', '.join(names)}, or {last}"
 
 
-def _near_key(row: Mapping[str, Any]) -> str:
+def _near(row: Mapping[str, Any]) -> str:
     """The end of a message about a row without a shape: a key that may have been meant."""
     known = sorted({key for shape in SHAPES for key in (*shape.keys, *shape.optional)} - row.keys())
     near = [(key, match[0]) for key in row if (match := difflib.get_close_matches(str(key), known, n=1))]
     return f"; did you mean {near[0][1]!r} by {near[0][0]!r}?" if near else ""
-
-
-def _listed(keys: Iterable[object]) -> str:
-    return ", ".join(repr(key) for key in keys) or "no keys"
-
-
-def _kind(value: object) -> str:
-    kinds = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-    return kinds.get(type(value), "a number" if isinstance(value, (int, float)) else type(value).__name__)

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from bitlora.data.docstrings import docstring_pairs
-from bitlora.data.examples import DataError, Example, pair
-from bitlora.data.hub import _read_hub
-from bitlora.data.json_lines import _read_file
+from bitlora.data.examples import DataError, Example, Reading, pair
+from bitlora.data.shapes import examples_of
+from bitlora.reading.docstrings import docstring_pairs
+from bitlora.reading.hub import read_hub
+from bitlora.reading.json_lines import read_file
 
 
 def read_examples(
-    source: str | list[str], revision: str | Mapping[str, str] | None = None, found: dict[str, str] | None = None
+    source: str | list[str],
+    revision: str | Mapping[str, str] | None = None,
+    reading: Reading | None = None,
 ) -> list[Example]:
     """All examples of `source`, in its order. An example whose completion is empty is among them.
 
@@ -20,26 +23,30 @@ def read_examples(
         source: `pydoc`, a JSONL file (a name that ends in .jsonl or .json, that exists, or that can only be a path)
             or a hub id; or several of them.
         revision: of hub ids: a branch, tag or commit, of all or by id; None: whatever is there.
-        found: gets the commit of each hub id, where it is known.
+        reading: gets what is noticed on the way.
 
     Raises:
         DataError: with every error of every source.
     """
+    reading = Reading() if reading is None else reading
     names = [source] if isinstance(source, str) else source
-    errors = [f"{name}: listed twice" for name in sorted(set(names)) if names.count(name) > 1]
+    reading.errors += [f"{name}: listed twice" for name in sorted(set(names)) if names.count(name) > 1]
     file_names = [Path(name).name for name in names]
     examples: list[Example] = []
     for name in names:
         if name == "pydoc":
             examples += (Example(key, pair(prompt, docstring)) for key, prompt, docstring in docstring_pairs())
-        elif _can_only_be_a_path(name):
+            continue
+        if _can_only_be_a_path(name):
             label = Path(name).name if file_names.count(Path(name).name) == 1 else name
-            examples += _read_file(name, label, errors)
+            rows = read_file(name, label, reading.errors)
         else:
             wanted = revision.get(name) if isinstance(revision, Mapping) else revision
-            examples += _read_hub(name, errors, wanted, found)
-    if errors:
-        raise DataError(errors)
+            rows = read_hub(name, reading.errors, wanted, reading.commits)
+        for row in rows:
+            examples += examples_of(row.value, row.row_id, row.where, reading)
+    if reading.errors:
+        raise DataError(reading.errors)
     return examples
 
 

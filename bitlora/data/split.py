@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from bitlora.data.batches import batch_rows
-from bitlora.data.examples import DataError, Example, Message
+from bitlora.data.examples import DataError, Example, Message, Reading
+from bitlora.data.groups import copies, digests, grouped, hold_out
 from bitlora.data.rows import Rows
 from bitlora.data.sources import hub_ids, read_examples
 from bitlora.data.tokens import Counts, tokenize
@@ -53,6 +53,8 @@ class DataSummary:
     eval_split_rows: int
     test_rows: int
     """Rows of the eval split that nobody is tuned on: confirmed trials are scored on them."""
+    copies: int = 0
+    """Rows of the source, of those that are used, that are equal to another before them."""
     fingerprint: str
     """16 hex digits over all tokens, masks and ids of the splits: equal data, equal fingerprint."""
     notes: tuple[str, ...]
@@ -83,44 +85,45 @@ def prepare_data(config: DataConfig, tokenizer: PreTrainedTokenizerBase, test_ro
 
     The split is a permutation seeded by `config.seed`, cut to its first `config.rows`: of these the first part,
     `eval_fraction` of them and at least one, is the eval split, of which the first `eval_rows` are evaluated; the rest of
-    it is not trained on either. With `eval_source` nothing is split.
+    it is not trained on either. With `eval_source` nothing is split. Rows that belong together stay on one side.
 
     Args:
         test_rows: the rows after those that are evaluated that become the test split, at most; None: all. Where it is
             not 0, at most half of the eval split is evaluated, so that there are some.
 
     Raises:
-        DataError: with every error of both sources; also where too few rows are left.
+        DataError: with every error of both sources; also where too few rows are left, or where the sources share rows.
     """
     errors = _unread(config)
+    if config.chat_template is not None:
+        tokenizer.chat_template = config.chat_template
     kept = ["to evaluate"] if test_rows == 0 else ["to evaluate", "to confirm"]
     uses = ["to train on"] if config.eval_source else ["to train on", *kept]
     revisions: dict[str, str] = {}
-    wanted = config.revision, revisions
-    main = _load(config.source, tokenizer, config.max_length, uses, errors, *wanted)
-    other = (
-        _load(config.eval_source, tokenizer, config.max_length, kept, errors, *wanted) if config.eval_source else None
-    )
+    main = _load(config.source, config, tokenizer, uses, errors, revisions)
+    other = _load(config.eval_source, config, tokenizer, kept, errors, revisions) if config.eval_source else None
     if errors or main is None:
         raise DataError(errors)
-    rows, counts = main
+    rows, counts, notes = main
     all_counts = [counts]
-    notes = counts.notes(config.max_length)
     chosen = _shuffled(len(rows), config.seed)[: config.rows]
     if len(chosen) < len(rows):
         notes.append(f"{len(chosen)} of {len(rows)} rows were drawn at random; no other is used")
     if other is None:
-        held_out = min(max(round(len(chosen) * config.eval_fraction), len(kept)), len(chosen) - 1)
-        train, split = rows.take(np.sort(chosen[held_out:])), rows.take(chosen[:held_out])
+        parted = _parted(rows, chosen, config.eval_fraction, len(kept))
+        rows = replace(rows, groups=tuple(rows.example_ids[first] for first in parted.group))
+        train, split = rows.take(np.sort(parted.train)), rows.take(parted.held)
+        notes += parted.notes
     else:
-        eval_rows, eval_counts = other
-        train, split = rows.take(np.sort(chosen)), eval_rows.take(_shuffled(len(eval_rows), config.seed))
+        eval_rows, eval_counts, eval_notes = other
+        train, shared = _apart(rows.take(np.sort(chosen)), eval_rows, config)
+        split = eval_rows.take(_shuffled(len(eval_rows), config.seed))
+        split = replace(split, groups=tuple(split.example_ids[first] for first in grouped(split)))
         all_counts.append(eval_counts)
-        notes += [f"of the eval source: {note}" for note in eval_counts.notes(config.max_length)]
+        notes += [*(f"of the eval source: {note}" for note in eval_notes), *shared]
     first = len(split) if test_rows == 0 else len(split) // 2
     first = min(first, config.eval_rows or first)
-    evaluated = split.take(np.arange(first))
-    test = split.take(np.arange(first, len(split))[:test_rows])
+    evaluated, test = _scored(split, first, test_rows)
     summary = DataSummary(
         source=_named(config.source),
         rows_read=sum(each.read for each in all_counts),
@@ -130,11 +133,88 @@ def prepare_data(config: DataConfig, tokenizer: PreTrainedTokenizerBase, test_ro
         eval_rows=len(evaluated),
         eval_split_rows=len(split),
         test_rows=len(test),
+        copies=copies(rows.take(np.sort(chosen))),
         fingerprint=_fingerprint(train, evaluated, *([test] if len(test) else [])),
         notes=tuple(notes),
         revisions=revisions,
     )
     return Dataset(train=train, eval=evaluated, test=test, summary=summary)
+
+
+class Parted(NamedTuple):
+    """Rows that are trained on and rows that are not, by their places."""
+
+    train: npt.NDArray[np.int64]
+    held: npt.NDArray[np.int64]
+    group: npt.NDArray[np.int64]
+    """Of every row the first one that belongs to it."""
+    notes: list[str]
+
+
+def _parted(rows: Rows, chosen: npt.NDArray[np.int64], fraction: float, least: int) -> Parted:
+    """Holds rows out: whole groups of what belongs together, where there are enough of them."""
+    wanted = min(max(round(len(chosen) * fraction), least), len(chosen) - 1)
+    notes = []
+    repeated = copies(rows.take(chosen))
+    if repeated:
+        are = (
+            "1 row is a copy of another: both are"
+            if repeated == 1
+            else f"{repeated} rows are copies of others: they are"
+        )
+        notes.append(f"{are} on one side, trained on or evaluated")
+    group = grouped(rows)
+    held = hold_out(chosen, group, wanted, least, 2 * wanted)
+    if held is None or 2 * len(held) < wanted:
+        group = grouped(rows, prompts=False)
+        held = hold_out(chosen, group, wanted, least, len(chosen) // 2)
+        if held is not None:
+            notes.append("too many rows have the same prompt to stay on one side: only equal rows do")
+    if held is None:
+        held, notes = chosen[:wanted], ["the rows are too much alike: copies of a row are trained on and evaluated"]
+    return Parted(chosen[~np.isin(chosen, held)], held, group, notes)
+
+
+def _scored(split: Rows, first: int, test_rows: int | None) -> tuple[Rows, Rows]:
+    """What of the eval split is evaluated, and what is kept for the end: no group is in both, where there are several."""
+    places = np.arange(len(split))
+    if test_rows == 0:
+        return split.take(places[:first]), split.take([])
+    names = {name: place for place, name in reversed(list(enumerate(split.groups)))}
+    group = np.array([names[name] for name in split.groups], np.int64)
+    held = hold_out(places, group, first, 1, max(first, len(split) // 2))
+    evaluated = places[:first] if held is None else held[:first]
+    rest = places[~np.isin(places, evaluated)]
+    if held is not None:
+        rest = rest[~np.isin(group[rest], group[evaluated])]
+    return split.take(evaluated), split.take(rest[:test_rows])
+
+
+def _apart(train: Rows, evaluated: Rows, config: DataConfig) -> tuple[Rows, list[str]]:
+    """The rows to train on beside an eval source, and what is to be said of those that are in it too.
+
+    Raises:
+        DataError: there are such rows, and `config.shared_rows` is to refuse them; or nothing else is left.
+    """
+    known = set(digests(evaluated))
+    shared = np.array([one in known for one in digests(train)], np.bool_)
+    if not shared.any():
+        return train, []
+    count = int(shared.sum())
+    them = f"1 row of {len(train)} is" if count == 1 else f"{count} rows of {len(train)} are"
+    if config.shared_rows == "refuse":
+        first = train.example_ids[int(np.argmax(shared))]
+        raise DataError(
+            [
+                f"data.source: {them} in data.eval_source too (first: {first}); data.shared_rows: drop does not train on "
+                "them, keep does"
+            ]
+        )
+    if config.shared_rows == "keep":
+        return train, [f"{them} in the eval source too, and trained on"]
+    if count == len(train):
+        raise DataError([f"data.source: {them} in data.eval_source too, and data.shared_rows: drop leaves none"])
+    return train.take(np.flatnonzero(~shared)), [f"{them} in the eval source too, and not trained on"]
 
 
 def _unread(config: DataConfig) -> list[str]:
@@ -154,24 +234,26 @@ def _shuffled(rows: int, seed: int) -> npt.NDArray[np.int64]:
 
 def _load(
     source: str | list[str],
+    config: DataConfig,
     tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
     uses: list[str],
     errors: list[str],
-    revision: str | Mapping[str, str] | None,
-    found: dict[str, str],
-) -> tuple[Rows, Counts] | None:
+    revisions: dict[str, str],
+) -> tuple[Rows, Counts, list[str]] | None:
+    """The rows of a source, what became of it, and what a reader should know of that."""
+    reading = Reading(commits=revisions)
     try:
-        rows, counts = tokenize(read_examples(source, revision, found), tokenizer, max_length)
+        rows, counts = tokenize(read_examples(source, config.revision, reading), tokenizer, config.max_length)
     except DataError as error:
         errors.extend(error.errors)
         return None
+    notes = [*reading.notes(), *counts.notes(config.max_length)]
     if len(rows) < len(uses):
-        why = "; ".join(counts.notes(max_length))
+        why = "; ".join(notes)
         need = f"at least {len(uses)} {'is' if len(uses) == 1 else 'are'} needed, {' and '.join(uses)}"
         errors.append(f"{_named(source)}: {len(rows)} usable rows of {counts.read}; {need}{f' ({why})' if why else ''}")
         return None
-    return rows, counts
+    return rows, counts, notes
 
 
 def _named(source: str | list[str]) -> str:

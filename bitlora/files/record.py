@@ -140,6 +140,7 @@ def write_scores(
     tokens: Sequence[int],
     text_bytes: Sequence[int],
     origin: Origin | None = None,
+    groups: Sequence[str] = (),
 ) -> None:
     """Write eval.parquet or test.parquet: a row for each example that was scored.
 
@@ -147,6 +148,7 @@ def write_scores(
         losses: summed over the example's completion tokens, in nats.
         text_bytes: UTF-8 bytes of the text that those tokens stand for.
         origin: what computed them; kept in the file's metadata.
+        groups: of each example what it belongs to, by the id of the first one; empty: to nothing but itself.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -157,6 +159,7 @@ def write_scores(
             "loss": pa.array(list(losses), pa.float64()),
             "tokens": pa.array(list(tokens), pa.int64()),
             "bytes": pa.array(list(text_bytes), pa.int64()),
+            "group": pa.array(list(groups or example_ids), pa.string()),
         }
     )
     if origin is not None:

@@ -3,6 +3,7 @@ only then put there."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 Form = Literal["packed", "peft", "merged"]
 FORMS: Final[tuple[Form, ...]] = get_args(Form)
 CARD: Final = "README.md"
+TEMPLATE: Final = "chat_template.jinja"
 LIBRARY: Final[dict[Form, str]] = {"packed": "bitlora", "peft": "peft", "merged": "transformers"}
 """What the hub is told an export is loaded with."""
 NEAR: Final = {"float64": 1e-3, "float32": 1e-3, "bfloat16": 1e-2, "float16": 1e-2, "auto": 1e-2}
@@ -58,6 +60,8 @@ def export(trial: TrialFolder, form: Form, out: Path, check: bool, say: Callable
 
     def write(part: Path) -> None:
         findings.extend(WRITERS[form](trial, part, rows))
+        if trial.spec.data.chat_template is not None:
+            write_text(part / TEMPLATE, trial.spec.data.chat_template)
         _write_card(trial, form, part, out)
         for file in part.iterdir():
             file.chmod(0o644)  # safetensors' are for their owner alone
@@ -197,7 +201,7 @@ def _about(trial: TrialFolder, form: Form) -> str:
 def use(trial: TrialFolder, form: Form, folder: str) -> str:
     """The Python that loads an export and runs it, in the folder that `folder` lies in."""
     if form == "merged":
-        return MERGED.format(folder=folder) + RUN
+        return MERGED.format(folder=folder) + _run(trial)
     name = trial.spec.base.model
     nf4 = trial.spec.base.quantization == "nf4"
     packaged = name.startswith("pypi:")
@@ -216,7 +220,24 @@ def use(trial: TrialFolder, form: Form, folder: str) -> str:
     revision = f", revision={commit!r}" if re.fullmatch("[0-9a-f]{40}", commit) else ""  # on the hub; a folder has none
     options = revision + (", quantization_config=four_bits" if nf4 else "")
     lines += [f"model = {loader}(AutoModelForCausalLM.from_pretrained(base{options}), {folder!r})"]
-    return "\n".join([*lines, f"tokenizer = AutoTokenizer.from_pretrained(base{revision})", RUN])
+    lines += [f"tokenizer = AutoTokenizer.from_pretrained(base{revision})"]
+    if trial.spec.data.chat_template is not None:
+        lines += [f"tokenizer.chat_template = open({f'{folder}/{TEMPLATE}'!r}, encoding='utf-8').read()"]
+    return "\n".join([*lines, _run(trial)])
+
+
+def _run(trial: TrialFolder) -> str:
+    """The Python that asks it something, from the tokens that it would have been trained on."""
+    from bitlora.data.chat import prompt_text
+
+    asked = ASKED if trial.spec.data.source == "pydoc" else "…"
+    try:
+        tokenizer = trial.tokenizer()
+    except InputError:  # a base that cannot be had here; most have a template
+        tokenizer = None
+    if tokenizer is None or tokenizer.chat_template:
+        return RUN.format(inputs=CHAT.format(text=json.dumps(asked, ensure_ascii=False)))
+    return RUN.format(inputs=PLAIN.format(text=prompt_text(asked, tokenizer)))
 
 
 MERGED: Final = """\
@@ -226,9 +247,15 @@ model = AutoModelForCausalLM.from_pretrained({folder!r})
 tokenizer = AutoTokenizer.from_pretrained({folder!r})
 """
 
-RUN: Final = """
-messages = [{"role": "user", "content": "Write the docstring of\\ndef json.loads(s)"}]
+ASKED: Final = "Write the docstring of\ndef json.loads(s)"
+CHAT: Final = """\
+messages = [{{"role": "user", "content": {text}}}]
 inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-output = model.generate(**inputs, max_new_tokens=64, do_sample=False)
+"""
+PLAIN: Final = """\
+inputs = tokenizer({text!r}, add_special_tokens=False, return_tensors="pt")
+"""
+RUN: Final = """
+{inputs}output = model.generate(**inputs, max_new_tokens=64, do_sample=False)
 print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 """

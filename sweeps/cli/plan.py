@@ -42,6 +42,8 @@ class Plan:
     """Of a full trial."""
     targets: int
     base_params: int
+    adapted_params: int
+    """Of the base, in the layers that get adapters."""
     adapters: tuple[AdapterCost, ...]
     packs: str
     """How many packs there may be, in words."""
@@ -80,6 +82,7 @@ def make_plan(spec: Spec, prepared: Prepared) -> Plan:
         evaluations,
         len(shapes),
         prepared.base.params,
+        prepared.base.adapted_params,
         costs,
         _packs(spec),
     )
@@ -108,7 +111,8 @@ def draw(console: Console, plan: Plan) -> None:
     """Print a plan."""
     console.print(
         f"{plan.trials} trials of at most {plan.steps} steps, {plan.evaluations} evaluations each; "
-        f"adapters on {plan.targets} layers of a base of {plan.base_params / 1e6:.1f} M parameters",
+        f"adapters on {plan.targets} layers, which hold {plan.adapted_params / plan.base_params:.0%} of the base's "
+        f"{plan.base_params / 1e6:.1f} M parameters",
         highlight=False,
     )
     if plan.confirming:

@@ -73,10 +73,11 @@ def measured(spec: Spec, prepared: Prepared) -> list[str]:
     from sweeps.pack.memory import settle_memory
 
     device = _device(spec)
-    base = load_base(spec.base, resolve_dtype(spec.train.dtype, device), device, spec.train.gradient_checkpointing)
+    widest, longest = prepared.widest(spec), LongestRow.of(prepared.dataset)
+    dtype = resolve_dtype(spec.train.dtype, device)
+    base = load_base(spec.base, dtype, device, spec.train.gradient_checkpointing, longest.tokens)
     slots, given = _slots(spec, device)
     engine = Engine(base, slots)
-    widest, longest = prepared.widest(spec), LongestRow.of(prepared.dataset)
     lines = settle_memory(engine, widest, longest, given, _sharing(spec, device))
     return [*lines, *_time(spec, prepared, _calibrate(spec, prepared, engine))]
 

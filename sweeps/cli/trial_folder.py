@@ -68,14 +68,20 @@ class TrialFolder:
         return model
 
     def tokenizer(self) -> Any:
-        """Raises InputError: the base cannot be had any more."""
+        """The base's, with the chat template that the trial was trained with.
+
+        Raises:
+            InputError: the base cannot be had any more.
+        """
         from bitlora.base.load import load_tokenizer
         from bitlora.base.locate import BaseError
 
         try:
-            return load_tokenizer(self.base.model, self.base.revision)
+            tokenizer = load_tokenizer(self.base.model, self.base.revision)
         except BaseError as error:
             raise InputError([str(error)]) from None
+        tokenizer.chat_template = self.spec.data.chat_template or tokenizer.chat_template
+        return tokenizer
 
     @property
     def trained_in(self) -> Dtype:

@@ -110,7 +110,7 @@ def _look(spec: Spec) -> Prepared | list[str]:
     errors: list[str] = []
     info = tokenizer = None
     try:
-        info = describe_base(spec.base)
+        info = describe_base(spec.base, spec.data.max_length)
         tokenizer = load_tokenizer(spec.base.model, info.revision)
     except BaseError as error:
         errors.append(str(error))

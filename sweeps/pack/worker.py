@@ -103,11 +103,12 @@ def worker_loop(config: dict[str, Any]) -> None:
     rank = ray.train.get_context().get_world_rank()
     ray.get(pool.pack_started.remote(name, ray.get_runtime_context().get_node_id()))
     settings = fetched(ray.get(pool.settings.remote()))
+    longest = LongestRow.of(settings.dataset)
     try:
         settings.storage.sees(settings.token)
         device = pack_device(settings.resources)
         dtype = agreed_dtype(settings, device, lambda own: str(ray.get(pool.settle_dtype.remote(name, own))))
-        base = load_base(settings.base, dtype, device, settings.checkpointing)
+        base = load_base(settings.base, dtype, device, settings.checkpointing, longest.tokens)
     except Exception as error:  # the pool passes it on as the reason of the trials that waited for this pack
         why = one_line(error) if isinstance(error, StorageError) else f"the base could not be loaded: {one_line(error)}"
         ray.get(pool.pack_failed.remote(name, why))
@@ -115,7 +116,6 @@ def worker_loop(config: dict[str, Any]) -> None:
     workers = Workers(rank, settings.workers, device)
     workers.sum()  # all have their base
     engine = Engine(base, settings.slots, workers)
-    longest = LongestRow.of(settings.dataset)
     own = identity(base, settings.base)
     key = memory_key(
         f"{device_name(device)}; {own}", settings.widest, longest, settings.workers, settings.checkpointing

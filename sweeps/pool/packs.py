@@ -56,7 +56,7 @@ class PackHandle:
     woken: asyncio.Event = field(default_factory=asyncio.Event)
     error: str = ""
     since: float = field(default_factory=time.monotonic)
-    """When it was started, began, was ready, last had a trial, or was told to stop."""
+    """When it was started, began, was ready, last had a trial, was told to stop, or then wrote a file."""
     needed: float = field(default_factory=time.monotonic)
     """When it was last needed, while it waits for a machine."""
     late: bool = False
@@ -135,6 +135,9 @@ class Packs:
         """Those that are up, and those that are coming."""
         return [pack for pack in self.named.values() if not pack.stopping]
 
+    def _any_started(self) -> bool:
+        return any(pack.started for pack in self.live())
+
     def coming(self) -> int:
         """Slots of packs that are not ready yet."""
         return sum(pack.free for pack in self.live() if not pack.ready)
@@ -154,7 +157,7 @@ class Packs:
 
     def scale_up(self) -> None:
         """Start as many as the waiting trials can fill beyond the free slots of those that are up or coming."""
-        if self.broken or time.monotonic() < self._paused_until:
+        if self.broken or (self._any_started() and time.monotonic() < self._paused_until):
             return
         unmet = (self._waiting() or 0) - sum(pack.free for pack in self.live())
         for number in range(len(self.live()), self._max):
@@ -216,7 +219,7 @@ class Packs:
 
     def _did_not_start(self, error: str, late: bool) -> None:
         """While others are up, one that does not come up costs a pause; where there is none, the sweep in the end."""
-        if any(pack.started for pack in self.live()):
+        if self._any_started():
             self._paused_until = time.monotonic() + timeouts.PACK_RETRY_S
             return
         self._failed_starts += START_ATTEMPTS if late else 1

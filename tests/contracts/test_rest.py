@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 
 def test_errors_of_the_hub() -> None:
-    """bitlora.base.describe, bitlora.data.hub: tell these apart, the narrower first."""
+    """bitlora.base.describe, bitlora.reading.hub: tell these apart, the narrower first."""
     from huggingface_hub import errors
 
     assert issubclass(errors.GatedRepoError, errors.RepositoryNotFoundError)
@@ -32,7 +32,7 @@ def test_errors_of_the_hub() -> None:
 
 @pytest.mark.parametrize(("name", "valid"), [("owner/name", True), ("gpt2", True), ("a/b/c", False), ("a b", False)])
 def test_what_may_be_an_id_on_the_hub(name: str, valid: bool) -> None:
-    """bitlora.data.hub: `huggingface_hub.utils.validate_repo_id` tells an id from what is neither that nor a file."""
+    """bitlora.reading.hub: `huggingface_hub.utils.validate_repo_id` tells an id from what is neither that nor a file."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -69,8 +69,8 @@ def test_a_cached_file_lies_in_the_folder_of_its_commit(tmp_path: Path) -> None:
 
 
 def test_data_sets_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """bitlora.data.hub: `datasets.config.HF_HUB_OFFLINE` says whether the hub may be asked; if not, a data set that is not
-    cached is a ConnectionError. A data set that is not there, or gated, is a DatasetNotFoundError."""
+    """bitlora.reading.hub: `datasets.config.HF_HUB_OFFLINE` says whether the hub may be asked; if not, a data set that is
+    not cached is a ConnectionError. A data set that is not there, or gated, is a DatasetNotFoundError."""
     import datasets
     from huggingface_hub import constants
 
@@ -84,14 +84,14 @@ def test_data_sets_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 
 
 def test_a_cached_data_set_lies_in_the_folder_of_its_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """bitlora.data.hub._commit: the files of a data set are `cache_files`, in a folder that has the name of the builder's
-    hash, which of one from the hub is the commit. Where the hub does not answer, the newest copy comes, whatever revision
-    was asked for: why the product looks at what it got."""
+    """bitlora.reading.hub._commit: the files of a data set are `cache_files`, in a folder that has the name of the
+    builder's hash, which of one from the hub is the commit. Where the hub does not answer, the newest copy comes, whatever
+    revision was asked for: why the product looks at what it got."""
     import datasets
     from datasets.load import HubDatasetModuleFactory
     from huggingface_hub import constants
 
-    from bitlora.data.hub import _commit
+    from bitlora.reading.hub import _commit
 
     assert "self.commit_hash,\n            builder_kwargs," in inspect.getsource(HubDatasetModuleFactory.get_module)
     (tmp_path / "rows.json").write_text('{"prompt": "1+1=", "completion": "2"}\n')
@@ -378,18 +378,3 @@ def test_rich_can_be_told_that_this_is_no_terminal() -> None:
 
     assert Console(_environ={"FORCE_COLOR": "1"}).is_terminal
     assert not Console(_environ={"FORCE_COLOR": "1", "TTY_COMPATIBLE": "0"}).is_terminal
-
-
-# ---- tokens
-
-
-def test_byte_level_offsets_of_spaces_alone() -> None:
-    """bitlora.data.tokens._learned: a token of spaces alone is empty in the offsets, at its end, so it is taken to begin
-    where the last one ended. Where offsets have spaces by now, that does no harm."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    vocab = {token: index for index, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
-    assert tokenizer.encode("a  b").offsets == [(0, 1), (2, 2), (3, 3), (3, 4)]

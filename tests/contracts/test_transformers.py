@@ -321,36 +321,47 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", chat_template=TEMPLATE)
 
 
+def rendered(template: str, turns: Any = TURNS, **how: Any) -> Any:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    return render_jinja_template([turns], None, chat_template=template, **how)
+
+
 def test_a_conversation_as_text(tokenizer: PreTrainedTokenizerFast) -> None:
-    """bitlora.data.chat: `get_chat_template()` as text, which may be changed and given back, `apply_chat_template` without
-    tokenizing, with or without the generation prompt; a macro in front of it takes the place of `strftime_now`."""
+    """bitlora.data.chat: `get_chat_template()` as text, which may be changed; `render_jinja_template` with it, with or
+    without the generation prompt; a macro in front of it takes the place of `strftime_now`."""
     template = tokenizer.get_chat_template()
     assert template == TEMPLATE
-
-    def render(template: str, prompt: bool) -> Any:
-        return tokenizer.apply_chat_template(
-            TURNS, chat_template=template, tokenize=False, add_generation_prompt=prompt
-        )
-
-    assert (render(template, False), render(template, True)) == ("[user]1+1=", "[user]1+1=[assistant]")
+    assert [rendered(template, add_generation_prompt=prompt)[0] for prompt in (False, True)] == [
+        ["[user]1+1="],
+        ["[user]1+1=[assistant]"],
+    ]
     fixed = "{% macro strftime_now(form) %}then{% endmacro %}" + "{{ strftime_now('%d %b %Y') }}"
-    assert render(fixed, False) == "then"
-    assert render("{{ raise_exception('') if strftime_now('%Y') == 'then' else 'now' }}", False) == "now"
+    assert rendered(fixed)[0] == ["then"]
+    assert rendered("{{ raise_exception('') if strftime_now('%Y') == 'then' else 'now' }}")[0] == ["now"]
 
 
-def test_a_template_that_refuses(tokenizer: PreTrainedTokenizerFast) -> None:
-    """bitlora.data.chat.render_all: a template's own refusal is a jinja2.TemplateError."""
+def test_what_a_template_marks_as_generated() -> None:
+    """bitlora.data.chat.ChatTemplate.marked: where what is between `generation` and its end stands, in characters."""
+    template = "{% for m in messages %}[{% generation %}{{ m.content }}{% endgeneration %}]{% endfor %}"
+    turns = [{"role": "user", "content": "é"}, {"role": "assistant", "content": "two"}]
+    texts, spans = rendered(template, turns, return_assistant_tokens_mask=True)
+    assert (texts, [list(map(tuple, each)) for each in spans]) == (["[é][two]"], [[(1, 2), (4, 7)]])
+
+
+def test_null_content_and_reasoning_reach_a_template() -> None:
+    """bitlora.data.chat: a null content is null for `render_jinja_template` (for `apply_chat_template` it is not there),
+    and `reasoning_content` is `thinking` too."""
+    template = "{{ messages[0].content is none }}{{ messages[0].thinking }}"
+    assert rendered(template, [{"role": "assistant", "content": None, "reasoning_content": "so"}])[0] == ["Trueso"]
+
+
+def test_a_template_that_refuses() -> None:
+    """bitlora.data.chat._refusals: a template's own refusal is a jinja2.TemplateError."""
     from jinja2 import TemplateError
 
     with pytest.raises(TemplateError, match="no system"):
-        tokenizer.apply_chat_template(TURNS, chat_template="{{ raise_exception('no system') }}", tokenize=False)
-
-
-def test_an_empty_conversation_is_no_matter_of_the_template(tokenizer: PreTrainedTokenizerFast) -> None:
-    """bitlora.data.chat._render: what stands before a first turn is nothing, and that cannot be rendered: a ValueError,
-    which is no TemplateError."""
-    with pytest.raises(ValueError, match="empty conversation"):
-        tokenizer.apply_chat_template([], tokenize=False, add_generation_prompt=True)
+        rendered("{{ raise_exception('no system') }}")
 
 
 def test_where_tokens_stand(tokenizer: PreTrainedTokenizerFast) -> None:

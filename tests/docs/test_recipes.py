@@ -79,7 +79,7 @@ def test_a_new_report_section(recipe, folder, add, monkeypatch):
 
 def test_a_new_data_shape(recipe, docs, tmp_path, monkeypatch):
     function, test = recipe("A new data shape")
-    monkeypatch.setattr(shapes, "SHAPES", [shape for shape in shapes.SHAPES if shape.keys != ("question", "answer")])
+    monkeypatch.setattr(shapes, "SHAPES", [shape for shape in shapes.SHAPES if shape.keys != ("query", "response")])
     monkeypatch.setattr(docs, "SHAPES", shapes.SHAPES)
     run(function, {**vars(shapes)})
 
@@ -98,5 +98,5 @@ def test_a_new_data_shape(recipe, docs, tmp_path, monkeypatch):
         return caught.value.lines
 
     given = {"read_examples": read_examples, "talk": talk, "errors_of": errors_of, "Callable": Callable}
-    run(test, given)["test_a_question_and_its_answer"](write)
-    assert "| `question + answer` |" in docs.data_shapes()
+    run(test, given)["test_a_query_and_its_response"](write)
+    assert "| `query + response` |" in docs.data_shapes()

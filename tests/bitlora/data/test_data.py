@@ -168,12 +168,11 @@ def test_truncation_and_what_is_dropped() -> None:
 
 
 def test_the_first_token_is_never_learned() -> None:
-    tokenizer = byte_level(
-        "{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content }}{% endif %}{% endfor %}"
-    )
-    rows, _ = tokenize([talk("one", "x y z")], tokenizer, 512)
+    tokenizer = byte_level()
+    rows, _ = tokenize([Example("x:1", (), text="x y z")], tokenizer, 512)
     assert not rows.learn[0]
     assert rows.learn[1:].all()
+    assert rows.text_bytes.tolist() == [len(" y z")]
 
 
 def test_a_template_that_refuses_names_the_example() -> None:
@@ -188,13 +187,16 @@ def test_a_template_that_refuses_names_the_example() -> None:
     ]
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
+def test_of_a_template_that_rewrites_earlier_turns_each_turn_is_a_row() -> None:
     thinking = "{% if loop.last and m.role == 'assistant' %}<think></think>{% endif %}{{ m['content'] }}"
     tokenizer = byte_level(CHATML.replace("{{ m['content'] }}", thinking))
     rows, _ = tokenize([talk("one", "two")], tokenizer, 512)
     assert runs(rows, 0, tokenizer) == ["<think></think>two<|im_end|>"]
-    with pytest.raises(DataError, match="f:7: the chat template writes an assistant's turn otherwise"):
-        tokenize([talk("one", "two", "the", "fox", example_id="f:7")], tokenizer, 512)
+    rows, _ = tokenize([talk("one", "two", "the", "fox", example_id="f:7")], tokenizer, 512)
+    assert rows.example_ids == ("f:7#1", "f:7#2")
+    assert runs(rows, 0, tokenizer) == ["<think></think>two<|im_end|>"]
+    assert runs(rows, 1, tokenizer) == ["<think></think>fox<|im_end|>"]
+    assert "<think></think>two" not in tokenizer.decode(rows.tokens[rows.offsets[1] :])
 
 
 def test_a_template_that_writes_the_date_gives_the_same_tokens_tomorrow() -> None:

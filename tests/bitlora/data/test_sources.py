@@ -17,10 +17,10 @@ from typing import Any
 import datasets
 import pytest
 
-from bitlora.data import hub as hub_module
-from bitlora.data.docstrings import docstring_pairs
-from bitlora.data.examples import DataError, Example, Message
+from bitlora.data.examples import DataError, Example, Message, Reading
 from bitlora.data.sources import read_examples
+from bitlora.reading import hub as hub_module
+from bitlora.reading.docstrings import docstring_pairs
 
 
 @pytest.fixture
@@ -207,11 +207,11 @@ def test_the_commit_of_a_data_set_is_found_and_asked_for(hub: Hub, tmp_path: Pat
     rows = datasets.Dataset.from_list([{"prompt": "a", "completion": "b"}])
     then, now = "1" * 40, "2" * 40
     hub.answer = cached(rows, tmp_path / now)
-    found: dict[str, str] = {}
+    reading = Reading()
     for revision in (None, "main", now, {"owner/name": now}, {"owner/other": then}):
-        assert read_examples("owner/name", revision, found) == [talk("owner/name:0", "a", "b")]
+        assert read_examples("owner/name", revision, reading) == [talk("owner/name:0", "a", "b")]
     assert [asked for _, asked in hub.asked] == [None, "main", now, now, None]
-    assert found == {"owner/name": now}
+    assert reading.commits == {"owner/name": now}
     # Where the hub does not answer, `datasets` gives the newest copy it has, whatever was asked for.
     with pytest.raises(DataError) as wrong:
         read_examples("owner/name", then)
@@ -219,7 +219,7 @@ def test_the_commit_of_a_data_set_is_found_and_asked_for(hub: Hub, tmp_path: Pat
         f"owner/name: data.revision {then} cannot be had, and the newest copy in the cache is of {now}"
     ]
     hub.answer = datasets.DatasetDict(train=rows)
-    assert read_examples("owner/name", then, {}) == [talk("owner/name:0", "a", "b")]  # it does not say
+    assert read_examples("owner/name", then) == [talk("owner/name:0", "a", "b")]  # it does not say
 
 
 def test_hub_errors_are_told_apart(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

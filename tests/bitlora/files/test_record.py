@@ -27,3 +27,13 @@ def test_what_a_file_does_not_say_is_empty(tmp_path: Path) -> None:
     table = pq.read_table(path)
     pq.write_table(table.replace_schema_metadata({"dtype": "float32"}), path)  # as it was written before
     assert origin_of(path) == Origin(dtype="float32")
+
+
+def test_an_example_that_belongs_to_nothing_is_a_group_of_its_own(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "eval.parquet"
+    write_scores(path, *ROWS, groups=("a", "a"))
+    assert pq.read_table(path)["group"].to_pylist() == ["a", "a"]
+    write_scores(path, *ROWS)
+    assert pq.read_table(path)["group"].to_pylist() == ["a", "b"]

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import s3
 import torch
+from families import CHATML, tokenizer
 from huggingface_hub import ModelCard
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 
 from bitlora.adapter.codes_file import PACKED, load_packed
 from bitlora.config.sections import BaseConfig
+from bitlora.data.chat import prompt_text
 from bitlora.files.opening import open_storage
 from sweeps.cli.app import app
 from sweeps.cli.checked_export import use
@@ -288,12 +290,36 @@ def test_the_pages_code_runs(made, tmp_path, monkeypatch, tiny_base):
     assert space["model"].peft_config["default"].r == 4
 
 
+def stand_in(base, template, tokenizer, source="pydoc"):
+    spec = SimpleNamespace(base=base, data=SimpleNamespace(chat_template=template, source=source))
+    return SimpleNamespace(spec=spec, base=base, tokenizer=lambda: tokenizer)
+
+
 @pytest.mark.parametrize("form", ["packed", "peft"])
 def test_the_card_loads_the_commit_that_was_trained_over(form):
     commit = "0123456789abcdef0123456789abcdef01234567"
     base = BaseConfig(model="owner/name", quantization="nf4", revision=commit)
-    hub = SimpleNamespace(spec=SimpleNamespace(base=base), base=base)
-    lines = use(hub, form, "mine").splitlines()
+    has = tokenizer(CHATML)
+    lines = use(stand_in(base, None, has), form, "mine").splitlines()
     assert [line.count(f"revision={commit!r}") for line in lines if "from_pretrained(base" in line] == [1, 1]
     here = base.model_copy(update={"model": "/models/mine", "revision": "0123456789abcdef"})
-    assert "revision" not in use(SimpleNamespace(spec=SimpleNamespace(base=here), base=here), form, "mine")
+    assert "revision" not in use(stand_in(here, None, has), form, "mine")
+
+
+@pytest.mark.parametrize("form", ["packed", "peft", "merged"])
+@pytest.mark.parametrize("template", [CHATML, None])
+@pytest.mark.parametrize("source", ["pydoc", "mine.jsonl"])
+def test_the_card_asks_from_the_tokens_that_were_trained_on(form, template, source, tmp_path, monkeypatch):
+    """Also over a base without a chat template, or with one that the data brought."""
+    base = BaseConfig(model="owner/name", quantization="none")
+    own, has = tokenizer(None, "<s>"), tokenizer(template, "<s>")
+    code = use(stand_in(base, template, has, source), form, "mine")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "chat_template.jinja").write_text(template or "")
+    monkeypatch.chdir(tmp_path)
+    lines = [line for line in code.splitlines() if re.match(r"(messages|inputs|tokenizer.chat_template) ?=", line)]
+    space = {"tokenizer": has if form == "merged" else own}  # a merged model's folder has the tokenizer in it
+    exec("\n".join(lines), space)
+    prompt = "Write the docstring of\ndef json.loads(s)" if source == "pydoc" else "…"
+    asked = has(prompt_text(prompt, has), add_special_tokens=False).input_ids
+    assert space["inputs"]["input_ids"].tolist() == [asked]

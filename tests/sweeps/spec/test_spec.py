@@ -182,11 +182,25 @@ scheduler: {name: pbt}
             "resources: {packs: {min: 5, max: 4}}",
             "resources.packs.min: 5 is more than resources.packs.max 4; give at most 4",
         ),
+        (
+            "resources: {packs: 991}",
+            "resources.packs: found 991; give at most 990: what starts a pack takes a thousandth of the cluster's head",
+        ),
+        (
+            "resources: {packs: {max: 2000}}",
+            "resources.packs.max: found 2000; give at most 990: "
+            "what starts a pack takes a thousandth of the cluster's head",
+        ),
         ("resources: {workers_per_pack: 0}", "resources.workers_per_pack: found 0; give a number of at least 1"),
         (
             "resources: {gpus_per_worker: 2}",
             "resources.gpus_per_worker: an adapter's weights are one vector on one device, so a base cannot be spread over "
             "GPUs; give 1, with base.quantization: nf4 or train.gradient_checkpointing: true for a large base",
+        ),
+        (
+            "resources: {gpus_per_worker: 0.5, workers_per_pack: 2}",
+            "resources.gpus_per_worker: 2 workers of a pack cannot share a GPU: NCCL wants one for each; give 1, or "
+            "resources.workers_per_pack: 1",
         ),
         ("resources: {slots: 0}", "resources.slots: found 0; give a number of at least 1 or auto"),
         ("search: {space: {rank: []}}", "search.space.rank: found an empty list; give at least one value"),
@@ -306,3 +320,17 @@ def test_batch_size_is_not_varied_where_the_budget_is_counted_in_epochs(tmp_path
     assert load_spec(file).search.space
     with pytest.raises(SpecError, match=r"search\.space\.batch_size: with epochs"):
         load_spec(file, [override])
+
+
+def test_a_chat_template_is_kept_as_its_text(file: Path) -> None:
+    template = file.parent / "mine.jinja"
+    template.write_text("{% for m in messages %}\n{{ m.content }}: 'é' \\n{% endfor %}\n", encoding="utf-8")
+    spec = load(file, SMALLEST, f"data.chat_template={template}")
+    assert spec.data.chat_template == template.read_text(encoding="utf-8")
+    file.write_text(dump_spec(spec), encoding="utf-8")
+    template.unlink()  # the sweep goes on without it
+    assert load_spec(file) == spec
+    [line] = errors(file, SMALLEST, "data.chat_template=none.jinja")
+    assert line.endswith(
+        "none.jinja: cannot be read as a file (No such file or directory), and is no template: it has no {"
+    )

@@ -1,4 +1,4 @@
-"""Examples from a data set on the Hugging Face hub.
+"""Rows of a data set on the Hugging Face hub.
 
 Which commit was read is looked for in what came back: where the hub does not answer, `datasets` takes the newest copy in
 its cache, whatever revision it was asked for.
@@ -8,21 +8,27 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
 from bitlora import timeouts
-from bitlora.data.examples import DataError, Example
-from bitlora.data.shapes import _listed, examples_of
+from bitlora.reading.raw import RawRow
 
 COMMIT: Final = "[0-9a-f]{40}"
 
 
-def _read_hub(
-    name: str, errors: list[str], revision: str | None = None, found: dict[str, str] | None = None
-) -> list[Example]:
-    """The rows of a data set's `train` split, or of its only one. `found` gets its commit, where that is known."""
+class _HubError(Exception):
+    """The hub does not give it; the message is a whole line."""
+
+
+def read_hub(name: str, errors: list[str], revision: str | None, commits: dict[str, str]) -> Iterator[RawRow]:
+    """The rows of a data set's `train` split, or of its only one.
+
+    Args:
+        errors: gets what keeps it from being read, a line each.
+        commits: gets its commit under its name, where that is known.
+    """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # its documented place
 
@@ -32,28 +38,26 @@ def _read_hub(
         validate_repo_id(name)
     except HFValidationError:
         errors.append(f"{name}: neither pydoc, nor a file that exists, nor a hub id{hint}")
-        return []
+        return
     try:
         splits = _load_hub(name, revision)
-    except DataError as error:
-        errors.extend(f"{line}{hint}" for line in error.errors)
-        return []
+    except _HubError as error:
+        errors.append(f"{error}{hint}")
+        return
     commit = _commit(splits)
     if commit is not None and re.fullmatch(COMMIT, revision or "") and commit != revision:
         errors.append(
             f"{name}: data.revision {revision} cannot be had, and the newest copy in the cache is of {commit}"
         )
-        return []
-    if commit is not None and found is not None:
-        found[name] = commit
+        return
+    if commit is not None:
+        commits[name] = commit
     if "train" not in splits and len(splits) != 1:
-        errors.append(f"{name}: no split 'train' among its splits {_listed(splits)}")
-        return []
+        errors.append(f"{name}: no split 'train' among its splits {', '.join(map(repr, splits))}")
+        return
     rows = splits["train"] if "train" in splits else next(iter(splits.values()))
-    examples: list[Example] = []
     for number, row in enumerate(rows):
-        examples += examples_of(row, f"{name}:{number}", f"{name}: row {number}", errors)
-    return examples
+        yield RawRow(f"{name}:{number}", f"{name}: row {number}", row)
 
 
 def _commit(splits: Mapping[str, Iterable[object]]) -> str | None:
@@ -74,22 +78,22 @@ def _load_hub(name: str, revision: str | None) -> Mapping[str, Iterable[object]]
     if not offline:
         away = f"{name}: the hub cannot be reached; HF_HUB_OFFLINE=1 takes a cached copy, if there is one"
         if not hub_answers():
-            raise DataError([away])
+            raise _HubError(away)
     try:
         splits: Mapping[str, Iterable[object]] = datasets.load_dataset(name, revision=revision)
         return splits
     except ConnectionError:
-        raise DataError([away]) from None
+        raise _HubError(away) from None
     except GatedRepoError:
-        raise DataError([gated]) from None
+        raise _HubError(gated) from None
     except datasets.exceptions.DatasetNotFoundError as error:
         if revision is not None and f"'{revision}'" in str(error):
-            raise DataError([f"{name}: data.revision: the hub has no branch, tag or commit {revision} of it"]) from None
+            raise _HubError(f"{name}: data.revision: the hub has no branch, tag or commit {revision} of it") from None
         missing = f"{name}: does not exist on the hub, or is private (then `hf auth login` first), and is no file here"
-        raise DataError([gated if "gated" in str(error) else missing]) from None
+        raise _HubError(gated if "gated" in str(error) else missing) from None
     except (TransportError, datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError([f"{name}: cannot be loaded from the hub: {reason}"]) from None
+        raise _HubError(f"{name}: cannot be loaded from the hub: {reason}") from None
 
 
 def hub_answers() -> bool:
