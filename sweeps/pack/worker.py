@@ -140,7 +140,9 @@ def worker_loop(config: dict[str, Any]) -> None:
         link.log_event(line)
     pack = PackLoop(settings, engine, link)
     if workers.first:
-        ray.get(pool.pack_ready.remote(name, engine.size))
+        # Where all fits, nobody needs to hear of it.
+        short = engine.pass_tokens is not None or engine.size < settings.slots
+        ray.get(pool.pack_ready.remote(name, engine.size, lines if short else lines[1:]))
     try:
         pack.run()
     except Exception as error:

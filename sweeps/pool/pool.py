@@ -16,6 +16,7 @@ import bisect
 import contextlib
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -88,6 +89,8 @@ class Pool:
         """Has any trial reported anything, in this run of the sweep or in one before?"""
         self._unwritable = 0
         """Packs in a row that could not write to the sweep's folder."""
+        self._notes: dict[str, None] = {}
+        """What packs want a person to know."""
         self._memory: MeasuredMemory | None = None
         self._dtype = ""
         """What packs compute in, where the spec leaves it open; empty until one has said."""
@@ -163,7 +166,7 @@ class Pool:
     async def status(self) -> PoolStatus:
         """What progress shows."""
         running = {t: self._trials[t].progress for pack in self._packs.named.values() for t in pack.trials}
-        return PoolStatus(tuple(self._waiting), running, self._packs.counts())
+        return PoolStatus(tuple(self._waiting), running, self._packs.counts(), tuple(self._notes))
 
     async def interrupt(self) -> None:
         """End every trial that has not ended, as interrupted; no new one begins."""
@@ -208,8 +211,13 @@ class Pool:
         """How much memory `key` takes, or why that could not be measured."""
         await self._measured.keep(key, found)
 
-    async def pack_ready(self, name: str, slots: int | None = None) -> None:
-        """The pack has its base and can train, so many trials at once; None: as many as a pack may have."""
+    async def pack_ready(self, name: str, slots: int | None = None, notes: Sequence[str] = ()) -> None:
+        """The pack has its base and can train, so many trials at once; None: as many as a pack may have.
+
+        Args:
+            notes: what a person should know of it.
+        """
+        self._notes |= dict.fromkeys(notes)
         if (pack := self._packs.named.get(name)) is not None:
             pack.started = pack.ready = True
             pack.slots = slots or pack.slots
