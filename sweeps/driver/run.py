@@ -33,7 +33,7 @@ from sweeps.driver.trackers import callbacks, missing
 from sweeps.onray.cluster import HEAD, Growth, growth
 from sweeps.onray.connection import ENVIRONMENT, connect
 from sweeps.onray.schedulers import make_scheduler
-from sweeps.onray.trials import trials_from
+from sweeps.onray.trials import NoStatistics, trials_from
 from sweeps.pack.host import PackHost
 from sweeps.pack.settings import FAKE_GPUS, PackSettings
 from sweeps.pool.feed import PoolFeed
@@ -292,7 +292,7 @@ class _Search:
                     name=f"tune-{uuid.uuid4().hex[:6]}",
                     storage_path=str(storage.folder / "logs"),
                     stop=SweepStopper(pool, interrupt, lost, recorder),
-                    callbacks=[recorder, display, *callbacks(spec.trackers, spec.name)],
+                    callbacks=[recorder, display, *callbacks(spec.trackers, spec.name), NoStatistics()],
                     failure_config=tune.FailureConfig(max_failures=0),
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                     verbose=0,
