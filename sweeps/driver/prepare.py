@@ -84,7 +84,7 @@ def _look(spec: Spec) -> Prepared | list[str]:
     from bitlora.base.load import load_tokenizer
     from bitlora.base.locate import BaseError
     from bitlora.data.examples import DataError
-    from bitlora.data.sources import read_examples
+    from bitlora.data.sources import How, read_examples
     from bitlora.data.split import prepare_data
 
     errors: list[str] = []
@@ -101,12 +101,12 @@ def _look(spec: Spec) -> Prepared | list[str]:
             test_rows = 0 if spec.confirm is None else spec.confirm.rows
             return Prepared(info, prepare_data(spec.data, tokenizer, test_rows))
         except DataError as error:
-            return list(error.errors)
+            return error.lines
     # Without a tokenizer the sources can still be read, so that what is wrong with them is said in the same breath.
-    for source in (spec.data.source, spec.data.eval_source):
+    for source, evaluation in ((spec.data.source, False), (spec.data.eval_source, True)):
         try:
             if source is not None:
-                read_examples(source, spec.data.revision)
+                read_examples(source, How.of(spec.data, evaluation))
         except DataError as error:
-            errors += error.errors
+            errors += error.lines
     return errors
