@@ -222,6 +222,18 @@ def _apart(train: Rows, evaluated: Rows, config: DataConfig) -> tuple[Rows, list
     return train.take(np.flatnonzero(~shared)), [f"{them} in the eval source too, and not trained on"]
 
 
+def beyond(dataset: Dataset, vocab_size: int, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """An error where a token is beyond a base's embedding: its tokenizer knows more than it does."""
+    for rows in (dataset.train, dataset.eval, dataset.test):
+        places = np.flatnonzero(rows.tokens >= vocab_size)
+        if len(places):
+            token = int(rows.tokens[places[0]])
+            row = rows.example_ids[int(np.searchsorted(rows.offsets, places[0], side="right")) - 1]
+            named = tokenizer.convert_ids_to_tokens(token)
+            return [f"{row}: the token {named!r} is number {token}, and the base's embedding has {vocab_size} rows"]
+    return []
+
+
 def _unread(config: DataConfig) -> list[str]:
     """An error for each revision of what is not read."""
     ids = [*hub_ids(config.source), *hub_ids(config.eval_source)]

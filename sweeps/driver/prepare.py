@@ -85,7 +85,7 @@ def _look(spec: Spec) -> Prepared | list[str]:
     from bitlora.base.locate import BaseError
     from bitlora.data.examples import DataError
     from bitlora.data.sources import How, read_examples
-    from bitlora.data.split import prepare_data
+    from bitlora.data.split import beyond, prepare_data
 
     errors: list[str] = []
     info = tokenizer = None
@@ -99,7 +99,8 @@ def _look(spec: Spec) -> Prepared | list[str]:
     if info is not None and tokenizer is not None:
         try:
             test_rows = 0 if spec.confirm is None else spec.confirm.rows
-            return Prepared(info, prepare_data(spec.data, tokenizer, test_rows))
+            dataset = prepare_data(spec.data, tokenizer, test_rows)
+            return beyond(dataset, info.vocab_size, tokenizer) or Prepared(info, dataset)
         except DataError as error:
             return error.lines
     # Without a tokenizer the sources can still be read, so that what is wrong with them is said in the same breath.
