@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -34,6 +35,8 @@ class How(NamedTuple):
     """The name of a column here -> its name in the data."""
     skip: bool = False
     """Rows that are broken are counted and left out."""
+    most: int | None = None
+    """Rows of each source that are read; None: all."""
     evaluation: bool = False
     """It is for evaluation: of a data set on the hub nobody takes `train` by himself."""
 
@@ -41,7 +44,8 @@ class How(NamedTuple):
     def of(cls, data: DataConfig, evaluation: bool = False) -> How:
         """As a spec says it."""
         split = data.eval_split if evaluation else data.split
-        return cls(data.revision, data.config, split, data.columns, data.broken_rows == "skip", evaluation)
+        skip = data.broken_rows == "skip"
+        return cls(data.revision, data.config, split, data.columns, skip, evaluation=evaluation)
 
 
 AS_IT_IS: Final = How()
@@ -69,7 +73,7 @@ def read_examples(source: str | list[str], how: How = AS_IT_IS, reading: Reading
             examples += (Example(key, pair(prompt, docstring)) for key, prompt, docstring in docstring_pairs())
             continue
         label = Path(name).name if file_names.count(Path(name).name) == 1 else name
-        for row in _rows(name, label, how, reading):
+        for row in islice(_rows(name, label, how, reading), how.most):
             before = len(reading.errors)
             if row.broken:
                 reading.errors.append(f"{row.where}: {row.broken}")
@@ -111,6 +115,12 @@ def _renamed(row: Any, columns: Mapping[str, str] | None) -> Any:
         return row
     kept = {key: value for key, value in row.items() if key not in columns.values() and key not in columns}
     return kept | {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
+
+
+def local(source: str | list[str] | None) -> list[str]:
+    """Those of `source` that are files or folders, each once."""
+    names = [source] if isinstance(source, str) else source or []
+    return list(dict.fromkeys(name for name in names if name != "pydoc" and _path(name)[0] is not None))
 
 
 def hub_ids(source: str | list[str] | None) -> list[str]:

@@ -127,9 +127,12 @@ def data(
 ) -> None:
     """Show what would be learned, token by token: counts, lengths, what is dropped and why. Starts nothing."""
     from sweeps.cli.trial_folder import quiet
+    from sweeps.driver.prepare import glance
     from sweeps.spec.errors import InputError
 
     spec = _load(spec_file, set_ or ())
+    if errors := glance(spec):
+        _refuse(*(f"{spec_file}: {line}" if line.startswith("base.") else line for line in errors))
     quiet()
     from sweeps.cli import show_data
 

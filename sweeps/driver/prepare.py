@@ -11,7 +11,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from bitlora.config.trial import TrialConfig, trial_config
 from sweeps.spec.errors import InputError
@@ -20,6 +20,10 @@ from sweeps.spec.spec import Spec
 if TYPE_CHECKING:
     from bitlora.base.info import BaseInfo
     from bitlora.data.split import Dataset
+
+
+GLANCE: Final = 2000
+"""Rows of a file that are looked at before anything large is imported: milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,8 @@ def prepare(spec: Spec, meanwhile: Callable[[], object] = lambda: None) -> Prepa
     Raises:
         InputError: one of them cannot be used; all that is wrong with both.
     """
+    if errors := glance(spec):
+        raise InputError(errors)
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     child = context.Process(target=_child, args=(theirs, spec), daemon=True)
@@ -70,6 +76,29 @@ def prepare(spec: Spec, meanwhile: Callable[[], object] = lambda: None) -> Prepa
     if isinstance(found, Prepared):
         return found
     raise InputError(found)
+
+
+def glance(spec: Spec) -> list[str]:
+    """What is wrong with base and data as far as that can be said at once, without torch and transformers.
+
+    The first rows of files tell most of what is wrong with them.
+    """
+    from bitlora.base.locate import PACKAGE, BaseError, locate
+    from bitlora.data.examples import DataError
+    from bitlora.data.sources import How, local, read_examples
+
+    errors: list[str] = []
+    try:
+        if not spec.base.model.startswith(PACKAGE):
+            locate(spec.base.model)
+    except BaseError as error:
+        errors.append(str(error))
+    for source, evaluation in ((spec.data.source, False), (spec.data.eval_source, True)):
+        try:
+            read_examples(local(source), How.of(spec.data, evaluation)._replace(most=GLANCE))
+        except DataError as error:
+            errors += error.lines
+    return errors
 
 
 def _child(answer: Connection, spec: Spec) -> None:
