@@ -77,7 +77,8 @@ NODE_DEATH_S: Final = 10.0
 """How long a lost machine has to be known as lost, before its pack's death is held against a trial: Ray looks after its
 machines every few seconds."""
 PACK_STOP_S: Final = 120.0
-"""How long a pack that was told to end has for it: its last files may be large, and the storage slow."""
+"""How long a pack that was told to end may go without having written one of its last files: they may be large, and the
+storage slow."""
 PACK_CLOSE_S: Final = 20.0
 """How long packs have to end by themselves when the sweep does: a person may have pressed Ctrl-C."""
 POOL_CLOSE_S: Final = 3 * PACK_CLOSE_S
@@ -99,6 +100,10 @@ that less is lost than by a step of trials that are to be stopped."""
 WORKER_CHECK_S: Final = 0.5
 """How soon Ray Train notices that a worker ended or died; its own default is 2."""
 
+MEMORY_LOOK_S: Final = 0.005
+"""Between two looks at how much memory a dry step takes, where the kernel does not keep its peak: the shortest of what
+makes a peak, one layer's backward pass, takes about so long."""
+
 # ---- Ray, from the driver
 
 RAY_CONNECT_S: Final = 5.0
@@ -107,6 +112,8 @@ NODE_TYPES_S: Final = 60.0
 """How long the head may take to say what node types it has: a task there needs a worker process first."""
 TUNE_CHECKPOINT_S: Final = 3600.0
 """How often Ray Tune writes its own checkpoint of the search, which nothing here reads: as rarely as it can be told."""
+ATTACH_LOOK_S: Final = 0.0
+"""Whether the pool has taken a trial is looked at beside its results, and not waited for."""
 DISPLAY_REFRESH_S: Final = 1.0
 """How often a person sees something new."""
 JOB_POLL_S: Final = 0.2
@@ -115,3 +122,23 @@ JOB_STOP_S: Final = 120
 """How long a stopped job has to end in order; Ray's own limit of 3 s would cut it off. Whole seconds."""
 GIT_S: Final = 10.0
 """How long git may take to say which commit this is: on a slow file system it looks at every file."""
+
+# ---- machines that are taken away (`sweeps.drain`)
+
+NOTICE_POLL_S: Final = 2.0
+"""Between two questions whether the machine is to go: the shortest notice is half a minute, and Azure's own advice is to
+ask every second. They go no further than the machine's host."""
+NOTICE_ANSWER_S: Final = 2.0
+"""How long a metadata service may take to answer: it is on the machine's host. A first question to Azure may take two
+minutes, and is asked again meanwhile."""
+NOTICE_AWS_S: Final = 120.0
+"""How long a machine has at least, by AWS's own word, after a spot notice that does not say."""
+NOTICE_GOOGLE_S: Final = 30.0
+NOTICE_AZURE_S: Final = 30.0
+"""The same after a preemption by Google, and after an event of Azure's that has begun."""
+NOTICE_MAINTENANCE_S: Final = 60.0
+"""The same before Google maintains a host. With a GPU it says so an hour before; packs leave at once all the same."""
+DRAIN_ANSWER_S: Final = 5.0
+"""How long Ray's control service may take to answer a request to drain; asked again where it does not."""
+DRAINED_POLL_S: Final = 0.2
+"""Between two looks whether a drained node has ended: what stops a pod waits for it."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bitlora.base.admission import admit
 from bitlora.base.info import BaseInfo, LayerShape
 from bitlora.base.locate import BaseError, _hub
 from bitlora.base.revision import config_digest, local_revision, pinned
@@ -54,13 +55,30 @@ def read_model_config(model: str, revision: str | None = None) -> FoundConfig:
     return FoundConfig(config, local_revision(model, file.parent), config_digest(file.parent))
 
 
-def block_linears(model: nn.Module) -> dict[str, nn.Linear]:
-    """Every linear layer of the model's blocks, by name: those inside a numbered list of layers, so never the head."""
+def block_linears(model: Any) -> dict[str, nn.Linear]:
+    """Every linear layer of the text decoder's blocks, by its name in the model: those inside a numbered list of layers, so
+    never the head; and of a model that sees images or hears, never those that do it.
+
+    Args:
+        model: transformers' causal LM.
+    """
+    text = {id(module) for module in model.get_decoder().modules()}
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and any(part.isdigit() for part in name.split("."))
+        if isinstance(module, nn.Linear) and id(module) in text and any(part.isdigit() for part in name.split("."))
     }
+
+
+def expert_params(model: Any) -> int:
+    """Parameters of the text decoder's routed experts: transformers keeps those of a layer in one tensor of three axes."""
+    return sum(
+        parameter.numel()
+        for module in model.get_decoder().modules()
+        if not isinstance(module, nn.Conv1d)
+        for parameter in module.parameters(recurse=False)
+        if parameter.ndim == 3
+    )
 
 
 def targeted(linears: dict[str, nn.Linear], config: BaseConfig) -> list[str]:
@@ -70,7 +88,7 @@ def targeted(linears: dict[str, nn.Linear], config: BaseConfig) -> list[str]:
         BaseError: a target matches nothing; the nearest name is given.
     """
     if not linears:
-        raise BaseError(f"base.model: {config.model} has no linear layers in its blocks")
+        raise BaseError(f"base.model: {config.model} has no linear layers in its blocks (torch.nn.Linear) to adapt")
     if config.targets == "all-linear":
         return list(linears)
     ends = sorted({name.rsplit(".", 1)[-1] for name in linears})
@@ -82,21 +100,36 @@ def targeted(linears: dict[str, nn.Linear], config: BaseConfig) -> list[str]:
     return [name for name in linears if any(f".{name}".endswith(f".{target}") for target in config.targets)]
 
 
-def describe_base(config: BaseConfig) -> BaseInfo:
+def _refuse_all_linear(model: Any, config: BaseConfig, linears: dict[str, nn.Linear], experts: int) -> None:
+    share = experts / sum(parameter.numel() for parameter in model.parameters())
+    ends = dict.fromkeys(name.rsplit(".", 1)[-1] for name in linears)
+    raise BaseError(
+        f"base.targets: all-linear; {share:.0%} of the parameters of {config.model} are routed experts, which cannot have "
+        f"adapters yet; name the layers that are to have them: [{', '.join(ends)}]"
+    )
+
+
+def describe_base(config: BaseConfig, longest: int | None = None) -> BaseInfo:
     """What can be known of a base without loading its weights.
 
+    Args:
+        longest: tokens of the longest row that it is to see.
+
     Raises:
-        BaseError: see `read_model_config` and `targeted`.
+        BaseError: see `read_model_config`, `bitlora.base.admission.admit` and `targeted`.
     """
     from transformers import AutoModelForCausalLM
 
     found = read_model_config(config.model, config.revision)
     try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(found.config)
+        with torch.device("meta"):  # in bfloat16: torch's grouped products of experts take nothing else there
+            model = AutoModelForCausalLM.from_config(found.config, dtype=torch.bfloat16)
     except ValueError as error:
         raise BaseError(f"base.model: {config.model} is no causal LM: {str(error).splitlines()[0]}") from None
+    admit(model, config.model, longest)
     linears = block_linears(model)
+    if config.targets == "all-linear" and (experts := expert_params(model)):
+        _refuse_all_linear(model, config, linears, experts)
     shapes = tuple(LayerShape(n, linears[n].in_features, linears[n].out_features) for n in targeted(linears, config))
     params = sum(p.numel() for p in model.parameters())
     vocab_size = found.config.get_text_config().vocab_size

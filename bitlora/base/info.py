@@ -29,6 +29,11 @@ class BaseInfo:
     config_digest: str = ""
     """Of a folder or a package, what sweeps took for its revision before."""
 
+    @property
+    def adapted_params(self) -> int:
+        """Parameters in the layers that get adapters, biases aside; of a base with routed experts a small part of all."""
+        return sum(shape.in_features * shape.out_features for shape in self.targets)
+
     def provenance(self) -> dict[str, Any]:
         """What a record says of its base."""
         return {
@@ -37,4 +42,5 @@ class BaseInfo:
             "revision": self.revision,
             "params": self.params,
             "targets": len(self.targets),
+            "adapted_params": self.adapted_params,
         }

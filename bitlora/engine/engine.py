@@ -90,8 +90,9 @@ class Engine:
         # is then seen in the eighth digit.
         self.share_prefixes = base.dtype != torch.float64
         self.pass_tokens: int | None = None
-        """Tokens of a forward and backward pass, at most: found when a larger one raised."""
-        self._eval_tokens = EVAL_TOKENS
+        """Tokens of a forward and backward pass, at most: what is known to fit, or was found when a larger one raised."""
+        self.eval_tokens = EVAL_TOKENS
+        """Tokens of a pass in evaluation, at most, but at least one row for each slot."""
 
     @property
     def free(self) -> list[int]:
@@ -160,7 +161,7 @@ class Engine:
         reasons: dict[int, str] = {}
         for slot in counts:
             self.slots[slot].grad.zero_()
-        found, error = _attempt(self._backward, self._passes(batches), counts)
+        found, error = attempt(self._backward, self._passes(batches), counts)
         sums = torch.tensor([(found or {}).get(slot, 0.0) for slot in counts], dtype=torch.float64)
         if self.workers.sum([sums, *(self.slots[slot].grad for slot in counts)], self.latent_dtype, bool(error)):
             sums, reasons = self._step_slot_by_slot(batches, counts)
@@ -201,7 +202,7 @@ class Engine:
             while True:
                 cut = [[part] for piece in pieces for part in split_rows(piece, rows)]
                 self.slots[slot].grad.zero_()
-                found, error = _attempt(self._backward, cut, {slot: counts[slot]})
+                found, error = attempt(self._backward, cut, {slot: counts[slot]})
                 if found is not None:
                     sums[place] = found[slot]
                     largest = max([largest, *(len(part.batch.tokens) for (part,) in cut)])
@@ -246,17 +247,17 @@ class Engine:
         first, last = self.workers.share(len(tokens))
         reasons: dict[int, str] = {}
         rows, all_slots = range(first, last), range(len(slots))
-        _, error = _attempt(self._score, slots, all_slots, batch, tokens, rows, losses, self._eval_tokens)
+        _, error = attempt(self._score, slots, all_slots, batch, tokens, rows, losses, self.eval_tokens)
         if self.workers.sum([losses], torch.float64, bool(error)):
             losses.zero_()
             for place, slot in enumerate(slots):
-                _, error = _attempt(self._score, slots, [place], batch, tokens, rows, losses, 1)
+                _, error = attempt(self._score, slots, [place], batch, tokens, rows, losses, 1)
                 if error:
                     reasons[slot] = error
             reasons = _first_of(self.workers.gather(reasons))
             self.workers.sum([losses], torch.float64)
             if not reasons:  # together they did not fit
-                self._eval_tokens = max(1, self._eval_tokens // 2)
+                self.eval_tokens = max(1, self.eval_tokens // 2)
         return {
             slot: EvalResult(row, tokens, reasons.get(slot, ""))
             for slot, row in zip(slots, losses.tolist(), strict=True)
@@ -327,7 +328,7 @@ class Engine:
         return list(losses.split([int(learn.sum()) for _, learn in folded]))
 
 
-def _attempt(work: Callable[..., T], *arguments: Any) -> tuple[T | None, str]:
+def attempt(work: Callable[..., T], *arguments: Any) -> tuple[T | None, str]:
     """What `work` gives, or None and the error that it raised in one line, with the memory that it held freed.
 
     Raises:

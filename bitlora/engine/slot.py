@@ -86,6 +86,11 @@ class Slot:
                 layer.a_scales.fill_(bound / 2)
                 layer.b.copy_(torch.empty(layer.b.shape).normal_(0, DOUBLE_BINARY_B, generator=generator))
 
+    @property
+    def has_copies(self) -> bool:
+        """Are the quantized weights tensors of their own? Else they are the latent ones."""
+        return not self._plain
+
     def adapters(self) -> list[SlotAdapter]:
         """What each layer's forward pass needs, in order."""
         c = self.config

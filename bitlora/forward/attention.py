@@ -1,20 +1,48 @@
 """Attention of each row over itself, over rows that stand behind each other (`bitlora.forward.forward_plan`).
 
 Known to transformers by a name of its own; it is called with the attention module first and the options that the model's
-configuration asks for, of which those that change the result and are not known here are refused.
+configuration asks for. A sliding window, a soft cap of the scores and sinks are done as transformers' own eager attention
+does them; what is not known here is refused (`bitlora.base.admission`).
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, Final
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bitlora.base.admission import unknown_option
 from bitlora.forward.forward_plan import bound_plan
 
 ATTENTION: Final = "bitlora_rows"
 """The name under which `row_attention` is known to transformers."""
+
+
+@dataclass(slots=True)
+class CallCount:
+    """How often attention was called."""
+
+    count: int = 0
+
+
+_COUNTED: Final[ContextVar[CallCount | None]] = ContextVar("counted", default=None)
+
+
+@contextlib.contextmanager
+def counted() -> Iterator[CallCount]:
+    """Count the calls of `row_attention` inside."""
+    calls = CallCount()
+    before = _COUNTED.set(calls)
+    try:
+        yield calls
+    finally:
+        _COUNTED.reset(before)
 
 
 def install(model: nn.Module) -> None:
@@ -29,36 +57,73 @@ def row_attention(
     module: nn.Module,
     query: Tensor,  # (1, heads, T, width)
     key: Tensor,  # (1, kv_heads, T, width)
-    value: Tensor,  # (1, kv_heads, T, width)
+    value: Tensor,  # (1, kv_heads, T, value_width)
     attention_mask: Tensor | None,
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention of each row over itself.
 
+    Args:
+        scaling: of the scores; None: 1 / sqrt(width).
+        options: `sliding_window` (each token sees itself and as many before it as make that number), `softcap` (scores are
+            `softcap * tanh(score / softcap)`), `s_aux` (heads,): one more score, with a value of zero; others are refused.
+
     Returns:
-        (1, T, heads, width), and no attention weights.
+        (1, T, heads, value_width), and no attention weights.
 
     Raises:
-        NotImplementedError: the model asks for something else than plain causal attention at these lengths.
+        NotImplementedError: the model asks for something that is not known here.
     """
+    if unknown := unknown_option(attention_mask, options):
+        raise NotImplementedError(f"this base's attention asks for {unknown}, which packs do not know")
     plan = bound_plan()
-    window = options.get("sliding_window")
-    if window is not None and plan.longest > window:
-        raise NotImplementedError(f"rows of {plan.longest} tokens over a sliding window of {window}: lower max_length")
-    if unknown := [name for name in ("softcap", "s_aux") if options.get(name) is not None]:
-        raise NotImplementedError(f"this base's attention uses {unknown[0]}, which packs cannot do yet")
+    if (calls := _COUNTED.get()) is not None:
+        calls.count += 1
 
     def padded(x: Tensor) -> Tensor:  # (1, heads, T, width) -> (rows, heads, longest, width)
         rows: Tensor = x[0].index_select(1, plan.pad).unflatten(1, (-1, plan.longest))
         return rows.transpose(0, 1)
 
-    out = F.scaled_dot_product_attention(
-        padded(query),
-        padded(key),
-        padded(value),
-        is_causal=True,
-        scale=scaling,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
+    q, k, v = padded(query), padded(key), padded(value)
+    window, softcap, sinks = (options.get(name) for name in ("sliding_window", "softcap", "s_aux"))
+    seen = None if window is None or window >= plan.longest else _band(plan.longest, int(window), query.device)
+    if softcap is None and sinks is None:
+        grouped = q.shape[1] != k.shape[1]
+        out = F.scaled_dot_product_attention(q, k, v, seen, is_causal=seen is None, scale=scaling, enable_gqa=grouped)
+    else:
+        seen = _band(plan.longest, plan.longest, query.device) if seen is None else seen
+        out = _written_out(q, k, v, seen, scaling, softcap, sinks)
     return out.transpose(1, 2).flatten(0, 1).index_select(0, plan.unpad)[None], None
+
+
+def _band(length: int, window: int, device: torch.device) -> Tensor:
+    """(length, length) bool: which tokens each sees of its row, the last `window` up to itself."""
+    at = torch.arange(length, device=device)
+    before = at[:, None] - at[None, :]
+    return (before >= 0) & (before < window)
+
+
+def _written_out(
+    query: Tensor,  # (rows, heads, L, width)
+    key: Tensor,  # (rows, kv_heads, L, width)
+    value: Tensor,  # (rows, kv_heads, L, value_width)
+    seen: Tensor,  # (L, L) bool
+    scaling: float | None,
+    softcap: float | None,
+    sinks: Tensor | None,  # (heads,)
+) -> Tensor:
+    """Attention with scores of its own kind: PyTorch's fused one knows neither soft caps nor sinks."""
+    rows, heads, length, width = query.shape
+    kv_heads = key.shape[1]
+    grouped = query.reshape(rows, kv_heads, heads // kv_heads * length, width)
+    scores = (grouped @ key.transpose(-1, -2)).view(rows, heads, length, length)
+    scores = scores * (width**-0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    high = torch.promote_types(scores.dtype, torch.float32)
+    scores = scores.to(high).masked_fill(~seen, -torch.inf)
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.to(high).view(1, heads, 1, 1).expand(rows, heads, length, 1)], dim=-1)
+    weights = scores.softmax(-1)[..., :length].to(value.dtype)
+    return (weights.reshape(rows, kv_heads, -1, length) @ value).view(rows, heads, length, value.shape[-1])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bitlora.base.describe import block_linears, targeted
 from bitlora.base.load import load_model
@@ -50,53 +50,96 @@ class Base:
         return out.logits[0]  # type: ignore[no-any-return]
 
 
-def load_base(config: BaseConfig, dtype: torch.dtype, device: torch.device, checkpointing: bool = False) -> Base:
-    """Load a base, frozen, with room for adapters.
+def load_base(
+    config: BaseConfig, dtype: torch.dtype, device: torch.device, checkpointing: bool = False, longest: int = 8
+) -> Base:
+    """Load a base, frozen, with room for adapters, and hold it against itself (`check_rows_apart`).
 
     Args:
         dtype: what it computes in; the weights that are not quantized are kept in it.
         checkpointing: recompute the blocks' activations in the backward pass instead of keeping them.
+        longest: tokens of the longest row that it is to see.
 
     Raises:
-        BaseError: see `read_model_config` and `targeted`; or NF4 asked for in float64.
+        BaseError: see `read_model_config` and `targeted`; or NF4 asked for in float64; or see `check_rows_apart`.
     """
     model = load_model(config, dtype, device)
     model.config.use_cache = False
+    rows = trial_rows(longest, model.config.get_text_config().vocab_size, device)
+    alone = rows_alone(model, rows)
     base = inject_adapters(model, config, dtype, device, checkpointing)
-    check_rows_apart(base)
+    check_rows_apart(base, rows, alone)
     return base
 
 
 ROWS_APART: Final = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """How far a row's logits may be from those of the row alone, in their standard deviations, by compute dtype."""
+COMMON: Final = 3
+"""Tokens that the rows of a base's check begin with in common."""
 
 
-def check_rows_apart(base: Base) -> None:
-    """Hold the logits of a row behind another against those of the row alone.
+def trial_rows(longest: int, vocab_size: int, device: torch.device) -> list[Tensor]:
+    """Two rows, one of `longest` tokens, whose first `COMMON` are equal: (length,) int64 each."""
+    return [torch.arange(1, 1 + length, device=device) * 7 % vocab_size for length in (5, max(8, longest))]
+
+
+def rows_alone(model: Any, rows: list[Tensor]) -> list[Tensor]:
+    """The logits that `model`, as transformers has it, gives at the end of each row alone: (vocabulary,) each."""
+    model.eval()
+    with torch.no_grad():
+        return [model(input_ids=row[None], use_cache=False).logits[0, -1].double() for row in rows]
+
+
+def check_rows_apart(base: Base, rows: list[Tensor], alone: list[Tensor]) -> None:
+    """Hold the logits of rows in one pass against the model's own of each row alone.
 
     Rows stand in one sequence, and attention alone knows them apart: a base that mixes tokens elsewhere (state-space,
-    convolution, routed layers) would carry one trial into another.
+    convolution), or does not attend as packs have it, would carry one trial into another. The pass has two slots; the rows
+    of each share a prefix, and one of them is as long as rows can be.
+
+    Args:
+        rows, alone: `trial_rows` and `rows_alone`.
 
     Raises:
-        BaseError: they differ.
+        BaseError: they differ; or the attention is not called once in each layer.
     """
-    rows = [torch.arange(1, 1 + length, device=base.device) * 7 % base.vocab_size for length in (5, 8)]
-
-    def logits(these: list[Tensor]) -> Tensor:
-        plan = ForwardPlan.make([], [[len(row) for row in these]], [0], base.device)
-        last = torch.arange(plan.tokens - len(these[-1]), plan.tokens, device=base.device)
-        return base.logits(plan, torch.cat(these), last)
-
+    lengths = [len(row) for row in rows]
+    spans = [lengths, lengths[::-1]]
+    tokens: list[Tensor] = []
+    ends: list[tuple[int, int]] = []  # of each row its place in `rows` and that of its last token in the pass
+    for order in ([0, 1], [1, 0]):
+        for number, which in enumerate(order):
+            tokens.append(rows[which] if number == 0 else rows[which][COMMON:])
+            ends.append((which, sum(map(len, tokens)) - 1))
+    plan = ForwardPlan.make([], spans, [COMMON, COMMON], base.device)
+    keep = torch.tensor([end for _, end in ends], device=base.device)
     try:
-        with torch.no_grad():
-            behind, alone = logits(rows).double(), logits(rows[1:]).double()
+        with torch.no_grad(), attention.counted() as calls:
+            packed = base.logits(plan, torch.cat(tokens), keep).double()
     except NotImplementedError as error:
         raise BaseError(f"base.model: {error}") from None
-    apart = float((behind - alone).abs().max() / alone.std().clamp_min(1e-30))
-    if not apart <= ROWS_APART[base.dtype]:
-        raise BaseError(
-            f"base.model: this base mixes tokens outside its attention ({apart:.1g}), which packs cannot do"
-        )
+    layers = base.model.config.get_text_config().num_hidden_layers
+    if calls.count != layers:
+        raise BaseError(f"base.model: this base has {layers} layers and called packs' attention {calls.count} times")
+    for (which, _), found in zip(ends, packed, strict=True):
+        apart = float((found - alone[which]).abs().max() / alone[which].std().clamp_min(1e-30))
+        if not apart <= ROWS_APART[base.dtype]:
+            raise BaseError(
+                f"base.model: the logits of a row of {lengths[which]} tokens are others ({apart:.1g} standard deviations) "
+                "beside other rows than alone: this base mixes tokens outside its attention, which packs cannot do"
+            )
+
+
+def _train_nothing_but_checkpoints(model: Any) -> None:
+    """Put what transformers checkpoints into training mode, where alone it does so, and nothing else: not what drops out or
+    draws at random inside. A block's own rates, which it hands to functions (OPT's `dropout` and `layerdrop`), are zeroed.
+    """
+    for module in model.modules():
+        module.training = bool(getattr(module, "gradient_checkpointing", False))
+        if module.training:
+            for name, rate in vars(module).items():
+                if "drop" in name and isinstance(rate, float):
+                    setattr(module, name, 0.0)
 
 
 def inject_adapters(
@@ -116,8 +159,5 @@ def inject_adapters(
     model.eval()
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": recomputation})
-        model.train()  # transformers checkpoints in training mode only; a base has no dropout of its own left to switch on
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
+        _train_nothing_but_checkpoints(model)
     return Base(model, targets, dtype, device)

@@ -105,15 +105,32 @@ def sweep(
 
 
 @app.command()
-def plan(spec_file: SpecFile, set_: Set = None) -> None:
-    """Say what a sweep would do: trials, adapter parameters and bytes. Starts nothing."""
+def plan(
+    spec_file: SpecFile,
+    set_: Set = None,
+    measure: Annotated[
+        bool,
+        typer.Option("--measure", help="Load the base here and try it: memory and slots as measured, speed, hours."),
+    ] = False,
+) -> None:
+    """Say what a sweep would do: trials, adapter parameters and bytes, memory and slots on this machine. Starts nothing."""
     spec = _load(spec_file, set_ or ())
     prepared = _prepare(spec_file, spec, [])
+    from bitlora.base.locate import BaseError
     from sweeps.cli.plan import draw, make_plan
+    from sweeps.cli.plan_memory import estimated, measured
+    from sweeps.cli.trial_folder import quiet
 
     console = Console(soft_wrap=True)
     _notes(console, prepared)
     draw(console, make_plan(spec, prepared))
+    quiet()
+    try:
+        lines = (measured if measure else estimated)(prepared.pinned(spec), prepared)
+    except BaseError as error:
+        _refuse(f"{spec_file}: {error}")
+    for line in lines:
+        console.print(line, markup=False, highlight=False)
 
 
 @app.command()

@@ -230,13 +230,14 @@ def _run(trial: TrialFolder) -> str:
     """The Python that asks it something, from the tokens that it would have been trained on."""
     from bitlora.data.chat import prompt_text
 
+    asked = ASKED if trial.spec.data.source == "pydoc" else "…"
     try:
         tokenizer = trial.tokenizer()
     except InputError:  # a base that cannot be had here; most have a template
-        return RUN.format(inputs=CHAT)
-    if tokenizer.chat_template:
-        return RUN.format(inputs=CHAT)
-    return RUN.format(inputs=PLAIN.format(text=prompt_text(ASKED, tokenizer)))
+        tokenizer = None
+    if tokenizer is None or tokenizer.chat_template:
+        return RUN.format(inputs=CHAT.format(text=json.dumps(asked, ensure_ascii=False)))
+    return RUN.format(inputs=PLAIN.format(text=prompt_text(asked, tokenizer)))
 
 
 MERGED: Final = """\
@@ -247,8 +248,8 @@ tokenizer = AutoTokenizer.from_pretrained({folder!r})
 """
 
 ASKED: Final = "Write the docstring of\ndef json.loads(s)"
-CHAT: Final = f"""\
-messages = [{{"role": "user", "content": {json.dumps(ASKED)}}}]
+CHAT: Final = """\
+messages = [{{"role": "user", "content": {text}}}]
 inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 """
 PLAIN: Final = """\

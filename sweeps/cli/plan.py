@@ -13,7 +13,7 @@ from bitlora.adapter.cost import adapter_bytes, adapter_params
 from bitlora.config.trial import TrialConfig
 from bitlora.quantizers.weights import Granularity, Quantizer
 from sweeps.driver.prepare import Prepared
-from sweeps.spec.space import By, Choices, Range
+from sweeps.spec.space import extent
 from sweeps.spec.spec import PacksConfig, Spec
 
 
@@ -42,6 +42,8 @@ class Plan:
     """Of a full trial."""
     targets: int
     base_params: int
+    adapted_params: int
+    """Of the base, in the layers that get adapters."""
     adapters: tuple[AdapterCost, ...]
     packs: str
     """How many packs there may be, in words."""
@@ -80,6 +82,7 @@ def make_plan(spec: Spec, prepared: Prepared) -> Plan:
         evaluations,
         len(shapes),
         prepared.base.params,
+        prepared.base.adapted_params,
         costs,
         _packs(spec),
     )
@@ -100,24 +103,16 @@ def _packs(spec: Spec) -> str:
 
 def _values(spec: Spec, axis: str) -> list[Any]:
     """The values an axis can take: all of a list, the ends of a range, the fixed one."""
-
-    def of(domain: Any) -> set[Any]:
-        if isinstance(domain, Choices):
-            return set(domain.values)
-        if isinstance(domain, Range):
-            return {domain.low, domain.high}
-        assert isinstance(domain, By)
-        return set().union(*(of(inner) for inner in (*domain.branches.values(), domain.default) if inner is not None))
-
     domain = spec.search.space.get(axis)
-    return sorted(of(domain)) if domain is not None else [getattr(spec.adapter, axis)]
+    return sorted(extent(domain)) if domain is not None else [getattr(spec.adapter, axis)]
 
 
 def draw(console: Console, plan: Plan) -> None:
     """Print a plan."""
     console.print(
         f"{plan.trials} trials of at most {plan.steps} steps, {plan.evaluations} evaluations each; "
-        f"adapters on {plan.targets} layers of a base of {plan.base_params / 1e6:.1f} M parameters",
+        f"adapters on {plan.targets} layers, which hold {plan.adapted_params / plan.base_params:.0%} of the base's "
+        f"{plan.base_params / 1e6:.1f} M parameters",
         highlight=False,
     )
     if plan.confirming:

@@ -14,7 +14,9 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Final
 
 from bitlora.config.trial import TrialConfig, trial_config
+from bitlora.quantizers.weights import QUANTIZERS
 from sweeps.spec.errors import InputError
+from sweeps.spec.space import extent
 from sweeps.spec.spec import Spec
 
 if TYPE_CHECKING:
@@ -40,6 +42,18 @@ class Prepared:
         """
         return trial_config(spec.adapter, spec.train, len(self.dataset.train), spec.search.seed, chosen)
 
+    def widest(self, spec: Spec) -> TrialConfig:
+        """What takes the most memory of all trials of the sweep, axis by axis: there may be no such trial, but none takes
+        more."""
+        space = spec.search.space
+        growing = ("rank", "batch_size", "dropout")
+        largest: dict[str, Any] = {axis: max(extent(space[axis])) for axis in growing if axis in space}
+        if "activations" in space:
+            largest["activations"] = "int8" if "int8" in extent(space["activations"]) else "full"
+        if "quantizer" in space:
+            largest["quantizer"] = max(extent(space["quantizer"]), key=_copies)
+        return self.trial(spec, largest)
+
     def pinned(self, spec: Spec) -> Spec:
         """The spec with the revisions that were found: what a sweep begins with, all of it has to the end."""
         found = self.dataset.summary.revisions
@@ -47,6 +61,12 @@ class Prepared:
         base = spec.base.model_copy(update={"revision": self.base.revision})
         data = spec.data.model_copy(update={"revision": alone or spec.data.revision})
         return spec.model_copy(update={"base": base, "data": data})
+
+
+def _copies(quantizer: str) -> tuple[bool, bool, str]:
+    """Orders quantizers by what they keep beside the latent weights: learned scales, quantized copies."""
+    known = QUANTIZERS[quantizer]
+    return known.learns_scales, known.levels is not None, quantizer
 
 
 def prepare(spec: Spec, meanwhile: Callable[[], object] = lambda: None) -> Prepared:
@@ -119,7 +139,7 @@ def _look(spec: Spec) -> Prepared | list[str]:
     errors: list[str] = []
     info = tokenizer = None
     try:
-        info = describe_base(spec.base)
+        info = describe_base(spec.base, spec.data.max_length)
         tokenizer = load_tokenizer(spec.base.model, info.revision)
     except BaseError as error:
         errors.append(str(error))

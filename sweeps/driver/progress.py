@@ -18,7 +18,7 @@ from rich.text import Text
 from bitlora import timeouts
 from bitlora.files.record import STATUSES
 from sweeps.driver.driver_only import DriverOnly
-from sweeps.pool.messages import PackCounts, PoolStatus
+from sweeps.pool.messages import UNANSWERED, PackCounts, PoolStatus
 
 SHOWN: Final = 6
 """Trials that have ended, at most, in the live display."""
@@ -97,7 +97,7 @@ class Display(DriverOnly, Callback):  # type: ignore[misc]
             self._console.print(f"[{time.monotonic() - self._began:6.0f} s] {text}", markup=False, highlight=False)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Tune has started a trial's actor: it waits for a slot now."""
+        """A trial has begun: it waits for a slot now."""
         self._running[trial.config["trial_id"]] = trial.config["config"]
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
@@ -119,8 +119,8 @@ class Display(DriverOnly, Callback):  # type: ignore[misc]
         self._end(trial.config, str(status), result)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial's actor died once too often."""
-        self._end(trial.config, "failed", {"reason": "its actor died"})
+        """The pool could not take a trial, or is gone."""
+        self._end(trial.config, "failed", {"reason": UNANSWERED})
 
     def _end(self, config: dict[str, Any], status: str, result: dict[str, Any]) -> None:
         trial_id = config["trial_id"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
@@ -21,6 +22,7 @@ from bitlora.files.storage import Storage
 from sweeps.driver.driver_only import DriverOnly
 from sweeps.driver.prepare import Prepared
 from sweeps.driver.resume import Past
+from sweeps.pool.messages import UNANSWERED
 from sweeps.search.searcher import OptunaSearcher
 
 REPORTED: Final = (record.CONFIG, record.METRICS, record.EVAL, record.TEST)
@@ -59,22 +61,26 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
         result = trial.last_result or {}
         status, reason = result.get("status"), str(result.get("reason") or "")
         if status not in STATUSES:
-            status, reason = self.ending or ("pruned", "")
+            stopped = f"stopped by {self._stopped_by} at step {result['step']}" if "step" in result else ""
+            status, reason = self.ending or ("pruned", stopped)
         self.end(trial.config, status, reason, result.get("eval_loss"))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial's actor died once too often; or the pool did, and nothing more will come."""
+        """The pool could not take a trial; or it is gone, and nothing more will come."""
         try:
             ray.get(self._pool.status.remote(), timeout=timeouts.SLOT_RELEASE_S)
         except ray.exceptions.RayError:
             self.ending = self.ending or ("interrupted", "the pool died")
-        self.end(trial.config, *(self.ending or ("failed", "its actor died")))
+        self.end(trial.config, *(self.ending or ("failed", UNANSWERED)))
 
     def resume(self, past: Past) -> None:
         """Take up a sweep that was begun before: count what has ended, and write the records that are missing.
 
         A trial that needs no more training ends here; the record of one that goes on is removed.
         """
+        self._searcher.evaluations = {
+            trial_id: [(line.step, line.eval_loss) for line in lines] for trial_id, lines in past.metrics.items()
+        }
         for trial_id, ended in self._searcher.ended.items():
             self._ended.add(trial_id)
             self.counts[ended.status] += 1
@@ -106,7 +112,9 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
         self._searcher.finish(trial_id, status, eval_loss, reason)
         self.counts[status] += 1
         self._pool.detach.remote(trial_id)
-        self._jobs.append(self._writer.submit(self._write, trial_id, config["config"], status, reason))
+        # Asked for now, not when its turn has come: a pack that hangs holds all its trials up together, not one by one.
+        let_go = self._pool.released.remote(trial_id), time.monotonic() + timeouts.SLOT_RELEASE_S
+        self._jobs.append(self._writer.submit(self._write, trial_id, config["config"], status, reason, let_go))
 
     def close(self) -> None:
         """Returns when every record is on disk.
@@ -118,9 +126,22 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
         for job in self._jobs:
             job.result()
 
-    def _write(self, trial_id: str, config: dict[str, Any], status: Status, reason: str) -> None:
-        with contextlib.suppress(ray.exceptions.RayError):
-            ray.get(self._pool.released.remote(trial_id), timeout=timeouts.SLOT_RELEASE_S)
+    def _write(
+        self,
+        trial_id: str,
+        config: dict[str, Any],
+        status: Status,
+        reason: str,
+        let_go: tuple[Any, float] | None = None,
+    ) -> None:
+        """Write a trial's record.
+
+        Args:
+            let_go: what is there when its pack has let it go, and until when that is waited for; None: it is in no pack.
+        """
+        if let_go is not None:
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.get(let_go[0], timeout=max(0.0, let_go[1] - time.monotonic()))
         where = f"trials/{trial_id}"
         folder = self._storage.folder / where
         trial = TrialConfig(**config)
@@ -129,7 +150,10 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
         lines = record.read_metrics(folder)
         last: Metrics | None = lines[-1] if lines else None
         if status == "pruned":
-            reason = f"stopped by {self._stopped_by} at step {last.step if last else 0}"
+            at = last.step if last else 0
+            reason = reason or f"stopped by {self._stopped_by} at step {at}"
+            if not reason.endswith(f" {at}"):  # its pack was faster than the word
+                reason += f"; evaluated once more before it heard, at step {at}"
         ranked = last is not None and status != "diverged"
         tested = status == "completed" and (folder / record.TEST).exists()
         shapes = self._prepared.base.targets

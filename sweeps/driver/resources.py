@@ -8,10 +8,10 @@ from typing import Any, Final
 
 from sweeps.onray.cluster import HEAD, Growth
 from sweeps.spec.errors import InputError
-from sweeps.spec.spec import PacksConfig, Spec
+from sweeps.spec.spec import MOST_PACKS, PacksConfig, Spec
 
 SLOTS: Final = {"cpu": 4, "gpu": 8}
-"""What `slots: auto` means until it is measured."""
+"""The most that `slots: auto` gives, where memory has room for them: on a CPU arithmetic is the limit then."""
 GPU_WORKER_CPUS: Final = 4
 
 
@@ -78,7 +78,7 @@ def pack_limits(
     if packs != "auto":
         return 0, packs
     fitting = _fitting(worker, nodes, growth or Growth()) if worker.get("GPU") else 0
-    return 0, max(1, fitting // spec.resources.workers_per_pack)
+    return 0, min(MOST_PACKS, max(1, fitting // spec.resources.workers_per_pack))
 
 
 def _fitting(worker: dict[str, float], nodes: list[dict[str, Any]], growth: Growth) -> int:

@@ -11,13 +11,24 @@ from typing import Any, Final
 from bitlora.files import record
 from bitlora.files.record import Metrics, Record
 from sweeps.driver.prepare import Prepared
+from sweeps.pool.measured import MEMORY
 from sweeps.spec.errors import SpecError
 from sweeps.spec.spec import Spec, load_spec
 
 SPEC: Final = "sweep.yaml"
 JOURNAL: Final = "study.journal"
 EXIT_CODE: Final = "exit_code"
-DECIDING: Final = (SPEC, JOURNAL, record.CONFIG, record.METRICS, record.RECORD, record.EVAL, record.TEST, record.RUNS)
+DECIDING: Final = (
+    SPEC,
+    JOURNAL,
+    record.CONFIG,
+    record.METRICS,
+    record.RECORD,
+    record.EVAL,
+    record.TEST,
+    record.RUNS,
+    MEMORY,
+)
 """Names of the files that a run of the sweep which goes on looks at."""
 DATA, BASE = "data", "base"
 """Attributes of the study: what the sweep began with."""
@@ -114,6 +125,14 @@ def begun_in(folder: Path) -> str | None:
             if (origin := record.origin_of(path)) is not None:
                 return origin.dtype
     return None
+
+
+def measured(folder: Path) -> dict[str, Any]:
+    """What the sweep in `folder` has measured of memory; nothing where that cannot be read, since it can be done again."""
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads((folder / MEMORY).read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def finished(spec: Spec, folder: Path) -> int | None:

@@ -27,17 +27,17 @@ from sweeps.driver.progress import Display
 from sweeps.driver.provenance import Run, git_state, machines, note, now
 from sweeps.driver.recorder import Recorder
 from sweeps.driver.resources import SLOTS, pack_limits, worker_resources
-from sweeps.driver.resume import EXIT_CODE, JOURNAL, SPEC, began_with, begun_in, changed, look
-from sweeps.driver.session import Interrupt, alone, keep_logs, log_to
+from sweeps.driver.resume import EXIT_CODE, JOURNAL, SPEC, began_with, begun_in, changed, look, measured
+from sweeps.driver.session import Interrupt, alone, hold_gpus, keep_logs, log_to
 from sweeps.driver.trackers import callbacks, missing
-from sweeps.onray.actors import keep_actors
 from sweeps.onray.cluster import HEAD, Growth, growth
 from sweeps.onray.connection import ENVIRONMENT, connect
 from sweeps.onray.schedulers import make_scheduler
+from sweeps.onray.trials import trials_from
 from sweeps.pack.host import PackHost
 from sweeps.pack.settings import FAKE_GPUS, PackSettings
+from sweeps.pool.feed import PoolFeed
 from sweeps.pool.pool import AHEAD, INTERRUPTED_REASON, POOL, Pool
-from sweeps.pool.trainable import Trial
 from sweeps.search.journal import mend
 from sweeps.search.searcher import OptunaSearcher
 from sweeps.spec.errors import InputError
@@ -45,8 +45,9 @@ from sweeps.spec.spec import Spec, dump_spec
 
 DONE, NO_RESULT, SOME_FAILED, INTERRUPTED = 0, 1, 3, 130
 """The exit codes of a sweep that began; bad input is the command line's (`sweeps.cli.app.BAD_INPUT`)."""
-ACTOR_DEATHS: Final = 2
-"""How often a trial's actor may die; the trial goes on meanwhile."""
+CALLS: Final = 8
+"""That a pack may have at the pool, beside one for each trial of which it is waited for that its slot is empty: one waits
+for commands, the others are answered at once. As many are left to the driver."""
 
 
 def run_sweep(
@@ -99,6 +100,9 @@ def run_sweep(
             own = session is not None
             nodes, more = ray.nodes(), Growth() if own else growth()
             resources = worker_resources(spec, nodes, more)
+            if own and resources.get("GPU"):
+                gpus = sum(int(node["Resources"].get("GPU", 0)) for node in nodes)
+                stack.enter_context(hold_gpus(gpus, storage.out, say))
             with _writable(storage):
                 if not resume:
                     lost = stack.enter_context(hold)
@@ -217,6 +221,10 @@ class _Search:
             checkpointing=spec.train.gradient_checkpointing,
             dataset=ray.put(prepared.dataset),
             slots=slots,
+            slots_given=spec.resources.slots != "auto",
+            widest=prepared.widest(spec),
+            measured=measured(storage.folder),
+            most_workers=limits[1] * spec.resources.workers_per_pack,
             storage=storage,
             token=token,
             checkpoint_every=spec.train.checkpoint_every,
@@ -226,7 +234,11 @@ class _Search:
         # Hosts and workers inherit it from the pool, wherever they run.
         env = {name: os.environ[name] for name in (FAKE_GPUS,) if name in os.environ}
         pool = ray.remote(Pool).options(
-            name=POOL, num_cpus=0, resources=HEAD, max_concurrency=1000, runtime_env={"env_vars": env} if env else None
+            name=POOL,
+            num_cpus=0,
+            resources=HEAD,
+            max_concurrency=CALLS + limits[1] * (CALLS + slots + AHEAD),
+            runtime_env={"env_vars": env} if env else None,
         )
         self._pool = pool.remote(settings, host, slots, limits, patience)
         self.pack_seconds = 0.0
@@ -259,18 +271,20 @@ class _Search:
             past={t: [(line.step, line.eval_loss) for line in lines] for t, lines in past.metrics.items()},
             ended=searcher.ended,
         )
-        with Display(
-            console, pool, list(spec.search.space), searcher.total, past.best, searcher.total - left
-        ) as display:
-            keep_actors()
+        with (
+            Display(
+                console, pool, list(spec.search.space), searcher.total, past.best, searcher.total - left
+            ) as display,
+            trials_from(PoolFeed(pool)) as trainable,
+        ):
             tuner = tune.Tuner(
-                tune.with_resources(Trial, {"CPU": 0, **HEAD}),
+                trainable,
                 tune_config=tune.TuneConfig(
                     search_alg=searcher,
                     scheduler=scheduler,
                     num_samples=left,
                     max_concurrent_trials=self._at_once,
-                    reuse_actors=True,
+                    reuse_actors=False,
                     trial_name_creator=_name,
                     trial_dirname_creator=_name,
                 ),
@@ -279,7 +293,7 @@ class _Search:
                     storage_path=str(storage.folder / "logs"),
                     stop=SweepStopper(pool, interrupt, lost, recorder),
                     callbacks=[recorder, display, *callbacks(spec.trackers, spec.name)],
-                    failure_config=tune.FailureConfig(max_failures=ACTOR_DEATHS),
+                    failure_config=tune.FailureConfig(max_failures=0),
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                     verbose=0,
                 ),

@@ -1,12 +1,14 @@
-"""What surrounds a sweep on the driver: signals, the folder's lock or lease, and where everything that is logged goes."""
+"""What surrounds a sweep on the driver: signals, the folder's lock or lease, GPUs, and where all that is logged goes."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import logging
+import os
 import shutil
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -87,6 +89,37 @@ def _locked(path: Path, place: str) -> Iterator[None]:
             raise InputError([f"{place}: another run of this sweep is under way; wait for it, or end it"]) from None
         except OSError:  # a file system that has no locks
             pass
+        yield
+
+
+@contextlib.contextmanager
+def hold_gpus(count: int, place: str, say: Callable[[str], object], locks: Path | None = None) -> Iterator[None]:
+    """Hold this machine's GPUs, and say which another sweep has: each runs a Ray of its own, which knows nothing of the
+    other's packs.
+
+    Args:
+        count: those that are visible here; which ones, CUDA_VISIBLE_DEVICES says, or they are the first.
+        place: of this sweep's folder.
+        locks: where the locks are; None: in the folder for temporary files.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else map(str, range(count))
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            path = (locks or Path(tempfile.gettempdir())) / f"bitlora-gpu-{name.strip().replace('/', '-')}.lock"
+            with contextlib.suppress(OSError):  # without it nobody is told, which is no reason not to train
+                file = stack.enter_context(path.open("a+" if os.access(path, os.W_OK) or not path.exists() else "r"))
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    file.seek(0)
+                    who = file.read().strip() or "another sweep"
+                    why = "neither knows what the other takes of its memory"
+                    say(f"GPU {name}: {who} has it too, and {why}; give each its own by CUDA_VISIBLE_DEVICES")
+                else:
+                    file.truncate(0)
+                    file.write(f"the sweep in {place} (process {os.getpid()})\n")
+                    file.flush()
         yield
 
 

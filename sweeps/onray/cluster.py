@@ -17,7 +17,7 @@ from ray.util.placement_group import PlacementGroup, placement_group_table, remo
 from bitlora import timeouts
 
 HEAD: Final = {"node:__internal_head__": 0.001}
-"""Asked for by what must not sit on a machine that vanishes: trials, the pool, the packs' hosts."""
+"""Asked for by what must not sit on a machine that vanishes: the pool, the packs' hosts."""
 KUBERAY: Final = "RAY_USAGE_STATS_KUBERAY_IN_USE"
 """In the environment of Ray's processes under KubeRay."""
 

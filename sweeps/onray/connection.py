@@ -71,6 +71,32 @@ def _deaf() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def own_cpus(limits: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/proc/self/cgroup")) -> int:
+    """How many CPUs this process may keep busy: those that it may run on, or fewer where its control group has a quota
+    (`docker run --cpus`, a pod's limit, `systemd-run -p CPUQuota`).
+
+    Args:
+        limits: where the control groups are mounted.
+        groups: says which of them is this process's.
+    """
+    most = float(len(os.sched_getaffinity(0)))
+    own = next((line[3:] for line in _read(groups).splitlines() if line.startswith("0::")), "/").strip("/")
+    for folder in (limits / own, *(limits / own).parents):  # a group has what those above it leave
+        quota, _, period = _read(folder / "cpu.max").strip().partition(" ")
+        if quota.isdigit() and period.isdigit():
+            most = min(most, int(quota) / int(period))
+    quota, period = (_read(limits / "cpu" / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period"))
+    if quota.isdigit() and period.isdigit():  # version 1 of them; -1 is none
+        most = min(most, int(quota) / int(period))
+    return max(1, int(most))
+
+
+def _read(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        return path.read_text()
+    return ""
+
+
 @contextlib.contextmanager
 def connect(address: str | None) -> Iterator[Path | None]:
     """A connection to Ray; gives the session's folder where the cluster is this sweep's own.
@@ -82,7 +108,7 @@ def connect(address: str | None) -> Iterator[Path | None]:
     options: dict[str, Any] = {"namespace": f"bitlora-{uuid.uuid4().hex[:8]}", "log_to_driver": False}
     if local:
         _have_token()
-        options |= {"address": "local", "num_cpus": len(os.sched_getaffinity(0)), "include_dashboard": False}
+        options |= {"address": "local", "num_cpus": own_cpus(), "include_dashboard": False}
     elif address is not None:
         options["address"] = address
     where = address or os.environ.get("RAY_ADDRESS", "")

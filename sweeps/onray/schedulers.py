@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule, TrialScheduler
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from sweeps.search.metric import METRIC, STEP, finite
 from sweeps.spec.spec import Spec
@@ -15,10 +15,8 @@ Past = Mapping[str, Sequence[tuple[int, float]]]
 """Our id -> (step, eval loss) of each evaluation."""
 
 
-def make_scheduler(
-    spec: Spec, max_steps: int, past: Past | None = None, ended: Iterable[str] = ()
-) -> TrialScheduler | None:
-    """The scheduler of a sweep whose full trials take `max_steps` optimizer steps; None: nobody is stopped.
+def make_scheduler(spec: Spec, max_steps: int, past: Past | None = None, ended: Iterable[str] = ()) -> TrialScheduler:
+    """The scheduler of a sweep whose full trials take `max_steps` optimizer steps.
 
     Args:
         past: what trials have reported before this scheduler came, by our ids; each trial is judged once at each step.
@@ -33,7 +31,7 @@ def make_scheduler(
         # An endless time slice: where Tune has too few trials for a median, it would else pause this one for another
         scheduler = Median(**shared, grace_period=grace, min_samples_required=3, min_time_slice=math.inf)
     else:
-        return None
+        return StopsNobody()
     scheduler.past = past or {}
     for trial_id in ended:
         scheduler.on_trial_add(None, _Gone(trial_id))
@@ -48,13 +46,21 @@ class _Gone:
         self.config = {"trial_id": trial_id}
 
 
-class _Judge:
+class _AllBegin:
+    """Every trial that there is may begin, in the order in which they came: the controller sees to that by itself. Tune's
+    own schedulers would look through all trials for one, those that have ended first, before each result."""
+
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        return None
+
+
+class _Judge(_AllBegin):
     """What both schedulers have in common.
 
     A result without a finite metric decides nothing, and never becomes something that others are held against. What a
-    trial reported in an earlier run of the sweep is known and not decided again. Nor is a result that comes once more: from
-    an actor that was restarted, or when Tune tells of the end of a trial that was stopped (Ray 2.60: the median rule would
-    count it twice, and ASHA enter it into a lower rung that the trial has skipped).
+    trial reported in an earlier run of the sweep is known and not decided again. Nor is a result that comes once more, when
+    Tune tells of the end of a trial that was stopped (Ray 2.60: the median rule would count it twice, and ASHA enter it
+    into a lower rung that the trial has skipped).
     """
 
     past: Past
@@ -92,6 +98,10 @@ class _Judge:
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         if not self._free(trial) and finite(result.get(METRIC)) is not None and self._is_new(trial, result[STEP]):
             super().on_trial_complete(tune_controller, trial, result)  # type: ignore[misc]
+
+
+class StopsNobody(_AllBegin, FIFOScheduler):  # type: ignore[misc]
+    """Every trial runs to its end."""
 
 
 class Asha(_Judge, AsyncHyperBandScheduler):  # type: ignore[misc]

@@ -105,6 +105,8 @@ class FirstLink(Link):
         self._inbox: queue.Queue[Command] = queue.Queue()
         self._failed = False
         """Something could not be written: nothing that depends on it may be."""
+        self._closing = False
+        """The pack ends, but for its last files."""
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self._saver = ThreadPoolExecutor(1, thread_name_prefix="saver")
         """Checkpoints are large, and nobody waits for them: they have a thread of their own."""
@@ -126,7 +128,11 @@ class FirstLink(Link):
         """Fetch what the pool wants."""
         received = 0
         while True:
-            commands = self._call(self._pool.commands, received)
+            try:
+                commands = self._call(self._pool.commands, received)
+            except Exception as error:  # deaf, a pack would hold its trials for ever
+                self.log_event(f"no commands: {one_line(error)}")
+                commands = None
             if commands is None:  # the pool is gone, and with it whoever wants this pack
                 commands = [Stop()]
             received += len(commands)
@@ -143,8 +149,10 @@ class FirstLink(Link):
     def _pull(self, command: Attach) -> None:
         """Fetch what a trial goes on from, wherever its pack was, and only then let it in."""
         folder = f"trials/{command.trial_id}"
-        with contextlib.suppress(OSError):  # without them it begins again
+        try:
             self._storage.pull(f"{folder}/{record.CHECKPOINT}", f"{folder}/{record.METRICS}")
+        except Exception as error:  # whatever it is: without them it begins again, and outside it would wait for ever
+            self.log_event(f"no files of before: {one_line(error)}", command.trial_id)
         with self._lock:
             if command.trial_id in self._pulling:
                 self._pulling.discard(command.trial_id)
@@ -163,13 +171,16 @@ class FirstLink(Link):
         """Call the pool until it has answered; None: it is gone. Not for the step's thread.
 
         Every such call may arrive more than once: the pool takes each word of a trial's end, and of its slot, as the first.
+
+        Raises:
+            ray.exceptions.RayError: the pool could not carry it out. What hangs on it must not go on.
         """
         while True:
             try:
                 return ray.get(method.remote(self._name, *arguments))
             except ray.exceptions.ActorUnavailableError:  # a network's hiccup, a pool that is restarting
                 time.sleep(timeouts.REPORT_RETRY_S)
-            except ray.exceptions.RayError:
+            except ray.exceptions.RayActorError:
                 return None
 
     def poll(self, wait: float) -> list[Command]:
@@ -298,6 +309,7 @@ class FirstLink(Link):
             self._cannot_write(error)
 
     def close(self) -> None:
+        self._closing = True
         self._puller.shutdown(wait=False, cancel_futures=True)
         self._writer.shutdown()
         self._saver.shutdown()
@@ -329,6 +341,8 @@ class FirstLink(Link):
         try:
             if not self._failed:
                 job()
+                if self._closing:
+                    self._pool.pack_wrote.remote(self._name)
         except Exception as error:
             self._cannot_write(error)
             raise

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from bitlora.config.sections import BaseConfig, Dtype
+from bitlora.config.trial import TrialConfig
 
 if TYPE_CHECKING:
     from bitlora.data.split import Dataset
@@ -29,6 +30,15 @@ class PackSettings:
     dataset: Dataset
     """In the pool a reference to it: it may be large, and each machine fetches it once (`sweeps.pack.worker.fetched`)."""
     slots: int
+    """At most; a pack has as many as fit its memory."""
+    slots_given: bool
+    """A user has said how many: those are kept, whatever fits."""
+    widest: TrialConfig
+    """What takes the most memory of all trials that the sweep may have."""
+    measured: dict[str, Any]
+    """What an earlier run of the sweep has measured of memory (`sweeps.pool.measured`)."""
+    most_workers: int
+    """Of all packs at once, at most."""
     storage: Storage
     """Of the sweep's folder."""
     token: str

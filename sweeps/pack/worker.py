@@ -91,31 +91,50 @@ def worker_loop(config: dict[str, Any]) -> None:
     import ray.train
 
     from bitlora.engine.engine import Engine
+    from bitlora.engine.memory import LongestRow
     from bitlora.engine.workers import Workers
     from bitlora.files.storage import StorageError
     from bitlora.forward.inject import load_base
     from sweeps.pack.link import FirstLink, Link
     from sweeps.pack.loop import PackLoop
+    from sweeps.pack.memory import memory_key, settle_memory
 
     name, pool = config["pack"], ray.get_actor(POOL)
     rank = ray.train.get_context().get_world_rank()
     ray.get(pool.pack_started.remote(name, ray.get_runtime_context().get_node_id()))
     settings = fetched(ray.get(pool.settings.remote()))
+    longest = LongestRow.of(settings.dataset)
     try:
         settings.storage.sees(settings.token)
         device = pack_device(settings.resources)
         dtype = agreed_dtype(settings, device, lambda own: str(ray.get(pool.settle_dtype.remote(name, own))))
-        base = load_base(settings.base, dtype, device, settings.checkpointing)
+        base = load_base(settings.base, dtype, device, settings.checkpointing, longest.tokens)
     except Exception as error:  # the pool passes it on as the reason of the trials that waited for this pack
         why = one_line(error) if isinstance(error, StorageError) else f"the base could not be loaded: {one_line(error)}"
         ray.get(pool.pack_failed.remote(name, why))
         raise
     workers = Workers(rank, settings.workers, device)
     workers.sum()  # all have their base
-    link = FirstLink(name, pool, settings, identity(base, settings.base), origin(base)) if workers.first else Link()
-    pack = PackLoop(settings, Engine(base, settings.slots, workers), link)
+    engine = Engine(base, settings.slots, workers)
+    own = identity(base, settings.base)
+    key = memory_key(
+        f"{device_name(device)}; {own}", settings.widest, longest, settings.workers, settings.checkpointing
+    )
+    lines = settle_memory(
+        engine,
+        settings.widest,
+        longest,
+        settings.slots_given,
+        sharing(settings, device),
+        lambda: ray.get(pool.known_memory.remote(name, key)),
+        lambda found: ray.get(pool.keep_memory.remote(key, found)),
+    )
+    link = FirstLink(name, pool, settings, own, origin(base)) if workers.first else Link()
+    for line in lines:
+        link.log_event(line)
+    pack = PackLoop(settings, engine, link)
     if workers.first:
-        ray.get(pool.pack_ready.remote(name))
+        ray.get(pool.pack_ready.remote(name, engine.size))
     try:
         pack.run()
     except Exception as error:
@@ -124,6 +143,17 @@ def worker_loop(config: dict[str, Any]) -> None:
     finally:
         with contextlib.suppress(OSError):
             settings.storage.close()
+
+
+def sharing(settings: PackSettings, device: torch.device) -> float:
+    """How many workers may share this one's memory: by what each reserves of the GPU, or of this machine's CPUs."""
+    if device.type == "cuda":
+        return max(1.0, 1 / settings.resources["GPU"])
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    cpus = next((node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["NodeID"] == here), 0.0)
+    return max(1.0, min(settings.most_workers, cpus // settings.resources["CPU"]))
 
 
 def origin(base: Base) -> Origin:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from bitlora.files.record import Metrics, Status
+
+UNANSWERED: Final = "the pool could not take it, or gave no answer: see logs/driver.log"
+"""Why a trial has failed of which the driver hears no more, though the pool is there."""
 
 # ---- pool -> pack, in order
 

@@ -34,6 +34,8 @@ class PackHandle:
     """A pack, as the pool sees it."""
 
     host: Any
+    slots: int
+    """At most, until it is ready."""
     started: bool = False
     """Its worker runs."""
     ready: bool = False
@@ -54,7 +56,7 @@ class PackHandle:
     woken: asyncio.Event = field(default_factory=asyncio.Event)
     error: str = ""
     since: float = field(default_factory=time.monotonic)
-    """When it was started, began, was ready, last had a trial, or was told to stop."""
+    """When it was started, began, was ready, last had a trial, was told to stop, or then wrote a file."""
     needed: float = field(default_factory=time.monotonic)
     """When it was last needed, while it waits for a machine."""
     late: bool = False
@@ -79,8 +81,9 @@ class PackHandle:
         self.commands.append(command)
         self.woken.set()
 
-    def free(self, slots: int) -> int:
-        return max(0, slots - len(self.trials))
+    @property
+    def free(self) -> int:
+        return max(0, self.slots - len(self.trials))
 
 
 class Packs:
@@ -88,7 +91,7 @@ class Packs:
 
     Args:
         host_class: of the actors that run the packs (`sweeps.pack.host.PackHost`).
-        slots: of each pack.
+        slots: of each pack, at most.
         limits: the fewest packs, which are kept up until the sweep ends, and the most.
         patience: how long a pack may wait for room, in seconds.
         waiting: says how many trials wait; None: none has come yet.
@@ -132,9 +135,12 @@ class Packs:
         """Those that are up, and those that are coming."""
         return [pack for pack in self.named.values() if not pack.stopping]
 
+    def _any_started(self) -> bool:
+        return any(pack.started for pack in self.live())
+
     def coming(self) -> int:
         """Slots of packs that are not ready yet."""
-        return sum(pack.free(self._slots) for pack in self.live() if not pack.ready)
+        return sum(pack.free for pack in self.live() if not pack.ready)
 
     def counts(self) -> PackCounts:
         """How many stand where."""
@@ -151,9 +157,9 @@ class Packs:
 
     def scale_up(self) -> None:
         """Start as many as the waiting trials can fill beyond the free slots of those that are up or coming."""
-        if self.broken or time.monotonic() < self._paused_until:
+        if self.broken or (self._any_started() and time.monotonic() < self._paused_until):
             return
-        unmet = (self._waiting() or 0) - sum(pack.free(self._slots) for pack in self.live())
+        unmet = (self._waiting() or 0) - sum(pack.free for pack in self.live())
         for number in range(len(self.live()), self._max):
             if unmet <= 0 and number >= self._min:
                 return
@@ -180,7 +186,7 @@ class Packs:
     def _start(self) -> None:
         self._started += 1
         name = f"pack-{self._started}-{uuid.uuid4().hex[:6]}"
-        pack = self.named[name] = PackHandle(self._host_class.remote())
+        pack = self.named[name] = PackHandle(self._host_class.remote(), self._slots)
         running = asyncio.get_running_loop().create_task(self._run(name, pack))
         self._tasks.add(running)
         running.add_done_callback(self._tasks.discard)
@@ -213,7 +219,7 @@ class Packs:
 
     def _did_not_start(self, error: str, late: bool) -> None:
         """While others are up, one that does not come up costs a pause; where there is none, the sweep in the end."""
-        if any(pack.started for pack in self.live()):
+        if self._any_started():
             self._paused_until = time.monotonic() + timeouts.PACK_RETRY_S
             return
         self._failed_starts += START_ATTEMPTS if late else 1
@@ -287,7 +293,7 @@ class Packs:
         """Stop those that still wait for a machine when others have taken their trials, the last first."""
         waiting = self._waiting()
         up = [pack for pack in self.live() if pack.started]
-        unmet = (waiting or 0) - sum(pack.free(self._slots) for pack in up)
+        unmet = (waiting or 0) - sum(pack.free for pack in up)
         for number, pack in enumerate((pack for pack in self.live() if not pack.started), start=len(up)):
             if unmet > 0 or number < self._min or waiting is None:
                 pack.needed = now

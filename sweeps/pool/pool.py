@@ -1,11 +1,12 @@
 """The pool: who waits, who runs where, what each trial has reported.
 
-One actor, all of it on one asyncio loop, so nothing here needs a lock. Trials (`sweeps.pool.trainable`) and the driver call
-it from one side, the first worker of each pack (`sweeps.pack.link`) from the other. Nobody waits for it but with a reason:
-`next_result` for a result, `commands` for something to do, `released` for a slot to be empty.
+One actor, all of it on one asyncio loop, so nothing here needs a lock. The driver (`sweeps.pool.feed`) calls it from one
+side, the first worker of each pack (`sweeps.pack.link`) from the other. Nobody waits for it but with a reason: `results`
+for what trials have come to, `commands` for something to do, `released` for a slot to be empty. As many calls wait here at
+once as there are packs, and a few: there may be any number of trials.
 
-Ray's facts it is built on: a call of an actor that died goes on waiting here, so a result is read by its number, and the
-last that was read is kept; calls of one caller may overtake each other.
+Ray's facts it is built on: an answer may be lost on its way, so results and commands are kept until it is known that they
+have arrived; calls of one caller may overtake each other.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any, Final
 
 from bitlora import timeouts
 from bitlora.files.record import Status
+from sweeps.pool.measured import MeasuredMemory
 from sweeps.pool.messages import Attach, Command, Continue, Detach, PoolStatus, StepProgress, Stop, TrialResult
 from sweeps.pool.packs import START_ATTEMPTS, PackHandle, Packs
 from sweeps.pool.suspicion import Suspicion
@@ -36,15 +38,12 @@ class Entry:
     """A trial, as the pool sees it."""
 
     config: dict[str, Any]
-    results: dict[int, TrialResult] = field(default_factory=dict)
-    """By number, from the last one that was read."""
     count: int = 0
     """Results it has had."""
     reported: int = 0
     """The last step it has reported; until a trial that goes on is past it, it is silent."""
     resumes: bool = False
     """It was in a pack before, of this run of the sweep or of an earlier one, so there may be a checkpoint."""
-    arrived: asyncio.Event = field(default_factory=asyncio.Event)
     ended: bool = False
     pack: str | None = None
     suspicion: Suspicion = field(default_factory=Suspicion)
@@ -55,12 +54,6 @@ class Entry:
     progress: StepProgress | None = None
     """In the pack where it is."""
 
-    def deliver(self, result: TrialResult) -> None:
-        self.results[self.count] = result
-        self.count += 1
-        self.reported = max(self.reported, result.step)
-        self.arrived.set()
-
 
 class Pool:
     """See the module.
@@ -68,7 +61,7 @@ class Pool:
     Args:
         settings: what a pack's workers need (`sweeps.pack.settings.PackSettings`).
         host_class: of the actors that run the packs (`sweeps.pack.host.PackHost`).
-        slots: of each pack.
+        slots: of each pack, at most: how many it has it says when it is ready.
         packs: the fewest that are kept up until the sweep ends, and the most.
         patience: how long a pack may wait for room, in seconds.
     """
@@ -82,15 +75,20 @@ class Pool:
         patience: float = timeouts.PACK_START_LOCAL_S,
     ) -> None:
         self._settings = settings
-        self._slots = slots
         self._trials: dict[str, Entry] = {}
         self._waiting: list[str] = []
         """In the order of their ids, which is the order in which they were asked for."""
+        self._results: list[TrialResult] = []
+        """Those of which it is not known that the driver has them."""
+        self._arrived = 0
+        """Results of which that is known."""
+        self._news = asyncio.Event()
         self._closing = False
         self._begun = False
         """Has any trial reported anything, in this run of the sweep or in one before?"""
         self._unwritable = 0
         """Packs in a row that could not write to the sweep's folder."""
+        self._memory: MeasuredMemory | None = None
         self._dtype = ""
         """What packs compute in, where the spec leaves it open; empty until one has said."""
         self._given_up = ""
@@ -111,44 +109,43 @@ class Pool:
         """Start the first packs: trials are on their way."""
         self._packs.begin()
 
-    async def attach(self, trial_id: str, config: dict[str, Any], reported: int | None = None) -> int:
-        """A trial wants a slot. One that is known already (its actor was restarted) goes on where it is.
+    async def attach(self, trial_id: str, config: dict[str, Any], reported: int | None = None) -> None:
+        """A trial wants a slot. May be said more than once.
 
         Args:
             reported: of a trial that goes on from an earlier run of the sweep, the last step it has reported.
-
-        Returns:
-            The number of the next result to ask for. The last one is given again to a restarted actor: whether the one
-            before had passed it on is not known, and Tune takes it twice.
         """
-        entry = self._trials.get(trial_id)
-        if entry is not None:
-            if entry.ended and not any(result.ended for result in entry.results.values()):
-                self._end(trial_id, "failed", "its actor died when it had been stopped")
-            return max(0, entry.count - 1)
+        if trial_id in self._trials:
+            return
         self._begun = self._begun or reported is not None
         self._trials[trial_id] = Entry(config, reported=reported or 0, resumes=reported is not None)
         if self._given_up or self._closing:
             self._end(trial_id, self._undone, self._given_up or INTERRUPTED_REASON)
         else:
-            bisect.insort(self._waiting, trial_id)
+            bisect.insort(self._waiting, trial_id, key=_number)
             self._dispatch()
-        return 0
 
-    async def next_result(self, trial_id: str, number: int) -> TrialResult:
-        """The trial's result of that number, counted from 0, as soon as there is one.
+    async def results(self, received: int = 0) -> list[TrialResult]:
+        """What trials have come to, of each in order; an empty list after a few quiet seconds.
 
-        Who asks for one that is not there yet has taken the one before well: the trial is not stopped for it.
+        Args:
+            received: how many results have arrived at the driver. What has not arrived is given again.
         """
-        entry = self._trials[trial_id]
-        if number == entry.count > 0 and not entry.ended and (pack := self._packs.named.get(entry.pack or "")):
+        del self._results[: max(0, received - self._arrived)]
+        self._arrived = max(self._arrived, received)
+        if not self._results:
+            self._news.clear()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._news.wait(), timeouts.POOL_POLL_S)
+        return list(self._results)
+
+    async def proceed(self, trial_id: str, count: int) -> None:
+        """The trial is not stopped for its last result, which is that of this number, counted from 1."""
+        entry = self._trials.get(trial_id)
+        if entry is None or entry.ended or entry.count != count:
+            return
+        if (pack := self._packs.named.get(entry.pack or "")) is not None:
             pack.send(Continue(trial_id))
-        for read in [n for n in entry.results if n < number - 1]:
-            del entry.results[read]
-        while entry.count <= number:
-            entry.arrived.clear()
-            await entry.arrived.wait()
-        return entry.results[number]
 
     async def detach(self, trial_id: str) -> None:
         """The trial is stopped: its slot is free for the next one. May be said more than once."""
@@ -203,10 +200,19 @@ class Pool:
         self._dtype = self._dtype or dtype
         return self._dtype
 
-    async def pack_ready(self, name: str) -> None:
-        """The pack has its base and can train."""
+    async def known_memory(self, name: str, key: str) -> dict[str, Any] | None:
+        """What is known of how much memory `key` takes; None: the pack is to measure it."""
+        return await self._measured.ask(key, name, self._packs.named)
+
+    async def keep_memory(self, key: str, found: dict[str, Any]) -> None:
+        """How much memory `key` takes, or why that could not be measured."""
+        await self._measured.keep(key, found)
+
+    async def pack_ready(self, name: str, slots: int | None = None) -> None:
+        """The pack has its base and can train, so many trials at once; None: as many as a pack may have."""
         if (pack := self._packs.named.get(name)) is not None:
             pack.started = pack.ready = True
+            pack.slots = slots or pack.slots
             pack.since = time.monotonic()
             self._dispatch()
 
@@ -215,6 +221,11 @@ class Pool:
         sweep's folder, which is no trial's doing."""
         if (pack := self._packs.named.get(name)) is not None and not pack.unwritable:
             pack.error, pack.unwritable = error, unwritable
+
+    async def pack_wrote(self, name: str) -> None:
+        """The pack, which is to end, has written one of its last files: it has its time anew for the next one."""
+        if (pack := self._packs.named.get(name)) is not None:
+            pack.since = time.monotonic()
 
     async def commands(self, name: str, received: int = 0) -> list[Command]:
         """What the pack is to do, in order; an empty list after a few quiet seconds.
@@ -252,7 +263,7 @@ class Pool:
         self._begun = True
         entry.furthest = max(entry.furthest, result.step)
         entry.suspicion.reported(result.step)
-        entry.deliver(result)
+        self._deliver(entry, result)
         self._dispatch()
 
     async def slot_released(self, name: str, trial_id: str) -> None:
@@ -276,6 +287,11 @@ class Pool:
     # ---- inside
 
     @property
+    def _measured(self) -> MeasuredMemory:
+        self._memory = self._memory or MeasuredMemory(self._settings.storage, self._settings.measured)
+        return self._memory
+
+    @property
     def _undone(self) -> Status:
         """How trials end with the sweep: where nothing ever came up, there is nothing to go on with."""
         return "failed" if self._packs.broken and not self._begun else "interrupted"
@@ -295,40 +311,53 @@ class Pool:
             pack.send(Detach(trial_id))
 
     def _end(self, trial_id: str, status: Status, reason: str) -> None:
-        """End a trial from here; its actor hears of it as of any result."""
+        """End a trial from here; the driver hears of it as of any result."""
         entry = self._trials[trial_id]
         self._remove(trial_id, entry)
-        entry.deliver(
-            TrialResult(
-                trial_id=trial_id,
-                status=status,
-                reason=reason,
-                step=entry.reported,
-                eval_loss=math.nan,
-                fatal=bool(self._given_up),
-            )
+        result = TrialResult(
+            trial_id=trial_id,
+            status=status,
+            reason=reason,
+            step=entry.reported,
+            eval_loss=math.nan,
+            fatal=bool(self._given_up),
         )
+        self._deliver(entry, result)
+
+    def _deliver(self, entry: Entry, result: TrialResult) -> None:
+        entry.count += 1
+        entry.reported = max(entry.reported, result.step)
+        self._results.append(result)
+        self._news.set()
 
     def _dispatch(self) -> None:
         """Give waiting trials to packs, those with free slots first; start packs where there are more than they hold."""
-        self._assign(self._slots, leave=0)
+        self._assign(0, leave=0)
         if not self._closing:
             self._packs.scale_up()
         # Not those that a pack which is coming would then lack.
-        self._assign(self._slots + AHEAD, leave=self._packs.coming())
+        self._assign(AHEAD, leave=self._packs.coming())
 
-    def _assign(self, limit: int, leave: int) -> None:
-        for name, pack in self._packs.named.items():
-            while len(self._waiting) > leave and pack.ready and not pack.stopping and len(pack.trials) < limit:
-                trial_id = self._next_for(pack)
-                if trial_id is None:
-                    break
-                self._waiting.remove(trial_id)
-                entry = self._trials[trial_id]
-                entry.pack = name
-                pack.trials.add(trial_id)
-                pack.send(Attach(trial_id, entry.config, entry.reported, entry.resumes))
-                entry.resumes = True
+    def _assign(self, ahead: int, leave: int) -> None:
+        """Give each the pack with the most room: where there are several, none idles beside a full one.
+
+        Args:
+            ahead: trials that a pack may have beyond its slots.
+            leave: trials that stay in the queue.
+        """
+        taking = {name: pack for name, pack in self._packs.named.items() if pack.ready and not pack.stopping}
+        while taking and len(self._waiting) > leave:
+            name, pack = min(taking.items(), key=lambda item: len(item[1].trials) - item[1].slots)
+            trial_id = self._next_for(pack) if len(pack.trials) < pack.slots + ahead else None
+            if trial_id is None:
+                del taking[name]
+                continue
+            self._waiting.remove(trial_id)
+            entry = self._trials[trial_id]
+            entry.pack = name
+            pack.trials.add(trial_id)
+            pack.send(Attach(trial_id, entry.config, entry.reported, entry.resumes))
+            entry.resumes = True
 
     def _next_for(self, pack: PackHandle) -> str | None:
         """The first waiting trial that may join those in the pack; an empty one goes to suspects first."""
@@ -342,7 +371,7 @@ class Pool:
         for entry in self._trials.values():
             if entry.pack == name and entry.ended:
                 entry.released.set()
-        for trial_id in sorted(pack.trials):
+        for trial_id in sorted(pack.trials, key=_number):
             entry = self._trials[trial_id]
             entry.pack = entry.progress = None
             if pack.suspicious and entry.suspicion.lost(len(pack.trials), entry.furthest):
@@ -350,10 +379,15 @@ class Pool:
                 self._packs.blamed(error)
             else:
                 entry.released.clear()
-                bisect.insort(self._waiting, trial_id)
+                bisect.insort(self._waiting, trial_id, key=_number)
         self._unwritable += pack.unwritable
-        self._given_up = self._packs.broken or (error if self._unwritable >= START_ATTEMPTS else "")
+        self._given_up = self._given_up or self._packs.broken or (error if self._unwritable >= START_ATTEMPTS else "")
         if self._given_up:
             for trial_id in list(self._waiting):
                 self._end(trial_id, self._undone, self._given_up)
         self._dispatch()
+
+
+def _number(trial_id: str) -> tuple[int, str]:
+    """What puts ids in the order in which they were given: t10000 comes after t9999."""
+    return len(trial_id), trial_id

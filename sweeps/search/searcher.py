@@ -22,7 +22,7 @@ from ray.tune.search import Searcher
 from bitlora.files.record import Status
 from sweeps.search.confirm import REPEATS, most, repeats
 from sweeps.search.metric import METRIC, STEP, finite
-from sweeps.search.study import open_study, reopen, searching, set_aside
+from sweeps.search.study import open_study, reopen, searching, set_aside, sync
 from sweeps.spec import space as spaces
 from sweeps.spec.spec import Spec
 
@@ -79,6 +79,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         self.total = self._searched + confirmed
         """Trials of the whole sweep; with `confirm`, at most."""
         journal.parent.mkdir(parents=True, exist_ok=True)
+        self._journal = journal
         self._study = open_study(spec, journal)
         self._configure = configure
         self._changed = changed
@@ -90,12 +91,17 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         """Those that go on, by our id, in the order of their numbers."""
         self.reported: dict[str, int] = {}
         """The last step that a trial of `begun` has reported; whoever knows says it here."""
+        self.evaluations: dict[str, Sequence[tuple[int, float]]] = {}
+        """Steps and losses that such a trial has on disk: the study may lack some of them, since in object storage its
+        journal is not written anew for each result."""
         self.ended: dict[str, EndedTrial] = {}
         """How each trial ended that had ended when the journal was opened."""
         self._count = 0
         """Trials handed out or ended."""
         self._confirming = 0
         """Those of them that confirm."""
+        self._reported: dict[str, set[int]] = {}
+        """Open trials, by our id -> the steps of which the study has a value."""
         self._told: set[str] = set()
         for trial in self._study.get_trials(deepcopy=False):
             name = trial.user_attrs.get("trial_id") or _name(trial)
@@ -174,6 +180,9 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         self._ours[trial_id] = ours
         config = self._config(ours)
         self._suggested[ours] = {"trial_id": ours, "config": config, **reported}
+        sync(
+            self._journal
+        )  # whatever has files in the sweep's folder is known to the study, whatever the machine dies of
         self._changed()
         return self._suggested[ours]
 
@@ -185,6 +194,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         ours = _name(trial)
         trial.set_user_attr("trial_id", ours)
         self._open[ours] = trial
+        self._reported[ours] = set()
         self._count += 1
         return ours
 
@@ -193,6 +203,11 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         frozen = self._begun.pop(trial_id)
         self._open[trial_id] = reopen(self._study, frozen)
         self._open[trial_id].set_user_attr("trial_id", trial_id)
+        self._reported[trial_id] = set(frozen.intermediate_values)
+        for step, loss in self.evaluations.get(trial_id, ()):
+            if step not in frozen.intermediate_values and finite(loss) is not None:
+                self._open[trial_id].report(loss, step)
+                self._reported[trial_id].add(step)
         self._count += 1
         self._confirming += REPEATS in frozen.user_attrs
 
@@ -209,12 +224,13 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Report a result to the study: finite ones, each step once."""
-        trial = self._open.get(self._ours.get(trial_id, ""))
+        ours = self._ours.get(trial_id, "")
+        trial = self._open.get(ours)
         value, step = finite(result.get(self.metric)), result.get(STEP)
-        if trial is None or value is None or step is None:
+        if trial is None or value is None or step is None or step in self._reported[ours]:
             return
-        if step not in self._study.get_trials(deepcopy=False)[trial.number].intermediate_values:
-            trial.report(value, int(step))
+        trial.report(value, int(step))
+        self._reported[ours].add(int(step))
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
         """Tune is done with a trial. How it ended is for `finish` to say: Tune cannot tell pruned from interrupted."""
@@ -238,6 +254,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         trial = self._open.pop(trial_id, None)
         if trial is None:
             return
+        del self._reported[trial_id]
         self._told.add(trial_id)
         trial.set_user_attr("status", status)
         if reason:
@@ -258,6 +275,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         """Nothing stays RUNNING: what has not ended is interrupted."""
         for trial_id in list(self._open):
             self.finish(trial_id, "interrupted", None, ABANDONED)
+        sync(self._journal)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the journal has it all."""

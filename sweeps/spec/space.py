@@ -135,6 +135,15 @@ def endless(space: Space) -> list[str]:
     ]
 
 
+def extent(domain: Choices | Range | By) -> set[Any]:
+    """The values of an axis as far as it goes: all of a list, the ends of a range, of every branch."""
+    if isinstance(domain, Choices):
+        return set(domain.values)
+    if isinstance(domain, Range):
+        return {domain.low, domain.high}
+    return {value for _, branch in _options("", domain) for value in extent(branch)}
+
+
 def dump(space: Space) -> dict[str, Any]:
     """The space as the spec writes it: `parse` reads it back to an equal one."""
     return {axis: _plain(domain) for axis, domain in space.items()}

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args
 
-from pydantic import Field, PlainSerializer, PlainValidator, ValidationError
+from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator, ValidationError
 
 from bitlora.config.explain import explain, nearest, show
 from bitlora.config.sections import (
@@ -90,19 +90,35 @@ class ConfirmConfig(Config):
     """Of the test split, at most: what the eval split has beyond the rows that are evaluated."""
 
 
+MOST_PACKS: Final = 990
+"""At once: the process that starts a pack takes a thousandth of the head (`sweeps.onray.cluster.HEAD`), and so does the
+pool."""
+
+
+def _startable(packs: int) -> int:
+    if packs > MOST_PACKS:
+        raise ValueError(
+            f"found {packs}; give at most {MOST_PACKS}: what starts a pack takes a thousandth of the cluster's head"
+        )
+    return packs
+
+
+Packs = Annotated[Positive, AfterValidator(_startable)]
+
+
 class PacksConfig(Config):
     """Between how many packs a sweep breathes."""
 
     min: Annotated[int, Field(ge=0)] = 0
     """Kept up until the sweep ends, trials or not."""
-    max: Positive
+    max: Packs
     """At most so many at once."""
 
 
 class ResourcesConfig(Config):
     """What the sweep may take of the cluster."""
 
-    packs: Literal["auto"] | Positive | PacksConfig = "auto"
+    packs: Literal["auto"] | Packs | PacksConfig = "auto"
     """Bases at once, at most; or between how many. `auto`: as many as there are GPUs for, or as the autoscaler can start
     GPUs for; one where packs train on CPUs."""
     slots: Literal["auto"] | Positive = "auto"
@@ -110,8 +126,9 @@ class ResourcesConfig(Config):
     workers_per_pack: Positive = 1
     """GPUs, or machines' CPUs, that share each trial's batches."""
     gpus_per_worker: Literal["auto"] | NonNegativeFloat = "auto"
-    """At most 1; `auto`: 1 where the cluster has GPUs or can get some, else 0. Refused where no GPU is up and nothing says
-    what else may come: under KubeRay, and while hosts of a fixed cluster are missing."""
+    """At most 1, and less only with one worker a pack; `auto`: 1 where the cluster has GPUs or can get some, else 0.
+    Refused where no GPU is up and nothing says what else may come: under KubeRay, and while hosts of a fixed cluster are
+    missing."""
     patience: PositiveFloat | None = None
     """Seconds that a pack may wait for room on the cluster; null: 1800, and 180 on this machine's own Ray. Where no pack
     ever finds room, the sweep ends after that."""
@@ -305,10 +322,15 @@ def _clashes(spec: Spec) -> Iterator[tuple[str, tuple[str, ...], str]]:
     if isinstance(packs, PacksConfig) and packs.min > packs.max:
         message = f"{packs.min} is more than resources.packs.max {packs.max}; give at most {packs.max}"
         yield "resources.packs.min", ("resources.packs.max",), message
+    workers = spec.resources.workers_per_pack
     if spec.resources.gpus_per_worker != "auto" and spec.resources.gpus_per_worker > 1:
         message = "an adapter's weights are one vector on one device, so a base cannot be spread over GPUs"
         right = "give 1, with base.quantization: nf4 or train.gradient_checkpointing: true for a large base"
         yield "resources.gpus_per_worker", (), f"{message}; {right}"
+    elif spec.resources.gpus_per_worker != "auto" and 0 < spec.resources.gpus_per_worker < 1 < workers:
+        message = f"{workers} workers of a pack cannot share a GPU: NCCL wants one for each"
+        right = "give 1, or resources.workers_per_pack: 1"
+        yield "resources.gpus_per_worker", ("resources.workers_per_pack",), f"{message}; {right}"
     steps, every, grace = spec.train.steps, spec.train.eval_every, spec.scheduler.grace
     if steps is not None and every != "epoch" and every > steps:
         yield "train.eval_every", ("train.steps",), f"{every} is more than train.steps {steps}; give at most {steps}"

@@ -8,25 +8,18 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import contract
 import fake_cluster as fake
 import pytest
 import s3
+import yaml
 from faults import evaluations, events, results, same, wait_for
+from metadata import Metadata
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
-
-DRAIN = """
-import sys
-from ray._raylet import GcsClient
-from ray.core.generated.autoscaler_pb2 import DrainNodeReason
-import time
-gcs = GcsClient(sys.argv[1])
-reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-print(gcs.drain_node(sys.argv[2], reason, "spot", int(time.time() * 1000) + 60_000))
-"""
-"""What a spot machine's notice amounts to: its node is drained, with a deadline."""
 
 NODE_OF = """
 import sys, ray
@@ -50,8 +43,36 @@ def ask(env, program, *args):
     return subprocess.run(command, env=env, capture_output=True, text=True, check=True, timeout=60).stdout.split()
 
 
-def test_a_machine_gives_notice_and_then_the_head_is_lost(bitlora, resumable, undisturbed, tmp_path):
-    """At the notice the pack saves what it has and goes elsewhere; without a head there is a new one, and --resume."""
+def notice(node, env):
+    """A spot machine's, as the watcher hears it that runs beside the machine's Ray."""
+    command = [sys.executable, "-m", "sweeps.drain", "--node", node]
+    with Metadata("aws") as metadata:
+        options = {"env": env, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        watcher = subprocess.Popen([*command, "--metadata", metadata.url], **options)
+        wait_for(lambda: len(metadata.asked) > 3 or watcher.poll() is not None, "questions to the metadata service", 60)
+        assert watcher.poll() is None, watcher.communicate()
+        metadata.notice = {"action": "terminate", "time": f"{datetime.now(UTC) + timedelta(seconds=60):%FT%TZ}"}
+        said, _ = watcher.communicate(timeout=60)
+    assert watcher.returncode == 0, said
+    assert f"AWS: spot: terminate; Ray node {node} is drained, " in said.splitlines()[-1]
+
+
+def stop_pod(env):
+    """What Kubernetes runs in a worker's pod before it stops it: the very command of rayjob.yaml, on this machine."""
+    _, job = yaml.safe_load_all((Path(__file__).parents[2] / "rayjob.yaml").read_text())
+    (worker,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"]
+    env = env | {"PATH": f"{Path(sys.executable).parent}:{env['PATH']}"}
+    command = worker["lifecycle"]["preStop"]["exec"]["command"]
+    began = time.monotonic()
+    ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert ended.stdout.count(" is drained, 110 s before its end") == 1, ended.stdout
+    return time.monotonic() - began
+
+
+def test_machines_give_notice_and_then_the_head_is_lost(bitlora, resumable, undisturbed, tmp_path):
+    """At a spot machine's notice the pack saves what it has and goes elsewhere; so it does when its pod is stopped, which
+    waits for it. Without a head there is a new one, and --resume."""
     folder, spec = tmp_path / "quick", resumable(packs=1)
     cluster = fake.Cluster(bitlora.env, cpus=0)
     try:
@@ -61,7 +82,7 @@ def test_a_machine_gives_notice_and_then_the_head_is_lost(bitlora, resumable, un
         process = bitlora.start("sweep", spec, "--address", cluster.address, env=env)
         wait_for(evaluations(folder, 4), "evaluations")
         (node,) = ask(env, NODE_OF, cluster.address)
-        ask(env, DRAIN, cluster.address, node)
+        notice(node, env)
         wait_for(lambda: len(events(folder)) == 2, "another pack")
         wait_for(evaluations(folder, 24), "evaluations of the second pack")
         # It went on at the very step at which the first one left, which was hardly one that is evaluated.
@@ -70,6 +91,10 @@ def test_a_machine_gives_notice_and_then_the_head_is_lost(bitlora, resumable, un
             before, until = steps_of(trial, first), steps_of(trial, second[: index_of("evaluated", trial, second)])
             print(f"{trial}: {before} steps before the notice, {until} after it until the next evaluation")
             assert (before + until) % 20 == 0
+        # Of what is left of this machine's nodes the hook drains all but the head.
+        print(f"a worker's pod was stopped in {stop_pod(env):.1f} s")
+        assert len(cluster.titled("raylet/raylet")) == 1
+        assert {"t0000", "t0001"} == {event["trials"][0] for event in events(folder)[1] if event["event"] == "detach"}
         fake.kill(fake.below({cluster.head}, fake.running()))
         out, err = process.communicate(timeout=200)
         assert process.returncode not in (0, 2), out + err
@@ -85,6 +110,8 @@ def test_a_machine_gives_notice_and_then_the_head_is_lost(bitlora, resumable, un
         cluster.close()
     assert contract.statuses(contract.holds(folder)) == {"completed": 4}
     same(results(folder), undisturbed)
+    # Twice a pack left, then a head was lost, and not a step was done again.
+    assert [sum(steps_of(trial, pack) for pack in events(folder)) for trial in ("t0000", "t0001")] == [400, 400]
 
 
 def test_storage_in_s3_that_answers_late(bitlora, resumable, undisturbed, tmp_path):

@@ -1,5 +1,6 @@
-"""The cluster files and the two ways to submit, as far as they go without a cluster."""
+"""The cluster files, and `ray submit`, as far as they go without a cluster."""
 
+import contextlib
 import json
 import os
 import pty
@@ -13,10 +14,12 @@ from pathlib import Path
 
 import click
 import jsonschema
+import psutil
 import pytest
 import yaml
+from faults import wait_for
 
-from sweeps.cli.job import DRIVER, bundle
+from sweeps.drain import parser
 from sweeps.driver.resources import pack_limits, worker_resources
 from sweeps.onray.cluster import offered
 from sweeps.spec.errors import InputError
@@ -92,6 +95,13 @@ def test_packs_have_the_cluster_files_gpus():
     with pytest.raises(InputError, match=r"give 1 to train on GPUs, or 0 to train on CPUs"):
         asked(spec, offered(local, 1), [{"CPU": 32.0}])
     assert asked(spec, offered(local, 1), [{"CPU": 32.0, "GPU": 1.0}]) == ({"GPU": 1.0, "CPU": 4.0}, 1)
+    # Changed to unlike machines: eight of one GPU and three cores at most, two of them of four GPUs and eight cores.
+    types = cloud["available_node_types"]
+    types["gpu_spot"]["resources"], types["gpu_on_demand"]["resources"] = {"CPU": 3, "GPU": 1}, {"CPU": 8, "GPU": 4}
+    assert asked(spec, offered(cloud, 0)) == ({"GPU": 1.0, "CPU": 2.0}, 2 * 4 + 6)
+    # And one machine of eight that is up beside the head, all of them asked for by `packs: auto`.
+    types["gpu_spot"]["max_workers"] = types["gpu_on_demand"]["max_workers"] = 0
+    assert asked(spec, offered(cloud, 1), [{"CPU": 64.0, "GPU": 8.0}]) == ({"GPU": 1.0, "CPU": 4.0}, 8)
 
 
 def ray_commands(text):
@@ -132,6 +142,69 @@ def test_that_check_can_fail():
         commands_known(["ray", "upp", "cluster.yaml"])
 
 
+RAYLET = """
+import sys, time
+print(flush=True)
+time.sleep(60)
+"""
+
+
+def test_the_cloud_clusters_machines_watch_for_a_notice(tmp_path):
+    """The command as `ray up` runs it: in a shell on a terminal that is gone a moment later."""
+    config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    *before, command = config["worker_start_ray_commands"]
+    assert any("ray start" in each for each in before)
+    assert all("sweeps.drain" not in each for each in config["head_start_ray_commands"])
+    # What it looks for, as its process shows.
+    raylet = ["raylet", "-c", RAYLET, f"--node_id={'ab' * 28}", f"--temp_dir={tmp_path}", "--gcs-address=127.0.0.1:1"]
+    node = subprocess.Popen(raylet, executable=sys.executable, stdout=subprocess.PIPE)
+    assert node.stdout.readline()
+    ours, theirs = pty.openpty()
+    env = {**os.environ, "HOME": str(tmp_path), "RAY_TMPDIR": str(tmp_path)}
+    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
+    shell = subprocess.Popen(
+        ["bash", "-i", "-c", f"true && ({command})"],
+        **dict.fromkeys(("stdin", "stdout", "stderr"), theirs),
+        env=env,
+        cwd=tmp_path,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    try:
+        assert shell.wait(timeout=10) == 0
+        os.close(ours)
+        (watcher,) = wait_for(lambda: watchers(tmp_path), "the watcher", 20)
+        assert watcher.environ()["RAY_AUTH_MODE"] == "token"
+        wait_for(lambda: (tmp_path / "drain.log").exists(), "its log", 10)
+    finally:
+        node.kill()
+        node.communicate()
+    wait_for(lambda: not watchers(tmp_path), "the watcher to end with Ray", 60)
+    assert "Traceback" not in (tmp_path / "drain.log").read_text()
+
+
+def watchers(home):
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        with contextlib.suppress(psutil.Error):
+            words = process.info["cmdline"] or []
+            if words[1:] == ["-m", "sweeps.drain"] and process.environ().get("HOME") == str(home):
+                found.append(process)
+    return found
+
+
+def test_what_the_files_say_of_leaving_is_what_the_program_takes(manifests):
+    """Also what is only a comment: every way to call it that stands in a file or on the page."""
+    texts = [(ROOT / name).read_text() for name in ("cluster-local.yaml", "docs/clusters.md", "README.md")]
+    found = {words for text in texts for words in re.findall(r"python -m sweeps\.drain[ a-zA-Z0-9-]*", text)}
+    (worker,) = manifests[1]["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"]
+    found.add(shlex.join(worker["lifecycle"]["preStop"]["exec"]["command"]))
+    assert {"python -m sweeps.drain --now 120", "python -m sweeps.drain --now 110"} <= found
+    for command in found:
+        options = parser().parse_args(shlex.split(command)[3:])
+        assert options.now is None or options.now > 0
+
+
 # ---- rayjob.yaml
 
 
@@ -156,6 +229,9 @@ def test_the_rayjob_holds_to_its_schema(manifests, schema):
         lambda spec: spec["rayClusterSpec"]["workerGroupSpecs"][0].pop("groupName"),
         lambda spec: spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0].update(imag="x"),
         lambda spec: spec["rayClusterSpec"]["headGroupSpec"]["rayStartParams"].update({"num-cpus": 0}),
+        lambda spec: spec["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0].update(
+            lifecycle={"preStop": {"exec": {"command": "python -m sweeps.drain"}}}
+        ),
     ):
         wrong = json.loads(json.dumps(job))
         change(wrong["spec"])
@@ -189,6 +265,18 @@ def test_the_rayjob_runs_a_valid_spec_on_gpus_from_zero(manifests, tmp_path):
 
     assert cluster["rayVersion"] == ray.__version__
     assert cluster["enableInTreeAutoscaling"] is True
+
+
+def test_a_worker_pod_leaves_in_order_and_has_time_for_it(manifests):
+    """The hook waits, then Ray has its own 30 s; Kubernetes kills what is still there. A head is not drained."""
+    from ray._private.ray_constants import RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S
+
+    cluster = manifests[1]["spec"]["rayClusterSpec"]
+    pod = cluster["workerGroupSpecs"][0]["template"]["spec"]
+    *program, now, seconds = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    assert (program, now) == (["python", "-m", "sweeps.drain"], "--now")
+    assert float(seconds) + RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S < pod["terminationGracePeriodSeconds"]
+    assert "lifecycle" not in cluster["headGroupSpec"]["template"]["spec"]["containers"][0]
 
 
 # ---- sweeps/submit.py: alone, as `ray submit` starts it
@@ -308,84 +396,3 @@ def test_a_lost_connection_ends_the_sweep_in_order(submit, tmp_path):
     process.send_signal(signal.SIGHUP)  # what a shell gets when ssh is gone
     assert process.wait(timeout=10) == 1
     assert (tmp_path / "home" / "ended").exists()
-
-
-# ---- sweeps/job.py: what travels, and what is refused
-
-
-def test_local_data_travels_under_its_name(write_spec, tmp_path):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    for name in ("a/rows.jsonl", "b/rows.jsonl", "b/eval.jsonl"):
-        (tmp_path / name).write_text(f"{name}\n")
-    source = [
-        str(tmp_path / "a/rows.jsonl"),
-        "pydoc",
-        "owner/rows",
-        "/on/the/cluster.jsonl",
-        str(tmp_path / "b/rows.jsonl"),
-    ]
-    path = write_spec(data={"source": source, "eval_source": str(tmp_path / "b/eval.jsonl")}, train={"steps": 5})
-    folder = tmp_path / "job"
-    folder.mkdir()
-    assert bundle(load_spec(path, ["out=/mnt/x", "train.eval_every=5"]), folder) == []
-    spec = load_spec(folder / "spec.yaml")
-    first, *others, last = spec.data.source
-    assert others == source[1:4]
-    assert [(folder / name).read_text() for name in (first, last)] == ["a/rows.jsonl\n", "b/rows.jsonl\n"]
-    assert (folder / spec.data.eval_source).read_text() == "b/eval.jsonl\n"
-    assert {Path(name).name for name in (first, last)} == {"rows.jsonl"}
-    # The rest is the spec as it was, overrides applied.
-    assert spec.name == "quick"
-    assert (spec.out, spec.train.steps, spec.train.eval_every) == ("/mnt/x", 5, 5)
-
-
-def lines(ended):
-    return [line for line in ended.err.splitlines() if not line.startswith("reading base and data")]
-
-
-def test_what_cannot_travel_is_said_at_once_and_together(bitlora, write_spec, tmp_path, tiny_base):
-    spec = write_spec(base={"model": "tiny"}, data={"source": ["none.jsonl"]})
-    args = ("--address", "http://127.0.0.1:1", "--out", "runs/x")
-    ended = bitlora("sweep", spec, *args, cwd=tiny_base.parent)
-    assert ended.code == 2
-    out, base, data = lines(ended)
-    assert out.startswith(f"{spec}: out: runs/x would lie in the job's own folder")
-    assert "an absolute path on storage that every node sees, or s3://" in out
-    assert base.startswith(f"{spec}: base.model: tiny is a folder of this machine")
-    assert data.startswith(f"{spec}: data.source: none.jsonl: no such file")
-    ended = bitlora("sweep", write_spec(train={"stepz": 1}), *args)
-    assert ended.code == 2
-    assert len(lines(ended)) == 1
-    assert "train.stepz: unknown key" in ended.err
-
-
-@pytest.mark.parametrize(
-    "address", ["http://127.0.0.1:1", "https://127.0.0.1:1", "http://127.0.0.1:99999", "ray://a:1"]
-)
-def test_a_job_server_out_of_reach_is_one_line(bitlora, write_spec, address):
-    ended = bitlora("sweep", write_spec(), "--address", address)
-    assert ended.code == 2
-    assert len(lines(ended)) == 1, ended.err
-    assert ended.err.startswith(f"--address: submitting to {address} ")
-    assert ended.seconds < 10
-
-
-def test_a_job_server_in_the_environment_is_one_too(bitlora, write_spec):
-    bitlora.env["RAY_ADDRESS"] = "http://127.0.0.1:1"
-    ended = bitlora("sweep", write_spec(), "--out", "/mnt/none")
-    assert ended.code == 2
-    assert ended.err.startswith("--address: submitting to http://127.0.0.1:1 failed: ")
-    assert len(ended.err.splitlines()) == 1
-
-
-def test_a_relative_folder_in_a_job_is_refused(bitlora, write_spec, tmp_path):
-    bitlora.env[DRIVER] = "{}"
-    spec = write_spec()
-    ended = bitlora("sweep", spec, "--set", "out=null", cwd=tmp_path)
-    assert ended.code == 2
-    assert len(lines(ended)) == 1, ended.err
-    assert lines(ended)[0].startswith(
-        f"{spec}: out: runs/quick would lie in the job's own folder, which goes when the job"
-    )
-    assert not (tmp_path / "runs").exists()

@@ -6,6 +6,7 @@ A failure shows the docstring of its test, which says who relies on what is gone
 from __future__ import annotations
 
 import json
+import os
 import threading
 import warnings
 from pathlib import Path
@@ -14,6 +15,7 @@ import optuna
 import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.storages.journal._file import get_lock_file
 from optuna.trial import FixedTrial, TrialState
 from ray import cloudpickle
 
@@ -216,6 +218,22 @@ def test_a_line_of_a_journal_is_one_object_of_json(journal: Path) -> None:
     for line in journal.read_bytes().splitlines(keepends=True):
         assert isinstance(json.loads(line), dict)
         assert line.endswith(b"}\n")
+
+
+def test_every_line_is_waited_for_by_optuna_itself(journal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """sweeps.search.study._Journal: why it writes by itself, as Optuna does but for that, by three private parts."""
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    _begun(journal)
+    assert len(synced) == len(journal.read_bytes().splitlines()) > 3
+    backend = JournalFileBackend(str(journal))
+    assert backend._file_path == str(journal)
+    with get_lock_file(backend._lock):
+        assert Path(f"{journal}.lock").is_symlink()
+    log = {"op_code": 4, "worker_id": "ours", "text": "ü"}
+    end = journal.stat().st_size
+    backend.append_logs([log, log])
+    assert journal.read_bytes()[end:] == 2 * f"{json.dumps(log, separators=(',', ':'))}\n".encode()
 
 
 def test_the_lock_is_a_link_beside_the_journal_and_held_for_a_write_alone(journal: Path) -> None:

@@ -22,7 +22,7 @@ from ray._private import services
 from ray._private.authentication import authentication_token_setup  # sweeps.onray.connection
 from ray._private.resource_and_label_spec import ResourceAndLabelSpec
 from ray._private.state import GlobalState
-from ray.core.generated import common_pb2, gcs_pb2
+from ray.core.generated import autoscaler_pb2, common_pb2, gcs_pb2
 from ray.dashboard.modules.job import job_supervisor
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
@@ -82,6 +82,29 @@ def test_draining_nodes_are_known_by_hex_id() -> None:
     accessor = SimpleNamespace(get_draining_nodes=lambda: {NODE: 0})
     found = GlobalState.get_draining_nodes(SimpleNamespace(_connect_and_get_accessor=lambda: accessor))
     assert found.keys() & {NODE}
+
+
+def test_a_raylet_shows_its_node_in_its_command_line() -> None:
+    """sweeps.onray.machine.local_nodes: which node of which cluster a machine is, stands in its raylet's command line
+    alone: `--node_id`, `--gcs-address`, `--temp_dir`, and `--head` for a head."""
+    source = inspect.getsource(services.start_raylet)
+    command = source[source.index("    command = [\n        RAYLET_EXECUTABLE,") :]
+    for option in ("--node_id={node_id}", "--gcs-address={gcs_address}", "--temp_dir={temp_dir}"):
+        assert f'f"{option}"' in command
+    assert 'if is_head_node:\n        command.append("--head")' in command
+    assert Path(services.RAYLET_EXECUTABLE).name == "raylet"
+
+
+def test_the_control_service_drains_a_node() -> None:
+    """sweeps.onray.machine.drain: `GcsClient(address).drain_node` with the node's hex id, a reason that cannot be refused,
+    a line, a deadline in ms since 1970, and a time-out; it gives (accepted, why not). As Ray does at SIGTERM."""
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    inspect.signature(ray._raylet.InnerGcsClient.drain_node).bind(None, NODE, reason, "spot", 1, timeout=5.0)
+    source = inspect.getsource(ray._private.node.Node._drain_node_before_shutdown)
+    assert (
+        "is_accepted, rejection_message = self.get_gcs_client().drain_node(\n                self._node_id," in source
+    )
+    assert "DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION" in source
 
 
 def test_a_placement_group_takes_a_name() -> None:

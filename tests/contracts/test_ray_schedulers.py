@@ -1,4 +1,4 @@
-"""What the product takes from Ray Tune's schedulers and its cache of actors that nobody promised it: underscore members.
+"""What the product takes from Ray Tune's schedulers that nobody promised it: underscore members.
 
 No cluster is started. A failure shows the docstring of its test, which says who relies on what is gone; a failed
 import shows who imports the same.
@@ -7,60 +7,11 @@ import shows who imports the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
-from ray.tune.execution import tune_controller  # sweeps.onray.actors
-from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule, TrialScheduler
-from ray.tune.utils.object_cache import _ObjectCache  # sweeps.onray.actors
-
-# ---- actors that are used again
-
-
-class _KeepsAll(_ObjectCache):  # type: ignore[misc]
-    """As `sweeps.onray.actors` has it."""
-
-    def cache_object(self, key: Any, obj: Any) -> bool:
-        self._cached_objects[key].append(obj)
-        self._num_cached_objects += 1
-        return True
-
-    def flush_cached_objects(self, force_all: bool = False) -> Iterator[Any]:
-        return super().flush_cached_objects(force_all) if force_all else iter(())
-
-
-def test_the_cache_of_actors() -> None:
-    """sweeps.onray.actors: keeps every actor by two underscore members of Tune's cache. Should Tune keep them by itself
-    one day, the subclass can go."""
-    stock = _ObjectCache(may_keep_one=True)
-    assert [stock.cache_object("cpu", name) for name in "abc"] == [True, False, False], "Tune now keeps more than one"
-    keeps = _KeepsAll(may_keep_one=True)
-    assert all(keeps.cache_object("cpu", name) for name in "abc")
-    assert keeps.num_cached_objects == 3
-    assert not list(keeps.flush_cached_objects())
-    assert keeps.pop_cached_object("cpu") == "a"
-    assert list(keeps.flush_cached_objects(force_all=True)) == ["b", "c"]
-    assert (keeps.num_cached_objects, keeps.has_cached_object("cpu")) == (0, False)
-
-
-def test_tune_makes_its_cache_by_a_name_that_can_be_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """sweeps.onray.actors.keep_actors: sets `tune_controller._ObjectCache` before a controller is made."""
-    monkeypatch.setattr(tune_controller, "_ObjectCache", _KeepsAll)
-    monkeypatch.setattr(tune_controller, "RayActorManager", lambda **_: SimpleNamespace())
-    storage = SimpleNamespace(experiment_driver_staging_path=str(tmp_path), experiment_fs_path=str(tmp_path))
-    controller = TuneController(
-        search_alg=SimpleNamespace(metric=None),
-        storage=storage,
-        reuse_actors=True,
-        resource_manager_factory=lambda: None,
-    )
-    assert type(controller._actor_cache) is _KeepsAll
-
 
 # ---- schedulers
 

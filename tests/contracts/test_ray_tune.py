@@ -23,7 +23,6 @@ from ray.tune.experiment import Experiment, Trial
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import ConcurrencyLimiter, Searcher
 from ray.tune.search.search_generator import SearchGenerator
-from ray.tune.trainable import trainable as trainable_module
 from ray.tune.tune import _setup_signal_catching
 from ray.tune.utils.callback import _create_default_callbacks
 
@@ -52,24 +51,7 @@ class _Searcher(Searcher):  # type: ignore[misc]
 
 
 class _Trainable(tune.Trainable):  # type: ignore[misc]
-    """As `sweeps.pool.trainable.Trial`."""
-
-    def setup(self, config: dict[str, Any]) -> None:
-        self.calls: list[Any] = [("setup", config["trial_id"])]
-
-    def step(self) -> dict[str, Any]:
-        return {
-            "trial_id": "ours",
-            "step": 4,
-            "eval_loss": 1.0,
-            "timesteps_total": 4,
-            "done": True,
-            "status": "completed",
-        }
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self.calls.append(("reset", new_config["trial_id"]))
-        return True
+    """As `sweeps.onray.trials.Elsewhere`."""
 
 
 SUGGESTED = {"trial_id": "t0000", "config": {"rank": 4, "confirms": None}}
@@ -121,7 +103,7 @@ def test_a_searcher_that_saves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-# ---- trials and their actors
+# ---- trials
 
 
 def test_a_trial_without_a_result() -> None:
@@ -133,25 +115,6 @@ def test_a_trial_without_a_result() -> None:
     assert trial.should_stop({"done": True})
     assert not trial.should_stop({"done": False, "status": "running"})
     assert not trial.should_checkpoint()
-
-
-def test_a_trainable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """sweeps.pool.trainable.Trial: `step`'s result goes on with `done`, `status` and `timesteps_total` as they are (Tune
-    puts its own `trial_id` over ours), and `reset_config` makes the actor another trial's."""
-    monkeypatch.setattr(trainable_module, "DEFAULT_STORAGE_PATH", str(tmp_path))
-    actor = _Trainable(dict(SUGGESTED))
-    result = actor.train()
-    kept = {key: result[key] for key in ("step", "eval_loss", "timesteps_total", "done", "status")}
-    assert kept == {"step": 4, "eval_loss": 1.0, "timesteps_total": 4, "done": True, "status": "completed"}
-    assert result["trial_id"] != "ours"
-    assert actor.reset({"trial_id": "t0001"}) is True
-    assert actor.calls == [("setup", "t0000"), ("reset", "t0001")]
-
-
-def test_trials_sit_on_the_head() -> None:
-    """sweeps.driver.run: `with_resources` with no CPU and a bit of the head's own resource."""
-    asked = tune.with_resources(_Trainable, {"CPU": 0, "node:__internal_head__": 0.001}).default_resource_request({})
-    assert asked.required_resources == {"node:__internal_head__": 0.001}
 
 
 # ---- the order of calls

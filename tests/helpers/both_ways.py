@@ -67,9 +67,9 @@ class Trial:
         ]
         self.held_out = make_rows(1000 * seed + 999, 5, prefix=prefix)
 
-    def alone(self, model, latents, row_order=None):
+    def alone(self, model, latents, row_order=None, targets="all-linear"):
         """Its losses in the plain loop, and its eval loss at the end."""
-        loop = oracle.PlainLoop(model, self.recipe, latents, row_order or (lambda n: list(range(n))))
+        loop = oracle.PlainLoop(model, self.recipe, latents, row_order or (lambda n: list(range(n))), targets)
         losses = []
         for step, rows in enumerate(self.batches):
             masks = None

@@ -74,9 +74,9 @@ class GivenDropout(nn.Module):
     def forward(self, x):
         if self.keep is None:
             return x
-        keep = torch.zeros(x.shape, dtype=torch.bool)
+        keep = torch.zeros(*self.real.shape, x.shape[-1], dtype=torch.bool)
         keep[self.real] = self.keep
-        return torch.where(keep, x / (1 - self.p), torch.zeros_like(x))
+        return torch.where(keep.view(x.shape), x / (1 - self.p), torch.zeros_like(x))
 
 
 @dataclass
@@ -101,15 +101,16 @@ class Recipe:
 
 
 class PlainLoop:
-    def __init__(self, model, recipe, latents, row_order=lambda n: list(range(n))):
-        """`latents`: layer name -> A, B, scales of A, of B (None but with double_binary): the values to start from."""
+    def __init__(self, model, recipe, latents, row_order=lambda n: list(range(n)), targets="all-linear"):
+        """`latents`: layer name -> A, B, scales of A, of B (None but with double_binary): the values to start from;
+        `targets`: PEFT's `target_modules`."""
         self.recipe, self.row_order = recipe, row_order
         config = LoraConfig(
             r=recipe.rank,
             lora_alpha=recipe.alpha,
             lora_dropout=recipe.dropout,
             use_rslora=recipe.rslora,
-            target_modules="all-linear",
+            target_modules=targets,
             bias="none",
             task_type="CAUSAL_LM",
         )

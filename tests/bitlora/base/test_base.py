@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from bitlora.base.describe import describe_base
+from bitlora.base.load import load_model
 from bitlora.base.locate import BaseError, locate
 from bitlora.config.sections import BaseConfig
-from bitlora.forward.inject import check_rows_apart, load_base
+from bitlora.forward.inject import check_rows_apart, inject_adapters, load_base, rows_alone, trial_rows
 
 CPU = torch.device("cpu")
 
@@ -23,9 +24,18 @@ def test_targets(tiny_base):
     assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
 
 
+def opened(folder):
+    """A base before its check, and what it gives alone."""
+    config = BaseConfig(model=str(folder), quantization="none")
+    model = load_model(config, torch.float32, CPU)
+    rows = trial_rows(20, model.config.vocab_size, CPU)
+    alone = rows_alone(model, rows)
+    return inject_adapters(model, config, torch.float32, CPU), rows, alone
+
+
 def test_a_base_that_mixes_rows_outside_attention_is_refused(tiny_base):
-    base = load_base(BaseConfig(model=str(tiny_base), quantization="none"), torch.float32, CPU)
-    check_rows_apart(base)
+    base, rows, alone = opened(tiny_base)
+    check_rows_apart(base, rows, alone)
 
     class Leaky(nn.Module):
         """A short convolution over the sequence, as hybrid models have them."""
@@ -40,7 +50,15 @@ def test_a_base_that_mixes_rows_outside_attention_is_refused(tiny_base):
     block = base.model.model.layers[0]
     block.mlp = Leaky(block.mlp)
     with pytest.raises(BaseError, match="mixes tokens outside its attention"):
-        check_rows_apart(base)
+        check_rows_apart(base, rows, alone)
+
+
+def test_a_base_that_attends_in_its_own_way_is_refused(tiny_base):
+    """transformers only warns of it, and its own masks keep rows apart but for what they begin with in common."""
+    base, rows, alone = opened(tiny_base)
+    base.model.set_attn_implementation("sdpa")
+    with pytest.raises(BaseError, match="2 layers and called packs' attention 0 times"):
+        check_rows_apart(base, rows, alone)
 
 
 def test_nf4_in_float64_is_refused(tiny_base):

@@ -4,10 +4,13 @@ import threading
 
 import pytest
 import torch
+from commands import save_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import OPTConfig, OPTForCausalLM
 
 from bitlora.config.sections import BaseConfig
+from bitlora.forward import inject
 from bitlora.forward.forward_plan import ForwardPlan, Span, bound_plan, recomputation
 from bitlora.forward.inject import load_base
 
@@ -91,3 +94,24 @@ def test_two_passes_before_either_goes_backward(tiny_base):
         gradients[checkpointing] = leaf.grad.clone()
     torch.testing.assert_close(gradients[True], gradients[False], rtol=1e-5, atol=1e-6)
     assert gradients[True].any()
+
+
+def test_checkpointing_switches_no_dropout_on(tmp_path, monkeypatch):
+    """OPT's blocks hand their rate to a function, its decoder leaves whole blocks out; both in training mode alone."""
+    config = OPTConfig(
+        vocab_size=save_tokenizer(tmp_path), hidden_size=32, ffn_dim=64, num_hidden_layers=3, num_attention_heads=4,
+        word_embed_proj_dim=32, max_position_embeddings=64, dropout=0.5, attention_dropout=0.5, layerdrop=0.5,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    OPTForCausalLM(config).save_pretrained(tmp_path)
+    found, recomputed = [], []
+    monkeypatch.setattr(inject, "recomputation", lambda: recomputed.append(1) or recomputation())
+    for checkpointing in (False, True):
+        base = load_base(BaseConfig(model=str(tmp_path), quantization="none"), torch.float64, CPU, checkpointing)
+        leaf = base.model.get_input_embeddings().weight.requires_grad_()
+        plan = ForwardPlan.make([], [[7, 5]], [0], CPU)
+        logits = base.logits(plan, torch.arange(3, 15), torch.arange(12))
+        logits.square().sum().backward()
+        found.append((logits.detach(), leaf.grad.clone()))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-9)
+    assert len(recomputed) == config.num_hidden_layers

@@ -1,9 +1,10 @@
 """In a process whose environment has BITLORA_MEMORY, an engine may take so many MB more than it had before its first step.
-In one whose environment has BITLORA_CULPRIT, the layers of one trial misbehave: `RANK:STEP:HOW`.
+In one whose environment has BITLORA_CULPRIT, the layers of some trials misbehave: `RANK:STEP:HOW`, a blank between two.
 
 RANK is the trial's (its adapters' rank), STEP the optimizer step from which on (counted from 1), HOW `raise`, `exit`
-(`os._exit`), or `rows` (raise, but for a single row). Python imports a module of this name at its start where it is on its
-path: so packs on Ray have it too.
+(`os._exit`), or `rows` (raise, but for a single row). In one whose environment has BITLORA_PACE, `SECONDS:FILE`, a step
+takes so long while there is such a file. Python imports a module of this name at its start where it is on its path: so
+packs on Ray have it too.
 """
 
 import os
@@ -11,7 +12,7 @@ import sys
 
 
 def misbehave(module):
-    rank, step, how = os.environ["BITLORA_CULPRIT"].split(":")
+    culprits = {int(rank): (int(step), how) for rank, step, how in (c.split(":") for c in CULPRITS.split())}
     whole = module.MultiLoraLinear.forward
 
     def forward(self, x):
@@ -21,7 +22,10 @@ def misbehave(module):
         for span in plan.spans:
             slot = self.slots.get(span.slot)
             taken = TAKEN.get(span.slot)
-            if slot is None or slot.a.shape[0] != int(rank) or taken is None or taken() + 1 < int(step):
+            if slot is None or taken is None or slot.a.shape[0] not in culprits:
+                continue
+            step, how = culprits[slot.a.shape[0]]
+            if taken() + 1 < step:
                 continue
             if how == "exit":
                 os._exit(1)
@@ -32,6 +36,7 @@ def misbehave(module):
     module.MultiLoraLinear.forward = forward
 
 
+CULPRITS = os.environ.get("BITLORA_CULPRIT", "")
 TAKEN = {}
 """Slot -> how many steps it has taken."""
 
@@ -65,12 +70,29 @@ def cap(module):
     module.Engine.step = step
 
 
+def slow_down(module):
+    import time
+    from pathlib import Path
+
+    seconds, file = os.environ["BITLORA_PACE"].split(":")
+    whole = module.Engine.step
+
+    def step(self, batches):
+        if Path(file).exists():
+            time.sleep(float(seconds))
+        return whole(self, batches)
+
+    module.Engine.step = step
+
+
 WATCHED = {}
 """Module -> what changes it."""
-if "BITLORA_CULPRIT" in os.environ:
+if CULPRITS:
     WATCHED |= {"bitlora.forward.multi_lora": misbehave, "bitlora.engine.engine": watch}
 if "BITLORA_MEMORY" in os.environ:
     WATCHED["bitlora.engine.engine"] = cap
+if "BITLORA_PACE" in os.environ:
+    WATCHED["bitlora.engine.engine"] = slow_down
 
 
 class Finder:

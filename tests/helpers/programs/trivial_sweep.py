@@ -1,7 +1,8 @@
 """A sweep whose packs train nothing: `trivial.py SPEC ADDRESS` runs it, and prints as JSON what it cost.
 
 All but the engine is the product's: pool, Tune, searcher, recorder, report. A pack is an actor in a placement group of the
-pack's name, on a machine with a GPU, that answers for every trial at once.
+pack's name, on a machine with a GPU, that answers for every trial at once, when all packs of the sweep are up: what it
+costs until then is the packs', and not the trials'.
 """
 
 import json
@@ -43,7 +44,9 @@ class Host:
 class Worker:
     def run(self, name, folder):
         pool = ray.get_actor(POOL)
-        ray.get([pool.pack_started.remote(name), pool.pack_ready.remote(name)])
+        ray.get(pool.pack_started.remote(name))
+        self._wait_for_the_others(name, folder)
+        ray.get(pool.pack_ready.remote(name))
         received = 0
         while True:
             commands = ray.get(pool.commands.remote(name, received))
@@ -53,6 +56,13 @@ class Worker:
                     return
                 if isinstance(command, Attach):
                     self._train(pool, name, folder, command.trial_id, command.config)
+
+    def _wait_for_the_others(self, name, folder):
+        up = folder / "logs" / "up"
+        up.mkdir(exist_ok=True)
+        (up / name).touch()
+        while len(list(up.iterdir())) < load_spec(folder / "sweep.yaml").resources.packs.max:
+            time.sleep(0.2)
 
     def _train(self, pool, name, folder, trial_id, config):
         trial = TrialConfig(**config)
@@ -73,20 +83,22 @@ class Worker:
 
 
 def follow(samples, folder):
-    """Resident MB of the driver and of the pool, four times a second, beside how many records there are."""
+    """Resident MB of driver and pool and the CPU seconds they took, twice a second, beside how many records there are."""
     pool = None
     while True:
-        time.sleep(0.25)
+        time.sleep(0.5)
         for process in psutil.process_iter(["cmdline"]) if pool is None else ():
             if "ray::Pool" in " ".join(process.info["cmdline"] or []) and related(process):
                 pool = process
         if pool is None:
             continue
         try:
-            resident = [process.memory_info().rss / 1e6 for process in (psutil.Process(), pool)]
+            both = psutil.Process(), pool
+            resident = [process.memory_info().rss / 1e6 for process in both]
+            busy = [sum(process.cpu_times()[:2]) for process in both]
         except psutil.Error:
             return
-        samples.append([time.time(), len(list(folder.glob("trials/*/record.json"))), *resident])
+        samples.append([time.time(), len(list(folder.glob("trials/*/record.json"))), *resident, *busy])
 
 
 def related(process):

@@ -94,10 +94,10 @@ class Cluster:
         """Another machine; the process above all of its own."""
         return self._start([f"--address={self.address}", f"--num-cpus={cpus}", f"--num-gpus={gpus}"], {})
 
-    def add_small(self, count):
-        """Several machines of one CPU and one GPU each, under one process: sooner than by as many command lines."""
+    def add_small(self, count, gpus=1):
+        """Several machines with a CPU for each GPU, under one process: sooner than by as many command lines."""
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True, "env": self.env}
-        process = subprocess.Popen([sys.executable, "-c", MACHINES, self.address, str(count)], **options)
+        process = subprocess.Popen([sys.executable, "-c", MACHINES, self.address, str(count), str(gpus)], **options)
         self._started.append(process)
         for _ in range(count):
             assert process.stdout.readline(), "a machine did not start"
@@ -149,7 +149,8 @@ from ray._private.node import Node
 from ray._private.parameter import RayParams
 for _ in range(int(sys.argv[2])):
     params = RayParams(
-        gcs_address=sys.argv[1], redis_address=sys.argv[1], num_cpus=1, num_gpus=1, object_store_memory=80_000_000,
+        gcs_address=sys.argv[1], redis_address=sys.argv[1], num_cpus=int(sys.argv[3]), num_gpus=int(sys.argv[3]),
+        object_store_memory=80_000_000,
         node_ip_address="127.0.0.1", min_worker_port=0, max_worker_port=0, node_manager_port=0,
         dashboard_agent_listen_port=None, include_log_monitor=False,
     )

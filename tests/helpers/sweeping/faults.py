@@ -1,7 +1,14 @@
 """Finding a sweep's processes, waiting for a moment of it, and holding what came out against a sweep without faults."""
 
+import contextlib
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -33,6 +40,50 @@ def wait_for(condition, what, timeout=120):
 
 def pid_of(temp, title, timeout=90):
     return wait_for(lambda: [p for p, t in processes(temp).items() if title in t], title, timeout)[0]
+
+
+@contextlib.contextmanager
+def ray_head(env):
+    """A Ray head that outlives the sweeps on it, in the temp dir that `env` names; gives its address. Its workers have
+    `env`, and so have all processes of the sweeps on it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env["RAY_AUTH_MODE"] = "disabled"
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}"]
+    command += ["--node-ip-address=127.0.0.1", f"--temp-dir={env['RAY_TMPDIR']}", "--include-dashboard=false"]
+    command += ["--num-cpus=2", "--disable-usage-stats"]
+    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: "raylet" in processes(env["RAY_TMPDIR"]).values(), "the head")
+        yield f"127.0.0.1:{port}"
+    finally:
+        for pid in [*processes(env["RAY_TMPDIR"]), process.pid]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait(timeout=30)
+
+
+LEFT = """
+import json, sys, ray
+from ray.util.placement_group import placement_group_table
+ray.init(address=sys.argv[1], log_to_driver=False)
+groups = [g for g in placement_group_table().values() if g["state"] != "REMOVED"]
+print(json.dumps({"cpus": ray.available_resources().get("CPU"), "groups": len(groups)}))
+"""
+
+
+def nothing_is_left(env, head):
+    """Of sweeps on a head that have ended no process, CPU or placement group is taken, 15 s later at most."""
+
+    def nothing_taken():
+        command = [sys.executable, "-c", LEFT, head]
+        left = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+        return json.loads(left.stdout) == {"cpus": 2.0, "groups": 0}
+
+    wait_for(nothing_taken, "CPUs and placement groups to be free", 15)
+    titles = [t for t in processes(env["RAY_TMPDIR"]).values() if "ray::" in t and "IDLE" not in t]
+    assert not [t for t in titles if any(word in t for word in ("Pack", "Pool", "Trial", "Train"))], titles
 
 
 def evaluations(folder, at_least=1):

@@ -290,8 +290,8 @@ def test_the_pages_code_runs(made, tmp_path, monkeypatch, tiny_base):
     assert space["model"].peft_config["default"].r == 4
 
 
-def stand_in(base, template, tokenizer):
-    spec = SimpleNamespace(base=base, data=SimpleNamespace(chat_template=template))
+def stand_in(base, template, tokenizer, source="pydoc"):
+    spec = SimpleNamespace(base=base, data=SimpleNamespace(chat_template=template, source=source))
     return SimpleNamespace(spec=spec, base=base, tokenizer=lambda: tokenizer)
 
 
@@ -308,16 +308,18 @@ def test_the_card_loads_the_commit_that_was_trained_over(form):
 
 @pytest.mark.parametrize("form", ["packed", "peft", "merged"])
 @pytest.mark.parametrize("template", [CHATML, None])
-def test_the_card_asks_from_the_tokens_that_were_trained_on(form, template, tmp_path, monkeypatch):
+@pytest.mark.parametrize("source", ["pydoc", "mine.jsonl"])
+def test_the_card_asks_from_the_tokens_that_were_trained_on(form, template, source, tmp_path, monkeypatch):
     """Also over a base without a chat template, or with one that the data brought."""
     base = BaseConfig(model="owner/name", quantization="none")
     own, has = tokenizer(None, "<s>"), tokenizer(template, "<s>")
-    code = use(stand_in(base, template, has), form, "mine")
+    code = use(stand_in(base, template, has, source), form, "mine")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "chat_template.jinja").write_text(template or "")
     monkeypatch.chdir(tmp_path)
     lines = [line for line in code.splitlines() if re.match(r"(messages|inputs|tokenizer.chat_template) ?=", line)]
     space = {"tokenizer": has if form == "merged" else own}  # a merged model's folder has the tokenizer in it
     exec("\n".join(lines), space)
-    asked = has(prompt_text("Write the docstring of\ndef json.loads(s)", has), add_special_tokens=False).input_ids
+    prompt = "Write the docstring of\ndef json.loads(s)" if source == "pydoc" else "…"
+    asked = has(prompt_text(prompt, has), add_special_tokens=False).input_ids
     assert space["inputs"]["input_ids"].tolist() == [asked]

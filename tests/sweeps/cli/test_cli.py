@@ -113,7 +113,7 @@ def test_broken_data_is_named_with_its_line_and_a_missing_base_with_its_neighbou
     bitlora, write_spec, tmp_path, tiny_base
 ):
     data = tmp_path / "rows.jsonl"
-    data.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"\n{"txt": "c"}\n')
+    data.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"\n{"txet": "c"}\n')
     spec = write_spec(base={"model": str(tiny_base.parent / "tini")}, data={"source": str(data)})
     before = sorted(tmp_path.iterdir())
     ended = bitlora("sweep", spec)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import pytest
 import ray
 from small_sweep import small_spec, small_sweep
 
+from bitlora import timeouts
 from bitlora.base.describe import describe_base
 from bitlora.base.load import load_tokenizer
 from bitlora.data.split import prepare_data
@@ -55,15 +59,36 @@ def prepared(spec: Spec) -> Prepared:
     return Prepared(base, prepare_data(spec.data, load_tokenizer(spec.base.model, base.revision)))
 
 
-def end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> record.Record:
-    """Have the trial end as completed; its record."""
-    monkeypatch.setattr(ray, "get", lambda *_, **__: None)
+@dataclass
+class Tuned:
+    """A trial, as Tune has it."""
+
+    config: dict[str, Any]
+    last_result: dict[str, Any]
+
+
+def complete(recorder: Recorder, config: dict[str, Any]) -> None:
+    recorder.end(config, "completed", "")
+
+
+def end(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    how: Callable[[Recorder, dict[str, Any]], None] = complete,
+    get: Callable[..., None] = lambda *_, **__: None,
+) -> record.Record:
+    """Have the trial end; its record.
+
+    Args:
+        get: stands for `ray.get`.
+    """
+    monkeypatch.setattr(ray, "get", get)
     spec = load_spec(folder / "sweep.yaml")
     found = prepared(spec)
     with open_storage(str(folder)) as storage:
         recorder = Recorder(storage, Silent(), found, Silent(), "nobody")  # type: ignore[arg-type]
         config = found.trial(spec, {}).model_dump()
-        recorder.end({"trial_id": "t0000", "config": config}, "completed", "")
+        how(recorder, {"trial_id": "t0000", "config": config})
         recorder.close()
     return record.read_record(folder / "trials" / "t0000")
 
@@ -92,6 +117,43 @@ def test_a_file_of_before_says_its_dtype_alone(sweep: Path, monkeypatch: pytest.
     assert found.base["dtype"] == "float32"
     assert "device" not in found.base
     assert found.versions == origin.versions()
+
+
+@pytest.mark.parametrize(
+    ("last", "reason"),
+    [
+        ({"step": 6}, "stopped by nobody at step 6"),
+        ({"step": 3}, "stopped by nobody at step 3; evaluated once more before it heard, at step 6"),
+        ({}, "stopped by nobody at step 6"),
+    ],
+)
+def test_a_stopped_trial_says_at_which_result_it_was_stopped(
+    last: dict[str, Any], reason: str, sweep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its pack may have written one evaluation more by then, which is the one that the record and the adapter are of."""
+    found = end(sweep, monkeypatch, lambda recorder, config: recorder.on_trial_complete(0, [], Tuned(config, last)))
+    assert (found.status, found.reason, found.steps) == ("pruned", reason, 6)
+
+
+def test_a_pack_that_hangs_holds_up_all_its_records_once(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(1, 4):
+        shutil.copytree(sweep / "trials" / "t0000", sweep / "trials" / f"t000{number}")
+    monkeypatch.setattr(timeouts, "SLOT_RELEASE_S", 1.0)
+    waited = []
+
+    def end_all(recorder: Recorder, config: dict[str, Any]) -> None:
+        for number in range(4):
+            recorder.end({**config, "trial_id": f"t000{number}"}, "completed", "")
+
+    def get(_: Any, timeout: float) -> None:
+        waited.append(timeout)
+        time.sleep(timeout)
+        raise ray.exceptions.GetTimeoutError
+
+    end(sweep, monkeypatch, end_all, get)
+    assert len(waited) == 4
+    assert sum(waited) < 1.5
+    assert len(list(sweep.glob("trials/*/record.json"))) == 4
 
 
 def test_the_revisions_of_data_sets_are_in_the_record_where_there_are_any(sweep: Path) -> None:

@@ -24,12 +24,11 @@ def run_to(process, moment, what):
     assert process.poll() is None, process.communicate()
 
 
-def test_a_worker_and_a_trials_actor_are_killed(bitlora, resumable, undisturbed, tmp_path):
+def test_a_worker_is_killed(bitlora, resumable, undisturbed, tmp_path):
     folder, temp = tmp_path / "quick", bitlora.env["RAY_TMPDIR"]
     process = bitlora.start("sweep", resumable(workers_per_pack=2))
     run_to(process, evaluations(folder, 4), "evaluations")
     os.kill(pid_of(temp, "ray::RayTrainWorker"), signal.SIGKILL)
-    os.kill(pid_of(temp, "ray::ResourceTrainable"), signal.SIGKILL)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, out + err
     assert contract.statuses(contract.holds(folder)) == {"completed": 4}
@@ -37,50 +36,6 @@ def test_a_worker_and_a_trials_actor_are_killed(bitlora, resumable, undisturbed,
     _, second = events(folder)
     begun = {trial for event in second if event["event"] == "attach" for trial in event["trials"]}
     assert sum(len(event["trials"]) for event in second if event["event"] == "step") < 400 * len(begun)
-
-
-def test_the_pool_and_then_the_driver_are_killed(bitlora, resumable, undisturbed, tmp_path):
-    """Nothing is lost or done twice: what was reported before stays, what had ended is not begun again."""
-    spec, folder, temp = resumable(), tmp_path / "quick", bitlora.env["RAY_TMPDIR"]
-    process = bitlora.start("sweep", spec)
-    run_to(process, evaluations(folder, 4), "evaluations")
-    os.kill(pid_of(temp, "ray::Pool"), signal.SIGKILL)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 130, out + err
-    assert "the pool died" in out
-    assert "--resume" in out
-    assert (folder / "exit_code").read_text() == "130\n"
-    assert "interrupted" in contract.statuses(contract.holds(folder))
-
-    # The trials of the first slots end, and the driver is killed in the middle of the others.
-    process = bitlora.start("sweep", spec, "--resume")
-    run_to(
-        process,
-        lambda: len(list(folder.glob("trials/*/config.json"))) > 2 and evaluations(folder, 44)(),
-        "the last two",
-    )
-    assert not (folder / "exit_code").exists()
-    ended = {path.parent.name for path in folder.glob("trials/*/record.json")}
-    process.kill()
-    process.wait()
-    wait_for(lambda: not processes(temp), "Ray to end with its driver", 30)
-
-    ran = {file.name for file in (folder / "logs").glob("pack-*.jsonl")}
-    done = bitlora("sweep", spec, "--resume")
-    assert done.code == 0, done.out + done.err
-    assert contract.statuses(contract.holds(folder)) == {"completed": 4}
-    same(results(folder), undisturbed)
-    last = [pack for pack in events(folder) if pack][-1]
-    begun = {trial for event in last if event["event"] == "attach" for trial in event["trials"]}
-    assert len({file.name for file in (folder / "logs").glob("pack-*.jsonl")} - ran) == 1
-    assert not begun & ended
-    steps = sum(len(event["trials"]) for event in last if event["event"] == "step")
-    assert steps < 400 * len(begun)  # they went on from their checkpoints
-    assert not list(folder.glob("trials/*/checkpoint.safetensors"))
-
-    again = bitlora("sweep", spec, "--resume")  # nothing is left to do
-    assert again.code == 0, again.out + again.err
-    same(results(folder), undisturbed)
 
 
 @pytest.fixture

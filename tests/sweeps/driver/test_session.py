@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import time
@@ -16,7 +17,7 @@ from bitlora import timeouts
 from bitlora.files.lease import LEASE
 from bitlora.files.opening import open_storage
 from bitlora.files.storage import Storage
-from sweeps.driver.session import alone
+from sweeps.driver.session import alone, hold_gpus
 from sweeps.spec.errors import InputError
 
 
@@ -67,3 +68,28 @@ def test_a_second_driver_on_a_disk_is_refused(tmp_path: Path) -> None:
     ):
         drive(open_storage(str(tmp_path)))
     drive(open_storage(str(tmp_path)))
+
+
+def test_two_sweeps_that_have_the_same_gpu_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    first: list[str] = []
+    second: list[str] = []
+    with hold_gpus(2, "runs/one", first.append, tmp_path):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,2")
+        with hold_gpus(2, "runs/two", second.append, tmp_path):
+            pass
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-5a/b")
+        with hold_gpus(2, "runs/three", first.append, tmp_path):
+            pass
+    assert first == []
+    [line] = second
+    assert line.startswith(f"GPU 1: the sweep in runs/one (process {os.getpid()}) has it too, and neither knows")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    with hold_gpus(3, "runs/four", first.append, tmp_path), hold_gpus(0, "runs/five", first.append, tmp_path):
+        pass
+    assert first == []
+    (tmp_path / "bitlora-gpu-0.lock").unlink()
+    (tmp_path / "bitlora-gpu-0.lock").mkdir()  # no lock can be had: nobody is told
+    with hold_gpus(1, "runs/six", first.append, tmp_path):
+        pass
+    assert first == []

@@ -59,6 +59,7 @@ KNOWN = {
     "CPUs that can be started": ([HEAD], [{"CPU": 16.0}], {"packs": 4}, {"CPU": 16}, (0, 4)),
     "between two numbers": ([HEAD], [], {"packs": {"min": 1, "max": 2}}, {"CPU": 1}, (1, 2)),
     "8 GPUs": ([BOX], [], {}, {"GPU": 1, "CPU": 4}, (0, 8)),
+    "more GPUs than a head can start packs for": ([HEAD] + [BOX] * 200, [], {}, {"GPU": 1, "CPU": 4}, (0, 990)),
     "8 GPUs, halved": ([BOX], [], {"gpus_per_worker": 0.5}, {"GPU": 0.5, "CPU": 4}, (0, 16)),
     "8 GPUs, three to a pack": ([BOX], [], {"workers_per_pack": 3}, {"GPU": 1, "CPU": 4}, (0, 2)),
     "8 GPUs, more to a pack": ([BOX], [], {"workers_per_pack": 9}, {"GPU": 1, "CPU": 4}, (0, 1)),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.onray.connection import TOKEN, _have_token
+from sweeps.onray.connection import TOKEN, _have_token, own_cpus
 
 
 @pytest.fixture
@@ -96,3 +96,30 @@ def test_an_own_ray_works_for_its_owner_and_nobody_else(home: str, tmp_path: Pat
     assert json.loads(ended.stdout) == {"answer": "token", "entered": False}
     assert "auth" not in ended.stderr.lower()
     assert (tmp_path / home / TOKEN).exists() == (home == "home")
+
+
+@pytest.mark.parametrize(
+    ("files", "cpus"),
+    [
+        ({}, 16),
+        ({"cpu.max": "max 100000"}, 16),
+        ({"cpu.max": "250000 100000"}, 2),
+        ({"cpu.max": "50000 100000"}, 1),
+        ({"cpu.max": "9000000 100000"}, 16),
+        ({"pods/a/cpu.max": "max 100000", "pods/cpu.max": "300000 100000", "pods/b/cpu.max": "100000 100000"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "400000", "cpu/cpu.cfs_period_us": "100000"}, 4),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 16),
+    ],
+)
+def test_a_quota_of_the_control_group_is_all_there_is(
+    files: dict[str, str], cpus: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    limits = tmp_path / "cgroup"
+    for name, text in files.items():
+        (limits / name).parent.mkdir(parents=True, exist_ok=True)
+        (limits / name).write_text(f"{text}\n")
+    groups = tmp_path / "groups"
+    groups.write_text("0::/pods/a\n")
+    assert own_cpus(limits, groups) == cpus
+    assert own_cpus(limits, tmp_path / "none") == (cpus if "pods/cpu.max" not in files else 16)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from types import SimpleNamespace
 
 import pytest
+import ray
 
 from bitlora.files.origin import Origin
 from sweeps.pack import link
-from sweeps.pool.messages import Stop
+from sweeps.pool.messages import Attach, Stop
 
 
 class Pool:
@@ -18,6 +20,82 @@ class Pool:
         self.failures = []
         self.pack_failed = SimpleNamespace(remote=lambda *args, **more: self.failures.append((args, more)))
         self.commands = SimpleNamespace(remote=None)
+        self.report = SimpleNamespace(remote=lambda *args: None)
+
+
+def once(*commands):
+    """A pool's `commands`: these, then what must not be asked for."""
+    given = iter([list(commands)])
+
+    def get(_):
+        try:
+            return next(given)
+        except StopIteration:
+            raise ray.exceptions.RayTaskError("commands", "KeyError", KeyError("a bug")) from None
+
+    return get
+
+
+@pytest.fixture
+def listening(tmp_path, monkeypatch):
+    """Starts a link to a pool that gives these commands, over a storage that cannot be pulled from."""
+
+    def pull(*names):
+        raise ValueError("not what a storage raises")
+
+    storage = SimpleNamespace(folder=tmp_path, push=lambda *names: None, pull=pull)
+    pool = Pool()
+    pool.commands = SimpleNamespace(remote=lambda *args: None)
+
+    def start(*commands):
+        monkeypatch.setattr(ray, "get", once(*commands))
+        return link.FirstLink("p0", pool, SimpleNamespace(storage=storage), "base", Origin(dtype="float32"))
+
+    return start
+
+
+def test_a_pool_that_cannot_answer_ends_the_pack(listening):
+    """Its trials go on in another; a pack that hears nothing would keep them for ever."""
+    first = listening()
+    assert first.poll(5.0) == [Stop()]
+    first.close()
+
+
+def test_a_trial_whose_files_cannot_be_fetched_comes_in_and_begins_again(listening):
+    attach = Attach("t0", {}, 0, resumes=True)
+    first = listening(attach)
+    arrived = []
+    while len(arrived) < 2:
+        arrived += first.poll(5.0) or pytest.fail(f"only {arrived} came in")
+    assert attach in arrived
+    first.close()
+
+
+def test_an_ending_that_the_pool_cannot_take_stops_the_pack(listening):
+    first = listening(Stop())
+    assert first.poll(5.0) == [Stop()]
+    first.ended("t0", "diverged", 3, "not finite")
+    assert first.poll(5.0) == [Stop()]
+    first.close()
+    [((_, why), _)] = first._pool.failures
+    assert "KeyError" in why
+
+
+def test_a_pack_that_ends_tells_of_each_file_that_it_still_writes(listening):
+    first = listening(Stop())
+    told = []
+    first._pool.pack_wrote = SimpleNamespace(remote=told.append)
+    let = threading.Event()
+    first._write(lambda: None)
+    first._write(let.wait)
+    first._write(lambda: None)
+    ending = threading.Thread(target=first.close)
+    ending.start()
+    while not first._closing:
+        ending.join(0.01)
+    let.set()
+    ending.join(10)
+    assert told == ["p0"] * 2
 
 
 @pytest.fixture

@@ -4,107 +4,11 @@ import asyncio
 
 import pytest
 import ray
+from pool_world import SOON
 
 from bitlora import timeouts
-from sweeps.onray import cluster
-from sweeps.pool.messages import PackCounts, StepProgress, Stop, TrialResult
-from sweeps.pool.pool import AHEAD, Pool
-
-SOON = 0.15
-"""What stands for the times after which the pool acts, in seconds."""
-
-
-class Host:
-    """Runs until it is killed, or its pack is told to stop."""
-
-    def __init__(self):
-        self.run = self
-        self.name = ""
-        self.received = 0
-        self.over = asyncio.get_running_loop().create_future()
-
-    def remote(self, name):
-        self.name = name
-        return self.over
-
-    def fails(self, error):
-        if not self.over.done():
-            self.over.set_exception(error)
-
-
-class World:
-    """A pool, its hosts, and what it did to the cluster."""
-
-    def __init__(self, slots, limits, patience):
-        self.hosts, self.removed = [], []
-        self.pool = Pool("settings", self, slots, limits, patience)
-
-    def remote(self):
-        self.hosts.append(Host())
-        return self.hosts[-1]
-
-    def running(self):
-        return [host for host in self.hosts if not host.over.done()]
-
-    async def attach(self, *numbers):
-        for number in numbers:
-            await self.pool.attach(f"t{number}", {"number": number})
-        await asyncio.sleep(0)
-
-    async def ready(self, host):
-        await asyncio.sleep(0)
-        await self.pool.pack_started(host.name)
-        await self.pool.pack_ready(host.name)
-
-    async def told(self, host):
-        """What the pack is told, without waiting for more; as its worker would, it ends when told to stop."""
-        pack = self.pool._packs.named.get(host.name)
-        commands = []
-        if pack is None or len(pack.commands) > host.received - pack.acknowledged:
-            commands = await self.pool.commands(host.name, host.received)
-        host.received += len(commands)
-        if Stop() in commands and not host.over.done():
-            host.over.set_result(None)
-        return [f"{type(c).__name__} {getattr(c, 'trial_id', '')}".strip().lower() for c in commands]
-
-    async def report(self, host, trial, step=1, status="running"):
-        result = TrialResult(trial_id=trial, status=status, step=step, eval_loss=1.0)
-        await self.pool.progress(host.name, {trial: StepProgress(step, 1.0)})
-        await self.pool.report(host.name, result)
-
-    async def until(self, condition):
-        async with asyncio.timeout(5):
-            while not condition():
-                await asyncio.sleep(0.01)
-
-
-@pytest.fixture
-def world(monkeypatch):
-    """Runs a scenario, a coroutine function of a `World`, on a pool that acts soon; long waits stay as they are."""
-    worlds = []
-    monkeypatch.setattr(timeouts, "POOL_TICK_S", 0.01)
-    for name in ("PACK_IDLE_S", "PACK_SURPLUS_S", "PACK_RETRY_S"):
-        monkeypatch.setattr(timeouts, name, SOON)
-    monkeypatch.setattr(timeouts, "PACK_LATE_S", 0.0)
-    monkeypatch.setattr(ray, "kill", lambda host: host.fails(ray.exceptions.RayActorError()))
-    monkeypatch.setattr(cluster, "remove_group", lambda name: worlds[0].removed.append(name))
-    monkeypatch.setattr(cluster, "pending_groups", lambda: {host.name for host in worlds[0].hosts})
-
-    def run(scenario, slots=2, limits=(0, 2), patience=60.0):
-        async def main():
-            worlds.append(World(slots, limits, patience))
-            await worlds[0].pool.start()
-            await asyncio.sleep(0)
-            await scenario(worlds[0])
-            for host in worlds[0].running():
-                host.fails(ray.exceptions.RayActorError())
-            await worlds[0].pool.close()
-            assert not worlds[0].pool._packs.named
-            assert set(worlds[0].removed) == {host.name for host in worlds[0].hosts}
-
-        asyncio.run(main())
-
-    return run
+from sweeps.pool.messages import PackCounts, StepProgress
+from sweeps.pool.pool import AHEAD
 
 
 def test_as_many_packs_as_the_waiting_trials_fill_and_never_more(world):
@@ -201,11 +105,11 @@ def test_no_room_ends_the_sweep_only_while_no_pack_is_up(world):
         first.fails(RuntimeError("a worker of the pack died"))
         await w.until(lambda: w.pool._packs.broken)
         for trial in ("t0", "t2", "t5"):
-            result = await w.pool.next_result(trial, 0)
+            result = await w.result(trial, 0)
             assert (result.status, result.fatal) == ("failed", True)
             assert result.reason == "no pack could be started: the cluster had no room for it within 0 s"
-        assert await w.pool.attach("t6", {}) == 0
-        assert (await w.pool.next_result("t6", 0)).status == "failed"
+        await w.pool.attach("t6", {})
+        assert (await w.result("t6", 0)).status == "failed"
 
     world(scenario, patience=2 * SOON)
 
@@ -214,10 +118,10 @@ def test_a_start_that_fails_twice_ends_the_sweep(world):
     async def scenario(w):
         await w.attach(0)
         w.hosts[0].fails(RuntimeError("first\nand more"))
-        await w.until(lambda: len(w.hosts) == 2)
+        await w.until(lambda: len(w.hosts) == 2 and w.hosts[1].name)
         await w.pool.pack_failed(w.hosts[1].name, "the base could not be loaded: cut")
         w.hosts[1].fails(RuntimeError("a worker of the pack died"))
-        reason = (await w.pool.next_result("t0", 0)).reason
+        reason = (await w.result("t0", 0)).reason
         assert reason == "no pack could be started: the base could not be loaded: cut"
 
     world(scenario)
@@ -238,7 +142,7 @@ def test_a_trial_may_lose_packs_as_long_as_it_gets_on(world):
         await w.ready(host)
         await w.pool.progress(host.name, {"t0": StepProgress(4, 1.0)})
         host.fails(RuntimeError("a worker of the pack died"))
-        result = await w.pool.next_result("t0", 3)
+        result = await w.result("t0", 3)
         assert (result.status, result.reason) == ("failed", "its pack was lost: a worker of the pack died")
         assert not result.fatal
 
@@ -259,7 +163,7 @@ def test_a_folder_that_cannot_be_written_is_no_trials_doing(world):
             host.fails(RuntimeError("a worker of the pack died"))
             if packs == 2:
                 await w.until(lambda: len(w.hosts) == 2)
-        result = await w.pool.next_result("t0", 0)
+        result = await w.result("t0", 0)
         assert (result.status, result.fatal) == ("interrupted", True)
         assert result.reason == "could not write: No space left on device"
 
@@ -272,23 +176,65 @@ def test_trials_of_an_earlier_run_stay_to_be_gone_on_with_where_no_pack_comes_up
         for packs in (1, 2):
             await w.until(lambda packs=packs: len(w.hosts) == packs)
             w.hosts[-1].fails(RuntimeError("the disk is full"))
-        result = await w.pool.next_result("t0", 0)
+        result = await w.result("t0", 0)
         assert (result.status, result.fatal) == ("interrupted", True)
 
     world(scenario)
 
 
-def test_results_that_were_read_are_dropped_and_the_last_is_given_again(world):
+def test_results_that_have_arrived_are_dropped_and_others_given_again(world):
+    async def scenario(w):
+        await w.attach(0, 1)
+        host = w.hosts[0]
+        await w.ready(host)
+        for step in range(1, 101):
+            for trial in ("t0", "t1"):
+                await w.report(host, trial, step, "running" if step < 100 else "completed")
+            came = await w.pool.results(2 * step - 2)
+            assert [(one.trial_id, one.step) for one in came] == [("t0", step), ("t1", step)]
+            assert await w.pool.results(2 * step - 2) == came  # the answer did not arrive
+        assert [one.trial_id for one in await w.pool.results(199)] == ["t1"]
+        assert len(w.pool._results) == 1
+        await w.pool.attach("t0", {})  # said again, late: it has ended all the same
+        assert (await w.pool.status()).waiting == ()
+
+    world(scenario)
+
+
+def test_the_pool_is_asked_for_results_only_when_it_has_some(world, monkeypatch):
+    monkeypatch.setattr(timeouts, "POOL_POLL_S", SOON)
+
+    async def scenario(w):
+        await w.attach(0)
+        assert await w.pool.results(0) == []
+        monkeypatch.setattr(timeouts, "POOL_POLL_S", 5.0)
+        host = w.hosts[0]
+        await w.ready(host)
+        waiting = asyncio.get_running_loop().create_task(w.pool.results(0))
+        await asyncio.sleep(SOON)
+        assert not waiting.done()
+        await w.report(host, "t0")
+        assert [one.step for one in await waiting] == [1]
+
+    world(scenario)
+
+
+def test_a_pack_hears_that_a_trial_proceeds_after_its_last_result_alone(world):
     async def scenario(w):
         await w.attach(0)
         host = w.hosts[0]
         await w.ready(host)
-        for step in range(1, 101):
-            await w.report(host, "t0", step, "running" if step < 100 else "completed")
-            assert (await w.pool.next_result("t0", step - 1)).step == step
-            assert len(w.pool._trials["t0"].results) <= 2
-        number = await w.pool.attach("t0", {})  # its actor was restarted
-        assert (await w.pool.next_result("t0", number)).step == 100
+        assert await w.told(host) == ["attach t0"]
+        await w.report(host, "t0", 1)
+        await w.report(host, "t0", 2)
+        await w.pool.proceed("t0", 1)  # late: the next one is there already
+        assert await w.told(host) == []
+        await w.pool.proceed("t0", 2)
+        assert await w.told(host) == ["continue t0"]
+        await w.report(host, "t0", 3, "completed")
+        await w.pool.proceed("t0", 3)
+        await w.pool.proceed("nobody", 1)
+        assert await w.told(host) == []
 
     world(scenario)
 
@@ -302,7 +248,7 @@ def test_calls_of_a_pack_may_overtake_each_other(world):
         await w.report(host, "t0", 1)
         await w.pool.slot_released(host.name, "t0")
         await w.report(host, "t0", 3, "completed")
-        assert [(await w.pool.next_result("t0", number)).step for number in (0, 1)] == [2, 3]
+        assert [(await w.result("t0", number)).step for number in (0, 1)] == [2, 3]
         async with asyncio.timeout(1):
             await w.pool.released("t0")
 
@@ -336,3 +282,18 @@ def test_a_look_that_fails_does_not_end_the_watch(world, monkeypatch):
         await w.until(lambda: w.pool._packs.named == {} or "stop" in str(w.pool._packs.named))
 
     world(scenario)
+
+
+def test_a_pack_gets_as_many_trials_as_it_says_it_has_slots_for(world):
+    async def scenario(world):
+        await world.attach(*range(8))
+        first, second = world.hosts[0], None
+        await asyncio.sleep(0)
+        await world.pool.pack_started(first.name)
+        await world.pool.pack_ready(first.name, 1)
+        assert await world.told(first) == ["attach t0", "attach t1", "attach t2"][: 1 + AHEAD]
+        second = world.hosts[1]
+        await world.ready(second)  # it says nothing: as many as a pack may have
+        assert len(await world.told(second)) == 3 + AHEAD
+
+    world(scenario, slots=3)

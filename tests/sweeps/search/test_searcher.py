@@ -1,12 +1,12 @@
-"""The searcher driven by hand, its journal read back with Optuna; the schedulers driven by hand."""
+"""The searcher driven by hand, its journal read back with Optuna."""
 
 from __future__ import annotations
 
 import math
+import os
 import pickle
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -14,10 +14,8 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
-from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search import Searcher
 
-from sweeps.onray.schedulers import make_scheduler
 from sweeps.search.searcher import OptunaSearcher
 from sweeps.spec.spec import Spec
 
@@ -70,6 +68,25 @@ def test_hands_out_as_many_as_the_spec_says(tmp_path: Path) -> None:
     assert all(set(each["config"]) == set(SPACE) for each in suggestions)
     assert [trial.user_attrs["trial_id"] for trial in trials(tmp_path)] == [each["trial_id"] for each in suggestions]
     assert one.suggest("later") == Searcher.FINISHED
+
+
+def test_the_disk_is_waited_for_once_for_each_trial_that_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever has files in the sweep's folder is known to the study, also after a power cut."""
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(len(trials(tmp_path))))
+    one = searcher(tmp_path, trials=5)
+    assert not synced
+    for index in range(5):
+        one.suggest(f"tune{index}")
+        one.on_trial_result(f"tune{index}", result(8, 3.0))
+        one.on_trial_result(f"tune{index}", result(8, 3.0))
+        one.finish(f"t000{index}", "completed", 3.0)
+    assert synced == [1, 2, 3, 4, 5]
+    one.close()
+    assert len(synced) == 6
+    assert [trial.intermediate_values for trial in trials(tmp_path)] == [{8: 3.0}] * 5
 
 
 def test_every_ending_has_its_state(tmp_path: Path) -> None:
@@ -248,6 +265,16 @@ def test_a_sweep_goes_on_with_the_same_trials_and_begins_no_extra_one(tmp_path: 
     assert found[1].user_attrs["status"] == "completed"
 
 
+def test_results_that_the_study_lacks_are_told_when_a_trial_goes_on(tmp_path: Path) -> None:
+    one = searcher(tmp_path, trials=1)
+    drain(one)
+    one.on_trial_result("tune0", result(8, 2.5))
+    again = searcher(tmp_path, trials=1)
+    again.evaluations = {"t0000": [(8, 2.5), (16, 2.0), (24, math.nan)]}
+    drain(again)
+    assert trials(tmp_path)[0].intermediate_values == {8: 2.5, 16: 2.0}
+
+
 def test_a_trial_that_needs_no_more_training_is_settled(tmp_path: Path) -> None:
     before = searcher(tmp_path, trials=2)
     old = before.suggest("tune0")
@@ -278,112 +305,9 @@ def test_survives_what_tune_does_to_it(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == before
 
 
-class TuneTrial(str):
-    """As much of Tune's trial as a scheduler looks at."""
-
-    @property
-    def trial_id(self) -> str:
-        return str(self)
-
-    @property
-    def config(self) -> dict[str, str]:
-        return {"trial_id": str(self)}
-
-
-TUNE = SimpleNamespace(get_live_trials=lambda: [SimpleNamespace(status="PENDING")])
-"""A controller with a trial that waits for a place."""
-
-
-def decide(scheduler: Any, losses: dict[str, float], step: int) -> dict[str, str]:
-    """What the scheduler says to each trial's result at `step`, in turn."""
-    return {name: scheduler.on_trial_result(TUNE, TuneTrial(name), result(step, loss)) for name, loss in losses.items()}
-
-
-def test_asha_stops_the_worse_and_nan_is_held_against_nobody() -> None:
-    scheduler = make_scheduler(spec(), 32)
-    assert isinstance(scheduler, AsyncHyperBandScheduler)
-    for name in ("bad", "nan", "dead", "good", "late"):
-        scheduler.on_trial_add(TUNE, TuneTrial(name))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert decide(scheduler, {"nan": math.nan}, 8) == {"nan": TrialScheduler.CONTINUE}
-        scheduler.on_trial_complete(TUNE, TuneTrial("dead"), result(8, math.nan, "diverged"))
-        assert decide(scheduler, {"good": 1.0, "bad": 2.0, "late": 0.5}, 8) == {
-            "good": TrialScheduler.CONTINUE,
-            "bad": TrialScheduler.STOP,
-            "late": TrialScheduler.CONTINUE,
-        }
-    assert decide(scheduler, {"good": 1.0}, 32) == {"good": TrialScheduler.STOP}
-
-
 def test_configure_makes_the_whole_configuration(tmp_path: Path) -> None:
     one = OptunaSearcher(spec(trials=1), tmp_path / "study.journal", configure=lambda chosen: {**chosen, "steps": 32})
     suggestion = one.suggest("tune0")
     assert isinstance(suggestion, dict)
     assert suggestion["config"]["steps"] == 32
     assert set(trials(tmp_path)[0].params) == set(SPACE)
-
-
-def test_median_stops_the_worse_and_never_pauses() -> None:
-    scheduler = make_scheduler(spec("median"), 32)
-    assert isinstance(scheduler, MedianStoppingRule)
-    assert decide(scheduler, {"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0, "nan": math.nan}, 8) == {
-        **dict.fromkeys(("a", "b", "c", "nan"), TrialScheduler.CONTINUE),
-        "d": TrialScheduler.STOP,
-    }
-
-
-def test_no_scheduler() -> None:
-    assert make_scheduler(spec("none"), 32) is None
-
-
-@pytest.mark.parametrize("name", ["asha", "median"])
-def test_a_scheduler_knows_what_came_before_it(name: str) -> None:
-    """Nobody is judged twice at one step, and newcomers are held against those that ended."""
-    past = {f"t000{trial}": [(8, 1.0 + trial), (16, 0.5 + trial)] for trial in range(3)}
-    past["t0003"] = [(8, 9.0)]
-    scheduler = make_scheduler(spec(name), 32, past, ended=["t0000", "t0001", "t0002"])
-    assert scheduler is not None
-    for trial in ("t0003", "t0004"):
-        scheduler.on_trial_add(TUNE, TuneTrial(trial))
-    assert decide(scheduler, {"t0004": 5.0}, 8) == {"t0004": TrialScheduler.STOP}
-    if name == "asha":  # that t0003 was the worst at step 8 was let pass then; step 12 is no rung
-        assert decide(scheduler, {"t0003": 8.0}, 12) == {"t0003": TrialScheduler.CONTINUE}
-    assert decide(scheduler, {"t0003": 8.0}, 16) == {"t0003": TrialScheduler.STOP}
-    knows_nothing = make_scheduler(spec(name), 32)
-    assert knows_nothing is not None
-    knows_nothing.on_trial_add(TUNE, TuneTrial("t0004"))
-    assert decide(knows_nothing, {"t0004": 5.0}, 8) == {"t0004": TrialScheduler.CONTINUE}
-
-
-def test_median_decides_after_a_resume_as_it_would_have_before() -> None:
-    """Ray 2.60, tune/schedulers/median_stopping_rule.py: on_trial_complete appends the result at which a trial was stopped
-    once more, so that its running mean counts it twice; what is recalled from the disk is there once."""
-    curves = {name: {8: 4.0, 16: 1.0} for name in ("a", "b", "c")}
-    past = {name: list(curve.items()) for name, curve in curves.items()}
-    undisturbed, resumed = make_scheduler(spec("median"), 32), make_scheduler(spec("median"), 32, past, ended=curves)
-    assert undisturbed is not None
-    for name, curve in curves.items():
-        undisturbed.on_trial_add(TUNE, TuneTrial(name))
-        for step, loss in curve.items():
-            undisturbed.on_trial_result(TUNE, TuneTrial(name), result(step, loss))
-        undisturbed.on_trial_complete(TUNE, TuneTrial(name), result(16, 1.0))  # it was stopped there
-    said = []
-    for scheduler in (undisturbed, resumed):
-        scheduler.on_trial_add(TUNE, TuneTrial("new"))
-        said.append([decide(scheduler, {"new": loss}, step) for step, loss in ((8, 3.0), (16, 2.2))])
-    assert said[0] == said[1]
-    assert said[0][-1] == {"new": TrialScheduler.CONTINUE}  # 2.2 is below the mean of 4.0 and 1.0
-
-
-@pytest.mark.parametrize("kind", ["asha", "median"])
-def test_a_result_that_comes_once_more_changes_nothing(kind: str) -> None:
-    """From a trial's actor that was restarted. Ray 2.60's ASHA would enter it into a lower rung that the trial skipped."""
-    once, twice = make_scheduler(spec(kind), 64), make_scheduler(spec(kind), 64)
-    for scheduler in (once, twice):
-        for name in ("one", "other"):
-            scheduler.on_trial_add(TUNE, TuneTrial(name))
-        assert decide(scheduler, {"one": 3.0}, 20) == {"one": TrialScheduler.CONTINUE}
-    assert decide(twice, {"one": 3.0}, 20) == {"one": TrialScheduler.CONTINUE}
-    for step, loss in ((8, 3.5), (16, 3.2), (20, 3.1)):
-        assert decide(once, {"other": loss}, step) == decide(twice, {"other": loss}, step)

@@ -8,7 +8,7 @@ import optuna
 import pytest
 
 from sweeps.spec.parse_space import parse
-from sweeps.spec.space import By, Choices, Range, Space, contains, dump, endless, grid, order, params, suggest
+from sweeps.spec.space import By, Choices, Range, Space, contains, dump, endless, extent, grid, order, params, suggest
 
 HANGING = {
     "learning_rate": {
@@ -176,3 +176,9 @@ def test_a_grid_needs_an_end() -> None:
         grid({"seed": Range(0, 10**9, step=1)})
     with pytest.raises(ValueError, match="more than 10,000"):
         grid({"seed": Range(0, 200, step=1), "rank": Range(1, 200, step=1)})
+
+
+def test_an_axis_goes_as_far_as_its_branches_do():
+    by = By("quantizer", {"none": Choices((4, 8)), "binary": Range(16, 64)}, Range(1, 2))
+    assert extent(by) == {1, 2, 4, 8, 16, 64}
+    assert extent(Range(1, 9, step=2)) == {1, 9}

@@ -182,11 +182,25 @@ scheduler: {name: pbt}
             "resources: {packs: {min: 5, max: 4}}",
             "resources.packs.min: 5 is more than resources.packs.max 4; give at most 4",
         ),
+        (
+            "resources: {packs: 991}",
+            "resources.packs: found 991; give at most 990: what starts a pack takes a thousandth of the cluster's head",
+        ),
+        (
+            "resources: {packs: {max: 2000}}",
+            "resources.packs.max: found 2000; give at most 990: "
+            "what starts a pack takes a thousandth of the cluster's head",
+        ),
         ("resources: {workers_per_pack: 0}", "resources.workers_per_pack: found 0; give a number of at least 1"),
         (
             "resources: {gpus_per_worker: 2}",
             "resources.gpus_per_worker: an adapter's weights are one vector on one device, so a base cannot be spread over "
             "GPUs; give 1, with base.quantization: nf4 or train.gradient_checkpointing: true for a large base",
+        ),
+        (
+            "resources: {gpus_per_worker: 0.5, workers_per_pack: 2}",
+            "resources.gpus_per_worker: 2 workers of a pack cannot share a GPU: NCCL wants one for each; give 1, or "
+            "resources.workers_per_pack: 1",
         ),
         ("resources: {slots: 0}", "resources.slots: found 0; give a number of at least 1 or auto"),
         ("search: {space: {rank: []}}", "search.space.rank: found an empty list; give at least one value"),

@@ -1,0 +1,107 @@
+"""How many slots a pack has, and how large its passes are: measured once for a kind of machine, decided by each pack."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Final
+
+from bitlora.engine.engine import Engine
+from bitlora.engine.gauge import Budget, budget, trim
+from bitlora.engine.memory import LongestRow, MemoryFit, MemoryNeeds, NotMeasured, fit, measure, rows_at_once
+
+if TYPE_CHECKING:
+    from bitlora.config.trial import TrialConfig
+
+GB: Final = 1e9
+
+
+def settle_memory(
+    engine: Engine,
+    widest: TrialConfig,
+    longest: LongestRow,
+    given: bool,
+    sharing: float,
+    ask: Callable[[], dict[str, Any] | None] = lambda: None,
+    keep: Callable[[dict[str, Any]], None] = lambda found: None,
+) -> list[str]:
+    """Give `engine` as many slots, and passes as large, as fit here. Every worker of a pack calls it at the same moment.
+
+    Args:
+        engine: empty; its size is how many slots it may have at most.
+        widest: what takes the most memory of all trials that may come.
+        given: a user has said how many slots; that stays.
+        sharing: so many processes share the device, or the machine.
+        ask: says what is known already; None: it is to be measured. Asked by the first worker alone, as is the next.
+        keep: keeps what was measured, or why it could not be.
+
+    Returns:
+        Lines for the pack's log.
+    """
+    workers, device = engine.workers, engine.base.device
+    known = workers.broadcast(ask() if workers.first else None)
+    needs, how = MemoryNeeds.read(known), "as measured before"
+    if known is None:
+        began = time.monotonic()
+        try:
+            needs = measure(engine.base, workers, widest, longest, lambda: budget(device, sharing).bytes)
+            known = asdict(needs)
+        except NotMeasured as error:
+            known = {"lack": error.lack, "reason": str(error)}
+        trim()
+        how = f"measured in {time.monotonic() - began:.1f} s"
+        if workers.first:
+            keep(known)
+    if needs is None:
+        how = known.get("reason", "what was measured cannot be read")
+        if not known.get("lack"):
+            return [f"memory: not measured, since a row of {longest.tokens} tokens of the widest trial raises: {how}"]
+    rows = rows_at_once(widest)
+    may = budget(device, sharing)
+    if needs is None:  # nothing is known, but that it is short
+        found = MemoryFit(engine.size if given else 1, longest.tokens, longest.tokens, False)
+    else:
+        found = fit(needs, may.bytes, engine.size, rows, given)
+    engine.size = min(workers.gather(found.slots))
+    if needs is not None:
+        found = fit(needs, may.bytes, engine.size, rows, given=True)
+    engine.pass_tokens, engine.eval_tokens = found.pass_tokens, found.eval_tokens
+    return describe_fit(needs, found, may, rows * longest.tokens, how)
+
+
+def memory_key(what: str, widest: TrialConfig, longest: LongestRow, workers: int, checkpointing: bool) -> str:
+    """What a measurement is of, readable as far as a person may look for it."""
+    parts = [widest.model_dump(mode="json"), longest.tokens, longest.learned, checkpointing]
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return f"{what}; {workers} workers; rank {widest.rank}, rows of {longest.tokens} tokens; {digest}"
+
+
+def describe_fit(needs: MemoryNeeds | None, found: MemoryFit, may: Budget, step: int, how: str) -> list[str]:
+    """In words what fits: a line, and another one where that is little.
+
+    Args:
+        step: tokens of a slot in a whole step.
+    """
+    slots = f"{found.slots} slot" + "s" * (found.slots > 1)
+    if needs is None:
+        return [
+            f"memory: not even one row of one slot fits into {may.bytes / GB:.2f} GB of {may.limit} ({how}); "
+            f"{slots}, a row at a time"
+        ]
+    whole = f"whole steps of {found.slots * step} tokens"
+    passes = whole if found.pass_tokens is None else f"passes of {found.pass_tokens} tokens, not {whole}"
+    lines = [
+        f"memory: {needs.base / GB:.2f} GB for the base, {needs.slot / GB:.3f} GB for a slot, "
+        f"{1000 * needs.token / GB:.3f} GB for 1,000 tokens of a pass ({how}); {slots} and {passes} fit into "
+        f"{may.bytes / GB:.2f} GB, limited by {may.limit}"
+    ]
+    if not found.fits:
+        least = needs.at(found.slots, found.slots * needs.row)
+        lines.append(
+            f"memory: {slots} with a row each need {least / GB:.2f} GB, and {may.bytes / GB:.2f} GB may be taken "
+            f"({may.limit}); what raises is done again in smaller passes"
+        )
+    return lines

@@ -1,0 +1,99 @@
+"""What the driver hears of its trials: one call that waits at the pool, however many trials there are.
+
+It is what `sweeps.onray.trials` has its results from. No process stands for a trial: one that begins is said to the pool,
+and what the pool has of all of them comes back in one list. That a trial has ended is said to the pool by the driver's
+recorder (`sweeps.driver.recorder`), which hears of it in every case.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any
+
+import ray
+
+from bitlora import timeouts
+from sweeps.pool.messages import TrialResult
+
+
+class PoolFeed:
+    """Results as Ray Tune takes them (`sweeps.onray.trials.Feed`).
+
+    A trial's configuration is `{"trial_id": ours, "config": bitlora.config.trial.TrialConfig as a dict}`, with `reported`,
+    the last step that it has reported, where it goes on from an earlier run of the sweep.
+
+    Args:
+        pool: the pool's handle.
+    """
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+        self._taken: dict[str, int] = {}
+        """Results of each trial that were handed on, until it has ended."""
+        self._arrived: deque[TrialResult] = deque()
+        self._received = 0
+        """Results that have arrived here, of all trials."""
+        self._call: Any = None
+        """The one that waits at the pool."""
+        self._attaching: dict[Any, dict[str, Any]] = {}
+        """Calls whose answer is not known yet -> the trial that begins."""
+
+    def begin(self, config: dict[str, Any]) -> None:
+        """Give the trial to the pool."""
+        asked = self._pool.attach.remote(config["trial_id"], config["config"], config.get("reported"))
+        self._attaching[asked] = config
+
+    def proceed(self, trial_id: str) -> None:
+        """Tell its pack to go on at once; where that is lost, the pack does so a little later."""
+        self._pool.proceed.remote(trial_id, self._taken[trial_id])
+
+    def next(self, timeout: float) -> tuple[str, dict[str, Any] | Exception] | None:
+        """As `Feed.next` has it.
+
+        Raises:
+            RayError: the pool is gone.
+        """
+        if not self._arrived:
+            self._fetch(timeout)
+            if (failed := self._not_begun()) is not None:
+                return failed
+        if not self._arrived:
+            return None
+        result = self._arrived.popleft()
+        self._taken[result.trial_id] = self._taken.get(result.trial_id, 0) + 1
+        if result.ended:
+            del self._taken[result.trial_id]
+        # Tune's loggers draw over `timesteps_total`.
+        return result.trial_id, {**result.flat(), "timesteps_total": result.step, "done": result.ended}
+
+    def _fetch(self, timeout: float) -> None:
+        """Wait for what the pool has."""
+        if self._call is None:
+            self._call = self._pool.results.remote(self._received)
+        if not ray.wait([self._call], timeout=timeout)[0]:
+            return
+        call, self._call = self._call, None
+        try:
+            came = ray.get(call)
+        except ray.exceptions.ActorUnavailableError:  # a network's hiccup: what was lost is given again
+            time.sleep(timeout)
+        else:
+            self._arrived += came
+            self._received += len(came)
+
+    def _not_begun(self) -> tuple[str, Exception] | None:
+        """A trial that the pool could not take, and why."""
+        if not self._attaching:
+            return None
+        for call in ray.wait(list(self._attaching), num_returns=len(self._attaching), timeout=timeouts.ATTACH_LOOK_S)[
+            0
+        ]:
+            config = self._attaching.pop(call)
+            try:
+                ray.get(call)
+            except ray.exceptions.ActorUnavailableError:  # it may not have arrived; twice is as once
+                self.begin(config)
+            except ray.exceptions.RayTaskError as error:
+                return config["trial_id"], error
+        return None

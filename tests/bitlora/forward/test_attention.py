@@ -1,0 +1,59 @@
+"""Attention by rows: whatever the layout, each row's logits are those of the row alone in transformers' own model."""
+
+import pytest
+import torch
+from base_families import HELD
+from both_ways import VOCAB
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
+
+from bitlora.config.sections import BaseConfig
+from bitlora.forward.forward_plan import ForwardPlan
+from bitlora.forward.inject import inject_adapters
+
+CPU = torch.device("cpu")
+LONGEST = 40
+FAMILIES = ["Llama", "Mistral", "Gemma 2", "gpt-oss", "DeepSeek-V3"]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def both(request):
+    """A family's model as transformers has it, and the same with attention by rows."""
+    made = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        made.append(AutoModelForCausalLM.from_config(HELD[request.param][0]()).eval().requires_grad_(False))
+    config = BaseConfig(model=request.param, quantization="none", targets=HELD[request.param][1])
+    return made[0], inject_adapters(made[1], config, torch.float32, CPU)
+
+
+@st.composite
+def layouts(draw):
+    """For each slot the tokens that its rows begin with in common, and the lengths of its rows, each beyond those."""
+    slots = []
+    for _ in range(draw(st.integers(1, 3))):
+        common = draw(st.integers(0, 20))
+        low = max(1, common + 1)
+        slots.append((common, draw(st.lists(st.integers(low, LONGEST), min_size=1, max_size=4))))
+    return slots
+
+
+@settings(max_examples=25, deadline=None)
+@given(slots=layouts(), seed=st.integers(0, 10**6))
+def test_every_row_is_as_alone(both, slots, seed):
+    model, base = both
+    random = torch.Generator().manual_seed(seed)
+    rows, tokens, ends = [], [], []
+    for common, lengths in slots:
+        prefix = torch.randint(3, VOCAB, (common,), generator=random)
+        for number, length in enumerate(lengths):
+            row = torch.cat([prefix, torch.randint(3, VOCAB, (length - common,), generator=random)])
+            rows.append(row)
+            tokens.append(row if number == 0 else row[common:])
+            ends.append(sum(map(len, tokens)) - 1)
+    plan = ForwardPlan.make([], [lengths for _, lengths in slots], [common for common, _ in slots], CPU)
+    found = base.logits(plan, torch.cat(tokens), torch.tensor(ends))
+    for row, logits in zip(rows, found, strict=True):
+        alone = model(input_ids=row[None], use_cache=False).logits[0, -1]
+        assert (logits - alone).abs().max() < 1e-4 * max(1.0, float(alone.abs().max()))

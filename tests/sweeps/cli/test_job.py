@@ -1,0 +1,86 @@
+"""A sweep as a job of a cluster, as far as it goes without one: what travels, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from sweeps.cli.job import DRIVER, bundle
+from sweeps.spec.spec import load_spec
+
+
+def test_local_data_travels_under_its_name(write_spec, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    for name in ("a/rows.jsonl", "b/rows.jsonl", "b/eval.jsonl"):
+        (tmp_path / name).write_text(f"{name}\n")
+    source = [
+        str(tmp_path / "a/rows.jsonl"),
+        "pydoc",
+        "owner/rows",
+        "/on/the/cluster.jsonl",
+        str(tmp_path / "b/rows.jsonl"),
+    ]
+    path = write_spec(data={"source": source, "eval_source": str(tmp_path / "b/eval.jsonl")}, train={"steps": 5})
+    folder = tmp_path / "job"
+    folder.mkdir()
+    assert bundle(load_spec(path, ["out=/mnt/x", "train.eval_every=5"]), folder) == []
+    spec = load_spec(folder / "spec.yaml")
+    first, *others, last = spec.data.source
+    assert others == source[1:4]
+    assert [(folder / name).read_text() for name in (first, last)] == ["a/rows.jsonl\n", "b/rows.jsonl\n"]
+    assert (folder / spec.data.eval_source).read_text() == "b/eval.jsonl\n"
+    assert {Path(name).name for name in (first, last)} == {"rows.jsonl"}
+    # The rest is the spec as it was, overrides applied.
+    assert spec.name == "quick"
+    assert (spec.out, spec.train.steps, spec.train.eval_every) == ("/mnt/x", 5, 5)
+
+
+def lines(ended):
+    return [line for line in ended.err.splitlines() if not line.startswith("reading base and data")]
+
+
+def test_what_cannot_travel_is_said_at_once_and_together(bitlora, write_spec, tmp_path, tiny_base):
+    spec = write_spec(base={"model": "tiny"}, data={"source": ["none.jsonl"]})
+    args = ("--address", "http://127.0.0.1:1", "--out", "runs/x")
+    ended = bitlora("sweep", spec, *args, cwd=tiny_base.parent)
+    assert ended.code == 2
+    out, base, data = lines(ended)
+    assert out.startswith(f"{spec}: out: runs/x would lie in the job's own folder")
+    assert "an absolute path on storage that every node sees, or s3://" in out
+    assert base.startswith(f"{spec}: base.model: tiny is a folder of this machine")
+    assert data.startswith(f"{spec}: data.source: none.jsonl: no such file")
+    ended = bitlora("sweep", write_spec(train={"stepz": 1}), *args)
+    assert ended.code == 2
+    assert len(lines(ended)) == 1
+    assert "train.stepz: unknown key" in ended.err
+
+
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:1", "https://127.0.0.1:1", "http://127.0.0.1:99999", "ray://a:1"]
+)
+def test_a_job_server_out_of_reach_is_one_line(bitlora, write_spec, address):
+    ended = bitlora("sweep", write_spec(), "--address", address)
+    assert ended.code == 2
+    assert len(lines(ended)) == 1, ended.err
+    assert ended.err.startswith(f"--address: submitting to {address} ")
+    assert ended.seconds < 10
+
+
+def test_a_job_server_in_the_environment_is_one_too(bitlora, write_spec):
+    bitlora.env["RAY_ADDRESS"] = "http://127.0.0.1:1"
+    ended = bitlora("sweep", write_spec(), "--out", "/mnt/none")
+    assert ended.code == 2
+    assert ended.err.startswith("--address: submitting to http://127.0.0.1:1 failed: ")
+    assert len(ended.err.splitlines()) == 1
+
+
+def test_a_relative_folder_in_a_job_is_refused(bitlora, write_spec, tmp_path):
+    bitlora.env[DRIVER] = "{}"
+    spec = write_spec()
+    ended = bitlora("sweep", spec, "--set", "out=null", cwd=tmp_path)
+    assert ended.code == 2
+    assert len(lines(ended)) == 1, ended.err
+    assert lines(ended)[0].startswith(
+        f"{spec}: out: runs/quick would lie in the job's own folder, which goes when the job"
+    )
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,90 @@
+"""What the pool does when some of its packs are up and others are not, or are about to end. No Ray."""
+
+import asyncio
+
+from pool_world import SOON
+
+from bitlora import timeouts
+
+
+def test_a_pack_that_did_not_come_up_costs_no_pause_when_the_others_are_lost(world, monkeypatch):
+    """The pause is for a sweep that goes on meanwhile."""
+    monkeypatch.setattr(timeouts, "PACK_RETRY_S", 3600.0)
+
+    async def scenario(w):
+        await w.attach(*range(4))
+        first, second = w.hosts
+        await w.ready(first)
+        await w.pool.pack_started(second.name)
+        second.fails(RuntimeError("a worker of the pack died"))
+        await w.until(lambda: second.name in w.removed)
+        await asyncio.sleep(3 * timeouts.POOL_TICK_S)
+        assert len(w.hosts) == 2
+        first.fails(RuntimeError("a worker of the pack died"))
+        await w.until(lambda: len(w.running()) == 2)
+
+    world(scenario)
+
+
+def test_a_pack_that_ends_has_time_for_each_of_its_last_files(world, monkeypatch):
+    monkeypatch.setattr(timeouts, "PACK_STOP_S", SOON)
+
+    async def scenario(w):
+        await w.attach(0)
+        host = w.hosts[0]
+        await w.ready(host)
+        assert await w.told(host) == ["attach t0"]
+        await w.report(host, "t0", status="completed")
+        await w.until(lambda: w.pool._packs.named[host.name].stopping)
+        for _ in range(4):
+            await asyncio.sleep(0.7 * SOON)
+            await w.pool.pack_wrote(host.name)
+        assert not host.over.done()
+        await w.until(lambda: host.over.done())  # it hangs
+
+    world(scenario)
+
+
+def test_why_a_sweep_was_given_up_stays(world):
+    """Packs that end afterwards, asked to, say nothing new."""
+
+    async def scenario(w):
+        await w.attach(*range(4))
+        for _ in range(2):
+            host = w.running()[0]
+            await w.ready(host)
+            await w.pool.pack_failed(host.name, "could not write: No space left on device", unwritable=True)
+            host.fails(RuntimeError("a worker of the pack died"))
+            await w.until(lambda host=host: host.name in w.removed)
+        for host in w.running():
+            host.over.set_result(None)
+        await w.until(lambda: not w.running())
+        await asyncio.sleep(3 * timeouts.POOL_TICK_S)
+        await w.attach(4)
+        assert "No space left" in (await w.result("t4", 0)).reason
+
+    world(scenario)
+
+
+def test_trials_spread_over_the_packs_that_are_up(world):
+    async def scenario(w):
+        await w.attach(*range(5))
+        for host in w.hosts:
+            await w.pool.pack_started(host.name)
+        w.pool._closing = True  # so that trials wait until both are ready
+        for host in w.hosts:
+            w.pool._packs.named[host.name].ready = True
+        w.pool._dispatch()
+        w.pool._closing = False
+        assert await w.told(w.hosts[0]) == ["attach t0", "attach t2", "attach t4"]
+        assert await w.told(w.hosts[1]) == ["attach t1", "attach t3"]
+
+    world(scenario, slots=4)
+
+
+def test_trials_wait_in_the_order_in_which_they_were_asked_for(world):
+    async def scenario(w):
+        await w.attach(10000, 9999)
+        assert (await w.pool.status()).waiting == ("t9999", "t10000")
+
+    world(scenario)
