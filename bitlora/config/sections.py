@@ -71,6 +71,9 @@ class DataConfig(Config):
     """That of `eval_source`; null: its only one, unless that is `train`."""
     columns: dict[str, str] | None = None
     """Names of columns: as the shapes of data have them -> as the data have them, such as `{prompt: question_text}`."""
+    weights: Annotated[list[PositiveFloat], Field(min_length=1)] | None = None
+    """Of several sources the share of each, relative to the others': as many rows as there can be in these shares, each
+    once. null: all rows of all."""
     broken_rows: Literal["refuse", "skip"] = "refuse"
     """Rows that cannot be read, or are of no known shape, are errors, or they are left out and counted."""
     shared_rows: Literal["refuse", "drop", "keep"] = "refuse"

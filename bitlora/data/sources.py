@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -33,6 +34,10 @@ class How(NamedTuple):
     split: str | None = None
     columns: Mapping[str, str] | None = None
     """The name of a column here -> its name in the data."""
+    weights: Sequence[float] | None = None
+    """Of each of several sources its share of the rows, relative to the others'."""
+    seed: int = 0
+    """Of the rows that are left out for that."""
     skip: bool = False
     """Rows that are broken are counted and left out."""
     most: int | None = None
@@ -45,7 +50,8 @@ class How(NamedTuple):
         """As a spec says it."""
         split = data.eval_split if evaluation else data.split
         skip = data.broken_rows == "skip"
-        return cls(data.revision, data.config, split, data.columns, skip, evaluation=evaluation)
+        weights = None if evaluation else data.weights
+        return cls(data.revision, data.config, split, data.columns, weights, data.seed, skip, evaluation=evaluation)
 
 
 AS_IT_IS: Final = How()
@@ -67,8 +73,12 @@ def read_examples(source: str | list[str], how: How = AS_IT_IS, reading: Reading
     names = [source] if isinstance(source, str) else source
     reading.errors += [f"{name}: listed twice" for name in sorted(set(names)) if names.count(name) > 1]
     file_names = [Path(name).name for name in names]
-    examples: list[Example] = []
+    parts: list[list[Example]] = []
+    if how.weights is not None and len(how.weights) != len(names):
+        reading.errors.append(f"data.weights: {len(how.weights)} for {len(names)} sources; give one for each")
     for name in names:
+        examples: list[Example] = []
+        parts.append(examples)
         if name == "pydoc":
             examples += (Example(key, pair(prompt, docstring)) for key, prompt, docstring in docstring_pairs())
             continue
@@ -87,7 +97,22 @@ def read_examples(source: str | list[str], how: How = AS_IT_IS, reading: Reading
                 examples += found
     if reading.errors:
         raise DataError(reading.errors)
-    return examples
+    if how.weights is not None:
+        parts = _mixed(parts, how.weights, how.seed, reading)
+    return [example for part in parts for example in part]
+
+
+def _mixed(parts: list[list[Example]], weights: Sequence[float], seed: int, reading: Reading) -> list[list[Example]]:
+    """As many of all sources as there can be with each example once and the shares that are asked for, drawn at random."""
+    most = min(len(part) / weight for part, weight in zip(parts, weights, strict=True))
+    draw = random.Random(seed)
+    mixed = []
+    for part, weight in zip(parts, weights, strict=True):
+        chosen = sorted(draw.sample(range(len(part)), min(len(part), round(most * weight))))
+        mixed.append([part[number] for number in chosen])
+    used = " + ".join(f"{len(some)} of {len(part)}" for some, part in zip(mixed, parts, strict=True))
+    reading.mixed = f"of the sources {used} examples are used, as data.weights says"
+    return mixed
 
 
 def _rows(name: str, label: str, how: How, reading: Reading) -> Iterable[RawRow]:

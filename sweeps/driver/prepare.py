@@ -115,7 +115,7 @@ def glance(spec: Spec) -> list[str]:
         errors.append(str(error))
     for source, evaluation in ((spec.data.source, False), (spec.data.eval_source, True)):
         try:
-            read_examples(local(source), How.of(spec.data, evaluation)._replace(most=GLANCE))
+            read_examples(local(source), How.of(spec.data, evaluation)._replace(most=GLANCE, weights=None))
         except DataError as error:
             errors += error.lines
     return errors

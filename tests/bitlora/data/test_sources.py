@@ -301,3 +301,26 @@ def test_a_hub_that_does_not_answer_is_said_within_seconds(monkeypatch: pytest.M
         [line] = errors_of("owner/name")
     assert "owner/name: the hub cannot be reached" in line
     assert time.monotonic() - start < 10
+
+
+def test_sources_are_mixed_by_weight(write: Callable[..., str]) -> None:
+    paths = [
+        write(*({"prompt": name, "completion": f"{n}"} for n in range(rows)), name=f"{name}.jsonl")
+        for name, rows in (("a", 30), ("b", 10), ("c", 99))
+    ]
+
+    def counts(weights: list[float]) -> list[int]:
+        examples = read_examples(paths, How(weights=weights))
+        assert len({each.example_id for each in examples}) == len(examples)
+        return [sum(each.messages[0].content == name for each in examples) for name in "abc"]
+
+    assert counts([1, 1, 1]) == [10, 10, 10]
+    assert counts([2, 1, 4]) == [20, 10, 40]
+    assert counts([1, 0.1, 0.5]) == [30, 3, 15]
+    reading = Reading()
+    read_examples(paths[:2], How(weights=[2, 1]), reading)
+    assert reading.notes() == ["of the sources 20 of 30 + 10 of 10 examples are used, as data.weights says"]
+    one, other = (read_examples(paths, How(weights=[2, 1, 4], seed=seed)) for seed in (0, 1))
+    assert one == read_examples(paths, How(weights=[2, 1, 4])) != other
+    with pytest.raises(DataError, match=r"data\.weights: 2 for 3 sources; give one for each"):
+        read_examples(paths, How(weights=[1, 1]))
