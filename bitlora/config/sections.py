@@ -59,9 +59,23 @@ class DataConfig(Config):
     """Where the examples come from, how they are cut and split."""
 
     source: Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(min_length=1)]
-    """`pydoc`, a hub id, or one or more JSONL files."""
+    """`pydoc`; files (JSONL, a JSON array, CSV, Parquet, Arrow; also `.gz`, `.zst`), a folder of them, or a hub id, which
+    may be written `owner/name:config@revision[split]`; or several of these."""
     eval_source: Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(min_length=1)] | None = None
     """Evaluate on this instead of on a split of `source`."""
+    config: Annotated[str, Field(min_length=1)] | None = None
+    """The configuration of data sets on the hub that have several."""
+    split: Annotated[str, Field(min_length=1)] | None = None
+    """The split of `source`, on the hub or in the names of a folder's files; null: `train`, or the only one."""
+    eval_split: Annotated[str, Field(min_length=1)] | None = None
+    """That of `eval_source`; null: its only one, unless that is `train`."""
+    columns: dict[str, str] | None = None
+    """Names of columns: as the shapes of data have them -> as the data have them, such as `{prompt: question_text}`."""
+    weights: Annotated[list[PositiveFloat], Field(min_length=1)] | None = None
+    """Of several sources the share of each, relative to the others': as many rows as there can be in these shares, each
+    once. null: all rows of all."""
+    broken_rows: Literal["refuse", "skip"] = "refuse"
+    """Rows that cannot be read, or are of no known shape, are errors, or they are left out and counted."""
     shared_rows: Literal["refuse", "drop", "keep"] = "refuse"
     """What becomes of rows of `source` that are equal to one of `eval_source`: the sweep is refused, or they are not
     trained on, or they are trained on, which is said. A split of `source` parts no equal rows."""

@@ -79,12 +79,19 @@ class Reading:
     """Names of columns, and of fields in them, that say something and are not used: in the order in which they are met."""
     opened: int = 0
     """Conversations whose first turn is the assistant's."""
+    skipped: list[str] = field(default_factory=list)
+    """Of each row that was left out because it is broken the first line of what is wrong with it."""
+    mixed: str = ""
+    """What is said of sources that are mixed."""
     commits: dict[str, str] = field(default_factory=dict)
     """The commit of each data set of the hub, by its id, where it is known."""
 
     def notes(self) -> list[str]:
         """Plain sentences; none where there is nothing to say."""
-        notes = []
+        notes = [self.mixed] if self.mixed else []
+        if self.skipped:
+            were = "row is broken and was" if len(self.skipped) == 1 else "rows are broken and were"
+            notes.append(f"{len(self.skipped)} {were} skipped (first: {self.skipped[0]})")
         if self.unused:
             notes.append(f"columns not used: {', '.join(self.unused)}")
         if self.opened:

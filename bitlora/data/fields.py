@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Any
 
 from bitlora.data.examples import Reading
@@ -104,4 +105,6 @@ def listed(keys: Iterable[object]) -> str:
 def kind(value: object) -> str:
     """What a value is, in JSON's words."""
     kinds = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    if isinstance(value, date):  # of a table that has such a type, or whose reader made one of text
+        return "a date"
     return kinds.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)

@@ -77,7 +77,7 @@ class Noticed:
 
 
 def render_all(
-    examples: Sequence[Example], template: ChatTemplate, endings: tuple[str, ...]
+    examples: Sequence[Example], template: ChatTemplate, endings: tuple[str, ...], skipped: list[str] | None = None
 ) -> tuple[list[Rendered], Noticed]:
     """The text of each conversation, and where in it the completions stand.
 
@@ -86,21 +86,35 @@ def render_all(
 
     Args:
         endings: tokens that may end a turn; white space that follows one is no part of the completion.
+        skipped: gets what would be raised of a conversation, which is then left out.
 
     Raises:
         DataError: the template refuses a conversation, leaves something of it out, or writes it so that the completion
             cannot be told apart.
     """
-    rows, errors, noticed = [], [], Noticed()
+    rows: list[Rendered] = []
+    errors: list[str] = []
+    noticed = Noticed()
     for example in examples:
         try:
-            rows += _rows(example, template, endings, noticed)
+            for row in _rows(example, template, endings, noticed):
+                if not _is_text(row.text):
+                    raise RenderError("holds half of a surrogate pair, which is no character")
+                rows.append(row)
         except RenderError as error:
-            errors.append(f"{example.example_id}: {error}")
+            (errors if skipped is None else skipped).append(f"{example.example_id}: {error}")
     if errors:
         raise DataError(errors)
     noticed.developers = template.developers_are_system
     return rows, noticed
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _rows(example: Example, template: ChatTemplate, endings: tuple[str, ...], noticed: Noticed) -> list[Rendered]:

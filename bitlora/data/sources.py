@@ -1,28 +1,69 @@
-"""Where examples come from: JSONL files, a data set on the Hugging Face hub, the standard library's docstrings."""
+"""Where examples come from: files and folders, data sets on the Hugging Face hub, the standard library's docstrings."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import random
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from bitlora.data.examples import DataError, Example, Reading, pair
 from bitlora.data.shapes import examples_of
 from bitlora.reading.docstrings import docstring_pairs
-from bitlora.reading.hub import read_hub
-from bitlora.reading.json_lines import read_file
+from bitlora.reading.files import SUFFIXES, ZIPPED, read_path
+from bitlora.reading.hub import HubSource, read_hub
+from bitlora.reading.raw import RawRow
+
+if TYPE_CHECKING:
+    from bitlora.config.sections import DataConfig
+
+WRITTEN: Final = re.compile(
+    r"(?P<name>[^:@\[\]]+)(:(?P<config>[^:@\[\]]+))?(@(?P<revision>[^:@\[\]]+))?(\[(?P<split>[^\[\]]+)\])?"
+)
+"""A data set on the hub as it may be written: `owner/name:config@revision[split]`."""
 
 
-def read_examples(
-    source: str | list[str],
-    revision: str | Mapping[str, str] | None = None,
-    reading: Reading | None = None,
-) -> list[Example]:
+class How(NamedTuple):
+    """How a source is read, beside its name."""
+
+    revision: str | Mapping[str, str] | None = None
+    """Of hub ids: a branch, tag or commit, of all or by id; None: whatever is there."""
+    config: str | None = None
+    split: str | None = None
+    columns: Mapping[str, str] | None = None
+    """The name of a column here -> its name in the data."""
+    weights: Sequence[float] | None = None
+    """Of each of several sources its share of the rows, relative to the others'."""
+    seed: int = 0
+    """Of the rows that are left out for that."""
+    skip: bool = False
+    """Rows that are broken are counted and left out."""
+    most: int | None = None
+    """Rows of each source that are read; None: all."""
+    evaluation: bool = False
+    """It is for evaluation: of a data set on the hub nobody takes `train` by himself."""
+
+    @classmethod
+    def of(cls, data: DataConfig, evaluation: bool = False) -> How:
+        """As a spec says it."""
+        split = data.eval_split if evaluation else data.split
+        skip = data.broken_rows == "skip"
+        weights = None if evaluation else data.weights
+        return cls(data.revision, data.config, split, data.columns, weights, data.seed, skip, evaluation=evaluation)
+
+
+AS_IT_IS: Final = How()
+
+
+def read_examples(source: str | list[str], how: How = AS_IT_IS, reading: Reading | None = None) -> list[Example]:
     """All examples of `source`, in its order. An example whose completion is empty is among them.
 
     Args:
-        source: `pydoc`, a JSONL file (a name that ends in .jsonl or .json, that exists, or that can only be a path)
-            or a hub id; or several of them.
-        revision: of hub ids: a branch, tag or commit, of all or by id; None: whatever is there.
+        source: `pydoc`; a file or a folder of files (a name that ends as those of data do, that exists, or that can only
+            be a path), with `[split]` for one of a folder's; or a hub id, as `owner/name:config@revision[split]`; or
+            several of them.
         reading: gets what is noticed on the way.
 
     Raises:
@@ -32,32 +73,110 @@ def read_examples(
     names = [source] if isinstance(source, str) else source
     reading.errors += [f"{name}: listed twice" for name in sorted(set(names)) if names.count(name) > 1]
     file_names = [Path(name).name for name in names]
-    examples: list[Example] = []
+    parts: list[list[Example]] = []
+    if how.weights is not None and len(how.weights) != len(names):
+        reading.errors.append(f"data.weights: {len(how.weights)} for {len(names)} sources; give one for each")
     for name in names:
+        examples: list[Example] = []
+        parts.append(examples)
         if name == "pydoc":
             examples += (Example(key, pair(prompt, docstring)) for key, prompt, docstring in docstring_pairs())
             continue
-        if _can_only_be_a_path(name):
-            label = Path(name).name if file_names.count(Path(name).name) == 1 else name
-            rows = read_file(name, label, reading.errors)
-        else:
-            wanted = revision.get(name) if isinstance(revision, Mapping) else revision
-            rows = read_hub(name, reading.errors, wanted, reading.commits)
-        for row in rows:
-            examples += examples_of(row.value, row.row_id, row.where, reading)
+        label = Path(name).name if file_names.count(Path(name).name) == 1 else name
+        for row in islice(_rows(name, label, how, reading), how.most):
+            before = len(reading.errors)
+            if row.broken:
+                reading.errors.append(f"{row.where}: {row.broken}")
+                found = []
+            else:
+                found = examples_of(_renamed(row.value, how.columns), row.row_id, row.where, reading)
+            if how.skip and len(reading.errors) > before:
+                reading.skipped.append(reading.errors[before])
+                del reading.errors[before:]
+            else:
+                examples += found
     if reading.errors:
         raise DataError(reading.errors)
-    return examples
+    if how.weights is not None:
+        parts = _mixed(parts, how.weights, how.seed, reading)
+    return [example for part in parts for example in part]
+
+
+def _mixed(parts: list[list[Example]], weights: Sequence[float], seed: int, reading: Reading) -> list[list[Example]]:
+    """As many of all sources as there can be with each example once and the shares that are asked for, drawn at random."""
+    most = min(len(part) / weight for part, weight in zip(parts, weights, strict=True))
+    draw = random.Random(seed)
+    mixed = []
+    for part, weight in zip(parts, weights, strict=True):
+        chosen = sorted(draw.sample(range(len(part)), min(len(part), round(most * weight))))
+        mixed.append([part[number] for number in chosen])
+    used = " + ".join(f"{len(some)} of {len(part)}" for some, part in zip(mixed, parts, strict=True))
+    reading.mixed = f"of the sources {used} examples are used, as data.weights says"
+    return mixed
+
+
+def _rows(name: str, label: str, how: How, reading: Reading) -> Iterable[RawRow]:
+    path, split = _path(name)
+    if path is not None:
+        return read_path(
+            path, label, split or (how.split if Path(path).expanduser().is_dir() else None), reading.errors
+        )
+    parts = _parts(name)
+    wanted = how.revision.get(parts["name"]) if isinstance(how.revision, Mapping) else how.revision
+    source = HubSource(
+        parts["name"],
+        parts["config"] or how.config,
+        parts["split"] or how.split,
+        wanted or parts["revision"],  # a sweep that goes on has the commit that it began with
+        how.evaluation,
+    )
+    label = parts["name"] + f":{parts['config']}" * bool(parts["config"]) + f"[{parts['split']}]" * bool(parts["split"])
+    return read_hub(source, label, reading.errors, reading.commits)
+
+
+def _renamed(row: Any, columns: Mapping[str, str] | None) -> Any:
+    """The row under the names that shapes know; what a column is taken from is not there under its own name too."""
+    if not columns or not isinstance(row, dict):
+        return row
+    kept = {key: value for key, value in row.items() if key not in columns.values() and key not in columns}
+    return kept | {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
+
+
+def local(source: str | list[str] | None) -> list[str]:
+    """Those of `source` that are files or folders, each once."""
+    names = [source] if isinstance(source, str) else source or []
+    return list(dict.fromkeys(name for name in names if name != "pydoc" and _path(name)[0] is not None))
 
 
 def hub_ids(source: str | list[str] | None) -> list[str]:
-    """Those of `source` that are looked for on the hub."""
+    """Those of `source` that are looked for on the hub: their ids."""
     names = [source] if isinstance(source, str) else source or []
-    return [name for name in names if name != "pydoc" and not _can_only_be_a_path(name)]
+    return [_parts(name)["name"] for name in names if name != "pydoc" and _path(name)[0] is None]
+
+
+def _parts(name: str) -> dict[str, Any]:
+    found = WRITTEN.fullmatch(name)
+    return found.groupdict() if found else {"name": name, "config": None, "revision": None, "split": None}
+
+
+def _path(name: str) -> tuple[str | None, str | None]:
+    """The path that a source is, and the split that is asked of it; (None, None): it is none."""
+    if _can_only_be_a_path(name):
+        bare, bracket, split = name.removesuffix("]").rpartition("[")
+        if bracket and name.endswith("]") and not Path(name).expanduser().exists():
+            return bare, split
+        return name, None
+    bare, bracket, split = name.removesuffix("]").rpartition("[")
+    if bracket and name.endswith("]") and _can_only_be_a_path(bare):
+        return bare, split
+    return None, None
 
 
 def _can_only_be_a_path(name: str) -> bool:
     # a hub id has one slash at most, so `owner/name` is a file only if there is one
     path = Path(name).expanduser()
     telling = name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
-    return path.suffix in (".jsonl", ".json") or telling or path.exists()
+    bare = path.name
+    for zipped in ZIPPED:
+        bare = bare.removesuffix(zipped)
+    return bare.endswith(SUFFIXES) or telling or path.exists()

@@ -13,7 +13,7 @@ from bitlora.data.batches import batch_rows
 from bitlora.data.examples import DataError, Example, Message, Reading
 from bitlora.data.groups import copies, digests, grouped, hold_out
 from bitlora.data.rows import Rows
-from bitlora.data.sources import hub_ids, read_examples
+from bitlora.data.sources import How, hub_ids, read_examples
 from bitlora.data.tokens import Counts, tokenize
 
 if TYPE_CHECKING:
@@ -100,8 +100,13 @@ def prepare_data(config: DataConfig, tokenizer: PreTrainedTokenizerBase, test_ro
     kept = ["to evaluate"] if test_rows == 0 else ["to evaluate", "to confirm"]
     uses = ["to train on"] if config.eval_source else ["to train on", *kept]
     revisions: dict[str, str] = {}
-    main = _load(config.source, config, tokenizer, uses, errors, revisions)
-    other = _load(config.eval_source, config, tokenizer, kept, errors, revisions) if config.eval_source else None
+    main = _load(config.source, config, How.of(config), tokenizer, uses, errors, revisions)
+    evaluation = How.of(config, evaluation=True)
+    other = (
+        _load(config.eval_source, config, evaluation, tokenizer, kept, errors, revisions)
+        if config.eval_source
+        else None
+    )
     if errors or main is None:
         raise DataError(errors)
     rows, counts, notes = main
@@ -217,6 +222,18 @@ def _apart(train: Rows, evaluated: Rows, config: DataConfig) -> tuple[Rows, list
     return train.take(np.flatnonzero(~shared)), [f"{them} in the eval source too, and not trained on"]
 
 
+def beyond(dataset: Dataset, vocab_size: int, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """An error where a token is beyond a base's embedding: its tokenizer knows more than it does."""
+    for rows in (dataset.train, dataset.eval, dataset.test):
+        places = np.flatnonzero(rows.tokens >= vocab_size)
+        if len(places):
+            token = int(rows.tokens[places[0]])
+            row = rows.example_ids[int(np.searchsorted(rows.offsets, places[0], side="right")) - 1]
+            named = tokenizer.convert_ids_to_tokens(token)
+            return [f"{row}: the token {named!r} is number {token}, and the base's embedding has {vocab_size} rows"]
+    return []
+
+
 def _unread(config: DataConfig) -> list[str]:
     """An error for each revision of what is not read."""
     ids = [*hub_ids(config.source), *hub_ids(config.eval_source)]
@@ -235,6 +252,7 @@ def _shuffled(rows: int, seed: int) -> npt.NDArray[np.int64]:
 def _load(
     source: str | list[str],
     config: DataConfig,
+    how: How,
     tokenizer: PreTrainedTokenizerBase,
     uses: list[str],
     errors: list[str],
@@ -243,7 +261,8 @@ def _load(
     """The rows of a source, what became of it, and what a reader should know of that."""
     reading = Reading(commits=revisions)
     try:
-        rows, counts = tokenize(read_examples(source, config.revision, reading), tokenizer, config.max_length)
+        examples = read_examples(source, how, reading)
+        rows, counts = tokenize(examples, tokenizer, config.max_length, reading.skipped if how.skip else None)
     except DataError as error:
         errors.extend(error.errors)
         return None

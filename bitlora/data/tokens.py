@@ -62,7 +62,12 @@ class Counts:
         return notes
 
 
-def tokenize(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[Rows, Counts]:
+def tokenize(
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    skipped: list[str] | None = None,
+) -> tuple[Rows, Counts]:
     """Examples as rows of tokens, with the completions marked.
 
     Each conversation goes through the tokenizer's chat template; without one it is prompt, newline, completion, end of
@@ -72,6 +77,7 @@ def tokenize(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, ma
 
     Args:
         max_length: tokens; a longer row is cut at its end.
+        skipped: gets a line for each example that the template refuses, which is then left out; None: that is raised.
 
     Returns:
         The rows with something to learn, in the order of `examples`, and what became of the others.
@@ -88,7 +94,7 @@ def tokenize(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, ma
     excluded = tuple(each.example_id for each in examples if not _says(each) and _is_excluded(each))
     empty = tuple(each.example_id for each in examples if not _says(each) and not _is_excluded(each))
     endings = tuple(tokenizer.get_added_vocab())
-    rendered, noticed = render_all(used, ChatTemplate(tokenizer), endings)
+    rendered, noticed = render_all(used, ChatTemplate(tokenizer), endings, skipped)
     truncated, full, ids, text_bytes, groups = 0, [], [], [], []
     tokens: list[npt.NDArray[np.int32]] = []
     learn: list[npt.NDArray[np.bool_]] = []

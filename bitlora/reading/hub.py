@@ -10,10 +10,11 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from bitlora import timeouts
 from bitlora.reading.raw import RawRow
+from bitlora.reading.tables import dense
 
 COMMIT: Final = "[0-9a-f]{40}"
 
@@ -22,16 +23,31 @@ class _HubError(Exception):
     """The hub does not give it; the message is a whole line."""
 
 
-def read_hub(name: str, errors: list[str], revision: str | None, commits: dict[str, str]) -> Iterator[RawRow]:
-    """The rows of a data set's `train` split, or of its only one.
+class HubSource(NamedTuple):
+    """What of the hub is read."""
+
+    name: str
+    config: str | None = None
+    """One of the configurations that a data set may have; None: its only one, or its default."""
+    split: str | None = None
+    """None: `train`, or the only one; for evaluation never `train`."""
+    revision: str | None = None
+    """A branch, a tag or a commit."""
+    evaluation: bool = False
+
+
+def read_hub(source: HubSource, label: str, errors: list[str], commits: dict[str, str]) -> Iterator[RawRow]:
+    """The rows of a split of a data set.
 
     Args:
+        label: stands for it in the rows' ids.
         errors: gets what keeps it from being read, a line each.
         commits: gets its commit under its name, where that is known.
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # its documented place
 
+    name, revision = source.name, source.revision
     near = difflib.get_close_matches(name, ["pydoc", *(path.name for path in Path().glob("*.json*"))], n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     try:
@@ -40,7 +56,7 @@ def read_hub(name: str, errors: list[str], revision: str | None, commits: dict[s
         errors.append(f"{name}: neither pydoc, nor a file that exists, nor a hub id{hint}")
         return
     try:
-        splits = _load_hub(name, revision)
+        splits = _load_hub(source)
     except _HubError as error:
         errors.append(f"{error}{hint}")
         return
@@ -52,12 +68,35 @@ def read_hub(name: str, errors: list[str], revision: str | None, commits: dict[s
         return
     if commit is not None:
         commits[name] = commit
-    if "train" not in splits and len(splits) != 1:
-        errors.append(f"{name}: no split 'train' among its splits {', '.join(map(repr, splits))}")
-        return
-    rows = splits["train"] if "train" in splits else next(iter(splits.values()))
-    for number, row in enumerate(rows):
-        yield RawRow(f"{name}:{number}", f"{name}: row {number}", row)
+    chosen = _split(source, list(splits), errors)
+    if chosen is not None:
+        for number, row in enumerate(splits[chosen]):
+            yield RawRow(f"{label}:{number}", f"{label}: row {number}", dense(row))
+
+
+def _split(source: HubSource, splits: list[str], errors: list[str]) -> str | None:
+    """The split that is read. None: it is said why there is none."""
+    there = ", ".join(map(repr, splits))
+    if source.split is not None:
+        if source.split in splits:
+            return source.split
+        near = difflib.get_close_matches(source.split, splits, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        errors.append(f"{source.name}: no split {source.split!r} among its splits {there}{hint}")
+    elif source.evaluation:
+        others = [split for split in splits if split != "train"]
+        if len(splits) == 1 and others:
+            return splits[0]
+        example = others[0] if others else "train"
+        errors.append(
+            f"{source.name}: which split of it to evaluate on? give data.eval_split, or {source.name}[{example}]; "
+            f"its splits are {there}"
+        )
+    elif "train" in splits or len(splits) == 1:
+        return "train" if "train" in splits else splits[0]
+    else:
+        errors.append(f"{source.name}: no split 'train' among its splits {there}")
+    return None
 
 
 def _commit(splits: Mapping[str, Iterable[object]]) -> str | None:
@@ -67,11 +106,12 @@ def _commit(splits: Mapping[str, Iterable[object]]) -> str | None:
     return next((name for name in folders if re.fullmatch(COMMIT, name)), None)
 
 
-def _load_hub(name: str, revision: str | None) -> Mapping[str, Iterable[object]]:
+def _load_hub(source: HubSource) -> Mapping[str, Iterable[object]]:
     import datasets
     from huggingface_hub.errors import GatedRepoError
     from huggingface_hub.errors import HTTPError as TransportError  # type: ignore[attr-defined]  # httpx's, or httpx2's
 
+    name, revision = source.name, source.revision
     gated = f"{name}: gated on the hub: ask for access on its page, then log in with `hf auth login`"
     offline = bool(datasets.config.HF_HUB_OFFLINE)
     away = f"{name}: not in the local cache, and HF_HUB_OFFLINE forbids asking the hub"
@@ -80,7 +120,7 @@ def _load_hub(name: str, revision: str | None) -> Mapping[str, Iterable[object]]
         if not hub_answers():
             raise _HubError(away)
     try:
-        splits: Mapping[str, Iterable[object]] = datasets.load_dataset(name, revision=revision)
+        splits: Mapping[str, Iterable[object]] = datasets.load_dataset(name, source.config, revision=revision)
         return splits
     except ConnectionError:
         raise _HubError(away) from None
@@ -92,8 +132,19 @@ def _load_hub(name: str, revision: str | None) -> Mapping[str, Iterable[object]]
         missing = f"{name}: does not exist on the hub, or is private (then `hf auth login` first), and is no file here"
         raise _HubError(gated if "gated" in str(error) else missing) from None
     except (TransportError, datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise _HubError(f"{name}: cannot be loaded from the hub: {reason}") from None
+        raise _HubError(f"{name}: cannot be loaded from the hub: {_reason(error)}") from None
+
+
+def _reason(error: BaseException) -> str:
+    """What is wrong, in a line: also what lies behind it, which names the column where the message does not."""
+    lines: list[str] = []
+    behind: BaseException | None = error
+    while behind is not None and len(lines) < 4:
+        said = " ".join((str(behind).strip() or type(behind).__name__).split())[:300]
+        if said not in lines:
+            lines.append(said)
+        behind = behind.__cause__ or behind.__context__
+    return ": ".join(lines)
 
 
 def hub_answers() -> bool:

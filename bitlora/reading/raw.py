@@ -14,3 +14,5 @@ class RawRow(NamedTuple):
     """Names the row in errors."""
     value: Any
     """What JSON gave, or what else is of the same types."""
+    broken: str = ""
+    """Why there is no value; empty: there is one."""

@@ -134,6 +134,35 @@ def plan(
 
 
 @app.command()
+def data(
+    spec_file: SpecFile,
+    set_: Set = None,
+    rows: Annotated[int, typer.Option(metavar="N", min=0, help="Rows of each split that are shown.")] = 3,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write them as an HTML page, too.", show_default=False)
+    ] = None,
+) -> None:
+    """Show what would be learned, token by token: counts, lengths, what is dropped and why. Starts nothing."""
+    from sweeps.cli.trial_folder import quiet
+    from sweeps.driver.prepare import glance
+    from sweeps.spec.errors import InputError
+
+    spec = _load(spec_file, set_ or ())
+    if errors := glance(spec):
+        _refuse(*(f"{spec_file}: {line}" if line.startswith("base.") else line for line in errors))
+    quiet()
+    from sweeps.cli import show_data
+
+    try:
+        dataset, tokenizer = show_data.read(spec)
+        show_data.draw(Console(soft_wrap=True), dataset, tokenizer, rows)
+        if html is not None:
+            show_data.write_page(html, show_data.page(dataset, tokenizer, rows))
+    except InputError as error:
+        _refuse(*(f"{spec_file}: {line}" if line.startswith("base.") else line for line in error.lines))
+
+
+@app.command()
 def report(
     places: Annotated[
         list[str], typer.Argument(metavar="DIR…", help="A sweep's folder, or s3://….", show_default=False)

@@ -11,7 +11,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from bitlora.config.trial import TrialConfig, trial_config
 from bitlora.quantizers.weights import QUANTIZERS
@@ -22,6 +22,10 @@ from sweeps.spec.spec import Spec
 if TYPE_CHECKING:
     from bitlora.base.info import BaseInfo
     from bitlora.data.split import Dataset
+
+
+GLANCE: Final = 2000
+"""Rows of a file that are looked at before anything large is imported: milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,8 @@ def prepare(spec: Spec, meanwhile: Callable[[], object] = lambda: None) -> Prepa
     Raises:
         InputError: one of them cannot be used; all that is wrong with both.
     """
+    if errors := glance(spec):
+        raise InputError(errors)
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     child = context.Process(target=_child, args=(theirs, spec), daemon=True)
@@ -92,6 +98,29 @@ def prepare(spec: Spec, meanwhile: Callable[[], object] = lambda: None) -> Prepa
     raise InputError(found)
 
 
+def glance(spec: Spec) -> list[str]:
+    """What is wrong with base and data as far as that can be said at once, without torch and transformers.
+
+    The first rows of files tell most of what is wrong with them.
+    """
+    from bitlora.base.locate import PACKAGE, BaseError, locate
+    from bitlora.data.examples import DataError
+    from bitlora.data.sources import How, local, read_examples
+
+    errors: list[str] = []
+    try:
+        if not spec.base.model.startswith(PACKAGE):
+            locate(spec.base.model)
+    except BaseError as error:
+        errors.append(str(error))
+    for source, evaluation in ((spec.data.source, False), (spec.data.eval_source, True)):
+        try:
+            read_examples(local(source), How.of(spec.data, evaluation)._replace(most=GLANCE, weights=None))
+        except DataError as error:
+            errors += error.lines
+    return errors
+
+
 def _child(answer: Connection, spec: Spec) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it here too; the parent ends this process
     answer.send(_look(spec))
@@ -104,8 +133,8 @@ def _look(spec: Spec) -> Prepared | list[str]:
     from bitlora.base.load import load_tokenizer
     from bitlora.base.locate import BaseError
     from bitlora.data.examples import DataError
-    from bitlora.data.sources import read_examples
-    from bitlora.data.split import prepare_data
+    from bitlora.data.sources import How, read_examples
+    from bitlora.data.split import beyond, prepare_data
 
     errors: list[str] = []
     info = tokenizer = None
@@ -119,14 +148,15 @@ def _look(spec: Spec) -> Prepared | list[str]:
     if info is not None and tokenizer is not None:
         try:
             test_rows = 0 if spec.confirm is None else spec.confirm.rows
-            return Prepared(info, prepare_data(spec.data, tokenizer, test_rows))
+            dataset = prepare_data(spec.data, tokenizer, test_rows)
+            return beyond(dataset, info.vocab_size, tokenizer) or Prepared(info, dataset)
         except DataError as error:
-            return list(error.errors)
+            return error.lines
     # Without a tokenizer the sources can still be read, so that what is wrong with them is said in the same breath.
-    for source in (spec.data.source, spec.data.eval_source):
+    for source, evaluation in ((spec.data.source, False), (spec.data.eval_source, True)):
         try:
             if source is not None:
-                read_examples(source, spec.data.revision)
+                read_examples(source, How.of(spec.data, evaluation))
         except DataError as error:
-            errors += error.errors
+            errors += error.lines
     return errors

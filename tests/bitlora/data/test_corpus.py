@@ -248,7 +248,7 @@ QWEN3: dict[str, tuple[Any, list[Turn], list[Turn]]] = {
 WRONG: dict[str, tuple[Any, str]] = {
     "no shape": ({"a": 1}, "no known shape: found 'a'; known are prompt + completion"),
     "nearly a shape": ({"prompt": "hi", "completoin": "yo"}, "did you mean 'completion' by 'completoin'?"),
-    "no object": ([1], "a list where an object belongs"),
+    "no object": ("x", "a string where an object belongs"),
     "a number": ({"prompt": 1, "completion": "yo"}, "'prompt' is a number; it must be a string"),
     "null where text belongs": ({"prompt": "hi", "completion": None}, "'completion' is null; it must be a string"),
     "a picture": (

@@ -18,7 +18,7 @@ import datasets
 import pytest
 
 from bitlora.data.examples import DataError, Example, Message, Reading
-from bitlora.data.sources import read_examples
+from bitlora.data.sources import How, hub_ids, read_examples
 from bitlora.reading import hub as hub_module
 from bitlora.reading.docstrings import docstring_pairs
 
@@ -128,7 +128,7 @@ def test_files_that_are_not_there(write: Callable[..., str], tmp_path: Path) -> 
     assert errors_of(path) == [f"{path}: the file is empty"]
     assert errors_of(str(tmp_path / "trian.jsonl")) == [f"{tmp_path}/trian.jsonl: no such file; did you mean {path}?"]
     assert errors_of(str(tmp_path / "no" / "a.jsonl"))[0].endswith(f"the folder {tmp_path}/no does not exist")
-    assert errors_of(str(tmp_path)) == [f"{tmp_path}: a folder; name the JSONL files in it (train.jsonl)"]
+    assert errors_of(str(tmp_path)) == [f"{tmp_path}/train.jsonl: the file is empty"]
 
 
 def test_example_ids_stay_unique_over_files_of_one_name(write: Callable[..., str], tmp_path: Path) -> None:
@@ -168,12 +168,14 @@ class Hub:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.answer: Any = None
         self.asked: list[tuple[str, str | None]] = []
+        self.configs: list[str | None] = []
         monkeypatch.setattr(datasets, "load_dataset", self)
         monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(hub_module, "hub_answers", lambda: True)
 
-    def __call__(self, name: str, revision: str | None = None) -> Any:
+    def __call__(self, name: str, config: str | None = None, revision: str | None = None) -> Any:
         self.asked.append((name, revision))
+        self.configs.append(config)
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
@@ -196,6 +198,37 @@ def test_hub_rows(hub: Hub) -> None:
     assert errors_of("owner/name") == ["owner/name: row 0: 'completion' is null; it must be a string"]
 
 
+def test_what_of_the_hub_is_read(hub: Hub) -> None:
+    rows = datasets.Dataset.from_list([{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}])
+    hub.answer = datasets.DatasetDict(train=rows.select([0]), test=rows.select([1]))
+    written = "owner/name:main@v1[test]"
+    assert read_examples(written) == [talk("owner/name:main[test]:0", "c", "d")]
+    assert (hub.asked[-1], hub.configs[-1]) == (("owner/name", "v1"), "main")
+    assert read_examples("owner/name", How(config="socratic", split="test")) == [talk("owner/name:0", "c", "d")]
+    assert (hub.asked[-1], hub.configs[-1]) == (("owner/name", None), "socratic")
+    assert hub_ids([written, "pydoc", "a.jsonl", "./folder[train]", "x.csv.gz"]) == ["owner/name"]
+    with pytest.raises(DataError, match="which split of it to evaluate on"):
+        read_examples("owner/name", How(evaluation=True))
+    assert read_examples("owner/name[test]", How(evaluation=True)) == [talk("owner/name[test]:0", "c", "d")]
+
+
+def test_what_lies_behind_a_failure_of_datasets_is_said(hub: Hub) -> None:
+    error = datasets.exceptions.DatasetGenerationError("An error occurred while generating the dataset")
+    error.__cause__ = TypeError("Couldn't cast array of type string to null in column 'system'")
+    hub.answer = error
+    [line] = errors_of("owner/name")
+    assert line.endswith("while generating the dataset: Couldn't cast array of type string to null in column 'system'")
+
+
+def test_a_date_that_datasets_made_of_text_is_no_text(hub: Hub) -> None:
+    """It reads a column whose strings are all dates as dates: what was written is lost."""
+    from datetime import datetime
+
+    rows = [{"prompt": "when?", "completion": datetime(2024, 1, 2), "seen": datetime(2024, 1, 2)}]
+    hub.answer = datasets.DatasetDict(train=datasets.Dataset.from_list(rows))
+    assert errors_of("owner/name") == ["owner/name: row 0: 'completion' is a date; it must be a string"]
+
+
 def cached(rows: Any, folder: Path) -> Any:
     """As `datasets` has it of the hub: rows over a file in a folder that is named after the commit."""
     folder.mkdir(parents=True)
@@ -209,17 +242,17 @@ def test_the_commit_of_a_data_set_is_found_and_asked_for(hub: Hub, tmp_path: Pat
     hub.answer = cached(rows, tmp_path / now)
     reading = Reading()
     for revision in (None, "main", now, {"owner/name": now}, {"owner/other": then}):
-        assert read_examples("owner/name", revision, reading) == [talk("owner/name:0", "a", "b")]
+        assert read_examples("owner/name", How(revision), reading) == [talk("owner/name:0", "a", "b")]
     assert [asked for _, asked in hub.asked] == [None, "main", now, now, None]
     assert reading.commits == {"owner/name": now}
     # Where the hub does not answer, `datasets` gives the newest copy it has, whatever was asked for.
     with pytest.raises(DataError) as wrong:
-        read_examples("owner/name", then)
+        read_examples("owner/name", How(then))
     assert wrong.value.lines == [
         f"owner/name: data.revision {then} cannot be had, and the newest copy in the cache is of {now}"
     ]
     hub.answer = datasets.DatasetDict(train=rows)
-    assert read_examples("owner/name", then) == [talk("owner/name:0", "a", "b")]  # it does not say
+    assert read_examples("owner/name", How(then)) == [talk("owner/name:0", "a", "b")]  # it does not say
 
 
 def test_hub_errors_are_told_apart(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,7 +269,7 @@ def test_hub_errors_are_told_apart(hub: Hub, monkeypatch: pytest.MonkeyPatch) ->
     ]:
         hub.answer = answer
         with pytest.raises(DataError) as wrong:
-            read_examples("o/n", "v9")
+            read_examples("o/n", How("v9"))
         [line] = wrong.value.lines
         assert line.startswith("o/n: ")
         assert words in line
@@ -268,3 +301,26 @@ def test_a_hub_that_does_not_answer_is_said_within_seconds(monkeypatch: pytest.M
         [line] = errors_of("owner/name")
     assert "owner/name: the hub cannot be reached" in line
     assert time.monotonic() - start < 10
+
+
+def test_sources_are_mixed_by_weight(write: Callable[..., str]) -> None:
+    paths = [
+        write(*({"prompt": name, "completion": f"{n}"} for n in range(rows)), name=f"{name}.jsonl")
+        for name, rows in (("a", 30), ("b", 10), ("c", 99))
+    ]
+
+    def counts(weights: list[float]) -> list[int]:
+        examples = read_examples(paths, How(weights=weights))
+        assert len({each.example_id for each in examples}) == len(examples)
+        return [sum(each.messages[0].content == name for each in examples) for name in "abc"]
+
+    assert counts([1, 1, 1]) == [10, 10, 10]
+    assert counts([2, 1, 4]) == [20, 10, 40]
+    assert counts([1, 0.1, 0.5]) == [30, 3, 15]
+    reading = Reading()
+    read_examples(paths[:2], How(weights=[2, 1]), reading)
+    assert reading.notes() == ["of the sources 20 of 30 + 10 of 10 examples are used, as data.weights says"]
+    one, other = (read_examples(paths, How(weights=[2, 1, 4], seed=seed)) for seed in (0, 1))
+    assert one == read_examples(paths, How(weights=[2, 1, 4])) != other
+    with pytest.raises(DataError, match=r"data\.weights: 2 for 3 sources; give one for each"):
+        read_examples(paths, How(weights=[1, 1]))

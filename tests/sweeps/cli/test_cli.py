@@ -31,6 +31,32 @@ def test_answers_within_a_second(args):
     assert ended.returncode == (2 if "nowhere.yaml" in args else 0)
 
 
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (None, "no such file"),
+        ("", "the file is empty"),
+        ('{"prompt": "a", "completion": "b"}\n{"prompt": \n', "rows.jsonl:2: not JSON"),
+        ('{"a": 1}\n' * 3000, "no known shape"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said_within_two_seconds(rows, said, write_spec, tmp_path, tiny_base):
+    data = tmp_path / "rows.jsonl"
+    if rows is not None:
+        data.write_text(rows)
+    seconds, ended = quickest([*PYTHON, "plan", str(write_spec(data={"source": str(data)}))])
+    assert ended.returncode == 2
+    assert said in ended.stderr
+    assert len(ended.stderr.splitlines()) <= 22
+    assert seconds < 2.0
+
+
+def test_a_folder_that_holds_no_model_is_said_within_two_seconds(write_spec, tmp_path):
+    seconds, ended = quickest([*PYTHON, "plan", str(write_spec(base={"model": str(tmp_path)}))])
+    assert (ended.returncode, "holds no config.json, so no model" in ended.stderr) == (2, True)
+    assert seconds < 2.0
+
+
 def test_a_wrong_spec_imports_neither_torch_nor_ray(write_spec):
     spec = write_spec(train={"stepz": 3})
     code = (
