@@ -8,11 +8,14 @@ from pathlib import Path
 from bitlora.data.docstrings import docstring_pairs
 from bitlora.data.examples import DataError, Example, pair
 from bitlora.data.hub import _read_hub
-from bitlora.data.json_lines import _read_file
+from bitlora.data.json_lines import DataFiles, _read_file
 
 
 def read_examples(
-    source: str | list[str], revision: str | Mapping[str, str] | None = None, found: dict[str, str] | None = None
+    source: str | list[str],
+    revision: str | Mapping[str, str] | None = None,
+    found: dict[str, str] | None = None,
+    files: DataFiles | None = None,
 ) -> list[Example]:
     """All examples of `source`, in its order. An example whose completion is empty is among them.
 
@@ -21,20 +24,22 @@ def read_examples(
             or a hub id; or several of them.
         revision: of hub ids: a branch, tag or commit, of all or by id; None: whatever is there.
         found: gets the commit of each hub id, where it is known.
+        files: says which files lie elsewhere than their names say, and gets what was read of each.
 
     Raises:
         DataError: with every error of every source.
     """
     names = [source] if isinstance(source, str) else source
+    files = files or DataFiles()
     errors = [f"{name}: listed twice" for name in sorted(set(names)) if names.count(name) > 1]
     file_names = [Path(name).name for name in names]
     examples: list[Example] = []
     for name in names:
         if name == "pydoc":
             examples += (Example(key, pair(prompt, docstring)) for key, prompt, docstring in docstring_pairs())
-        elif _can_only_be_a_path(name):
+        elif name in files.places or _can_only_be_a_path(name):
             label = Path(name).name if file_names.count(Path(name).name) == 1 else name
-            examples += _read_file(name, label, errors)
+            examples += _read_file(name, label, errors, files)
         else:
             wanted = revision.get(name) if isinstance(revision, Mapping) else revision
             examples += _read_hub(name, errors, wanted, found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy.typing as npt
 
 from bitlora.data.batches import batch_rows
 from bitlora.data.examples import DataError, Example, Message
+from bitlora.data.json_lines import DataFiles, SourceFile
 from bitlora.data.rows import Rows
 from bitlora.data.sources import hub_ids, read_examples
 from bitlora.data.tokens import Counts, tokenize
@@ -59,6 +61,8 @@ class DataSummary:
     """What a reader should know, a plain sentence each."""
     revisions: dict[str, str] = field(default_factory=dict)
     """The commit of each data set of the hub, by its id."""
+    files: tuple[SourceFile, ...] = ()
+    """What was read of the source and the eval source that is a file."""
 
     @property
     def revision(self) -> str:
@@ -78,7 +82,12 @@ class Dataset:
     summary: DataSummary
 
 
-def prepare_data(config: DataConfig, tokenizer: PreTrainedTokenizerBase, test_rows: int | None = 0) -> Dataset:
+def prepare_data(
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    test_rows: int | None = 0,
+    places: Mapping[str, Path] | None = None,
+) -> Dataset:
     """Read, tokenize and split.
 
     The split is a permutation seeded by `config.seed`, cut to its first `config.rows`: of these the first part,
@@ -88,6 +97,7 @@ def prepare_data(config: DataConfig, tokenizer: PreTrainedTokenizerBase, test_ro
     Args:
         test_rows: the rows after those that are evaluated that become the test split, at most; None: all. Where it is
             not 0, at most half of the eval split is evaluated, so that there are some.
+        places: where files lie that are not to be looked for under their names.
 
     Raises:
         DataError: with every error of both sources; also where too few rows are left.
@@ -96,7 +106,8 @@ def prepare_data(config: DataConfig, tokenizer: PreTrainedTokenizerBase, test_ro
     kept = ["to evaluate"] if test_rows == 0 else ["to evaluate", "to confirm"]
     uses = ["to train on"] if config.eval_source else ["to train on", *kept]
     revisions: dict[str, str] = {}
-    wanted = config.revision, revisions
+    files = DataFiles(places or {})
+    wanted = config.revision, revisions, files
     main = _load(config.source, tokenizer, config.max_length, uses, errors, *wanted)
     other = (
         _load(config.eval_source, tokenizer, config.max_length, kept, errors, *wanted) if config.eval_source else None
@@ -133,6 +144,7 @@ def prepare_data(config: DataConfig, tokenizer: PreTrainedTokenizerBase, test_ro
         fingerprint=_fingerprint(train, evaluated, *([test] if len(test) else [])),
         notes=tuple(notes),
         revisions=revisions,
+        files=tuple(files.read.values()),
     )
     return Dataset(train=train, eval=evaluated, test=test, summary=summary)
 
@@ -160,9 +172,10 @@ def _load(
     errors: list[str],
     revision: str | Mapping[str, str] | None,
     found: dict[str, str],
+    files: DataFiles,
 ) -> tuple[Rows, Counts] | None:
     try:
-        rows, counts = tokenize(read_examples(source, revision, found), tokenizer, max_length)
+        rows, counts = tokenize(read_examples(source, revision, found, files), tokenizer, max_length)
     except DataError as error:
         errors.extend(error.errors)
         return None

@@ -8,9 +8,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitlora.config.trial import TrialConfig, trial_config
@@ -45,18 +46,21 @@ class Prepared:
         return spec.model_copy(update={"base": base, "data": data})
 
 
-def prepare(spec: Spec, meanwhile: Callable[[], object] = lambda: None) -> Prepared:
+def prepare(
+    spec: Spec, meanwhile: Callable[[], object] = lambda: None, places: Mapping[str, Path] | None = None
+) -> Prepared:
     """Look at base and data in a child process.
 
     Args:
         meanwhile: what this process does while it waits.
+        places: where data files lie that are not to be looked for under their names (`sweeps.driver.kept`).
 
     Raises:
         InputError: one of them cannot be used; all that is wrong with both.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    child = context.Process(target=_child, args=(theirs, spec), daemon=True)
+    child = context.Process(target=_child, args=(theirs, spec, places or {}), daemon=True)
     child.start()
     theirs.close()
     try:
@@ -72,18 +76,19 @@ def prepare(spec: Spec, meanwhile: Callable[[], object] = lambda: None) -> Prepa
     raise InputError(found)
 
 
-def _child(answer: Connection, spec: Spec) -> None:
+def _child(answer: Connection, spec: Spec, places: Mapping[str, Path]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it here too; the parent ends this process
-    answer.send(_look(spec))
+    answer.send(_look(spec, places))
 
 
-def _look(spec: Spec) -> Prepared | list[str]:
+def _look(spec: Spec, places: Mapping[str, Path]) -> Prepared | list[str]:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     from bitlora.base.describe import describe_base
     from bitlora.base.load import load_tokenizer
     from bitlora.base.locate import BaseError
     from bitlora.data.examples import DataError
+    from bitlora.data.json_lines import DataFiles
     from bitlora.data.sources import read_examples
     from bitlora.data.split import prepare_data
 
@@ -99,14 +104,14 @@ def _look(spec: Spec) -> Prepared | list[str]:
     if info is not None and tokenizer is not None:
         try:
             test_rows = 0 if spec.confirm is None else spec.confirm.rows
-            return Prepared(info, prepare_data(spec.data, tokenizer, test_rows))
+            return Prepared(info, prepare_data(spec.data, tokenizer, test_rows, places))
         except DataError as error:
             return list(error.errors)
     # Without a tokenizer the sources can still be read, so that what is wrong with them is said in the same breath.
     for source in (spec.data.source, spec.data.eval_source):
         try:
             if source is not None:
-                read_examples(source, spec.data.revision)
+                read_examples(source, spec.data.revision, files=DataFiles(places))
         except DataError as error:
             errors += error.errors
     return errors

@@ -17,7 +17,9 @@ from sweeps.spec.spec import Spec, load_spec
 SPEC: Final = "sweep.yaml"
 JOURNAL: Final = "study.journal"
 EXIT_CODE: Final = "exit_code"
-DECIDING: Final = (SPEC, JOURNAL, record.CONFIG, record.METRICS, record.RECORD, record.EVAL, record.TEST, record.RUNS)
+DECIDING: Final = (
+    *(SPEC, JOURNAL, record.CONFIG, record.METRICS, record.RECORD, record.EVAL, record.TEST, record.RUNS, record.KEPT),
+)
 """Names of the files that a run of the sweep which goes on looks at."""
 DATA, BASE = "data", "base"
 """Attributes of the study: what the sweep began with."""

@@ -1,10 +1,11 @@
 """A sweep as a job of a cluster, as far as it goes without one: what travels, and what is refused."""
 
-from pathlib import Path
+import shutil
 
 import pytest
 
 from sweeps.cli.job import DRIVER, bundle
+from sweeps.driver.kept import places
 from sweeps.spec.spec import load_spec
 
 
@@ -25,14 +26,29 @@ def test_local_data_travels_under_its_name(write_spec, tmp_path):
     folder.mkdir()
     assert bundle(load_spec(path, ["out=/mnt/x", "train.eval_every=5"]), folder) == []
     spec = load_spec(folder / "spec.yaml")
-    first, *others, last = spec.data.source
-    assert others == source[1:4]
-    assert [(folder / name).read_text() for name in (first, last)] == ["a/rows.jsonl\n", "b/rows.jsonl\n"]
-    assert (folder / spec.data.eval_source).read_text() == "b/eval.jsonl\n"
-    assert {Path(name).name for name in (first, last)} == {"rows.jsonl"}
+    # The names stay, and what was there under them is beside the spec.
+    assert spec.data.source == source
+    assert spec.data.eval_source == str(tmp_path / "b/eval.jsonl")
+    shutil.rmtree(tmp_path / "a")
+    (tmp_path / "b/rows.jsonl").write_text("the cluster's own, by chance under the same path\n")
+    found, said = places(spec.data, folder)
+    assert {name: path.read_text() for name, path in found.items()} == {
+        source[0]: "a/rows.jsonl\n",
+        source[4]: "b/rows.jsonl\n",
+    }
+    assert {path.parent for path in found.values()} == {folder / "data"}
+    assert [line.partition(" is another file")[0] for line in said] == [source[4]]
     # The rest is the spec as it was, overrides applied.
     assert spec.name == "quick"
     assert (spec.out, spec.train.steps, spec.train.eval_every) == ("/mnt/x", 5, 5)
+
+
+def test_a_sweep_that_goes_on_may_have_the_files_in_its_folder(write_spec, tmp_path):
+    spec = load_spec(write_spec(data={"source": ["none.jsonl"]}))
+    assert len(bundle(spec, tmp_path)) == 1
+    for resume in ("always", "auto"):
+        assert bundle(spec, tmp_path, resume) == []
+    assert load_spec(tmp_path / "spec.yaml").data.source == ["none.jsonl"]
 
 
 def lines(ended):
