@@ -3,10 +3,15 @@
 import shutil
 
 import pytest
+import s3
+from typer.testing import CliRunner
 
+from bitlora.files.opening import open_storage
+from sweeps.cli.app import app
 from sweeps.cli.job import DRIVER, bundle
-from sweeps.driver.kept import places
-from sweeps.spec.spec import load_spec
+from sweeps.driver import run
+from sweeps.driver.kept import keep, places, source_file
+from sweeps.spec.spec import dump_spec, load_spec
 
 
 def test_local_data_travels_under_its_name(write_spec, tmp_path):
@@ -49,6 +54,50 @@ def test_a_sweep_that_goes_on_may_have_the_files_in_its_folder(write_spec, tmp_p
     for resume in ("always", "auto"):
         assert bundle(spec, tmp_path, resume) == []
     assert load_spec(tmp_path / "spec.yaml").data.source == ["none.jsonl"]
+
+
+def test_a_job_reads_what_travelled_and_a_sweep_that_goes_on_its_copies(write_spec, arithmetic, tmp_path, monkeypatch):
+    """By the command itself, from folders in which the file is not there: on a disk and in object storage."""
+    with s3.serve_s3() as server:
+        for name, value in server.env.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.chdir(arithmetic.parent)
+        path = write_spec(data={"source": arithmetic.name})
+        spec = load_spec(path)
+        read = []
+
+        def run_sweep(spec, prepared, *_):
+            read.append((spec.data.source, prepared.dataset.summary.fingerprint, prepared.dataset.summary.files))
+            return 0
+
+        monkeypatch.setattr(run, "run_sweep", run_sweep)
+        (job := tmp_path / "job").mkdir()
+        assert bundle(spec, job) == []
+        bucket = f"s3://{server.make_bucket('sweeps')}/quick"
+        for out in (bucket, str(tmp_path / "begun")):
+            with open_storage(out) as storage:
+                keep([source_file(arithmetic.name)], storage.folder)
+                (storage.folder / "sweep.yaml").write_text(dump_spec(spec))
+                storage.push("data", "sweep.yaml")
+        options = ["sweep", str(path), "--out"]
+        assert CliRunner().invoke(app, [*options, str(tmp_path / "new")]).exit_code == 0
+        monkeypatch.chdir(job)
+        assert CliRunner().invoke(app, ["sweep", "spec.yaml", "--out", str(tmp_path / "new")]).exit_code == 0
+        monkeypatch.chdir(tmp_path)
+        without = CliRunner().invoke(app, [*options, str(tmp_path / "new")])
+        assert without.exit_code == 2
+        assert f"{arithmetic.name}: no such file" in without.output
+        for out in (bucket, str(tmp_path / "begun")):
+            ended = CliRunner().invoke(app, [*options, out, "--resume"])
+            assert ended.exit_code == 0, ended.output
+    assert [source for source, *_ in read] == [arithmetic.name] * 4
+    assert len({fingerprint for _, fingerprint, _ in read}) == 1
+    assert [files[0].path for *_, files in read] == [
+        arithmetic,
+        job / "data" / f"0-{arithmetic.name}",
+        read[2][2][0].path,
+        tmp_path / "begun" / "data" / f"0-{arithmetic.name}",
+    ]
 
 
 def lines(ended):
