@@ -60,7 +60,7 @@ def prepare(
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    child = context.Process(target=_child, args=(theirs, spec, places or {}), daemon=True)
+    child = context.Process(target=_child, args=(theirs, spec, places), daemon=True)
     child.start()
     theirs.close()
     try:
@@ -76,12 +76,12 @@ def prepare(
     raise InputError(found)
 
 
-def _child(answer: Connection, spec: Spec, places: Mapping[str, Path]) -> None:
+def _child(answer: Connection, spec: Spec, places: Mapping[str, Path] | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it here too; the parent ends this process
     answer.send(_look(spec, places))
 
 
-def _look(spec: Spec, places: Mapping[str, Path]) -> Prepared | list[str]:
+def _look(spec: Spec, places: Mapping[str, Path] | None = None) -> Prepared | list[str]:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     from bitlora.base.describe import describe_base
@@ -111,7 +111,7 @@ def _look(spec: Spec, places: Mapping[str, Path]) -> Prepared | list[str]:
     for source in (spec.data.source, spec.data.eval_source):
         try:
             if source is not None:
-                read_examples(source, spec.data.revision, files=DataFiles(places))
+                read_examples(source, spec.data.revision, files=DataFiles(places or {}))
         except DataError as error:
             errors += error.errors
     return errors
