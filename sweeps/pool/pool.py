@@ -91,7 +91,7 @@ class Pool:
         """Packs in a row that could not write to the sweep's folder."""
         self._notes: dict[str, None] = {}
         """What packs want a person to know."""
-        self._memory: MeasuredMemory | None = None
+        self._memory = MeasuredMemory(settings)
         self._dtype = ""
         """What packs compute in, where the spec leaves it open; empty until one has said."""
         self._given_up = ""
@@ -205,21 +205,22 @@ class Pool:
 
     async def known_memory(self, name: str, key: str) -> dict[str, Any] | None:
         """What is known of how much memory `key` takes; None: the pack is to measure it."""
-        return await self._measured.ask(key, name, self._packs.named)
+        known = await self._memory.ask(key, name)
+        if (pack := self._packs.named.get(name)) is not None:
+            pack.measures = known is None
+        return known
 
     async def keep_memory(self, key: str, found: dict[str, Any]) -> None:
         """How much memory `key` takes, or why that could not be measured."""
-        await self._measured.keep(key, found)
+        await self._memory.keep(key, found)
 
     async def pack_ready(self, name: str, slots: int | None = None, notes: Sequence[str] = ()) -> None:
-        """The pack has its base and can train, so many trials at once; None: as many as a pack may have.
-
-        Args:
-            notes: what a person should know of it.
-        """
+        """The pack has its base and can train, so many trials at once (None: as many as it may have). `notes`: what a
+        person should know of it."""
         self._notes |= dict.fromkeys(notes)
         if (pack := self._packs.named.get(name)) is not None:
             pack.started = pack.ready = True
+            pack.measures = False
             pack.slots = slots or pack.slots
             pack.since = time.monotonic()
             self._dispatch()
@@ -293,11 +294,6 @@ class Pool:
             entry.suspicion.took(steps[trial_id].step)
 
     # ---- inside
-
-    @property
-    def _measured(self) -> MeasuredMemory:
-        self._memory = self._memory or MeasuredMemory(self._settings.storage, self._settings.measured)
-        return self._memory
 
     @property
     def _undone(self) -> Status:
@@ -376,6 +372,7 @@ class Pool:
 
     def _pack_ended(self, name: str, pack: PackHandle, error: str) -> None:
         """Nothing of the pack is left: its trials are queued again, or have failed."""
+        self._memory.ended(name, pack.innocent)
         for entry in self._trials.values():
             if entry.pack == name and entry.ended:
                 entry.released.set()
