@@ -221,7 +221,8 @@ class Packs:
         ray.kill(pack.host)
         await _remove_group(name)
         alone = not any(other.started for other in self.live() if other is not pack)
-        gone = await _machine_is_gone(pack, wait=pack.held_against_a_trial or (alone and pack.held_against_the_sweep))
+        matters = pack.measures or pack.held_against_a_trial or (alone and pack.held_against_the_sweep)
+        gone = await _machine_is_gone(pack, wait=matters)
         pack.unfortunate = pack.unfortunate or gone
         del self.named[name]
         self.seconds += time.monotonic() - pack.up if pack.up is not None else 0.0
@@ -321,18 +322,10 @@ class Packs:
             unmet -= self._slots
 
 
-<<<<<<< HEAD
 async def _machine_is_gone(pack: PackHandle, wait: bool) -> bool:
     """Was the pack lost with a machine of its own? Of a lost one Ray hears later than of its processes: where it matters,
     that is waited for."""
     last = time.monotonic() + (timeouts.NODE_DEATH_S if wait else 0.0)
-=======
-async def _machine_is_gone(pack: PackHandle) -> bool:
-    """Was the pack lost with one of its machines? Of a lost machine Ray hears later than of its processes: where a trial
-    would be blamed for the pack's death, that is waited for."""
-    blamed = pack.measures or (len(pack.trials) == 1 and pack.suspicious)
-    last = time.monotonic() + (timeouts.NODE_DEATH_S if blamed else 0.0)
->>>>>>> w-mem
     while pack.nodes:
         with contextlib.suppress(Exception):  # without an answer it is a loss as any other
             if pack.nodes - await asyncio.to_thread(cluster.living_nodes):
