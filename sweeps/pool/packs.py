@@ -38,6 +38,8 @@ class PackHandle:
     """At most, until it is ready."""
     started: bool = False
     """Its worker runs."""
+    measures: bool = False
+    """It tries how much memory it needs: a process that is killed then has asked for too much."""
     ready: bool = False
     """It has its base."""
     up: float | None = None
@@ -70,7 +72,12 @@ class PackHandle:
     @property
     def suspicious(self) -> bool:
         """Lost in a way that one of its trials may have caused."""
-        return self.ready and not (self.leaving or self.unwritable or self.unfortunate)
+        return self.ready and not self.innocent
+
+    @property
+    def innocent(self) -> bool:
+        """It did not die of anything that it did."""
+        return self.leaving or self.unwritable or self.unfortunate
 
     @property
     def held_against_a_trial(self) -> bool:
@@ -314,10 +321,18 @@ class Packs:
             unmet -= self._slots
 
 
+<<<<<<< HEAD
 async def _machine_is_gone(pack: PackHandle, wait: bool) -> bool:
     """Was the pack lost with a machine of its own? Of a lost one Ray hears later than of its processes: where it matters,
     that is waited for."""
     last = time.monotonic() + (timeouts.NODE_DEATH_S if wait else 0.0)
+=======
+async def _machine_is_gone(pack: PackHandle) -> bool:
+    """Was the pack lost with one of its machines? Of a lost machine Ray hears later than of its processes: where a trial
+    would be blamed for the pack's death, that is waited for."""
+    blamed = pack.measures or (len(pack.trials) == 1 and pack.suspicious)
+    last = time.monotonic() + (timeouts.NODE_DEATH_S if blamed else 0.0)
+>>>>>>> w-mem
     while pack.nodes:
         with contextlib.suppress(Exception):  # without an answer it is a loss as any other
             if pack.nodes - await asyncio.to_thread(cluster.living_nodes):

@@ -34,6 +34,7 @@ def test_a_worker_is_killed(bitlora, resumable, undisturbed, tmp_path):
     assert contract.statuses(contract.holds(folder)) == {"completed": 4}
     same(results(folder), undisturbed)
     _, second = events(folder)
+    assert "(as measured before)" in second[0]["event"]
     begun = {trial for event in second if event["event"] == "attach" for trial in event["trials"]}
     assert sum(len(event["trials"]) for event in second if event["event"] == "step") < 400 * len(begun)
 
