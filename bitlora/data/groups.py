@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 
 import numpy as np
@@ -22,7 +22,6 @@ def grouped(rows: Rows, prompts: bool = True) -> Indices:
     Returns:
         [rows] indices of rows.
     """
-    first: dict[tuple[str, object], int] = {}
     group = np.arange(len(rows), dtype=np.int64)
 
     def root(row: int) -> int:
@@ -31,37 +30,47 @@ def grouped(rows: Rows, prompts: bool = True) -> Indices:
             row = int(group[row])
         return row
 
-    for row, keys in enumerate(_keys(rows, prompts)):
-        for key in keys:
-            one, other = root(first.setdefault(key, row)), root(row)
+    for keys in (_sources(rows), digests(rows), *([_prompts(rows)] if prompts else [])):
+        order = np.argsort(keys, kind="stable")
+        for place in np.flatnonzero(keys[order][1:] == keys[order][:-1]):
+            one, other = root(int(order[place])), root(int(order[place + 1]))
             group[max(one, other)] = min(one, other)
+    if np.array_equal(group, np.arange(len(rows))):
+        return group
     return np.array([root(row) for row in range(len(rows))], np.int64)
 
 
-def _keys(rows: Rows, prompts: bool) -> Iterator[list[tuple[str, object]]]:
-    for row in range(len(rows)):
-        part = slice(rows.offsets[row], rows.offsets[row + 1])
-        tokens = rows.tokens[part]
-        prompt = int(np.argmax(rows.learn[part]))
-        keys: list[tuple[str, object]] = [("row", rows.groups[row]), ("tokens", digest(tokens))]
-        if prompts and prompt > 1:  # a text without turns has none, but for its beginning
-            keys.append(("prompt", digest(tokens[:prompt])))
-        yield keys
+def digests(rows: Rows) -> npt.NDArray[np.uint64]:
+    """[rows] Equal tokens, equal number."""
+    return _hashed(rows.tokens[a:b].tobytes() for a, b in zip(rows.offsets[:-1], rows.offsets[1:], strict=True))
 
 
-def digest(tokens: npt.NDArray[np.int32]) -> bytes:
-    """Equal tokens, equal digest."""
-    return blake2b(tokens.tobytes(), digest_size=16).digest()
+def _sources(rows: Rows) -> npt.NDArray[np.uint64]:
+    return _hashed(name.encode() for name in rows.groups or rows.example_ids)
 
 
-def digests(rows: Rows) -> list[bytes]:
-    """Of each row its tokens' digest."""
-    return [digest(rows.tokens[a:b]) for a, b in zip(rows.offsets[:-1], rows.offsets[1:], strict=True)]
+def _prompts(rows: Rows) -> npt.NDArray[np.uint64]:
+    """A text without turns has no prompt, but for its beginning: such rows have numbers of their own."""
+    return _hashed(
+        rows.tokens[first : first + prompt].tobytes() if prompt > 1 else b"row %d" % row
+        for row, (first, prompt) in enumerate(zip(rows.offsets[:-1], _before(rows), strict=True))
+    )
 
 
-def copies(rows: Rows) -> int:
-    """Rows that are equal to one before them."""
-    return len(rows) - len(set(digests(rows)))
+def _before(rows: Rows) -> npt.NDArray[np.int64]:
+    """[rows] tokens before the first one that is learned."""
+    learned = np.flatnonzero(rows.learn)
+    found: npt.NDArray[np.int64] = learned[np.searchsorted(learned, rows.offsets[:-1])] - rows.offsets[:-1]
+    return found
+
+
+def _hashed(texts: Iterable[bytes]) -> npt.NDArray[np.uint64]:
+    return np.frombuffer(b"".join(blake2b(text, digest_size=8).digest() for text in texts), np.uint64)
+
+
+def copies(rows: npt.NDArray[np.uint64]) -> int:
+    """Rows that are equal to one before them, of their `digests`."""
+    return len(rows) - len(np.unique(rows))
 
 
 def hold_out(order: Sequence[int] | Indices, group: Indices, wanted: int, least: int, most: int) -> Indices | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from bitlora.data.chat import THINK, THOUGHT, ChatTemplate, Form, RenderError, Span
-from bitlora.data.examples import DataError, Example, Message
+from bitlora.data.examples import Example, Message
 
 
 def is_learned(turn: Message) -> bool:
@@ -77,8 +77,12 @@ class Noticed:
 
 
 def render_all(
-    examples: Sequence[Example], template: ChatTemplate, endings: tuple[str, ...], skipped: list[str] | None = None
-) -> tuple[list[Rendered], Noticed]:
+    examples: Iterable[Example],
+    template: ChatTemplate,
+    endings: tuple[str, ...],
+    noticed: Noticed,
+    errors: list[str],
+) -> Iterator[Rendered]:
     """The text of each conversation, and where in it the completions stand.
 
     A conversation is one row where the template only ever adds to what it wrote for fewer turns. Else each assistant turn
@@ -86,27 +90,20 @@ def render_all(
 
     Args:
         endings: tokens that may end a turn; white space that follows one is no part of the completion.
-        skipped: gets what would be raised of a conversation, which is then left out.
-
-    Raises:
-        DataError: the template refuses a conversation, leaves something of it out, or writes it so that the completion
-            cannot be told apart.
+        noticed: gets what is to be said of the template.
+        errors: gets a line for each conversation that the template refuses, leaves something out of, or writes so that the
+            completion cannot be told apart; it is left out.
     """
-    rows: list[Rendered] = []
-    errors: list[str] = []
-    noticed = Noticed()
     for example in examples:
         try:
-            for row in _rows(example, template, endings, noticed):
-                if not _is_text(row.text):
-                    raise RenderError("holds half of a surrogate pair, which is no character")
-                rows.append(row)
+            rows = _rows(example, template, endings, noticed)
+            if not all(_is_text(row.text) for row in rows):
+                raise RenderError("holds half of a surrogate pair, which is no character")
         except RenderError as error:
-            (errors if skipped is None else skipped).append(f"{example.example_id}: {error}")
-    if errors:
-        raise DataError(errors)
+            errors.append(f"{example.example_id}: {error}")
+        else:
+            yield from rows
     noticed.developers = template.developers_are_system
-    return rows, noticed
 
 
 def _is_text(text: str) -> bool:

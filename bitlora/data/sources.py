@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -61,7 +61,14 @@ AS_IT_IS: Final = How()
 
 
 def read_examples(source: str | list[str], how: How = AS_IT_IS, reading: Reading | None = None) -> list[Example]:
-    """All examples of `source`, in its order. An example whose completion is empty is among them.
+    """All examples of `source` (`stream_examples`)."""
+    return list(stream_examples(source, how, reading))
+
+
+def stream_examples(source: str | list[str], how: How = AS_IT_IS, reading: Reading | None = None) -> Iterator[Example]:
+    """The examples of `source`, in its order, one after the other: a file of lines is never in memory as a whole.
+
+    An example whose completion is empty is among them.
 
     Args:
         source: `pydoc`; a file or a folder of files (a name that ends as those of data do, that exists, or that can only
@@ -70,39 +77,45 @@ def read_examples(source: str | list[str], how: How = AS_IT_IS, reading: Reading
         reading: gets what is noticed on the way.
 
     Raises:
-        DataError: with every error of every source.
+        DataError: after the last one, with every error of every source.
     """
     reading = Reading() if reading is None else reading
     names = [source] if isinstance(source, str) else source
     reading.errors += [f"{name}: listed twice" for name in sorted(set(names)) if names.count(name) > 1]
-    file_names = [Path(name).name for name in names]
-    parts: list[list[Example]] = []
     if how.weights is not None and len(how.weights) != len(names):
         reading.errors.append(f"data.weights: {len(how.weights)} for {len(names)} sources; give one for each")
-    for name in names:
-        examples: list[Example] = []
-        parts.append(examples)
-        if name == "pydoc":
-            examples += (Example(key, pair(prompt, docstring)) for key, prompt, docstring in docstring_pairs())
-            continue
-        label = Path(name).name if file_names.count(Path(name).name) == 1 else name
-        for row in islice(_rows(name, label, how, reading), how.most):
-            before = len(reading.errors)
-            if row.broken:
-                reading.errors.append(f"{row.where}: {row.broken}")
-                found = []
-            else:
-                found = examples_of(_renamed(row.value, how.columns), row.row_id, row.where, reading)
-            if how.skip and len(reading.errors) > before:
-                reading.skipped.append(reading.errors[before])
-                del reading.errors[before:]
-            else:
-                examples += found
+    parts = (_examples(name, names, how, reading) for name in names)
+    if how.weights is None:
+        for part in parts:
+            yield from part
+    else:
+        whole = [list(part) for part in parts]
+        if not reading.errors:
+            for mixed in _mixed(whole, how.weights, how.seed, reading):
+                yield from mixed
     if reading.errors:
         raise DataError(reading.errors)
-    if how.weights is not None:
-        parts = _mixed(parts, how.weights, how.seed, reading)
-    return [example for part in parts for example in part]
+
+
+def _examples(name: str, names: list[str], how: How, reading: Reading) -> Iterator[Example]:
+    if name == "pydoc":
+        yield from (Example(key, pair(prompt, docstring)) for key, prompt, docstring in docstring_pairs())
+        return
+    label = Path(name).name
+    if [Path(each).name for each in names].count(label) > 1:
+        label = name
+    for row in islice(_rows(name, label, how, reading), how.most):
+        before = len(reading.errors)
+        if row.broken:
+            reading.errors.append(f"{row.where}: {row.broken}")
+            found = []
+        else:
+            found = examples_of(_renamed(row.value, how.columns), row.row_id, row.where, reading)
+        if how.skip and len(reading.errors) > before:
+            reading.skipped.append(reading.errors[before])
+            del reading.errors[before:]
+        else:
+            yield from found
 
 
 def _mixed(parts: list[list[Example]], weights: Sequence[float], seed: int, reading: Reading) -> list[list[Example]]:

@@ -15,7 +15,7 @@ from bitlora.data.batches import batch_rows
 from bitlora.data.examples import DataError, Example, Message, Reading
 from bitlora.data.groups import copies, digests, grouped, hold_out
 from bitlora.data.rows import Rows
-from bitlora.data.sources import How, files_of, hub_ids, read_examples
+from bitlora.data.sources import How, files_of, hub_ids, read_examples, stream_examples
 from bitlora.data.tokens import Counts, tokenize
 from bitlora.reading.source_file import SourceFile
 
@@ -125,8 +125,9 @@ def prepare_data(
     chosen = _shuffled(len(rows), config.seed)[: config.rows]
     if len(chosen) < len(rows):
         notes.append(f"{len(chosen)} of {len(rows)} rows were drawn at random; no other is used")
+    repeated = copies(digests(rows)[chosen])
     if other is None:
-        parted = _parted(rows, chosen, config.eval_fraction, len(kept))
+        parted = _parted(rows, chosen, config.eval_fraction, len(kept), repeated)
         rows = replace(rows, groups=tuple(rows.example_ids[first] for first in parted.group))
         train, split = rows.take(np.sort(parted.train)), rows.take(parted.held)
         notes += parted.notes
@@ -149,7 +150,7 @@ def prepare_data(
         eval_rows=len(evaluated),
         eval_split_rows=len(split),
         test_rows=len(test),
-        copies=copies(rows.take(np.sort(chosen))),
+        copies=repeated,
         fingerprint=_fingerprint(train, evaluated, *([test] if len(test) else [])),
         notes=tuple(notes),
         revisions=revisions,
@@ -168,11 +169,10 @@ class Parted(NamedTuple):
     notes: list[str]
 
 
-def _parted(rows: Rows, chosen: npt.NDArray[np.int64], fraction: float, least: int) -> Parted:
+def _parted(rows: Rows, chosen: npt.NDArray[np.int64], fraction: float, least: int, repeated: int) -> Parted:
     """Holds rows out: whole groups of what belongs together, where there are enough of them."""
     wanted = min(max(round(len(chosen) * fraction), least), len(chosen) - 1)
     notes = []
-    repeated = copies(rows.take(chosen))
     if repeated:
         are = (
             "1 row is a copy of another: both are"
@@ -213,8 +213,7 @@ def _apart(train: Rows, evaluated: Rows, config: DataConfig) -> tuple[Rows, list
     Raises:
         DataError: there are such rows, and `config.shared_rows` is to refuse them; or nothing else is left.
     """
-    known = set(digests(evaluated))
-    shared = np.array([one in known for one in digests(train)], np.bool_)
+    shared = np.isin(digests(train), digests(evaluated))
     if not shared.any():
         return train, []
     count = int(shared.sum())
@@ -273,7 +272,7 @@ def _load(
     """The rows of a source, what became of it, and what a reader should know of that."""
     reading = Reading(commits=revisions)
     try:
-        examples = read_examples(source, how, reading)
+        examples = stream_examples(source, how, reading)
         rows, counts = tokenize(examples, tokenizer, config.max_length, reading.skipped if how.skip else None)
     except DataError as error:
         errors.extend(error.errors)

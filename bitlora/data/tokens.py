@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy.typing as npt
 
 from bitlora.data.chat import ChatTemplate, Span
 from bitlora.data.examples import DataError, Example
-from bitlora.data.learned import Rendered, is_learned, render_all
+from bitlora.data.learned import Noticed, Rendered, is_learned, render_all
 from bitlora.data.rows import Rows
 
 if TYPE_CHECKING:
@@ -23,19 +24,19 @@ CHUNK: Final = 1000
 """Texts in one call of the tokenizer: enough to be fast, few enough that their offsets stay small."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Counts:
     """What `tokenize` did to the examples it was given."""
 
-    read: int
-    truncated: int
-    empty: tuple[str, ...]
+    read: int = 0
+    truncated: int = 0
+    empty: list[str] = field(default_factory=list)
     """Ids of the examples dropped because their completion is empty."""
-    full: tuple[str, ...]
+    full: list[str] = field(default_factory=list)
     """Ids of the examples dropped because their prompt fills max_length."""
-    excluded: tuple[str, ...] = ()
+    excluded: list[str] = field(default_factory=list)
     """Ids of the examples dropped because the data say that none of their turns is learned."""
-    template: tuple[str, ...] = ()
+    template: list[str] = field(default_factory=list)
     """What is to be said of the chat template."""
 
     @property
@@ -63,7 +64,7 @@ class Counts:
 
 
 def tokenize(
-    examples: Sequence[Example],
+    examples: Iterable[Example],
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     skipped: list[str] | None = None,
@@ -90,42 +91,66 @@ def tokenize(
         raise DataError(
             [f"{type(tokenizer).__name__}: not a fast tokenizer, so completions cannot be located in tokens"]
         )
-    used = [each for each in examples if _says(each)]
-    excluded = tuple(each.example_id for each in examples if not _says(each) and _is_excluded(each))
-    empty = tuple(each.example_id for each in examples if not _says(each) and not _is_excluded(each))
     endings = tuple(tokenizer.get_added_vocab())
-    rendered, noticed = render_all(used, ChatTemplate(tokenizer), endings, skipped)
-    truncated, full, ids, text_bytes, groups = 0, [], [], [], []
-    tokens: list[npt.NDArray[np.int32]] = []
-    learn: list[npt.NDArray[np.bool_]] = []
-    for each, (row, ends, mask) in zip(rendered, _encode(rendered, tokenizer), strict=True):
-        mask = mask[:max_length]
-        if not mask.any():
-            full.append(each.example_id)
+    counts, noticed, errors = Counts(), Noticed(), list[str]()
+    rendered = render_all(_speaking(examples, counts), ChatTemplate(tokenizer), endings, noticed, errors)
+    flat = _Flat()
+    while chunk := list(islice(rendered, CHUNK)):
+        if errors and skipped is None:  # nothing comes of it: the other errors are still to be found
             continue
-        truncated += len(row) > max_length
-        ids.append(each.example_id)
-        groups.append(each.row)
-        text_bytes.append(_bytes(each, int(ends[0]), int(ends[: len(mask)][mask][-1]), endings))
-        tokens.append(row[:max_length])
-        learn.append(mask)
-    rows = Rows(
-        tokens=np.concatenate([np.empty(0, np.int32), *tokens]),
-        learn=np.concatenate([np.empty(0, np.bool_), *learn]),
-        offsets=np.cumsum([0, *(len(row) for row in tokens)], dtype=np.int64),
-        example_ids=tuple(ids),
-        text_bytes=np.array(text_bytes, np.int64),
-        groups=tuple(groups),
-    )
-    counts = Counts(
-        read=len(examples),
-        truncated=truncated,
-        empty=empty,
-        full=tuple(full),
-        excluded=excluded,
-        template=tuple(noticed.notes()),
-    )
-    return rows, counts
+        for row, (ids, ends, mask) in zip(chunk, _encode(chunk, tokenizer), strict=True):
+            mask = mask[:max_length]
+            if not mask.any():
+                counts.full.append(row.example_id)
+                continue
+            counts.truncated += len(ids) > max_length
+            flat.add(row, ids[:max_length], mask, _bytes(row, int(ends[0]), int(ends[: len(mask)][mask][-1]), endings))
+    if errors and skipped is None:
+        raise DataError(errors)
+    if skipped is not None:
+        skipped += errors
+    counts.template = noticed.notes()
+    return flat.rows(), counts
+
+
+def _speaking(examples: Iterable[Example], counts: Counts) -> Iterator[Example]:
+    """Those in which there is something to learn; the others are counted."""
+    for each in examples:
+        counts.read += 1
+        if _says(each):
+            yield each
+        else:
+            (counts.excluded if _is_excluded(each) else counts.empty).append(each.example_id)
+
+
+class _Flat:
+    """Rows as they grow: in two buffers, so that there is no second copy of all tokens at the end."""
+
+    def __init__(self) -> None:
+        self._tokens, self._learn = bytearray(), bytearray()
+        self._lengths, self._text_bytes = array("q"), array("q")
+        self._ids: list[str] = []
+        self._groups: list[str] = []
+
+    def add(self, row: Rendered, ids: npt.NDArray[np.int32], mask: npt.NDArray[np.bool_], text_bytes: int) -> None:
+        self._tokens += ids.tobytes()
+        self._learn += mask.tobytes()
+        self._lengths.append(len(ids))
+        self._text_bytes.append(text_bytes)
+        self._ids.append(row.example_id)
+        self._groups.append(row.row)
+
+    def rows(self) -> Rows:
+        offsets = np.zeros(len(self._ids) + 1, np.int64)
+        np.cumsum(self._lengths, out=offsets[1:])
+        return Rows(
+            tokens=np.frombuffer(self._tokens, np.int32),
+            learn=np.frombuffer(self._learn, np.bool_),
+            offsets=offsets,
+            example_ids=tuple(self._ids),
+            text_bytes=np.array(self._text_bytes, np.int64),
+            groups=tuple(self._groups),
+        )
 
 
 def _says(example: Example) -> bool:
@@ -142,23 +167,20 @@ Encoded = tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.boo
 
 def _encode(rows: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase) -> Iterator[Encoded]:
     anchor = _anchor(tokenizer)
-    for start in range(0, len(rows), CHUNK):
-        chunk = rows[start : start + CHUNK]
-        pieces = [piece for row in chunk for piece in _pieces(row)]
-        texts = [piece.after(anchor) + piece.text for piece in pieces]
-        batch = tokenizer(
-            texts,
-            add_special_tokens=False,  # the template has written them
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            verbose=False,
-        )
-        encoded = zip(pieces, batch["input_ids"], batch["offset_mapping"], strict=True)
-        for row in chunk:
-            of_row = [_of_piece(*next(encoded), anchor) for _ in _pieces(row)]
-            ids, ends, learn = (np.concatenate(parts) for parts in zip(*of_row, strict=True))
-            learn[:1] = False  # nothing stands before it that could predict it
-            yield ids, ends, learn
+    pieces = [piece for row in rows for piece in _pieces(row)]
+    batch = tokenizer(
+        [piece.after(anchor) + piece.text for piece in pieces],
+        add_special_tokens=False,  # the template has written them
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+        verbose=False,
+    )
+    encoded = zip(pieces, batch["input_ids"], batch["offset_mapping"], strict=True)
+    for row in rows:
+        of_row = [_of_piece(*next(encoded), anchor) for _ in _pieces(row)]
+        ids, ends, learn = (np.concatenate(parts) for parts in zip(*of_row, strict=True))
+        learn[:1] = False  # nothing stands before it that could predict it
+        yield ids, ends, learn
 
 
 class TextPiece(NamedTuple):

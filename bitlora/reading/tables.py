@@ -58,7 +58,7 @@ def read_parquet(file: IO[bytes], name: str, label: str, errors: list[str]) -> I
 
     try:
         yield from _batches(pq.ParquetFile(file).iter_batches(1000), name, label)
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:  # of sizes that are none
         errors.append(f"{name}: cannot be read as Parquet: {_first_line(error)}")
 
 
@@ -74,13 +74,14 @@ def read_arrow(file: IO[bytes], name: str, label: str, errors: list[str]) -> Ite
             file.seek(0)
             batches = iter(pa.ipc.open_stream(file))
         yield from _batches(batches, name, label)
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:  # of sizes that are none
         errors.append(f"{name}: cannot be read as Arrow: {_first_line(error)}")
 
 
 def _batches(batches: Iterator[pa.RecordBatch], name: str, label: str) -> Iterator[RawRow]:
     number = 0
     for batch in batches:
+        batch.validate(full=True)  # else a file that was damaged may take the process with it
         for row in batch.to_pylist():
             yield RawRow(f"{label}:{number}", f"{name}: row {number}", dense(row))
             number += 1

@@ -119,7 +119,7 @@ def test_every_assistant_turn_is_learned_but_a_blank_one() -> None:
     tokenizer = byte_level()
     rows, counts = tokenize([talk("one", "two", "the", " ", "fox", "dog", system="lazy")], tokenizer, 512)
     assert runs(rows, 0, tokenizer) == ["two<|im_end|>", "dog<|im_end|>"]
-    assert counts.empty == ()
+    assert counts.empty == []
 
 
 def test_a_template_without_an_end_of_turn_token_ends_in_white_space_that_is_learned() -> None:
@@ -154,8 +154,8 @@ def test_truncation_and_what_is_dropped() -> None:
     assert (counts.read, counts.truncated, counts.empty, counts.full, counts.dropped) == (
         4,
         1,
-        ("blank",),
-        ("full",),
+        ["blank"],
+        ["full"],
         2,
     )
     assert counts.notes(32) == [
