@@ -74,8 +74,8 @@ PACK_SURPLUS_S: Final = 10.0
 PACK_RETRY_S: Final = 30.0
 """No pack is started for so long after one did not come up while others are up: what kept it from that may pass."""
 NODE_DEATH_S: Final = 10.0
-"""How long a lost machine has to be known as lost, before its pack's death is held against a trial: Ray looks after its
-machines every few seconds."""
+"""How long a lost machine has to be known as lost, before its pack's death is held against a trial or the sweep: Ray
+looks after its machines every few seconds."""
 PACK_STOP_S: Final = 120.0
 """How long a pack that was told to end may go without having written one of its last files: they may be large, and the
 storage slow."""

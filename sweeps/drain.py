@@ -139,10 +139,13 @@ class Azure:
         if self._machine is None:
             name = self._ask("instance/compute/name?api-version=2021-02-01&format=text")
             self._machine = _word(name, r"[\w.-]+")
-        for event in _mapping(self._ask("scheduledevents?api-version=2020-07-01")).get("Events") or ():
-            kind = event.get("EventType")
+        events = _mapping(self._ask("scheduledevents?api-version=2020-07-01")).get("Events")
+        for event in events if isinstance(events, list) else ():
+            machines = event.get("Resources") if isinstance(event, dict) else None
+            if not isinstance(machines, list) or self._machine not in machines:
+                continue
             # What freezes it for some seconds ends nothing.
-            if kind in ("Preempt", "Terminate", "Redeploy", "Reboot") and self._machine in event.get("Resources", ()):
+            if (kind := event.get("EventType")) in ("Preempt", "Terminate", "Redeploy", "Reboot"):
                 return Notice(f"event {kind}", _moment(event.get("NotBefore"), timeouts.NOTICE_AZURE_S))
         return None
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from bitlora.data.examples import DataError, Example, Reading, pair
 from bitlora.data.shapes import examples_of
 from bitlora.reading.docstrings import docstring_pairs
-from bitlora.reading.files import SUFFIXES, ZIPPED, read_path
+from bitlora.reading.files import SUFFIXES, ZIPPED, read_file, read_path
 from bitlora.reading.hub import HubSource, read_hub
 from bitlora.reading.raw import RawRow
 
@@ -44,14 +44,17 @@ class How(NamedTuple):
     """Rows of each source that are read; None: all."""
     evaluation: bool = False
     """It is for evaluation: of a data set on the hub nobody takes `train` by himself."""
+    places: Mapping[str, Path] | None = None
+    """Files that lie elsewhere than their names say, by name."""
 
     @classmethod
-    def of(cls, data: DataConfig, evaluation: bool = False) -> How:
+    def of(cls, data: DataConfig, evaluation: bool = False, places: Mapping[str, Path] | None = None) -> How:
         """As a spec says it."""
         split = data.eval_split if evaluation else data.split
         skip = data.broken_rows == "skip"
         weights = None if evaluation else data.weights
-        return cls(data.revision, data.config, split, data.columns, weights, data.seed, skip, evaluation=evaluation)
+        of_spec = cls(data.revision, data.config, split, data.columns, weights, data.seed, skip, evaluation=evaluation)
+        return of_spec._replace(places=places)
 
 
 AS_IT_IS: Final = How()
@@ -129,6 +132,8 @@ def _mixed(parts: list[list[Example]], weights: Sequence[float], seed: int, read
 
 
 def _rows(name: str, label: str, how: How, reading: Reading) -> Iterable[RawRow]:
+    if how.places and name in how.places:
+        return read_file(how.places[name], name, label, reading.errors)
     path, split = _path(name)
     if path is not None:
         return read_path(
@@ -159,6 +164,17 @@ def local(source: str | list[str] | None) -> list[str]:
     """Those of `source` that are files or folders, each once."""
     names = [source] if isinstance(source, str) else source or []
     return list(dict.fromkeys(name for name in names if name != "pydoc" and _path(name)[0] is not None))
+
+
+def files_of(source: str | list[str] | None, places: Mapping[str, Path]) -> dict[str, Path]:
+    """Where those of `source` lie that are files, by name.
+
+    Args:
+        places: of files that lie elsewhere than their names say.
+    """
+    names = [source] if isinstance(source, str) else source or []
+    found = {name: places.get(name) or Path(_path(name)[0] or name).expanduser() for name in names if name != "pydoc"}
+    return {name: path for name, path in found.items() if path.is_file()}
 
 
 def hub_ids(source: str | list[str] | None) -> list[str]:

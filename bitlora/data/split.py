@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -13,8 +15,9 @@ from bitlora.data.batches import batch_rows
 from bitlora.data.examples import DataError, Example, Message, Reading
 from bitlora.data.groups import copies, digests, grouped, hold_out
 from bitlora.data.rows import Rows
-from bitlora.data.sources import How, hub_ids, read_examples, stream_examples
+from bitlora.data.sources import How, files_of, hub_ids, read_examples, stream_examples
 from bitlora.data.tokens import Counts, tokenize
+from bitlora.reading.source_file import SourceFile
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -61,6 +64,8 @@ class DataSummary:
     """What a reader should know, a plain sentence each."""
     revisions: dict[str, str] = field(default_factory=dict)
     """The commit of each data set of the hub, by its id."""
+    files: tuple[SourceFile, ...] = ()
+    """What was read of the source and the eval source that is a file."""
 
     @property
     def revision(self) -> str:
@@ -80,7 +85,12 @@ class Dataset:
     summary: DataSummary
 
 
-def prepare_data(config: DataConfig, tokenizer: PreTrainedTokenizerBase, test_rows: int | None = 0) -> Dataset:
+def prepare_data(
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    test_rows: int | None = 0,
+    places: Mapping[str, Path] | None = None,
+) -> Dataset:
     """Read, tokenize and split.
 
     The split is a permutation seeded by `config.seed`, cut to its first `config.rows`: of these the first part,
@@ -90,6 +100,7 @@ def prepare_data(config: DataConfig, tokenizer: PreTrainedTokenizerBase, test_ro
     Args:
         test_rows: the rows after those that are evaluated that become the test split, at most; None: all. Where it is
             not 0, at most half of the eval split is evaluated, so that there are some.
+        places: where files lie that are not to be looked for under their names.
 
     Raises:
         DataError: with every error of both sources; also where too few rows are left, or where the sources share rows.
@@ -100,8 +111,8 @@ def prepare_data(config: DataConfig, tokenizer: PreTrainedTokenizerBase, test_ro
     kept = ["to evaluate"] if test_rows == 0 else ["to evaluate", "to confirm"]
     uses = ["to train on"] if config.eval_source else ["to train on", *kept]
     revisions: dict[str, str] = {}
-    main = _load(config.source, config, How.of(config), tokenizer, uses, errors, revisions)
-    evaluation = How.of(config, evaluation=True)
+    main = _load(config.source, config, How.of(config, places=places), tokenizer, uses, errors, revisions)
+    evaluation = How.of(config, evaluation=True, places=places)
     other = (
         _load(config.eval_source, config, evaluation, tokenizer, kept, errors, revisions)
         if config.eval_source
@@ -143,6 +154,7 @@ def prepare_data(config: DataConfig, tokenizer: PreTrainedTokenizerBase, test_ro
         fingerprint=_fingerprint(train, evaluated, *([test] if len(test) else [])),
         notes=tuple(notes),
         revisions=revisions,
+        files=_files(config, places or {}),
     )
     return Dataset(train=train, eval=evaluated, test=test, summary=summary)
 
@@ -272,6 +284,12 @@ def _load(
         errors.append(f"{_named(source)}: {len(rows)} usable rows of {counts.read}; {need}{f' ({why})' if why else ''}")
         return None
     return rows, counts, notes
+
+
+def _files(config: DataConfig, places: Mapping[str, Path]) -> tuple[SourceFile, ...]:
+    """Those of the sources that are files, as they are now."""
+    found = files_of(config.source, places) | files_of(config.eval_source, places)
+    return tuple(SourceFile.of(name, path) for name, path in found.items())
 
 
 def _named(source: str | list[str]) -> str:

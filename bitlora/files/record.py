@@ -31,6 +31,10 @@ ADAPTER: Final = "adapter"
 CHECKPOINT: Final = "checkpoint.safetensors"
 RUNS: Final = "runs.jsonl"
 """In the sweep's folder: a line for each run of the command that has ended, whatever became of it."""
+DATA: Final = "data"
+"""Beside a spec, in the sweep's folder: what was read of its data files, and copies of them (`sweeps.driver.kept`)."""
+KEPT: Final = "kept.json"
+"""In there: what each file was, and which is its copy."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,7 +12,19 @@ from typing import Any, Final
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from bitlora.files.record import CONFIG, METRICS, RECORD, RUNS, TRIALS, Metrics, Record, read_metrics, read_record
+from bitlora.files.record import (
+    CONFIG,
+    DATA,
+    KEPT,
+    METRICS,
+    RECORD,
+    RUNS,
+    TRIALS,
+    Metrics,
+    Record,
+    read_metrics,
+    read_record,
+)
 from reports.load.values import as_text, finite, whole_number
 
 SPEC: Final = "sweep.yaml"
@@ -67,6 +79,15 @@ class FolderReader:
         except (OSError, ValueError) as error:
             self.note_error(path, error)
             return ()
+
+    def data_files(self) -> tuple[dict[str, Any], ...]:
+        path = self.root / DATA / KEPT
+        try:
+            found = json.loads(path.read_bytes()) if path.exists() else []
+        except (OSError, ValueError) as error:
+            self.note_error(path, error)
+            return ()
+        return tuple(one for one in found if isinstance(one, dict)) if isinstance(found, list) else ()
 
     def trial_folders(self) -> list[Path]:
         path = self.root / TRIALS

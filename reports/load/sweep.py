@@ -44,6 +44,8 @@ class Sweep:
     """16 hex digits over the bytes of sweep.yaml; empty where there is none."""
     runs: tuple[dict[str, Any], ...]
     """The lines of runs.jsonl (`sweeps.driver.provenance.Run`)."""
+    data_files: tuple[dict[str, Any], ...]
+    """What the folder notes of each data file (`sweeps.driver.kept.KeptFile`); none of sweeps without, or of before."""
     trials: pd.DataFrame
     """A row per trial, however it ended, sorted by trial_id: `COLUMNS`, then `config.<key>` for each configuration key.
 
@@ -84,6 +86,7 @@ def load_sweep(folder: Path) -> Sweep:
         spec=spec,
         spec_hash=reader.spec_hash,
         runs=reader.runs(),
+        data_files=reader.data_files(),
         trials=_frame(rows),
         curves=pd.DataFrame(reader.curves, columns=CURVES),
         base=_distinct(record.base for record in reader.records),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shlex
+from typing import Any
 
-from bitlora.files.record import RECORD, TRIALS
+from bitlora.files.record import DATA, RECORD, TRIALS
 from reports.document.cells import folder_name
-from reports.document.document import Block, Code, Inline, Listing, Paragraph
+from reports.document.document import Block, Code, Inline, Listing, Paragraph, plain
 from reports.load.folder import SPEC
+from reports.load.values import as_text
 from reports.sections.parts import Section, section
 from reports.statistics.findings import Findings
 
@@ -25,6 +27,7 @@ trials = pd.json_normalize([json.loads(p.read_text()) for p in pathlib.Path({fol
         Listing("sh", again)
         if sweep.spec
         else Paragraph((f"{SPEC} cannot be read, so there is nothing to run again.",)),
+        *_data(sweep.data_files),
         Paragraph(("Every trial is a line of ", Code("trials.csv"), ", beside this report. Or from the records:")),
         Listing("python", code),
     ]
@@ -49,3 +52,19 @@ trials = pd.json_normalize([json.loads(p.read_text()) for p in pathlib.Path({fol
             Listing("sh", "\n".join(lines) + "\n"),
         ]
     return section("How to repeat it", *blocks)
+
+
+def _data(files: tuple[dict[str, Any], ...]) -> list[Block]:
+    """Where its data files are by now: copied beside the spec, or to be there."""
+    away = [one for one in files if not isinstance(one.get("kept"), str)]
+    blocks: list[Block] = []
+    if len(files) > len(away):
+        copies = " has copies of its data files, which are read where they are no longer under their names."
+        blocks.append(Paragraph((Code(f"{DATA}/"), copies)))
+    if away:
+        named: list[Inline] = []
+        for one in away:
+            sha = plain(as_text(one.get("sha256"))[:16])
+            named += [", " * bool(named), Code(plain(as_text(one.get("name")), 80)), f" (SHA-256 {sha}…)"]
+        blocks.append(Paragraph(("Too large to be copied, so to be there as it was: ", *named, ".")))
+    return blocks

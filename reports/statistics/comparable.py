@@ -71,15 +71,21 @@ def configurations(trials: pd.DataFrame, loss: str) -> pd.DataFrame:
     trials = trials.sort_values("trial_id", ignore_index=True)
     # As text: a value that is missing, or of another type, is a value too.
     same = pd.Series(["\0".join(map(str, held)) for held in trials[keys].itertuples(index=False)], dtype=str)
+    groups: dict[str, list[Row]] = {}
+    for key, row in zip(same, rows(trials), strict=True):
+        groups.setdefault(key, []).append(row)
     found = []
-    for _, group in trials.groupby(same, sort=False):
-        once = group.drop_duplicates("config.seed")
-        first = once.iloc[0].to_dict()
-        first |= {column: float(once[column].mean()) for column in dict.fromkeys(["eval_loss", loss])}
-        error = float(once[loss].std(ddof=1)) / math.sqrt(len(once)) if len(once) > 1 else math.nan
+    for group in groups.values():
+        by_seed: dict[str, Row] = {}
+        for row in group:
+            by_seed.setdefault(str(row["config.seed"]), row)
+        once = list(by_seed.values())
+        first = dict(once[0])
+        first |= {column: float(pd.Series([r[column] for r in once]).mean()) for column in {"eval_loss": 0, loss: 0}}
+        error = float(pd.Series([row[loss] for row in once]).std(ddof=1)) / math.sqrt(len(once))
         name = first["trial_id"] if pd.isna(first["config.confirms"]) else first["config.confirms"]
-        first |= {"name": name, "error": error, "seeds": len(once), "trials": tuple(group["trial_id"])}
-        found.append(first)
+        trial_ids = tuple(row["trial_id"] for row in group)
+        found.append(first | {"name": name, "error": error, "seeds": len(once), "trials": trial_ids})
     columns = [*trials.columns, "name", "error", "seeds", "trials"]
     frame = pd.DataFrame(found, columns=columns).sort_values([loss, "trial_id"], ignore_index=True)
     frame.insert(0, "place", frame[loss].rank(method="min").astype("Int64"))

@@ -91,7 +91,8 @@ def sweep(
                 spec = as_begun(spec, storage.folder)
         except StorageError as error:
             errors = [str(error)]
-        prepared = _prepare(spec_file, spec, errors, meanwhile=_import_run)
+        begun = storage.folder if storage is not None and going_on else None
+        prepared = _prepare(spec_file, spec, errors, _import_run, begun)
         assert storage is not None  # else there was an error
         from sweeps.driver.run import run_sweep
         from sweeps.spec.errors import InputError
@@ -304,14 +305,28 @@ def _load(path: Path, overrides: Sequence[str]) -> Spec:
         _refuse(*error.lines)
 
 
-def _prepare(path: Path, spec: Spec, errors: list[str], meanwhile: Callable[[], object] = lambda: None) -> Prepared:
-    """Look at base and data; with `errors` that are known already, all are said together."""
+def _prepare(
+    path: Path,
+    spec: Spec,
+    errors: list[str],
+    meanwhile: Callable[[], object] = lambda: None,
+    begun: Path | None = None,
+) -> Prepared:
+    """Look at base and data; with `errors` that are known already, all are said together.
+
+    Args:
+        begun: the folder of a sweep that goes on.
+    """
+    from sweeps.driver.kept import places
     from sweeps.driver.prepare import prepare
     from sweeps.spec.errors import InputError
 
     typer.echo("reading base and data …", err=True)
     try:
-        prepared = prepare(spec, meanwhile)
+        elsewhere, lines = places(spec.data, path.parent, begun)
+        for line in lines:
+            typer.echo(f"data: {line}", err=True)
+        prepared = prepare(spec, meanwhile, elsewhere)
     except InputError as error:
         _refuse(*errors, *(f"{path}: {line}" if line.startswith("base.") else line for line in error.lines))
     if errors:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from typer.core import TyperCommand
 
 from bitlora.files.lease import LEASE
+from bitlora.files.record import DATA, KEPT
 from bitlora.files.storage import TOKEN, Storage
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def goes_on(storage: Storage, resume: Resume | None) -> bool:
 def errors_to_begin(storage: Storage) -> list[str]:
     """What keeps a new sweep from being written there; looks, and leaves nothing behind. Raises StorageError."""
     there = set(storage.names())
-    if there <= BEFORE_IT:
+    if there - {DATA} <= BEFORE_IT and (DATA not in there or storage.exists(f"{DATA}/{KEPT}")):
         return []
     what = "already holds a sweep" if SPEC in there else "is not empty"
     hint = f"go on with it with {OPTION}, or " if SPEC in there else ""
@@ -64,6 +65,7 @@ def errors_to_go_on(spec: Spec, storage: Storage) -> list[str]:
     if not storage.names():
         return [f"{storage.out}: there is no sweep to go on with; run it without {OPTION}, or with {OPTION} auto"]
     storage.pull("", only=(*DECIDING, EXIT_CODE))
+    storage.pull(DATA)
     return cannot_resume(spec, storage.folder)
 
 

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 import socket
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from bitlora import timeouts
 from sweeps.cli.begin import OPTION, Resume
+from sweeps.driver.kept import keep, source_file
 from sweeps.spec.errors import InputError
 from sweeps.spec.spec import Spec, dump_spec
+
+if TYPE_CHECKING:
+    from bitlora.reading.source_file import SourceFile
 
 SCHEMES: Final = ("http://", "https://")
 """How the address of a job server begins."""
@@ -57,7 +60,7 @@ def submit(spec: Spec, address: str, resume: Resume | None = None) -> int:
         InputError: the spec names what cannot travel, or the server cannot be reached or refuses; nothing was started.
     """
     with tempfile.TemporaryDirectory(prefix="bitlora-job-") as folder:
-        errors = [*lost_with_the_job(spec), *bundle(spec, Path(folder))]
+        errors = [*lost_with_the_job(spec), *bundle(spec, Path(folder), resume)]
         if errors:
             raise InputError(errors)
         try:
@@ -77,45 +80,44 @@ def entrypoint(resume: Resume | None) -> str:
     return " ".join([ENTRYPOINT, *([OPTION] if resume else []), *(["auto"] if resume == "auto" else [])])
 
 
-def bundle(spec: Spec, folder: Path) -> list[str]:
-    """Write the spec as `folder`/spec.yaml and beside it the local data files it names.
+def bundle(spec: Spec, folder: Path, resume: Resume | None = None) -> list[str]:
+    """Write the spec as `folder`/spec.yaml and beside it the local data files it names, which keep their names in it.
 
     What is no file here is left as it is: a hub id, or an absolute path that exists on the cluster. A base is too large
     to travel: an absolute path is taken to be one on the cluster.
 
+    Args:
+        resume: a sweep that goes on may have the files in its folder.
+
     Returns:
         An error line for each thing that is named by a path which means nothing on the cluster.
     """
+    from bitlora.data.sources import local
+
     errors: list[str] = []
     base = Path(spec.base.model)
     if base.expanduser().is_dir() and not base.is_absolute():
         right = "give a hub id, or an absolute path on storage that every node sees"
         errors.append(f"base.model: {spec.base.model} is a folder of this machine; {right}")
-    data: dict[str, str | list[str] | None] = {}
+    files: dict[str, SourceFile] = {}
     for key in ("source", "eval_source"):
         value: str | list[str] | None = getattr(spec.data, key)
-        if isinstance(value, list):
-            data[key] = [_bundled(name, folder, f"{key}-{number}", errors) for number, name in enumerate(value)]
-        else:
-            data[key] = value and _bundled(value, folder, key, errors)
-    bundled = spec.model_copy(update={"data": spec.data.model_copy(update=data)})
-    (folder / "spec.yaml").write_text(dump_spec(bundled), encoding="utf-8")
+        for name in [value] if isinstance(value, str) else value or []:
+            path = Path(name).expanduser()
+            if name == "pydoc":
+                continue
+            if path.is_file():
+                try:
+                    files[name] = source_file(name)
+                except OSError as error:
+                    errors.append(f"data.{key}: {name}: cannot be read: {error.strerror}")
+            elif local(name) and not path.is_absolute() and resume is None:
+                what = "a folder of this machine" if path.is_dir() else "no such file"
+                errors.append(f"data.{key}: {name}: {what}; what is on the cluster is given by its absolute path")
+    if not errors:
+        (folder / "spec.yaml").write_text(dump_spec(spec), encoding="utf-8")
+        keep(files.values(), folder, most=None)
     return errors
-
-
-def _bundled(name: str, folder: Path, place: str, errors: list[str]) -> str:
-    """A source of data as it is named in the job; a local file is copied into `folder`/data/`place`."""
-    path = Path(name).expanduser()
-    if name != "pydoc" and path.is_file():
-        # Examples are named after their file, so its name stays.
-        copy = Path("data", place, path.name)
-        (folder / copy).parent.mkdir(parents=True)
-        shutil.copyfile(path, folder / copy)
-        return str(copy)
-    if path.suffix in (".jsonl", ".json") and not path.is_absolute():
-        key = place.partition("-")[0]
-        errors.append(f"data.{key}: {name}: no such file; a file of the cluster is given by its absolute path")
-    return name
 
 
 def _connect(address: str) -> Any:

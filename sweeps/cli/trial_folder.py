@@ -106,11 +106,16 @@ class TrialFolder:
 
         from bitlora.data.examples import DataError
         from bitlora.data.split import prepare_data
+        from sweeps.driver.kept import places
 
         hint = "to export without comparing losses give --no-check"
+        test_rows = 0 if self.spec.confirm is None else self.spec.confirm.rows
         try:
-            test_rows = 0 if self.spec.confirm is None else self.spec.confirm.rows
-            rows = prepare_data(self.spec.data, self.tokenizer(), test_rows).eval
+            elsewhere, _ = places(self.spec.data, self.sweep)
+        except InputError as error:
+            raise InputError([f"{line}; {hint}" for line in error.lines]) from None
+        try:
+            rows = prepare_data(self.spec.data, self.tokenizer(), test_rows, elsewhere).eval
             path = self.sweep / TRIALS / self.record.trial_id / record.EVAL
             scored = pq.read_table(path, columns=["example_id", "tokens"]).to_pydict()
         except DataError as error:
@@ -167,7 +172,7 @@ def open_trial(place: str) -> Iterator[TrialFolder]:
                 hint = nearest(trial_id, storage.names(TRIALS)) if storage.exists(TRIALS) else ""
                 raise InputError([f"{place}: no such trial{hint}"])
             storage.pull("", only=DECIDING)
-            storage.pull(f"{TRIALS}/{trial_id}/{record.ADAPTER}")
+            storage.pull(record.DATA, f"{TRIALS}/{trial_id}/{record.ADAPTER}")
             found = _read(place, storage.folder, trial_id)
         except SpecError as error:
             raise InputError([*error.lines]) from None

@@ -8,9 +8,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from bitlora.config.trial import TrialConfig, trial_config
@@ -69,20 +70,23 @@ def _copies(quantizer: str) -> tuple[bool, bool, str]:
     return known.learns_scales, known.levels is not None, quantizer
 
 
-def prepare(spec: Spec, meanwhile: Callable[[], object] = lambda: None) -> Prepared:
+def prepare(
+    spec: Spec, meanwhile: Callable[[], object] = lambda: None, places: Mapping[str, Path] | None = None
+) -> Prepared:
     """Look at base and data in a child process.
 
     Args:
         meanwhile: what this process does while it waits.
+        places: where data files lie that are not to be looked for under their names (`sweeps.driver.kept`).
 
     Raises:
         InputError: one of them cannot be used; all that is wrong with both.
     """
-    if errors := glance(spec):
+    if errors := glance(spec, places):
         raise InputError(errors)
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    child = context.Process(target=_child, args=(theirs, spec), daemon=True)
+    child = context.Process(target=_child, args=(theirs, spec, places), daemon=True)
     child.start()
     theirs.close()
     try:
@@ -98,7 +102,7 @@ def prepare(spec: Spec, meanwhile: Callable[[], object] = lambda: None) -> Prepa
     raise InputError(found)
 
 
-def glance(spec: Spec) -> list[str]:
+def glance(spec: Spec, places: Mapping[str, Path] | None = None) -> list[str]:
     """What is wrong with base and data as far as that can be said at once, without torch and transformers.
 
     The first rows of files tell most of what is wrong with them.
@@ -115,18 +119,18 @@ def glance(spec: Spec) -> list[str]:
         errors.append(str(error))
     for source, evaluation in ((spec.data.source, False), (spec.data.eval_source, True)):
         try:
-            read_examples(local(source), How.of(spec.data, evaluation)._replace(most=GLANCE, weights=None))
+            read_examples(local(source), How.of(spec.data, evaluation, places)._replace(most=GLANCE, weights=None))
         except DataError as error:
             errors += error.lines
     return errors
 
 
-def _child(answer: Connection, spec: Spec) -> None:
+def _child(answer: Connection, spec: Spec, places: Mapping[str, Path] | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it here too; the parent ends this process
-    answer.send(_look(spec))
+    answer.send(_look(spec, places))
 
 
-def _look(spec: Spec) -> Prepared | list[str]:
+def _look(spec: Spec, places: Mapping[str, Path] | None = None) -> Prepared | list[str]:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     from bitlora.base.describe import describe_base
@@ -148,7 +152,7 @@ def _look(spec: Spec) -> Prepared | list[str]:
     if info is not None and tokenizer is not None:
         try:
             test_rows = 0 if spec.confirm is None else spec.confirm.rows
-            dataset = prepare_data(spec.data, tokenizer, test_rows)
+            dataset = prepare_data(spec.data, tokenizer, test_rows, places)
             return beyond(dataset, info.vocab_size, tokenizer) or Prepared(info, dataset)
         except DataError as error:
             return error.lines
@@ -156,7 +160,7 @@ def _look(spec: Spec) -> Prepared | list[str]:
     for source, evaluation in ((spec.data.source, False), (spec.data.eval_source, True)):
         try:
             if source is not None:
-                read_examples(source, How.of(spec.data, evaluation))
+                read_examples(source, How.of(spec.data, evaluation, places))
         except DataError as error:
             errors += error.lines
     return errors

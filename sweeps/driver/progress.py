@@ -78,7 +78,7 @@ class Display(DriverOnly, Callback):  # type: ignore[misc]
             self._live.stop()
 
     def _watch(self) -> None:
-        told = 0
+        told = noted = 0
         while not self._stop.wait(timeouts.DISPLAY_REFRESH_S):
             try:
                 self._status = ray.get(self._pool.status.remote(), timeout=timeouts.POOL_POLL_S)
@@ -86,6 +86,9 @@ class Display(DriverOnly, Callback):  # type: ignore[misc]
                 continue
             if self._stop.is_set():
                 return
+            for note in self._status.notes[noted:]:
+                self._console.print(note, style="yellow", markup=False, highlight=False)
+            noted = len(self._status.notes)
             if self._live is not None:
                 self._live.update(self._draw())
             elif (waiting := self._status.packs.waiting) != told:

@@ -27,6 +27,7 @@ DECIDING: Final = (
     record.EVAL,
     record.TEST,
     record.RUNS,
+    record.KEPT,
     MEMORY,
 )
 """Names of the files that a run of the sweep which goes on looks at."""

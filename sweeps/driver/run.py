@@ -17,11 +17,12 @@ from rich.console import Console
 
 from bitlora import timeouts
 from bitlora.config.explain import one_line
-from bitlora.files.record import RUNS, Status
+from bitlora.files.record import DATA, KEPT, RUNS, Status
 from bitlora.files.storage import Storage
 from bitlora.files.writing import write_text
 from reports.report import write_report
 from sweeps.driver.driver_only import DriverOnly
+from sweeps.driver.kept import MOST_BYTES, keep
 from sweeps.driver.prepare import Prepared
 from sweeps.driver.progress import Display
 from sweeps.driver.provenance import Run, git_state, machines, note, now
@@ -33,7 +34,7 @@ from sweeps.driver.trackers import callbacks, missing
 from sweeps.onray.cluster import HEAD, Growth, growth
 from sweeps.onray.connection import ENVIRONMENT, connect
 from sweeps.onray.schedulers import make_scheduler
-from sweeps.onray.trials import trials_from
+from sweeps.onray.trials import NoStatistics, trials_from
 from sweeps.pack.host import PackHost
 from sweeps.pack.settings import FAKE_GPUS, PackSettings
 from sweeps.pool.feed import PoolFeed
@@ -106,6 +107,7 @@ def run_sweep(
             with _writable(storage):
                 if not resume:
                     lost = stack.enter_context(hold)
+                    _keep_data(prepared, storage, say)
                     write_text(folder / SPEC, dump_spec(spec))
                     storage.push(SPEC)
                 storage.delete(EXIT_CODE)
@@ -145,6 +147,20 @@ def run_sweep(
     if interrupted:
         say("go on with it: the same command with --resume")
     return code
+
+
+def _keep_data(prepared: Prepared, storage: Storage, say: Callable[[str], object]) -> None:
+    """Keep the data files with the spec. Raises OSError, InputError."""
+    kept = keep(prepared.dataset.summary.files, storage.folder)
+    if kept:
+        storage.push(f"{DATA}/{KEPT}", DATA)
+    for file in kept:
+        if file.kept is None:
+            size, most = f"{file.bytes / 1e6:,.0f} MB", f"{MOST_BYTES / 2**20:.0f} MB"
+            say(
+                f"data: {file.name} ({size}, SHA-256 {file.sha256[:16]}…) is not copied to {storage.out}/{DATA}, which "
+                f"takes {most}: to go on, to export and to repeat it has to be there as it is"
+            )
 
 
 @contextlib.contextmanager
@@ -292,7 +308,7 @@ class _Search:
                     name=f"tune-{uuid.uuid4().hex[:6]}",
                     storage_path=str(storage.folder / "logs"),
                     stop=SweepStopper(pool, interrupt, lost, recorder),
-                    callbacks=[recorder, display, *callbacks(spec.trackers, spec.name)],
+                    callbacks=[recorder, display, *callbacks(spec.trackers, spec.name), NoStatistics()],
                     failure_config=tune.FailureConfig(max_failures=0),
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                     verbose=0,

@@ -20,6 +20,7 @@ from typing import Any, Final, Protocol
 import ray
 from ray import tune
 from ray.air.execution._internal.tracked_actor import TrackedActor
+from ray.tune import Callback
 from ray.tune.execution import tune_controller
 
 OWN: Final = ("__trial_info__", "__stdout_file__", "__stderr_file__")
@@ -55,6 +56,16 @@ def trials_from(feed: Feed) -> Iterator[type[Elsewhere]]:
         yield Elsewhere
     finally:
         tune_controller.RayActorManager = stock
+
+
+class NoStatistics(Callback):  # type: ignore[misc]
+    """Lets go of what Tune has counted of a trial, when it has ended: six statistics of each number of its results, 30 kB,
+    most of all that is kept of it in the driver. Nothing here reads them."""
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial ended by itself, or was stopped."""
+        trial.run_metadata.metric_analysis.clear()
+        trial.run_metadata.metric_n_steps.clear()
 
 
 def _nobody(*_: Any) -> None: ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import ray
 
@@ -47,4 +48,10 @@ class PackHost:
         try:
             trainer.fit()
         except Exception as error:  # Train raises several kinds; all a trial needs to know is that its pack is gone
-            raise RuntimeError("a worker of the pack died") from error
+            raise RuntimeError(f"a worker of the pack died{lacking(error)}") from error
+
+
+def lacking(error: Exception) -> str:
+    """What Train's error says of a package that a worker lacks: that worker could not even say so itself."""
+    found = re.search(r"\b(ModuleNotFoundError|ImportError): .*", str(error))
+    return f": {found[0]}; each machine needs the packages that the driver has" if found else ""

@@ -44,20 +44,21 @@ def settle_memory(
     workers, device = engine.workers, engine.base.device
     known = workers.broadcast(ask() if workers.first else None)
     needs, how = MemoryNeeds.read(known), "as measured before"
-    if known is None:
+    short = known if isinstance(known, dict) and "reason" in known else None
+    if needs is None and short is None:
         began = time.monotonic()
         try:
             needs = measure(engine.base, workers, widest, longest, lambda: budget(device, sharing).bytes)
-            known = asdict(needs)
         except NotMeasured as error:
-            known = {"lack": error.lack, "reason": str(error)}
+            short = {"lack": error.lack, "reason": str(error)}
         trim()
         how = f"measured in {time.monotonic() - began:.1f} s"
         if workers.first:
-            keep(known)
+            keep(asdict(needs) if needs is not None else short or {})
     if needs is None:
-        how = known.get("reason", "what was measured cannot be read")
-        if not known.get("lack"):
+        assert short is not None
+        how = short["reason"]
+        if not short["lack"]:
             return [f"memory: not measured, since a row of {longest.tokens} tokens of the widest trial raises: {how}"]
     rows = rows_at_once(widest)
     may = budget(device, sharing)
@@ -95,8 +96,8 @@ def describe_fit(needs: MemoryNeeds | None, found: MemoryFit, may: Budget, step:
     passes = whole if found.pass_tokens is None else f"passes of {found.pass_tokens} tokens, not {whole}"
     lines = [
         f"memory: {needs.base / GB:.2f} GB for the base, {needs.slot / GB:.3f} GB for a slot, "
-        f"{1000 * needs.token / GB:.3f} GB for 1,000 tokens of a pass ({how}); {slots} and {passes} fit into "
-        f"{may.bytes / GB:.2f} GB, limited by {may.limit}"
+        f"{1000 * needs.token / GB:.3f} GB for 1,000 tokens of a pass ({how}); in {may.bytes / GB:.2f} GB, limited by "
+        f"{may.limit}, {slots} and {passes}"
     ]
     if not found.fits:
         least = needs.at(found.slots, found.slots * needs.row)

@@ -90,20 +90,26 @@ def worker_loop(config: dict[str, Any]) -> None:
     """What a pack's worker runs: load the base, say so, train what the pool sends until it says stop."""
     import ray.train
 
-    from bitlora.engine.engine import Engine
-    from bitlora.engine.memory import LongestRow
-    from bitlora.engine.workers import Workers
-    from bitlora.files.storage import StorageError
-    from bitlora.forward.inject import load_base
-    from sweeps.pack.link import FirstLink, Link
-    from sweeps.pack.loop import PackLoop
-    from sweeps.pack.memory import memory_key, settle_memory
-
     name, pool = config["pack"], ray.get_actor(POOL)
     rank = ray.train.get_context().get_world_rank()
     ray.get(pool.pack_started.remote(name, ray.get_runtime_context().get_node_id()))
-    settings = fetched(ray.get(pool.settings.remote()))
-    longest = LongestRow.of(settings.dataset)
+    try:
+        from bitlora.engine.engine import Engine
+        from bitlora.engine.memory import LongestRow
+        from bitlora.engine.workers import Workers
+        from bitlora.files.storage import StorageError
+        from bitlora.forward.inject import load_base
+        from sweeps.pack.link import FirstLink, Link
+        from sweeps.pack.loop import PackLoop
+        from sweeps.pack.memory import memory_key, settle_memory
+
+        settings = fetched(ray.get(pool.settings.remote()))
+        longest = LongestRow.of(settings.dataset)
+    except Exception as error:
+        needed = "the machines of a sweep need the same packages in the same versions"
+        why = f"{platform.node()} cannot run what the driver sent: {one_line(error)}; {needed}"
+        ray.get(pool.pack_failed.remote(name, why))
+        raise
     try:
         settings.storage.sees(settings.token)
         device = pack_device(settings.resources)
@@ -134,7 +140,9 @@ def worker_loop(config: dict[str, Any]) -> None:
         link.log_event(line)
     pack = PackLoop(settings, engine, link)
     if workers.first:
-        ray.get(pool.pack_ready.remote(name, engine.size))
+        # Where all fits, nobody needs to hear of it.
+        short = engine.pass_tokens is not None or engine.size < settings.slots
+        ray.get(pool.pack_ready.remote(name, engine.size, lines if short else lines[1:]))
     try:
         pack.run()
     except Exception as error:

@@ -6,14 +6,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection
-from typing import TYPE_CHECKING, Any, Final
+from functools import cached_property
+from typing import Any, Final
 
 from bitlora import timeouts
 from bitlora.files.writing import write_json
-
-if TYPE_CHECKING:
-    from bitlora.files.storage import Storage
 
 logger = logging.getLogger(__name__)
 MEMORY: Final = "memory.json"
@@ -26,31 +23,34 @@ class MeasuredMemory:
     """See the module. Lives on the pool's asyncio loop.
 
     Args:
-        known: what an earlier run of the sweep has measured.
+        settings: of the packs (`sweeps.pack.settings.PackSettings`); they hold what an earlier run has measured.
     """
 
-    def __init__(self, storage: Storage, known: dict[str, Any]) -> None:
-        self._storage = storage
-        self._known = dict(known)
+    def __init__(self, settings: Any) -> None:
+        self._settings = settings
         self._measuring: dict[str, str] = {}
         """What is being measured, and the pack that does."""
         self._lock = asyncio.Lock()
 
-    async def ask(self, key: str, pack: str, living: Collection[str]) -> dict[str, Any] | None:
-        """What is known of `key`, when it is; None: `pack` is to measure it, and will `keep` what it comes to.
+    @cached_property
+    def _known(self) -> dict[str, Any]:
+        return dict(self._settings.measured)
 
-        Args:
-            living: the names of the packs that have not ended, kept up to date.
-        """
+    async def ask(self, key: str, pack: str) -> dict[str, Any] | None:
+        """What is known of `key`, when it is; None: `pack` is to measure it, and will `keep` what it comes to."""
         while key not in self._known:
-            measuring = self._measuring.setdefault(key, pack)
-            if measuring == pack:
+            if self._measuring.setdefault(key, pack) == pack:
                 return None
-            if measuring not in living:
-                self._known[key] = DIED
-            else:  # two at once would disturb each other, and both die of the same
-                await asyncio.sleep(timeouts.POOL_TICK_S)
+            await asyncio.sleep(timeouts.POOL_TICK_S)  # two at once would disturb each other, and both die of the same
         return self._known[key]  # type: ignore[no-any-return]
+
+    def ended(self, pack: str, innocent: bool) -> None:
+        """A pack has ended. What it was still measuring is another's to measure where its end had nothing to do with it;
+        else nobody tries again in this run of the sweep."""
+        for key in [key for key, by in self._measuring.items() if by == pack and key not in self._known]:
+            del self._measuring[key]
+            if not innocent:
+                self._known[key] = DIED
 
     async def keep(self, key: str, found: dict[str, Any]) -> None:
         """Hold `found` of `key`, and write all that was measured. That it cannot be written costs a measurement, no trial.
@@ -66,5 +66,5 @@ class MeasuredMemory:
                 logger.exception("%s could not be written", MEMORY)
 
     def _write(self, known: dict[str, Any]) -> None:
-        write_json(self._storage.folder / MEMORY, known)
-        self._storage.push(MEMORY)
+        write_json(self._settings.storage.folder / MEMORY, known)
+        self._settings.storage.push(MEMORY)

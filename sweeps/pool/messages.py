@@ -114,3 +114,5 @@ class PoolStatus:
     running: dict[str, StepProgress | None]
     """Trials in a pack; None: it has not taken a step there."""
     packs: PackCounts
+    notes: tuple[str, ...] = ()
+    """What a person should know of the packs, each once."""

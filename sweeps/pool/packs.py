@@ -38,6 +38,8 @@ class PackHandle:
     """At most, until it is ready."""
     started: bool = False
     """Its worker runs."""
+    measures: bool = False
+    """It tries how much memory it needs: a process that is killed then has asked for too much."""
     ready: bool = False
     """It has its base."""
     up: float | None = None
@@ -70,7 +72,22 @@ class PackHandle:
     @property
     def suspicious(self) -> bool:
         """Lost in a way that one of its trials may have caused."""
-        return self.ready and not (self.leaving or self.unwritable or self.unfortunate)
+        return self.ready and not self.innocent
+
+    @property
+    def innocent(self) -> bool:
+        """It did not die of anything that it did."""
+        return self.leaving or self.unwritable or self.unfortunate
+
+    @property
+    def held_against_a_trial(self) -> bool:
+        """A trial is blamed for its loss."""
+        return len(self.trials) == 1 and self.suspicious
+
+    @property
+    def held_against_the_sweep(self) -> bool:
+        """It did not come up, and did not say why: after some of those the sweep is given up."""
+        return self.started and not (self.ready or self.stopping or self.error)
 
     def acknowledge(self, received: int) -> None:
         """So many commands have arrived there."""
@@ -203,10 +220,13 @@ class Packs:
         error = pack.error or error
         ray.kill(pack.host)
         await _remove_group(name)
-        pack.unfortunate = pack.unfortunate or await _machine_is_gone(pack)
+        alone = not any(other.started for other in self.live() if other is not pack)
+        matters = pack.measures or pack.held_against_a_trial or (alone and pack.held_against_the_sweep)
+        gone = await _machine_is_gone(pack, wait=matters)
+        pack.unfortunate = pack.unfortunate or gone
         del self.named[name]
         self.seconds += time.monotonic() - pack.up if pack.up is not None else 0.0
-        if not pack.ready and not pack.stopping:
+        if not (pack.ready or pack.stopping or gone):  # a machine that is taken away says nothing of the next one
             self._did_not_start(error, pack.late)
         self._ended(name, pack, error)
 
@@ -302,10 +322,10 @@ class Packs:
             unmet -= self._slots
 
 
-async def _machine_is_gone(pack: PackHandle) -> bool:
-    """Was the pack lost with one of its machines? Of a lost machine Ray hears later than of its processes: where a trial
-    would be blamed for the pack's death, that is waited for."""
-    last = time.monotonic() + (timeouts.NODE_DEATH_S if len(pack.trials) == 1 and pack.suspicious else 0.0)
+async def _machine_is_gone(pack: PackHandle, wait: bool) -> bool:
+    """Was the pack lost with a machine of its own? Of a lost one Ray hears later than of its processes: where it matters,
+    that is waited for."""
+    last = time.monotonic() + (timeouts.NODE_DEATH_S if wait else 0.0)
     while pack.nodes:
         with contextlib.suppress(Exception):  # without an answer it is a loss as any other
             if pack.nodes - await asyncio.to_thread(cluster.living_nodes):

@@ -16,43 +16,21 @@ import bisect
 import contextlib
 import math
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any, Final
 
 from bitlora import timeouts
 from bitlora.files.record import Status
+from sweeps.pool.entry import Entry, in_order
 from sweeps.pool.measured import MeasuredMemory
 from sweeps.pool.messages import Attach, Command, Continue, Detach, PoolStatus, StepProgress, Stop, TrialResult
 from sweeps.pool.packs import START_ATTEMPTS, PackHandle, Packs
-from sweeps.pool.suspicion import Suspicion
 
 POOL: Final = "pool"
 """The pool's name in the sweep's own namespace."""
 AHEAD: Final = 2
 """Trials that a pack gets beyond its slots, to go on with at once when one is free."""
 INTERRUPTED_REASON: Final = "the sweep was interrupted"
-
-
-@dataclass(slots=True)
-class Entry:
-    """A trial, as the pool sees it."""
-
-    config: dict[str, Any]
-    count: int = 0
-    """Results it has had."""
-    reported: int = 0
-    """The last step it has reported; until a trial that goes on is past it, it is silent."""
-    resumes: bool = False
-    """It was in a pack before, of this run of the sweep or of an earlier one, so there may be a checkpoint."""
-    ended: bool = False
-    pack: str | None = None
-    suspicion: Suspicion = field(default_factory=Suspicion)
-    """Whether it makes its packs die."""
-    furthest: int = 0
-    """The last step that it is known to have taken, in any pack."""
-    released: asyncio.Event = field(default_factory=asyncio.Event)
-    progress: StepProgress | None = None
-    """In the pack where it is."""
 
 
 class Pool:
@@ -88,7 +66,9 @@ class Pool:
         """Has any trial reported anything, in this run of the sweep or in one before?"""
         self._unwritable = 0
         """Packs in a row that could not write to the sweep's folder."""
-        self._memory: MeasuredMemory | None = None
+        self._notes: dict[str, None] = {}
+        """What packs want a person to know."""
+        self._memory = MeasuredMemory(settings)
         self._dtype = ""
         """What packs compute in, where the spec leaves it open; empty until one has said."""
         self._given_up = ""
@@ -122,7 +102,7 @@ class Pool:
         if self._given_up or self._closing:
             self._end(trial_id, self._undone, self._given_up or INTERRUPTED_REASON)
         else:
-            bisect.insort(self._waiting, trial_id, key=_number)
+            bisect.insort(self._waiting, trial_id, key=in_order)
             self._dispatch()
 
     async def results(self, received: int = 0) -> list[TrialResult]:
@@ -163,7 +143,7 @@ class Pool:
     async def status(self) -> PoolStatus:
         """What progress shows."""
         running = {t: self._trials[t].progress for pack in self._packs.named.values() for t in pack.trials}
-        return PoolStatus(tuple(self._waiting), running, self._packs.counts())
+        return PoolStatus(tuple(self._waiting), running, self._packs.counts(), tuple(self._notes))
 
     async def interrupt(self) -> None:
         """End every trial that has not ended, as interrupted; no new one begins."""
@@ -202,16 +182,22 @@ class Pool:
 
     async def known_memory(self, name: str, key: str) -> dict[str, Any] | None:
         """What is known of how much memory `key` takes; None: the pack is to measure it."""
-        return await self._measured.ask(key, name, self._packs.named)
+        known = await self._memory.ask(key, name)
+        if (pack := self._packs.named.get(name)) is not None:
+            pack.measures = known is None
+        return known
 
     async def keep_memory(self, key: str, found: dict[str, Any]) -> None:
         """How much memory `key` takes, or why that could not be measured."""
-        await self._measured.keep(key, found)
+        await self._memory.keep(key, found)
 
-    async def pack_ready(self, name: str, slots: int | None = None) -> None:
-        """The pack has its base and can train, so many trials at once; None: as many as a pack may have."""
+    async def pack_ready(self, name: str, slots: int | None = None, notes: Sequence[str] = ()) -> None:
+        """The pack has its base and can train, so many trials at once (None: as many as it may have). `notes`: what a
+        person should know of it."""
+        self._notes |= dict.fromkeys(notes)
         if (pack := self._packs.named.get(name)) is not None:
             pack.started = pack.ready = True
+            pack.measures = False
             pack.slots = slots or pack.slots
             pack.since = time.monotonic()
             self._dispatch()
@@ -285,11 +271,6 @@ class Pool:
             entry.suspicion.took(steps[trial_id].step)
 
     # ---- inside
-
-    @property
-    def _measured(self) -> MeasuredMemory:
-        self._memory = self._memory or MeasuredMemory(self._settings.storage, self._settings.measured)
-        return self._memory
 
     @property
     def _undone(self) -> Status:
@@ -368,10 +349,11 @@ class Pool:
 
     def _pack_ended(self, name: str, pack: PackHandle, error: str) -> None:
         """Nothing of the pack is left: its trials are queued again, or have failed."""
+        self._memory.ended(name, pack.innocent)
         for entry in self._trials.values():
             if entry.pack == name and entry.ended:
                 entry.released.set()
-        for trial_id in sorted(pack.trials, key=_number):
+        for trial_id in sorted(pack.trials, key=in_order):
             entry = self._trials[trial_id]
             entry.pack = entry.progress = None
             if pack.suspicious and entry.suspicion.lost(len(pack.trials), entry.furthest):
@@ -379,15 +361,10 @@ class Pool:
                 self._packs.blamed(error)
             else:
                 entry.released.clear()
-                bisect.insort(self._waiting, trial_id, key=_number)
+                bisect.insort(self._waiting, trial_id, key=in_order)
         self._unwritable += pack.unwritable
         self._given_up = self._given_up or self._packs.broken or (error if self._unwritable >= START_ATTEMPTS else "")
         if self._given_up:
             for trial_id in list(self._waiting):
                 self._end(trial_id, self._undone, self._given_up)
         self._dispatch()
-
-
-def _number(trial_id: str) -> tuple[int, str]:
-    """What puts ids in the order in which they were given: t10000 comes after t9999."""
-    return len(trial_id), trial_id

@@ -122,7 +122,8 @@ class ResourcesConfig(Config):
     """Bases at once, at most; or between how many. `auto`: as many as there are GPUs for, or as the autoscaler can start
     GPUs for; one where packs train on CPUs."""
     slots: Literal["auto"] | Positive = "auto"
-    """Trials at once over a base; `auto`: 4 on CPUs, 8 on a GPU."""
+    """Trials at once over a base; `auto`: as many as fit in memory, at most 4 on CPUs and 8 on a GPU. A number stays: where
+    memory is short, passes get fewer rows, and the pack's log says so."""
     workers_per_pack: Positive = 1
     """GPUs, or machines' CPUs, that share each trial's batches."""
     gpus_per_worker: Literal["auto"] | NonNegativeFloat = "auto"

@@ -14,6 +14,7 @@ import time
 
 import contract
 import pytest
+import yaml
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -129,7 +130,7 @@ def address(machine, *args, **options):
     return subprocess.Popen(command, env=machine.env, **pipes, **options)
 
 
-def test_sweep_with_the_address_of_a_job_server(machine, quick, tmp_path, arithmetic):
+def test_sweep_with_the_address_of_a_job_server(machine, quick, tmp_path, arithmetic, bitlora):
     # The data is a file of this side: it is named by a path that means nothing over there.
     spec = quick(data={"source": arithmetic.name})
     process = address(machine, spec, cwd=arithmetic.parent)
@@ -137,6 +138,19 @@ def test_sweep_with_the_address_of_a_job_server(machine, quick, tmp_path, arithm
     assert process.returncode == 0, out + err
     assert finished(tmp_path / "quick")
     assert f"report: {tmp_path}/quick/report/report.md" in out
+    # The job's folder is gone; the sweep's has the name that was given, and what was read under it.
+    begun = yaml.safe_load((tmp_path / "quick" / "sweep.yaml").read_text())
+    assert begun["data"]["source"] == arithmetic.name
+    assert (tmp_path / "quick" / "data" / f"0-{arithmetic.name}").read_text() == arithmetic.read_text()
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    trial = tmp_path / "quick" / "trials" / "t0000"
+    exported = bitlora("export", trial, "--to", "packed", "--out", tmp_path / "packed", cwd=elsewhere)
+    assert exported.code == 0, exported.out + exported.err
+    assert "checked: eval loss" in exported.out
+    (tmp_path / "quick" / "exit_code").unlink()  # as if the driver had been killed at the very end
+    resumed = bitlora("sweep", spec, "--resume", cwd=elsewhere)
+    assert resumed.code == 0, resumed.out + resumed.err
+    assert finished(tmp_path / "quick")
     # The true code, of a job that finds out for itself: the folder is full now.
     process = address(machine, spec, cwd=arithmetic.parent)
     out, err = process.communicate(timeout=120)

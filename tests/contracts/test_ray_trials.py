@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -139,6 +140,20 @@ def test_a_failed_task_is_a_failed_trial(error: Exception, tmp_path: Any) -> Non
     assert trial.should_recover()
     trial.handle_error(error)
     assert not trial.should_recover()
+
+
+def test_what_is_counted_of_a_trial() -> None:
+    """sweeps.onray.trials.NoStatistics: statistics of each number are kept in two mappings of `run_metadata`, which may be
+    empty; the last result is not among them."""
+    trial = Trial("trainable", stub=True, trial_id="tunes")
+    for loss in (3.0, 2.0):
+        trial.update_last_result({"eval_loss": loss, "training_iteration": 1})
+        metadata = trial.run_metadata
+        assert metadata.metric_analysis.keys() == metadata.metric_n_steps.keys() == {"eval_loss", "training_iteration"}
+        metadata.metric_analysis.clear()
+        metadata.metric_n_steps.clear()
+        assert json.loads(metadata.get_json_state())["metric_analysis"] == {}
+        assert trial.last_result["eval_loss"] == loss
 
 
 def test_trials_begin_without_a_word_of_the_scheduler() -> None:

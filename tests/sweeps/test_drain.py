@@ -129,6 +129,10 @@ NONE = {
     "azure": ("azure", None),
     "azure, a neighbour": ("azure", [event(machine="machine-4")]),
     "azure, some seconds": ("azure", [event("Freeze")]),
+    "azure, not a list of events": (
+        "azure",
+        [7, {"EventType": "Preempt", "Resources": None}, {"EventType": "Preempt"}],
+    ),
 }
 
 

@@ -61,7 +61,8 @@ class Worker:
         up = folder / "logs" / "up"
         up.mkdir(exist_ok=True)
         (up / name).touch()
-        while len(list(up.iterdir())) < load_spec(folder / "sweep.yaml").resources.packs.max:
+        packs = load_spec(folder / "sweep.yaml").resources.packs.max
+        while len(list(up.iterdir())) < packs:
             time.sleep(0.2)
 
     def _train(self, pool, name, folder, trial_id, config):

@@ -92,9 +92,12 @@ def evaluations(folder, at_least=1):
 
 
 def events(folder):
-    """What the packs noted, pack by pack, in the order in which they began."""
+    """What the packs that had trials noted, pack by pack, in the order in which they began."""
     packs = [file.read_text().splitlines() for file in (folder / "logs").glob("pack-*.jsonl")]
-    return sorted(([json.loads(line) for line in lines] for lines in packs if lines), key=lambda pack: pack[0]["time"])
+    return sorted(
+        ([json.loads(line) for line in lines] for lines in packs if any('"attach"' in line for line in lines)),
+        key=lambda pack: pack[0]["time"],
+    )
 
 
 def results(folder):

@@ -1,5 +1,6 @@
 """The command line: what it answers at once, what it refuses, and that it then has started and written nothing."""
 
+import re
 import subprocess
 import sys
 import time
@@ -7,6 +8,7 @@ import time
 import pytest
 
 from sweeps.cli.plan import _packs
+from sweeps.cli.plan_memory import Calibration
 from sweeps.spec.spec import load_spec
 
 PYTHON = [sys.executable, "-m", "sweeps"]
@@ -188,7 +190,28 @@ def test_plan_says_what_it_takes_and_starts_nothing(bitlora, write_spec, tmp_pat
     header = 8 + -(-header // 8) * 8  # its length, and itself padded to words: what a safetensors file begins with
     assert table["8", "none"] == [f"{8 * 2048:,}", f"{2 * 8 * 2048 + header:,}"]
     assert table["2", "ternary"][0] == f"{2 * 2048:,}"
+    [memory] = [line for line in ended.out.splitlines() if line.startswith("memory: ")]
+    assert "(estimated)" in memory
+    assert re.search(r"4 slots and whole steps of \d+ tokens$", memory)
     assert not (tmp_path / "quick").exists()
+
+
+def test_plan_measures_what_it_takes_here_and_writes_nothing(bitlora, write_spec, tmp_path):
+    spec = write_spec(search={"space": {"rank": [2, 8]}}, resources={"slots": 3, "gpus_per_worker": 0})
+    bitlora.env["RAY_ADDRESS"] = "127.0.0.1:1"  # whoever started Ray would end there
+    before = sorted(tmp_path.rglob("*"))
+    ended = bitlora("plan", spec, "--measure")
+    assert ended.code == 0, ended.err
+    memory, speed, hours = ended.out.splitlines()[-3:]
+    assert re.search(r"^memory: .*\(measured in [\d.]+ s\); in .*, 3 slots and whole steps of", memory)
+    assert re.search(r"^speed: [\d,]+ tokens/s; [\d.]+ s for a step of 3 trials, [\d.]+ s to evaluate them$", speed)
+    assert re.search(r"^time: [\d.]+ (min|h) in one pack where every trial takes all its steps", hours)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_hours_are_of_all_steps_and_evaluations_shared_by_the_slots():
+    found = Calibration(slots=4, step=3.0, tokens=1.0, evaluation=30.0)
+    assert found.hours(12, 100, 5) == pytest.approx((12 / 4) * (100 * 3 + 5 * 30) / 3600)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,17 @@
 """A sweep as a job of a cluster, as far as it goes without one: what travels, and what is refused."""
 
-from pathlib import Path
+import shutil
 
 import pytest
+import s3
+from typer.testing import CliRunner
 
+from bitlora.files.opening import open_storage
+from sweeps.cli.app import app
 from sweeps.cli.job import DRIVER, bundle
-from sweeps.spec.spec import load_spec
+from sweeps.driver import run
+from sweeps.driver.kept import keep, places, source_file
+from sweeps.spec.spec import dump_spec, load_spec
 
 
 def test_local_data_travels_under_its_name(write_spec, tmp_path):
@@ -25,14 +31,73 @@ def test_local_data_travels_under_its_name(write_spec, tmp_path):
     folder.mkdir()
     assert bundle(load_spec(path, ["out=/mnt/x", "train.eval_every=5"]), folder) == []
     spec = load_spec(folder / "spec.yaml")
-    first, *others, last = spec.data.source
-    assert others == source[1:4]
-    assert [(folder / name).read_text() for name in (first, last)] == ["a/rows.jsonl\n", "b/rows.jsonl\n"]
-    assert (folder / spec.data.eval_source).read_text() == "b/eval.jsonl\n"
-    assert {Path(name).name for name in (first, last)} == {"rows.jsonl"}
+    # The names stay, and what was there under them is beside the spec.
+    assert spec.data.source == source
+    assert spec.data.eval_source == str(tmp_path / "b/eval.jsonl")
+    shutil.rmtree(tmp_path / "a")
+    (tmp_path / "b/rows.jsonl").write_text("the cluster's own, by chance under the same path\n")
+    found, said = places(spec.data, folder)
+    assert {name: path.read_text() for name, path in found.items()} == {
+        source[0]: "a/rows.jsonl\n",
+        source[4]: "b/rows.jsonl\n",
+    }
+    assert {path.parent for path in found.values()} == {folder / "data"}
+    assert [line.partition(" is another file")[0] for line in said] == [source[4]]
     # The rest is the spec as it was, overrides applied.
     assert spec.name == "quick"
     assert (spec.out, spec.train.steps, spec.train.eval_every) == ("/mnt/x", 5, 5)
+
+
+def test_a_sweep_that_goes_on_may_have_the_files_in_its_folder(write_spec, tmp_path):
+    spec = load_spec(write_spec(data={"source": ["none.jsonl"]}))
+    assert len(bundle(spec, tmp_path)) == 1
+    for resume in ("always", "auto"):
+        assert bundle(spec, tmp_path, resume) == []
+    assert load_spec(tmp_path / "spec.yaml").data.source == ["none.jsonl"]
+
+
+def test_a_job_reads_what_travelled_and_a_sweep_that_goes_on_its_copies(write_spec, arithmetic, tmp_path, monkeypatch):
+    """By the command itself, from folders in which the file is not there: on a disk and in object storage."""
+    with s3.serve_s3() as server:
+        for name, value in server.env.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.chdir(arithmetic.parent)
+        path = write_spec(data={"source": arithmetic.name})
+        spec = load_spec(path)
+        read = []
+
+        def run_sweep(spec, prepared, *_):
+            read.append((spec.data.source, prepared.dataset.summary.fingerprint, prepared.dataset.summary.files))
+            return 0
+
+        monkeypatch.setattr(run, "run_sweep", run_sweep)
+        (job := tmp_path / "job").mkdir()
+        assert bundle(spec, job) == []
+        bucket = f"s3://{server.make_bucket('sweeps')}/quick"
+        for out in (bucket, str(tmp_path / "begun")):
+            with open_storage(out) as storage:
+                keep([source_file(arithmetic.name)], storage.folder)
+                (storage.folder / "sweep.yaml").write_text(dump_spec(spec))
+                storage.push("data", "sweep.yaml")
+        options = ["sweep", str(path), "--out"]
+        assert CliRunner().invoke(app, [*options, str(tmp_path / "new")]).exit_code == 0
+        monkeypatch.chdir(job)
+        assert CliRunner().invoke(app, ["sweep", "spec.yaml", "--out", str(tmp_path / "new")]).exit_code == 0
+        monkeypatch.chdir(tmp_path)
+        without = CliRunner().invoke(app, [*options, str(tmp_path / "new")])
+        assert without.exit_code == 2
+        assert f"{arithmetic.name}: no such file" in without.output
+        for out in (bucket, str(tmp_path / "begun")):
+            ended = CliRunner().invoke(app, [*options, out, "--resume"])
+            assert ended.exit_code == 0, ended.output
+    assert [source for source, *_ in read] == [arithmetic.name] * 4
+    assert len({fingerprint for _, fingerprint, _ in read}) == 1
+    assert [files[0].path for *_, files in read] == [
+        arithmetic,
+        job / "data" / f"0-{arithmetic.name}",
+        read[2][2][0].path,
+        tmp_path / "begun" / "data" / f"0-{arithmetic.name}",
+    ]
 
 
 def lines(ended):

@@ -27,7 +27,9 @@ SPACE = {
     ],
 )
 def test_the_widest_trial_takes_the_most_of_each_axis(write_spec, space, expected):
-    spec = load_spec(write_spec("quick", search={"space": space}, train={"batch_size": 4}, adapter={"dropout": 0.25}))
+    spec = load_spec(
+        write_spec("quick", search={"space": space}, train={"batch_size": 4}, adapter={"dropout": 0.25, "rank": 16})
+    )
     prepared = Prepared(None, SimpleNamespace(train=range(100)))
     found = prepared.widest(spec).model_dump()
     assert {axis: found[axis] for axis in expected} == expected

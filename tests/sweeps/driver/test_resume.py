@@ -34,6 +34,7 @@ def test_a_worker_is_killed(bitlora, resumable, undisturbed, tmp_path):
     assert contract.statuses(contract.holds(folder)) == {"completed": 4}
     same(results(folder), undisturbed)
     _, second = events(folder)
+    assert "(as measured before)" in second[0]["event"]
     begun = {trial for event in second if event["event"] == "attach" for trial in event["trials"]}
     assert sum(len(event["trials"]) for event in second if event["event"] == "step") < 400 * len(begun)
 
@@ -79,15 +80,15 @@ def test_what_is_not_the_sweep_that_was_begun_is_refused(bitlora, resumable, und
     shutil.copytree(undisturbed_folder, folder)
     (folder / "exit_code").unlink()
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    other = bitlora("sweep", resumable(), "--resume", "--set", "train.steps=500", "--set", "adapter.alpha=9")
-    assert other.code == 2
-    assert f"adapter.alpha: 9, but the sweep in {folder} was begun with 8; a sweep goes on as it was begun" in other.err
-    assert "train.steps: 500, but" in other.err
     data = Path(json.loads(resumable().read_text())["data"]["source"])
     changed = tmp_path / data.name
     changed.write_text(data.read_text().replace("3", "4"))
-    moved = bitlora("sweep", resumable(), "--resume", "--set", f"data.source={changed}")
-    assert "data.source:" in moved.err
+    sets = [f"--set={key}" for key in ("train.steps=500", "adapter.alpha=9", f"data.source={changed}")]
+    other = bitlora("sweep", resumable(), "--resume", *sets)
+    assert other.code == 2
+    assert f"adapter.alpha: 9, but the sweep in {folder} was begun with 8; a sweep goes on as it was begun" in other.err
+    assert "train.steps: 500, but" in other.err
+    assert f'data.source: "{changed}", but' in other.err
     rows = data.read_text()
     try:
         data.write_text(rows.replace("3", "4"))

@@ -14,7 +14,7 @@ from ray.tune.search.search_generator import SearchGenerator
 from ray.tune.trainable import trainable as trainable_module
 from ray.tune.trainable.trainable import Trainable
 
-from sweeps.onray.trials import Trials, trials_from
+from sweeps.onray.trials import NoStatistics, Trials, trials_from
 
 
 class Proposes(Searcher):
@@ -105,7 +105,7 @@ def search(tmp_path, monkeypatch):
     """Makes a search: its controller, what it heard, its searcher."""
     monkeypatch.setattr(storage, "_get_ray_train_session_dir", lambda: str(tmp_path / "session"))
 
-    def make(feed, count=3, at_once=2, stopper=None):
+    def make(feed, count=3, at_once=2, stopper=None, callbacks=()):
         with trials_from(feed) as trainable:
             searcher = Proposes(count)
             generator = SearchGenerator(ConcurrencyLimiter(searcher, max_concurrent=at_once))
@@ -115,7 +115,7 @@ def search(tmp_path, monkeypatch):
             controller = TuneController(
                 search_alg=generator,
                 scheduler=Stops(),
-                callbacks=[hears],
+                callbacks=[hears, *callbacks],
                 stopper=stopper,
                 storage=experiment.storage,
                 checkpoint_period=3600,
@@ -154,6 +154,16 @@ def test_searcher_scheduler_and_callbacks_hear_what_they_would_of_actors(search)
     assert feed.said.count(("proceed", "t0")) == 2
     assert feed.said.count(("proceed", "t1")) == 1
     assert [said for said in feed.said if said[0] == "begin"] == [("begin", f"t{n}") for n in range(3)]
+
+
+def test_what_tune_counts_of_a_trial_is_let_go_with_it(search):
+    feed = Scripted({"t2": [{"step": 1, "eval_loss": 1.0, "status": "running", "done": False}]})
+    controller, _, _ = search(feed, callbacks=[NoStatistics()])
+    for _ in range(20):
+        controller.step()
+    kept = {trial.config["trial_id"]: len(trial.run_metadata.metric_analysis) for trial in controller.get_trials()}
+    assert kept["t0"] == kept["t1"] == 0 < kept["t2"]
+    assert all(trial.last_result["step"] for trial in controller.get_trials())
 
 
 def test_no_more_trials_at_once_than_are_allowed(search):

@@ -1,7 +1,12 @@
 """What a pack makes of its memory: slots and passes, by what is known or measured, in words."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
+import capped_program
 import numpy as np
 import pytest
 import torch
@@ -57,7 +62,7 @@ def settle(base, monkeypatch):
 def test_a_pack_has_as_many_slots_and_as_large_passes_as_fit(settle):
     engine, [line], kept = settle(10)
     assert (engine.size, engine.pass_tokens, engine.eval_tokens, kept) == (4, None, 4096, [])
-    assert "4 slots and whole steps of 640 tokens fit into 10.00 GB, limited by the moon" in line
+    assert line.endswith("; in 10.00 GB, limited by the moon, 4 slots and whole steps of 640 tokens")
     engine, [line], _ = settle(1 + 0.4 + 0.20001)
     assert (engine.size, engine.pass_tokens, engine.eval_tokens) == (4, 200, 2000)
     assert "passes of 200 tokens, not whole steps of 640" in line
@@ -116,3 +121,32 @@ def test_a_measurement_is_of_all_that_decides_it():
     ]
     assert memory_key(*of).startswith("a base; 1 workers; rank 4, rows of 20 tokens; ")
     assert len({memory_key(*each) for each in (of, *others)}) == 6
+
+
+# ---- for real
+
+
+def capped(base, out, megabytes, planned):
+    helpers = Path(capped_program.__file__).parents[1]
+    command = [sys.executable, capped_program.__file__, str(base), str(out), str(megabytes), planned]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(helpers), os.environ.get("PYTHONPATH", "")])}
+    subprocess.run(command, env={**env, "OMP_NUM_THREADS": "1"}, check=True, timeout=200)
+    return json.loads(out.read_text())
+
+
+def test_a_cap_that_a_batch_of_32_breaks_and_one_of_4_does_not(float64_base, tmp_path):
+    """RLIMIT_AS: rows are cut, both slots stay, nothing raises, and the numbers are those without a cap."""
+    free = capped(float64_base, tmp_path / "free", 0, "planned")
+    assert free["pass_tokens"] == [None, None]
+    surprised = capped(float64_base, tmp_path / "surprised", 120, "not planned")
+    assert surprised["pass_tokens"][0] is None
+    assert surprised["pass_tokens"][1]  # it was met, by a step that raised
+    found = capped(float64_base, tmp_path / "capped", 120, "planned")
+    assert found["slots"] == 2
+    assert found["pass_tokens"][0] == found["pass_tokens"][1]  # what was planned was right: no step raised
+    assert 2 * 250 <= found["pass_tokens"][0] < 36 * 250
+    assert "this process's address space (ulimit -v), 2 slots and passes of" in found["lines"][0]
+    for other in (surprised, found):
+        assert not any(other["failed"])
+        for mine, true in zip(other["losses"] + other["scores"], free["losses"] + free["scores"], strict=True):
+            assert mine == pytest.approx(true, rel=1e-9, abs=0)

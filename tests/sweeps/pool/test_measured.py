@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,7 +20,7 @@ def run(tmp_path, monkeypatch):
 
     def scenario(play, known=None):
         async def main():
-            return await play(MeasuredMemory(Storage("here", tmp_path), known or {}))
+            return await play(MeasuredMemory(SimpleNamespace(storage=Storage("here", tmp_path), measured=known or {})))
 
         return asyncio.run(main())
 
@@ -28,9 +29,9 @@ def run(tmp_path, monkeypatch):
 
 def test_the_first_measures_and_the_others_wait_for_it(run, tmp_path):
     async def play(memory):
-        assert await memory.ask("gpu", "p1", {"p1", "p2"}) is None
-        second = asyncio.create_task(memory.ask("gpu", "p2", {"p1", "p2"}))
-        other = await memory.ask("cpu", "p2", {"p1", "p2"})
+        assert await memory.ask("gpu", "p1") is None
+        second = asyncio.create_task(memory.ask("gpu", "p2"))
+        other = await memory.ask("cpu", "p2")
         await asyncio.sleep(0.05)
         assert not second.done()
         await memory.keep("gpu", FOUND)
@@ -42,20 +43,33 @@ def test_the_first_measures_and_the_others_wait_for_it(run, tmp_path):
 
 
 def test_a_sweep_that_goes_on_does_not_measure_again(run):
-    assert run(lambda memory: memory.ask("gpu", "p9", set()), known={"gpu": FOUND}) == FOUND
+    assert run(lambda memory: memory.ask("gpu", "p9"), known={"gpu": FOUND}) == FOUND
 
 
 def test_what_a_pack_died_of_is_not_tried_again(run, tmp_path):
     async def play(memory):
-        living = {"p1", "p2"}
-        assert await memory.ask("gpu", "p1", living) is None
-        second = asyncio.create_task(memory.ask("gpu", "p2", living))
+        assert await memory.ask("gpu", "p1") is None
+        second = asyncio.create_task(memory.ask("gpu", "p2"))
         await asyncio.sleep(0.03)
-        living.discard("p1")
+        memory.ended("p1", innocent=False)
         return await second
 
     assert run(play) == DIED
     assert not (tmp_path / "memory.json").exists()
+
+
+def test_what_was_measured_where_a_machine_went_away_is_measured_by_the_next(run):
+    async def play(memory):
+        assert await memory.ask("gpu", "p1") is None
+        second = asyncio.create_task(memory.ask("gpu", "p2"))
+        await asyncio.sleep(0.03)
+        memory.ended("p1", innocent=True)
+        assert await second is None
+        await memory.keep("gpu", FOUND)
+        memory.ended("p2", innocent=False)
+        return await memory.ask("gpu", "p3")
+
+    assert run(play) == FOUND
 
 
 def test_why_it_could_not_be_measured_is_known_and_not_kept(run, tmp_path):
@@ -64,7 +78,7 @@ def test_why_it_could_not_be_measured_is_known_and_not_kept(run, tmp_path):
     async def play(memory):
         await memory.keep("gpu", why)
         await memory.keep("cpu", FOUND)
-        return await memory.ask("gpu", "p2", set())
+        return await memory.ask("gpu", "p2")
 
     assert run(play) == why
     assert json.loads((tmp_path / "memory.json").read_text()) == {"cpu": FOUND}
@@ -75,7 +89,7 @@ def test_a_folder_that_cannot_be_written_costs_a_measurement_alone(run, tmp_path
 
     async def play(memory):
         await memory.keep("gpu", FOUND)
-        return await memory.ask("gpu", "p2", set())
+        return await memory.ask("gpu", "p2")
 
     assert run(play) == FOUND
 

@@ -2,9 +2,11 @@
 
 import asyncio
 
+import pytest
 from pool_world import SOON
 
 from bitlora import timeouts
+from sweeps.onray import cluster
 
 
 def test_a_pack_that_did_not_come_up_costs_no_pause_when_the_others_are_lost(world, monkeypatch):
@@ -86,5 +88,29 @@ def test_trials_wait_in_the_order_in_which_they_were_asked_for(world):
     async def scenario(w):
         await w.attach(10000, 9999)
         assert (await w.pool.status()).waiting == ("t9999", "t10000")
+
+    world(scenario)
+
+
+@pytest.mark.parametrize("heard_late", [False, True])
+def test_machines_that_are_taken_away_while_packs_load_do_not_give_the_sweep_up(world, monkeypatch, heard_late):
+    looks = iter([{"head", "spot"}] * 2)  # Ray hears of a lost machine later than of its processes
+    monkeypatch.setattr(cluster, "living_nodes", lambda: next(looks, {"head"}) if heard_late else {"head"})
+
+    async def scenario(w):
+        await w.attach(0)
+        for packs in range(1, 5):
+            await w.until(lambda packs=packs: len(w.hosts) == packs and w.hosts[-1].name)
+            await w.pool.pack_started(w.hosts[-1].name, "spot")
+            w.hosts[-1].fails(RuntimeError("a worker of the pack died"))
+        await w.until(lambda: len(w.hosts) == 5)
+        assert not w.pool._packs.broken
+        # Packs that die on a machine which stays do.
+        for packs in (5, 6):
+            await w.until(lambda packs=packs: len(w.hosts) == packs and w.hosts[-1].name)
+            await w.pool.pack_started(w.hosts[-1].name, "head")
+            await w.pool.pack_failed(w.hosts[-1].name, "the base could not be loaded")
+            w.hosts[-1].fails(RuntimeError("a worker of the pack died"))
+        assert "the base could not be loaded" in (await w.result("t0", 0)).reason
 
     world(scenario)

@@ -1,0 +1,37 @@
+"""A trial, as the pool sees it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+from sweeps.pool.messages import StepProgress
+from sweeps.pool.suspicion import Suspicion
+
+
+@dataclass(slots=True)
+class Entry:
+    """A trial, as the pool sees it."""
+
+    config: dict[str, Any]
+    count: int = 0
+    """Results it has had."""
+    reported: int = 0
+    """The last step it has reported; until a trial that goes on is past it, it is silent."""
+    resumes: bool = False
+    """It was in a pack before, of this run of the sweep or of an earlier one, so there may be a checkpoint."""
+    ended: bool = False
+    pack: str | None = None
+    suspicion: Suspicion = field(default_factory=Suspicion)
+    """Whether it makes its packs die."""
+    furthest: int = 0
+    """The last step that it is known to have taken, in any pack."""
+    released: asyncio.Event = field(default_factory=asyncio.Event)
+    progress: StepProgress | None = None
+    """In the pack where it is."""
+
+
+def in_order(trial_id: str) -> tuple[int, str]:
+    """What puts ids in the order in which they were given: t10000 comes after t9999."""
+    return len(trial_id), trial_id
