@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+
+BLOCK: Final = 10_000
+"""Rows that are copied at once."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,7 +51,15 @@ class Rows:
         chosen = np.asarray(indices, dtype=np.int64)
         lengths = self.lengths[chosen]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        places = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][chosen] - offsets[:-1], lengths)
+        tokens, learn = np.empty(offsets[-1], np.int32), np.empty(offsets[-1], np.bool_)
+        for start in range(
+            0, len(chosen), BLOCK
+        ):  # of all rows at once the places alone would take more than the tokens
+            block = slice(start, start + BLOCK)
+            first, last = offsets[start], offsets[min(start + BLOCK, len(chosen))]
+            shift = self.offsets[:-1][chosen[block]] - offsets[:-1][block]
+            places = np.arange(first, last) + np.repeat(shift, lengths[block])
+            tokens[first:last], learn[first:last] = self.tokens[places], self.learn[places]
         ids = tuple(self.example_ids[index] for index in chosen)
         groups = tuple(self.groups[index] for index in chosen) if self.groups else ()
-        return Rows(self.tokens[places], self.learn[places], offsets, ids, self.text_bytes[chosen], groups)
+        return Rows(tokens, learn, offsets, ids, self.text_bytes[chosen], groups)

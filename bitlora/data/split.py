@@ -300,6 +300,6 @@ def _fingerprint(*parts: Rows) -> str:
     digest = hashlib.sha256()
     for rows in parts:
         for array in (rows.tokens, rows.learn, rows.offsets):
-            digest.update(array.tobytes())
+            digest.update(np.ascontiguousarray(array).data)
         digest.update("\0".join(rows.example_ids).encode())
     return digest.hexdigest()[:16]

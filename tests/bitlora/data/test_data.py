@@ -215,7 +215,9 @@ def test_a_slow_tokenizer_is_refused() -> None:
         tokenize([talk("a", "b")], Slow(), 64)  # type: ignore[arg-type]
 
 
-def test_take_and_learn_tokens() -> None:
+@pytest.mark.parametrize("block", [1, 2, 10_000])
+def test_take_and_learn_tokens(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitlora.data.rows.BLOCK", block)
     tokenizer = byte_level()
     examples = [talk("the", "fox " * number, example_id=str(number)) for number in range(1, 6)]
     rows, _ = tokenize(examples, tokenizer, 512)
