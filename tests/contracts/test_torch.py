@@ -242,3 +242,19 @@ def test_dtypes_are_wide_enough_for_sums() -> None:
     }
     assert [*wide.values()] == [torch.float32, torch.float32, torch.float64]
     assert getattr(torch, str(torch.bfloat16).removeprefix("torch.")) is torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_grouped_products_without_weights_are_in_bfloat16_alone(dtype: torch.dtype) -> None:
+    """Why `describe_base` makes a base without weights in bfloat16: torch 2.13.0, torch/_meta_registrations.py."""
+
+    def product(device: str) -> Tensor:
+        x, w = torch.ones(6, 16, device=device, dtype=dtype), torch.ones(2, 16, 8, device=device, dtype=dtype)
+        return F.grouped_mm(x, w, offs=torch.tensor([2, 6], dtype=torch.int32, device=device))
+
+    assert product("cpu").shape == (6, 8)
+    if dtype == torch.bfloat16:
+        assert product("meta").shape == (6, 8)
+    else:
+        with pytest.raises(RuntimeError, match="Expected inputs of BF16 type"):
+            product("meta")
