@@ -13,11 +13,12 @@ from reports.document.document import Figure, plain
 from reports.figures import plot_gaps, plots
 from reports.figures.style import Draw
 from reports.load.sweep import Sweep
-from reports.statistics.comparable import Comparable, Row, ScoresOf, pareto, rows
+from reports.statistics.comparable import Comparable, Row, pareto
 from reports.statistics.full_precision import Against
 from reports.statistics.importances import Importances
-from reports.statistics.paired import Interval, paired
+from reports.statistics.paired import Interval
 from reports.statistics.quantizers import QuantizerBest
+from reports.statistics.verdict import Verdict
 
 SLICED: Final = ("learning_rate", "rank", "alpha")
 """Axes that the eval loss is drawn over, those of them that vary."""
@@ -113,14 +114,12 @@ def slices(sweep: Sweep, groups: Comparable, varying: Sequence[str]) -> Plot | N
     )
 
 
-def gaps(groups: Comparable, lines: Sequence[QuantizerBest], on_test: ScoresOf) -> Plot | None:
+def gaps(verdict: Verdict, confirmed: bool, lines: Sequence[QuantizerBest]) -> Plot | None:
     """How far behind the best the others are, with intervals: the confirmed, or the best of each quantizer."""
     found: list[tuple[Row, float, Interval | None]]
-    if len(groups.confirmed):
-        best, *others = rows(groups.confirmed)
-        own = on_test(best)
-        found = [(best, 0.0, None)]
-        found += [(row, float(row["test_loss"] - best["test_loss"]), paired(own, on_test(row))) for row in others]
+    if confirmed:
+        found = [(row, 0.0, None) for row in verdict.best]
+        found += [(rival.row, rival.gap, rival.interval) for rival in verdict.rivals]
     else:
         found = [(line.best, line.gap, line.interval) for line in lines if line.best and line.gap is not None]
     compared = [
@@ -132,7 +131,7 @@ def gaps(groups: Comparable, lines: Sequence[QuantizerBest], on_test: ScoresOf) 
         )
         for row, apart, interval in found
     ]
-    return gaps_of(compared, "each confirmed configuration" if len(groups.confirmed) else "each quantizer's best")
+    return gaps_of(compared, "each confirmed configuration" if confirmed else "each quantizer's best")
 
 
 def gaps_of(
@@ -157,7 +156,8 @@ def gaps_of(
         return None
     alt = f"How far {what} is behind the best of all, in {unit}, with 95 % intervals."
     caption = (
-        f"How far {what} is behind the best of all, with paired 95 % intervals. Hollow: tied, the interval holds zero."
+        f"How far {what} is behind the best of all, with paired 95 % intervals, all judged together."
+        " Hollow: tied, the interval holds zero."
     )
     frame = pd.DataFrame(data)
     return Plot(Figure(name, alt, caption), frame, partial(plot_gaps.gaps, frame, unit=unit))

@@ -13,7 +13,8 @@ from reports.load.sweep import Sweep
 
 
 def load_scores(folder: Path, trial_id: str, name: str) -> pd.DataFrame | None:
-    """A trial's eval.parquet or test.parquet: `example_id`, `loss` (nats, summed), `tokens`, and `bytes` where it has that.
+    """A trial's eval.parquet or test.parquet: `example_id`, `loss` (nats, summed), `tokens`, and `bytes` and
+    `group` (what examples belong together) where it has them.
 
     None where there is none that can be read.
     """
@@ -21,7 +22,7 @@ def load_scores(folder: Path, trial_id: str, name: str) -> pd.DataFrame | None:
         frame = pd.read_parquet(folder / TRIALS / trial_id / name)
     except (OSError, ValueError):  # pyarrow's errors are among these
         return None
-    columns = [column for column in ("example_id", "loss", "tokens", "bytes") if column in frame]
+    columns = [column for column in ("example_id", "loss", "tokens", "bytes", "group") if column in frame]
     return frame[columns] if columns[:3] == ["example_id", "loss", "tokens"] else None
 
 

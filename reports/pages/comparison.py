@@ -49,11 +49,17 @@ def comparison(sweeps: Sequence[Sweep]) -> tuple[Document, tuple[Plot, ...]]:
 def _sentence(group: Group) -> Paragraph:
     (best, loss, _, _), (second, other, apart, interval) = group.lines[:2]
     parts: list[Inline] = [Strong(plain(best.label)), f" ({_configuration(best.row)}) "]
-    tied = interval is not None and not interval.decided
+    intervals = [line[3] for line in group.lines[1:]]
+    tied = [line[0] for line in group.lines[1:] if line[3] is not None and not line[3].behind]
     if tied:
-        parts += ["and ", Strong(plain(second.label)), f" ({_configuration(second.row)}) are ", Strong("tied")]
+        for one in tied:
+            parts += ["and ", Strong(plain(one.label)), f" ({_configuration(one.row)}) "]
+        parts += ["are ", Strong("tied")]
+    elif None in intervals:
+        parts += [Strong("has the lowest loss")]
     else:
-        parts += [Strong("won") if interval is not None else Strong("is ahead")]
+        over_seeds = all(each is not None and each.seeds > 1 for each in intervals)
+        parts += [Strong("won") if over_seeds else Strong("is ahead on these seeds")]
     parts += [f": {loss:.4f} {group.unit}, {gap(apart)} below {plain(second.label)} at {other:.4f}"]
     if interval is None:
         return Paragraph((*parts, "; no interval could be computed, so a gap of this size may be chance."))

@@ -18,9 +18,10 @@ from reports.sections.parts import (
     loss_cell,
     section,
 )
-from reports.statistics.comparable import Comparable, ScoresOf, rows
+from reports.statistics.comparable import rows
+from reports.statistics.edges import edges
 from reports.statistics.findings import Findings
-from reports.statistics.paired import paired
+from reports.statistics.verdict import RIVALS, Verdict
 
 SHOWN: Final = 30
 """Rows of a table that are drawn at once."""
@@ -34,7 +35,7 @@ def confirmed(findings: Findings) -> Section | None:
         "Confirmed",
         "The best of the search once more, on seeds that it had not used, scored on the test split:"
         f" {_test_rows(findings.sweep)} that nobody was tuned on.",
-        confirmed_table(findings.groups, findings.axes.varying, findings.on_test),
+        confirmed_table(findings),
     )
 
 
@@ -46,9 +47,10 @@ def leaderboard(findings: Findings) -> Section:
     held = sum(len(group) for group in ranked["trials"])
     budget = ranked["budget"].iloc[0]
     words = f"{counted(held, 'trial')} at equal budget: {budget:,} optimizer steps, all completed."
-    if len(ranked) > SHOWN:
-        words += f" Intervals are those of the first {SHOWN}."
-    return section("Leaderboard", words, ranked_table(ranked, findings.axes.varying, findings.on_eval))
+    if findings.search.rivals and len(ranked) > 1 + len(findings.search.rivals):
+        which = "the best of each quantizer" if findings.search.across else f"the first {1 + RIVALS}"
+        words += f" Intervals are those of {which}: the others were not tested."
+    return section("Leaderboard", words, ranked_table(ranked, findings.axes.varying, findings.search))
 
 
 def other_budgets(findings: Findings) -> Section | None:
@@ -75,14 +77,14 @@ def _test_rows(sweep: Sweep) -> str:
     return counted(int(found[0]), "row") if len(found) == 1 and found[0].isdigit() else "rows"
 
 
-def confirmed_table(groups: Comparable, varying: Sequence[str], scores: ScoresOf) -> Table:
+def confirmed_table(findings: Findings) -> Table:
     """The configurations that were tried again: their test loss, and how they stood in the search."""
+    groups, verdict = findings.groups, findings.verdict
     leader = rows(groups.confirmed.head(1))[0]
-    keys = [key for key in varying if key != "seed"]
+    keys = [key for key in findings.axes.varying if key != "seed"]
     searched = {trial: row for row in rows(groups.ranked) for trial in row["trials"]}
     lines = []
     for row in rows(groups.confirmed):
-        first = row["trial_id"] == leader["trial_id"]
         apart = row["test_loss"] - leader["test_loss"]
         before = searched.get(row["name"], {})
         lines.append(
@@ -92,10 +94,10 @@ def confirmed_table(groups: Comparable, varying: Sequence[str], scores: ScoresOf
                 cell(str(row["seeds"]), row["seeds"]),
                 loss_cell(row, "test_loss"),
                 cell(gap(apart), apart),
-                interval_cell(None if first else paired(scores(leader), scores(row))),
+                interval_cell(verdict.interval(row)),
                 cell(loss(row["eval_loss"]), row["eval_loss"]),
                 cell(loss(before.get("eval_loss")), before.get("eval_loss")),
-                *configuration_cells(row, keys),
+                *configuration_cells(row, keys, edges(row, findings.space)),
                 cell(size(row["adapter_bytes"]), row["adapter_bytes"]),
             )
         )
@@ -108,24 +110,23 @@ def confirmed_table(groups: Comparable, varying: Sequence[str], scores: ScoresOf
     return Table("confirmed", tuple(columns), tuple(lines))
 
 
-def ranked_table(ranked: pd.DataFrame, varying: Sequence[str], scores: ScoresOf = lambda row: {}) -> Table:
-    """The leaderboard: `Comparable.ranked`. The first `SHOWN` are held against the best."""
+def ranked_table(ranked: pd.DataFrame, varying: Sequence[str], search: Verdict) -> Table:
+    """The leaderboard: `Comparable.ranked`, with the intervals of those that the verdict on the search compares."""
     lowest = ranked["eval_loss"].min()
     seeds = bool((ranked["seeds"] > 1).any())
     keys = [key for key in varying if not (seeds and key == "seed")]
-    best = scores(rows(ranked.head(1))[0])
     lines = [
         (
             cell(str(row["place"]), row["place"]),
             cell(names(row["trials"], 3)),
             loss_cell(row),
             cell(gap(row["eval_loss"] - lowest), row["eval_loss"] - lowest),
-            interval_cell(paired(best, scores(row)) if 0 < number < SHOWN else None),
+            interval_cell(search.interval(row)),
             *([cell(str(row["seeds"]), row["seeds"])] if seeds else []),
             *configuration_cells(row, keys),
             cell(size(row["adapter_bytes"]), row["adapter_bytes"]),
         )
-        for number, row in enumerate(rows(ranked))
+        for row in rows(ranked)
     ]
     columns = [
         *(Column("place", True), Column("trials" if seeds else "trial")),

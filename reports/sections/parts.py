@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import pandas as pd
 
@@ -41,9 +42,15 @@ def section(title: str, *parts: Block | Plot | str | None) -> Section:
     return Section(title, tuple(kept))
 
 
-def configuration_cells(row: Row, keys: Sequence[str]) -> list[Cell]:
-    """The values of these keys of a trial's configuration."""
-    return [cell(value(key, row.get(f"config.{key}")), row.get(f"config.{key}")) for key in keys]
+def configuration_cells(row: Row, keys: Sequence[str], at_edge: Mapping[str, str] = MappingProxyType({})) -> list[Cell]:
+    """The values of these keys of a trial's configuration; with a word where one is `at_edge` of what was searched."""
+    return [
+        cell(
+            value(key, row.get(f"config.{key}")) + (f" ({at_edge[key]})" if key in at_edge else ""),
+            row.get(f"config.{key}"),
+        )
+        for key in keys
+    ]
 
 
 def configuration_columns(keys: Sequence[str], frame: pd.DataFrame) -> list[Column]:

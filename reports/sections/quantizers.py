@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from reports.document.cells import bits, cell, gap, head, size, whole
 from reports.document.document import NOTHING, Column, Table, plain
 from reports.figures import figures
-from reports.load.values import mapping
 from reports.sections.parts import Section, configuration_cells, interval_cell, loss_cell, section
+from reports.statistics.edges import edges
 from reports.statistics.findings import Findings
 from reports.statistics.full_precision import Against, against
 from reports.statistics.quantizers import QuantizerBest, quantizer_bests
@@ -16,23 +17,20 @@ from reports.statistics.quantizers import QuantizerBest, quantizer_bests
 
 def side_by_side(findings: Findings) -> Section:
     """The best of each quantizer that was tried or asked for."""
-    choices = findings.space.get("quantizer", mapping(findings.sweep.spec, "adapter").get("quantizer"))
-    asked = [name for name in (choices if isinstance(choices, list) else [choices]) if isinstance(name, str)]
-    lines = quantizer_bests(findings.searched, findings.groups, asked, findings.on_eval)
+    lines = quantizer_bests(findings.searched, findings.groups, findings.asked, findings.search)
     if not lines:
         return section("Quantizers side by side", "No trial, and no quantizer asked for.")
-    table, notes = quantizer_table(lines, findings.axes.varying)
-    figure = figures.gaps(findings.groups, lines, findings.on_test)
+    table, notes = quantizer_table(lines, findings.axes.varying, findings.space)
+    figure = figures.gaps(findings.verdict, findings.confirmed, lines)
     return section("Quantizers side by side", table, *notes, figure)
 
 
 def full_precision(findings: Findings) -> Section | None:
     """The best of each quantizer against the best in full precision; nothing where one of the two sides is missing."""
-    groups = findings.groups
-    bests = against(groups.contest, findings.on_test if findings.confirmed else findings.on_eval)
+    bests = against(findings.verdict, findings.on_test if findings.confirmed else findings.on_eval)
     split = "test" if findings.confirmed else "eval"
     if not bests and findings.confirmed:  # full precision, or all else, is not among the confirmed
-        bests, split = against(groups.ranked.assign(loss=groups.ranked["eval_loss"]), findings.on_eval), "eval"
+        bests, split = against(findings.search, findings.on_eval), "eval"
     if not bests:
         return None
     return section(
@@ -44,7 +42,9 @@ def full_precision(findings: Findings) -> Section | None:
     )
 
 
-def quantizer_table(lines: Sequence[QuantizerBest], varying: Sequence[str]) -> tuple[Table, list[str]]:
+def quantizer_table(
+    lines: Sequence[QuantizerBest], varying: Sequence[str], space: dict[str, Any]
+) -> tuple[Table, list[str]]:
     """One line per quantizer: its best configuration. With it the notes on what is not at equal budget, marked by †."""
     keys = ["rank", "alpha", "learning_rate", *(["activations"] if "activations" in varying else [])]
     drawn, notes = [], []
@@ -64,7 +64,7 @@ def quantizer_table(lines: Sequence[QuantizerBest], varying: Sequence[str]) -> t
                 loss_cell(best),
                 cell(gap(line.gap), line.gap),
                 interval_cell(line.interval),
-                *configuration_cells(best, keys),
+                *configuration_cells(best, keys, edges(best, space) if line.gap is not None else {}),
                 cell(whole(best.get("adapter_params")), best.get("adapter_params")),
                 cell(size(best.get("adapter_bytes")), best.get("adapter_bytes")),
                 cell(NOTHING if spent is None else f"{spent:.2f}", spent),

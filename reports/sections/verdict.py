@@ -1,16 +1,18 @@
-"""The verdict in words: what won, by how much, and how sure that is."""
+"""The verdict in words: what won, by how much, and how sure that is; what was searched for it, and where that ended."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-from reports.document.cells import counted, gap, loss, percent, value
-from reports.document.document import Code, Inline, Paragraph, Strong, plain
+from reports.document.cells import counted, gap, loss, names, percent, value
+from reports.document.document import Bullets, Code, Inline, Paragraph, Strong, plain
 from reports.sections.parts import Section, section
 from reports.statistics.axes import Axes
 from reports.statistics.comparable import Comparable, Row
+from reports.statistics.edges import edges
 from reports.statistics.findings import Findings
+from reports.statistics.paired import Interval
 from reports.statistics.verdict import Rival, Verdict
 
 Parts = tuple[Inline, ...]
@@ -18,54 +20,62 @@ DEFINED = "Loss is the mean cross-entropy in nats per completion token; lower is
 
 
 def who_won(findings: Findings) -> Section:
-    """The verdict on top of the page, and what it can be relied on for."""
+    """The verdict on top of the page, what was searched for it, and what it can be relied on for."""
     verdict, groups = findings.verdict, findings.groups
     lead = sentence(verdict, len(findings.sweep.trials), findings.axes, findings.confirmed)
-    return section("", lead, note(verdict, groups) if verdict.best else None)
+    if not verdict.best:
+        return section("", lead)
+    found = [line for line in (_effort(findings), _left_out(findings), _at_edges(findings)) if line]
+    return section("", lead, Bullets(tuple((line,) for line in found)) if found else None, note(verdict, groups))
 
 
 def sentence(verdict: Verdict, begun: int, axes: Axes, confirmed: bool) -> Paragraph:
-    """One sentence: what won, and by how much, or that nothing did."""
-    if not verdict.best:
+    """What won, and by how much, or that nothing did."""
+    outcome = verdict.outcome
+    if outcome == "nothing":
         if not begun:
             return Paragraph((Strong("No trial has begun"), ", so there is nothing to compare."))
         rest = f": none of {counted(begun, 'trial')} completed its full budget with a finite eval loss."
         return Paragraph((Strong("No trial gave a usable result"), rest))
     lead = verdict.best[0]
     of = f"{'a test loss' if confirmed else 'an eval loss'} of {_scored(lead)}"
-    if len(verdict.best) > 1:
-        exact = _rival(verdict, verdict.rivals[0]) if verdict.rivals else ()
-        return Paragraph((*_listed(verdict.best, axes), " ", Strong("tie exactly"), f" with {of}", *exact, "."))
-    if not verdict.rivals:
-        which = "was confirmed" if confirmed else "completed its full budget"
+    below = _rival(verdict, verdict.decisive[0]) if verdict.decisive else ()
+    if outcome == "exact":
+        return Paragraph((*_listed(verdict.best, axes), " ", Strong("tie exactly"), f" with {of}", *below, "."))
+    which = "was confirmed" if confirmed else "completed its full budget"
+    if outcome == "only":
         only = f" that {which}, with {of}, so there is nothing to compare it with."
         return Paragraph((*_named(lead, axes), " is ", Strong("the only one"), only))
-    if verdict.tied:
-        others = (" with ", *_listed([rival.row for rival in verdict.tied], axes))
-        below = _rival(verdict, verdict.tied[0])
-        return Paragraph((*_named(lead, axes), " is ", Strong("tied"), *others, f": {of}", *below, "."))
-    how = (" ", Strong("won")) if all(rival.interval for rival in verdict.rivals) else (" is ", Strong("ahead"))
-    return Paragraph((*_named(lead, axes), *how, f" with {of}", *_rival(verdict, verdict.rivals[0]), "."))
+    found: Parts = ("its best configuration found, ", *_named(lead, axes), f", has {of}", *below, ".")
+    side = _side(lead)
+    on = _on_seeds(verdict)
+    if outcome == "tied":
+        if verdict.across:
+            sides = tuple(dict.fromkeys((side, *(_side(rival.row) for rival in verdict.tied))))
+            all_of = len(sides) == len(verdict.quantizers)
+            which = f"any of {len(sides)}" if all_of else f"{len(sides)} of {len(verdict.quantizers)}"
+            what = f"{which} quantizers may be the best: {_words(sides)}. "
+            return Paragraph((Strong(f"Nothing {on[0]}"), f"{on[1]}: {what}The lowest loss is {side}'s: ", *found))
+        held = _listed([lead, *(rival.row for rival in verdict.tied)], axes)
+        own = (" may each be the best: ", *_named(lead, axes)[:1], f" has {of}", *below, ".")
+        return Paragraph((Strong(f"Nothing {on[0]}"), f"{on[1]}: ", *held, *own))
+    won = {"won": "won", "ahead": f"is ahead{on[1]}", "lowest": "has the lowest loss"}[outcome]
+    if verdict.across:
+        return Paragraph((Strong(f"{side[0].upper()}{side[1:]} {won}"), ": ", *found))
+    word = "is the best found" if outcome == "won" else won
+    return Paragraph((*_named(lead, axes), " ", Strong(word), f" with {of}", *below, "."))
 
 
 def note(verdict: Verdict, groups: Comparable) -> Paragraph:
     """What the sentence can be relied on for."""
     confirmed = len(groups.confirmed) > 0
     parts: list[Inline] = []
-    interval = next((rival.interval for rival in verdict.rivals if rival.interval is not None), None)
+    interval = next((rival.interval for rival in verdict.decisive if rival.interval is not None), None)
     if interval is None:
         if verdict.rivals or len(verdict.best) > 1:
             parts.append("No interval could be computed, so there is no winner: a gap of this size may be chance. ")
-    elif interval.seeds > 1:
-        parts.append(
-            f"The interval is Student's t over {interval.examples:,} examples and {interval.seeds} seeds, each scored and"
-            " run by both: what other examples and seeds could change. Tied: it holds zero. "
-        )
     else:
-        parts.append(
-            "The interval is Student's t over the examples, each scored by both: it says what other examples of the kind"
-            " could change, and nothing of another seed. Tied: it holds zero. "
-        )
+        parts += [_of_what(interval), _together(verdict), "Tied: it holds zero, so either may be the better one. "]
     if confirmed:
         parts.append(
             "The best of the search were run again on fresh seeds and scored on rows that nobody was tuned on. "
@@ -76,6 +86,92 @@ def note(verdict: Verdict, groups: Comparable) -> Paragraph:
     return Paragraph((*parts, DEFINED), note=True)
 
 
+def _of_what(interval: Interval) -> str:
+    grouped = f" in {interval.groups:,} groups that belong together" if interval.groups else ""
+    if interval.seeds > 1:
+        return (
+            f"The interval is Student's t over {interval.examples:,} examples{grouped} and {interval.seeds} seeds, each"
+            f" scored and run by both: what other examples and seeds could change. How far seeds are apart is pooled over"
+            f" {interval.pooled} configurations. "
+        )
+    return (
+        f"The interval is Student's t over the examples{grouped}, each scored by both: it says what other examples of the"
+        " kind could change, and nothing of another seed, so nothing is said to have won. "
+    )
+
+
+def _together(verdict: Verdict) -> str:
+    held = 1 + len(verdict.rivals)
+    if held < 3:
+        return ""
+    return (
+        f"All {held} were judged together (Tukey's range, step by step): with 95 % none that is truly the best is counted"
+        " out. "
+    )
+
+
+def _effort(findings: Findings) -> str:
+    """How many trials at full budget stand behind each quantizer: the one that was tried more often was tuned harder."""
+    verdict, ranked = findings.verdict, findings.groups.ranked
+    if not verdict.across:
+        return ""
+    spent = {
+        name: sum(len(trials) for trials in ranked.loc[ranked["config.quantizer"] == name, "trials"])
+        for name in verdict.quantizers
+    }
+    if len(set(spent.values())) == 1:
+        trials = counted(next(iter(spent.values())), "trial")
+        return f"Searched alike: {trials} at full budget for each of {len(spent)} quantizers."
+    each = ", ".join(f"{_side_of(name)} {count:,}" for name, count in spent.items())
+    return f"Searched unequally, which favours the one with more: trials at full budget {each}."
+
+
+def _left_out(findings: Findings) -> str:
+    """Quantizers that were searched and are not in the contest."""
+    ranked, begun = (set(frame["config.quantizer"]) for frame in (findings.groups.ranked, findings.searched))
+    left = []
+    for name in findings.not_in_contest:
+        tried = "no trial at full budget" if name in begun else "not tried"
+        left.append(f"{_side_of(name)} ({'not confirmed' if name in ranked else tried})")
+    return f"Asked for and not in the contest, so nothing is said of it: {', '.join(left)}." if left else ""
+
+
+def _at_edges(findings: Findings) -> str:
+    """Of which of those that are compared the best lies at the edge of its range."""
+    verdict, found = findings.verdict, dict[tuple[str, str], list[str]]()
+    for row in (*verdict.best, *(rival.row for rival in verdict.rivals)):
+        for axis, which in edges(row, findings.space).items():
+            found.setdefault((axis, which), []).append(f"{plain(row['name'], 60)} ({_side(row)})")
+    if not found:
+        return ""
+    words = [
+        f"the {which} {plain(axis, 40).replace('_', ' ')} that was offered is that of {names(trials)}"
+        for (axis, which), trials in found.items()
+    ]
+    return f"At the edge of what was searched: {'; '.join(words)}. What lies beyond was not tried."
+
+
+def _on_seeds(verdict: Verdict) -> tuple[str, str]:
+    """`won`, or over one seed `is ahead` and on what."""
+    intervals = [rival.interval for rival in verdict.decisive]
+    if all(interval is not None and interval.seeds > 1 for interval in intervals):
+        return "won", ""
+    return "is ahead", " on this seed" if verdict.best[0]["seeds"] == 1 else " on these seeds"
+
+
+def _side(row: Row) -> str:
+    return _side_of(str(row["config.quantizer"]))
+
+
+def _side_of(quantizer: str) -> str:
+    return "full precision" if quantizer == "none" else plain(quantizer, 60)
+
+
+def _words(found: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return f"{', '.join(found[:-1])} and {found[-1]}" if len(found) > 1 else "".join(found)
+
+
 def _scored(row: Row) -> str:
     words = f"{loss(float(row['loss']), row['error'])} nats per completion token"
     return f"{words} (mean ± standard error over {row['seeds']} seeds)" if math.isfinite(row["error"]) else words
@@ -83,29 +179,29 @@ def _scored(row: Row) -> str:
 
 def _rival(verdict: Verdict, rival: Rival) -> Parts:
     """How far the best is below a rival."""
-    share = "" if rival.percent is None else f" ({percent(rival.percent)})"
-    below = f", {gap(rival.gap)} nats{share} below"
+    whose = "its" if verdict.base is verdict.best[0] else "full precision's"
+    share = verdict.percent(rival.gap)
+    below = f", {gap(rival.gap)} nats{'' if share is None else f' ({percent(share)} of {whose} loss)'} below"
     at = f" at {loss(float(rival.row['loss']), rival.row['error'])}"
     if (interval := rival.interval) is not None:
-        over = f"{interval.examples:,} paired examples" + (f" and {interval.seeds} seeds" if interval.seeds > 1 else "")
+        grouped = f" in {interval.groups:,} groups" if interval.groups else ""
+        seeds = f" and {interval.seeds} seeds" if interval.seeds > 1 else ""
+        over = f"{interval.examples:,} paired examples{grouped}{seeds}"
         at += f" (95 % interval of the gap {interval.low:.4f} to {interval.high:.4f}, over {over})"
     other = Strong(plain(rival.row["name"], 60))
     if verdict.across:
-        next_ = " of the next quantizer" if rival is verdict.rivals[0] else ""
-        quantizer = plain(rival.row.get("config.quantizer", ""), 60)
-        return (f"{below} the best{next_}, {quantizer}: " if next_ else f"{below} the best of {quantizer}, ", other, at)
-    which = "the next, " if rival is verdict.rivals[0] else ""
-    return (f"{below} {which}", other, f"{at}; no other quantizer is in the comparison")
+        return (f"{below} the next quantizer, {_side(rival.row)}: ", other, at)
+    return (f"{below} the next, ", other, f"{at}; no other quantizer is in the comparison")
 
 
 def _listed(found: Sequence[Row], axes: Axes) -> Parts:
     """`a, b, c and 2 more`."""
-    names = [_named(row, axes) for row in found[:3]]
+    named = [_named(row, axes) for row in found[:3]]
     if len(found) > 3:
-        names.append((f"{len(found) - 3:,} more",))
+        named.append((f"{len(found) - 3:,} more",))
     parts: list[Inline] = []
-    for index, name in enumerate(names):
-        parts += [*([" and " if index == len(names) - 1 else ", "] if index else []), *name]
+    for index, name in enumerate(named):
+        parts += [*([" and " if index == len(named) - 1 else ", "] if index else []), *name]
     return tuple(parts)
 
 

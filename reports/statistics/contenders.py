@@ -18,7 +18,7 @@ from reports.document.cells import folder_name
 from reports.load.scores import scores_of
 from reports.load.sweep import Sweep
 from reports.statistics.comparable import Row, comparable, rows
-from reports.statistics.paired import Interval, Scores, paired
+from reports.statistics.paired import Interval, Scores, together
 
 NATS: Final = "nats per completion token"
 BITS: Final = "bits per byte"
@@ -101,11 +101,9 @@ def _group(part: Sequence[Contender]) -> Group:
     per, scale = ("tokens", 1.0) if nats else ("bytes", 1 / math.log(2))
     ranked = sorted(part, key=lambda one: (one.loss(per), one.label))
     best = ranked[0]
-    lines = []
-    for one in ranked:
-        interval = None if one is best else paired(best.scores, one.scores, per)
-        if interval is not None and not nats:
-            low, high = interval.low * scale, interval.high * scale
-            interval = Interval(interval.difference * scale, low, high, interval.examples, interval.seeds)
-        lines.append((one, one.loss(per) * scale, (one.loss(per) - best.loss(per)) * scale, interval))
+    intervals = together(best.scores, [one.scores for one in ranked[1:]], per)
+    lines = [
+        (one, one.loss(per) * scale, (one.loss(per) - best.loss(per)) * scale, interval and interval.scaled(scale))
+        for one, interval in zip(ranked, [None, *intervals], strict=True)
+    ]
     return Group(NATS if nats else BITS, tuple(lines))

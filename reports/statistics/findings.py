@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import pandas as pd
 
 from bitlora.files.record import EVAL, TEST
+from bitlora.quantizers.weights import QUANTIZERS
 from reports.load.scores import scores_of
 from reports.load.sweep import Sweep
 from reports.load.values import mapping
 from reports.statistics.axes import Axes, axes
 from reports.statistics.comparable import Comparable, Row, ScoresOf, comparable
 from reports.statistics.verdict import Verdict, verdict
+
+ORDER: Final = tuple(QUANTIZERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +37,27 @@ class Findings:
     on_test: ScoresOf
     """The same on the test split."""
     verdict: Verdict
+    """What is on top of the page: of the confirmed, where there are any."""
+    search: Verdict
+    """The same of the search alone."""
 
     @property
     def confirmed(self) -> bool:
         """Whether any configuration was confirmed: then these decide, by their test loss."""
         return len(self.groups.confirmed) > 0
+
+    @property
+    def not_in_contest(self) -> tuple[str, ...]:
+        """Quantizers that were searched, or asked for, and of which the verdict says nothing."""
+        return tuple(name for name in self.asked if name not in self.verdict.quantizers)
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """Quantizers of the search, and of its spec, in the order of `QUANTIZERS`."""
+        choices = self.space.get("quantizer", mapping(self.sweep.spec, "adapter").get("quantizer"))
+        named = [name for name in (choices if isinstance(choices, list) else [choices]) if isinstance(name, str)]
+        held = {*named, *(str(name) for name in self.searched["config.quantizer"].dropna())}
+        return tuple(sorted(held, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name)))
 
     @property
     def best(self) -> Row | None:
@@ -52,6 +71,8 @@ def findings(sweep: Sweep) -> Findings:
     searched = sweep.trials[sweep.trials["config.confirms"].isna()]
     space = mapping(sweep.spec, "search", "space")
     on_eval, on_test = scores_of(sweep, EVAL), scores_of(sweep, TEST)
+    confirmed = len(groups.confirmed) > 0
+    search = verdict(groups.ranked.assign(loss=groups.ranked["eval_loss"]), on_eval)
     return Findings(
         sweep=sweep,
         space=space,
@@ -60,5 +81,6 @@ def findings(sweep: Sweep) -> Findings:
         axes=axes(searched, space),
         on_eval=on_eval,
         on_test=on_test,
-        verdict=verdict(groups.contest, on_test if len(groups.confirmed) else on_eval),
+        verdict=verdict(groups.contest, on_test, confirmed) if confirmed else search,
+        search=search,
     )

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import pandas as pd
-
 from reports.document.cells import missing
-from reports.statistics.comparable import Row, ScoresOf, rows
-from reports.statistics.paired import Interval, paired
+from reports.statistics.comparable import Row, ScoresOf
+from reports.statistics.paired import Interval, together
+from reports.statistics.verdict import Verdict, in_full
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,24 +24,32 @@ class Against:
     """Its bytes as packed, in per cent of full precision's."""
 
 
-def against(contest: pd.DataFrame, scores: ScoresOf) -> tuple[Against, ...]:
-    """The best of each quantizer in `contest` (`Comparable.contest`): full precision, then the others, the largest first.
-    Empty where there is no full precision, or nothing else, to compare."""
-    bests = contest.dropna(subset=["config.quantizer"]).drop_duplicates("config.quantizer")
-    in_full = bests["config.quantizer"] == "none"
-    others = bests[~in_full].sort_values(["adapter_bytes", "loss"], ascending=[False, True], kind="stable")
-    full = next(iter(rows(bests[in_full])), None)
-    if full is None or others.empty or not full["loss"] or not math.isfinite(100 / full["loss"]):
+def against(found: Verdict, scores: ScoresOf) -> tuple[Against, ...]:
+    """The best of each quantizer among those that `found` compares: full precision, then the others, the largest first.
+    Empty where there is no full precision, or nothing else, to compare.
+
+    All that `found` compares are judged together here too: so a gap has one interval, whichever table shows it.
+    """
+    held = [*found.best, *(rival.row for rival in found.rivals)]
+    full = in_full(held)
+    if full is None or not found.across or not full["loss"] or not math.isfinite(100 / full["loss"]):
         return ()
-    own, unit = scores(full), 100 / full["loss"]
-    found = [Against(full, 0.0, None, _share(full, full))]
-    for row in rows(others):
-        apart = paired(own, scores(row))
-        scaled = apart and Interval(
-            apart.difference * unit, apart.low * unit, apart.high * unit, apart.examples, apart.seeds
-        )
-        found.append(Against(row, unit * (row["loss"] - full["loss"]), scaled, _share(row, full)))
-    return tuple(found)
+    unit = 100 / full["loss"]
+    others = [row for row in held if row["trial_id"] != full["trial_id"]]
+    intervals = together(scores(full), [scores(row) for row in others])
+    bests: dict[str, Against] = {}
+    for row, interval in zip(others, intervals, strict=True):
+        apart = unit * (row["loss"] - full["loss"])
+        line = Against(row, apart, interval and interval.scaled(unit), _share(row, full))
+        if row["config.quantizer"] != "none":
+            bests.setdefault(str(row["config.quantizer"]), line)
+    by_size = sorted(bests.values(), key=lambda line: (-_bytes(line.row), line.row["loss"]))
+    return (Against(full, 0.0, None, _share(full, full)), *by_size)
+
+
+def _bytes(row: Row) -> float:
+    held = row["adapter_bytes"]
+    return -math.inf if missing(held) else float(held)
 
 
 def _share(row: Row, full: Row) -> float | None:

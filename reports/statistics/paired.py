@@ -1,33 +1,29 @@
-"""Two configurations over the same examples, and over the same seeds where there are several: how far apart they are, and
-how sure that is.
+"""Configurations over the same examples, and over the same seeds where there are several: how far each is from one of them,
+and how sure that is.
 
-A loss is a ratio, the summed loss of all examples over their tokens. Both sides score the same examples with the same
-tokens, so their difference is one ratio too, R = sum(d) / sum(t), where d is the difference of an example's summed losses
-(their mean over the seeds) and t its tokens. Its variance over examples is that of a ratio estimator, from the residuals
-d - R t (Cochran, Sampling Techniques, 3rd ed., section 6.3). With seeds in common, each gives an R of its own, and the
-variance of their mean is added: examples and seeds are crossed, and the sum is never below the variance of R (Owen and
-Eckles, arXiv 1106.2125, section 3: what both share is counted twice). The interval is Student's t, with Satterthwaite's
-degrees of freedom for the sum of the two. With one seed it speaks of other examples of the same kind alone.
+The statistics are those of `reports.inference`: all that are compared at once are judged together, so that an interval that
+excludes zero is no accident of how many there are. With one seed they speak of other examples of the same kind alone.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-CONFIDENCE: Final = 0.95
-FEWEST: Final = 5
-"""Examples in common, below which there is no interval."""
+from reports.inference.differences import Codes, Numbers, over_examples, over_seeds, ratio
+from reports.inference.steps import reach, step_down
 
-Numbers = npt.NDArray[np.float64]
+FEWEST: Final = 30
+"""Examples in common, or groups of them, below which there is no interval: fewer do not average to a normal."""
+
 Scores = Mapping[int, pd.DataFrame]
-"""Seed -> the scores of that trial: `example_id`, `loss` in nats summed over the example, `tokens`."""
+"""Seed -> the scores of that trial: `example_id`, `loss` in nats summed over the example, `tokens`; and `group` where
+examples belong together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,60 +36,138 @@ class Interval:
     examples: int
     seeds: int
     """Seeds that it is over; 1: it says nothing of another seed."""
+    groups: int | None = None
+    """Groups that the examples fall into; None: each is its own."""
+    pooled: int = 0
+    """Configurations that the seeds' variance is pooled over; 0: none had several seeds in common."""
 
     @property
     def decided(self) -> bool:
         """The interval does not hold zero: one of the two is better on such examples (and seeds)."""
         return not self.low <= 0 <= self.high
 
+    @property
+    def behind(self) -> bool:
+        """The second is the worse one for sure."""
+        return self.low > 0
+
+    def scaled(self, unit: float) -> Interval:
+        """The same in another unit."""
+        return replace(self, difference=self.difference * unit, low=self.low * unit, high=self.high * unit)
+
+
+@dataclass(frozen=True, slots=True)
+class LossesBySeed:
+    """A configuration's summed losses in the order of the examples that all share: [examples] by seed."""
+
+    losses: dict[int, Numbers]
+
+    def mean(self, seeds: Sequence[int]) -> Numbers:
+        """Over these seeds; over all that it has where there are none."""
+        return np.asarray(np.mean([self.losses[seed] for seed in seeds or sorted(self.losses)], axis=0))
+
+    def by_seed(self, seeds: Sequence[int], weights: ExampleWeights) -> list[float]:
+        """Its loss on each of these seeds."""
+        return [float(self.losses[seed].sum() / weights.total.sum()) for seed in seeds]
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleWeights:
+    """What losses are divided by, and what belongs together: both [examples]."""
+
+    total: Numbers
+    groups: Codes | None
+
+    @property
+    def units(self) -> int:
+        """What is drawn at random: groups, or examples."""
+        return len(self.total) if self.groups is None else len(np.unique(self.groups))
+
 
 def paired(first: Scores, second: Scores, per: str = "tokens") -> Interval | None:
-    """Compare two configurations example by example.
+    """Compare two configurations example by example: `together` of two."""
+    return together(first, [second], per)[0]
+
+
+def together(first: Scores, others: Sequence[Scores], per: str = "tokens") -> list[Interval | None]:
+    """Compare `others` with `first`, example by example and all at once.
+
+    Where `first` has the lowest loss of all, those whose interval holds zero, and itself, may be the best: with 95 % none
+    that is truly best is missing (`reports.inference.steps`).
 
     Args:
-        first, second: the scores of each, by seed; without a seed in common each is taken as its mean over its seeds.
+        first, others: the scores of each, by seed; two without a seed in common are taken as their means over their seeds.
         per: the column that the summed losses are divided by.
 
     Returns:
-        None where they did not score the same examples, or too few.
+        For each of `others` its interval; None where it did not score the same examples, or too few.
     """
-    seeds = sorted(first.keys() & second.keys())
-    sides = [[side[seed] for seed in seeds or sorted(side)] for side in (first, second)]
-    if not all(sides):
-        return None
-    ids = sides[0][0]["example_id"]
-    aligned = [[_aligned(table, ids, per) for table in side] for side in sides]
-    known = [found for side in aligned for found in side if found is not None]
-    weights = known[0][1] if known else np.empty(0)
-    same = len(known) == sum(map(len, sides)) and all(np.array_equal(weights, own) for _, own in known)
-    if not same or len(weights) < FEWEST:
-        return None
-    from scipy import stats
-
-    one, other = (np.array([found[0] for found in side if found is not None]) for side in aligned)  # (seeds, examples)
-    n, k, total = len(weights), len(seeds), float(weights.sum())
-    apart = other.mean(axis=0) - one.mean(axis=0)
-    difference = float(apart.sum()) / total
-    residuals = apart - difference * weights
-    variances = [(n / (n - 1) * float((residuals**2).sum()) / total**2, n - 1)]
-    if k > 1:
-        by_seed = (other - one).sum(axis=1) / total
-        variances.append((float(by_seed.var(ddof=1)) / k, k - 1))
-    variance = sum(part for part, _ in variances)
-    squares = sum(part**2 / freedom for part, freedom in variances)
-    freedom = variance**2 / squares if squares else n - 1
-    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * math.sqrt(variance)
-    if not math.isfinite(difference + reach):
-        return None
-    return Interval(difference, difference - reach, difference + reach, n, max(1, k))
+    table = next(iter(first.values()), None)
+    if table is None or per not in table:
+        return [None] * len(others)
+    weights = ExampleWeights(table[per].to_numpy(dtype=float), _groups(table))
+    one, *sides = (_side(scores, table, weights, per) for scores in (first, *others))
+    if one is None or weights.units < FEWEST:
+        return [None] * len(others)
+    known = [one, *(side for side in sides if side is not None)]
+    pool = _pool(known)
+    differences = np.full(len(sides), np.nan)
+    variances, freedoms = np.zeros((2, len(sides))), np.ones((2, len(sides)))
+    common = [sorted(one.losses.keys() & side.losses.keys()) if side else [] for side in sides]
+    for at, (side, seeds) in enumerate(zip(sides, common, strict=True)):
+        if side is None:
+            continue
+        apart = side.mean(seeds) - one.mean(seeds)
+        differences[at] = ratio(apart, weights.total)
+        variances[0, at], freedoms[0, at] = over_examples(apart, weights.total, weights.groups)
+        if len(seeds) > 1:
+            over, of = pool or (seeds, [one, side])
+            variance, freedoms[1, at] = over_seeds(np.array([each.by_seed(over, weights) for each in of]))
+            variances[1, at] = variance / len(seeds)
+    parts = list(zip(variances, freedoms, strict=True))
+    _, errors = step_down(differences, parts)
+    found: list[Interval | None] = []
+    for apart, wide, seeds in zip(differences.tolist(), reach(parts, errors).tolist(), common, strict=True):
+        pooled = len(pool[1]) if pool else 2
+        groups = None if weights.groups is None else weights.units
+        k, over_all = max(1, len(seeds)), len(weights.total)
+        interval = Interval(apart, apart - wide, apart + wide, over_all, k, groups, pooled if k > 1 else 0)
+        found.append(interval if math.isfinite(apart + wide) else None)
+    return found
 
 
 def standard_error(table: pd.DataFrame) -> float:
     """Of one trial's loss, over its examples: that of a ratio estimator, in nats per token; NaN for a single example."""
-    tokens, losses = table["tokens"].to_numpy(dtype=float), table["loss"].to_numpy(dtype=float)
-    n = len(table)
-    residuals = losses - losses.sum() / tokens.sum() * tokens
-    return math.sqrt(n / (n - 1) * float((residuals**2).sum())) / float(tokens.sum()) if n > 1 else math.nan
+    weights = table["tokens"].to_numpy(dtype=float)
+    variance, _ = over_examples(table["loss"].to_numpy(dtype=float), weights, _groups(table))
+    return math.sqrt(variance)
+
+
+def _pool(sides: Sequence[LossesBySeed]) -> tuple[list[int], list[LossesBySeed]] | None:
+    """The seeds that all with several have in common, and these configurations; None where they are too few."""
+    several = [side for side in sides if len(side.losses) > 1]
+    seeds = sorted(set.intersection(*(set(side.losses) for side in several))) if len(several) > 1 else []
+    return (seeds, several) if len(seeds) > 1 else None
+
+
+def _side(scores: Scores, first: pd.DataFrame, weights: ExampleWeights, per: str) -> LossesBySeed | None:
+    """None where one of its tables is not of the examples of `first`, with the same weights."""
+    losses = {}
+    for seed, table in scores.items():
+        found = _aligned(table, first["example_id"], per)
+        if found is None or not np.array_equal(found[1], weights.total):
+            return None
+        losses[seed] = found[0]
+    return LossesBySeed(losses) if losses else None
+
+
+def _groups(table: pd.DataFrame) -> Codes | None:
+    """The group of each example, as a number; one without is its own. None where there are no groups."""
+    if "group" not in table or table["group"].isna().all():
+        return None
+    codes, names = pd.factorize(table["group"])
+    codes[codes < 0] = len(names) + np.arange(int((codes < 0).sum()))
+    return np.asarray(codes, dtype=np.int64)
 
 
 def _aligned(table: pd.DataFrame, ids: pd.Series[str], per: str) -> tuple[Numbers, Numbers] | None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
-from bitlora.quantizers.weights import QUANTIZERS
-from reports.statistics.comparable import Comparable, Row, ScoresOf, by_progress, rows
-from reports.statistics.paired import Interval, paired
+from reports.statistics.comparable import Comparable, Row, by_progress, rows
+from reports.statistics.paired import Interval
+from reports.statistics.verdict import Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,25 +31,23 @@ class QuantizerBest:
 
 
 def quantizer_bests(
-    trials: pd.DataFrame, groups: Comparable, asked: Collection[str], scores: ScoresOf = lambda row: {}
+    trials: pd.DataFrame, groups: Comparable, asked: Sequence[str], search: Verdict
 ) -> tuple[QuantizerBest, ...]:
-    """A line for each quantizer in `trials` or `asked` (the spec's): the ranked by eval loss, then the others."""
+    """A line for each quantizer `asked` (`Findings.asked`): the ranked by eval loss, then the others in this order.
+
+    `search`: the verdict on the search, whose intervals these are.
+    """
     column = "config.quantizer"
-    known = dict.fromkeys((*QUANTIZERS, *sorted(asked), *sorted(str(name) for name in trials[column].dropna())))
     leader = rows(groups.ranked.head(1))
     begun = pd.concat([groups.other, groups.pruned[groups.pruned["eval_loss"].notna()]])
     found = []
-    for name in known:
+    for name in asked:
         of_all, ranked = trials[trials[column] == name], groups.ranked[groups.ranked[column] == name]
-        if of_all.empty and name not in asked:
-            continue
         candidates = ranked if len(ranked) else by_progress(begun[begun[column] == name])
         best = rows(candidates.head(1))[0] if len(candidates) else None
-        apart, interval = None, None
-        if best is not None and len(ranked):
-            apart = float(best["eval_loss"] - leader[0]["eval_loss"])
-            if best["trial_id"] != leader[0]["trial_id"]:
-                interval = paired(scores(leader[0]), scores(best))
+        at_full = best is not None and len(ranked) > 0
+        apart = float(best["eval_loss"] - leader[0]["eval_loss"]) if best and at_full else None
+        interval = search.interval(best) if best and at_full else None
         full = sum(len(group) for group in ranked["trials"])
         found.append(QuantizerBest(name, len(of_all), full, best, apart, interval))
     return tuple(sorted(found, key=lambda line: math.inf if line.gap is None else line.gap))

@@ -3,7 +3,7 @@
 import json
 
 
-def spread(centre, apart, examples=20):
+def spread(centre, apart, examples=40):
     """The mean losses of examples around `centre`, every other one `apart` above it and the rest below."""
     return [centre + (apart if index % 2 else -apart) for index in range(examples)]
 

@@ -60,7 +60,7 @@ def confirmed(folder, add):
     for seed in (1, 2, 3):
         for name, loss, quantizer in (("t0000", 2.56, "none"), ("t0001", 2.54, "ternary")):
             mean = loss + seed / 1000
-            tests = spread(mean, 0.1 + seed / 500, 30)
+            tests = spread(mean, 0.1 + seed / 500)
             trial = f"t{2 * seed + (quantizer == 'ternary'):04d}"
             add(trial, eval_loss=mean - 0.05, test=tests, quantizer=quantizer, seed=seed, confirms=name)
 

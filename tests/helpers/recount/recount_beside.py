@@ -14,7 +14,7 @@ from printed_page import (
     size,
 )
 from recount_cells import Cells
-from sweep_files import against_full, best_of_each_quantizer, front, gap
+from sweep_files import against_full, best_of_each_quantizer, front
 
 
 class Beside(Cells):
@@ -78,16 +78,16 @@ class Beside(Cells):
         self.shares()
 
     def gaps(self) -> dict[str, dict[str, Any]]:
-        headline = self.sweep.headline
-        shown = headline if self.sweep.confirmed else list(best_of_each_quantizer(headline).values())
+        sweep = self.sweep
+        shown = sweep.confirmed or list(best_of_each_quantizer(sweep.ranking).values())
         if len(shown) < 2:
             return {}
         found = {}
         for configuration in shown:
-            of = gap(headline[0], configuration) if configuration is not headline[0] else None
+            of = sweep.gap(configuration) if configuration is not shown[0] else None
             found[f"{configuration.ids[0]} {configuration.quantizer}"] = {
                 "quantizer": configuration.quantizer,
-                "difference": of.difference if of else configuration.loss - headline[0].loss,
+                "difference": configuration.loss - shown[0].loss,
                 "low": of.low if of else None,
                 "high": of.high if of else None,
             }
@@ -95,9 +95,8 @@ class Beside(Cells):
 
     def size_gaps(self) -> dict[str, dict[str, Any]]:
         found, shown = {}, against_full(self.sweep)
-        for configuration in shown:
-            full = shown[0]
-            of = gap(full, configuration) if configuration is not full else None
+        for configuration, of in shown:
+            full = shown[0][0]
             found[configuration.ids[0]] = {
                 "quantizer": configuration.quantizer,
                 "adapter_bytes": configuration.bytes,

@@ -14,7 +14,7 @@ from printed_page import (
     short,
     size,
 )
-from sweep_files import Configuration, Gap, Sweep, Trial, gap
+from sweep_files import Configuration, Gap, Sweep, Trial, edge
 
 
 class Cells:
@@ -43,21 +43,18 @@ class Cells:
         self.page.check(f"{where}, high end", cell.part(match, 2), unit * of.high, fixed(digits))
         self.page.holds(f"{where}: says tied where it holds zero", bool(match[3]) == of.tied)
 
-    def behind(
-        self, where: str, row: dict[str, Cell], best: Configuration, other: Configuration, held: bool = True
-    ) -> None:
+    def behind(self, where: str, row: dict[str, Cell], best: Configuration, other: Configuration) -> None:
         """The gap to the best and, if it is held against that, its interval."""
-        found = gap(best, other) if other is not best else None
-        difference = found.difference if found else other.loss - best.loss
-        self.page.check(f"{where}, gap", row["gap to best"], difference, fixed(4))
-        self.interval(f"{where}, interval", row["95 % interval of the gap"], found if held else None)
+        found = self.sweep.gap(other) if other is not best else None
+        self.page.check(f"{where}, gap", row["gap to best"], other.loss - best.loss, fixed(4))
+        self.interval(f"{where}, interval", row["95 % interval of the gap"], found)
 
     def settings(self, where: str, row: dict[str, Cell], config: dict[str, Any], record: dict[str, Any]) -> None:
         """The columns that show a trial's configuration and size, as far as the table has them."""
         for name, cell in row.items():
             key = name.replace(" ", "_")
             if key in config and name != "steps":
-                self.page.check(f"{where}, {name}", cell, config[key], short)
+                self.setting(f"{where}, {name}", cell, key, config)
         if "packed size" in row:
             self.page.check(f"{where}, packed size", row["packed size"], record["adapter_bytes"], size)
         if "parameters" in row:
@@ -65,6 +62,14 @@ class Cells:
         if "bits per parameter" in row:
             bits = 8 * record["adapter_bytes"] / record["adapter_params"]
             self.page.check(f"{where}, bits per parameter", row["bits per parameter"], bits, fixed(2))
+
+    def setting(self, where: str, cell: Cell, key: str, config: dict[str, Any]) -> None:
+        """A value, and behind it a word where the table marks edges: the lowest or the highest that was searched."""
+        value, _, mark = cell.text.partition(" (")
+        self.page.check(where, Cell(value, cell.start), config[key], short)
+        if where.startswith(("confirmed", "quantizers")) and "unranked" not in where:
+            right = edge(key, config, self.sweep.spec)
+            self.page.holds(f"{where}: marked {mark.rstrip(')')!r}, should be {right!r}", mark.rstrip(")") == right)
 
     def saved(self, trials: list[Trial]) -> int:
         """Steps that stopping saved: what the stopped had left of their budget."""

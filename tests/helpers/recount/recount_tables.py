@@ -16,7 +16,7 @@ from printed_page import (
     short,
 )
 from recount_cells import Cells
-from sweep_files import Trial, against_full, best_of_each_quantizer, front, gap
+from sweep_files import Trial, against_full, best_of_each_quantizer, front
 
 
 class Tables(Cells):
@@ -79,16 +79,16 @@ class Tables(Cells):
             page.holds("against: nothing to hold against full precision", not cell.text)
             return
         rows = page.table("full-precision", cell)
-        named = [configuration.quantizer for configuration in expected]
+        named = [configuration.quantizer for configuration, _ in expected]
         page.holds(f"against: {named}", [row["quantizer"].text for row in rows] == named)
-        for row, configuration in zip(rows, expected, strict=False):
-            where, full = f"against, {configuration.quantizer}", expected[0]
+        full = expected[0][0]
+        for row, (configuration, found) in zip(rows, expected, strict=False):
+            where = f"against, {configuration.quantizer}"
             page.check(f"{where}, trial", row["best trial"], configuration.ids[0])
             self.settings(where, row, {"quantizer": configuration.quantizer}, configuration.trials[0].record)
             page.check(f"{where}, size", row["size, %"], 100 * configuration.bytes / full.bytes, fixed(2))
             self.loss(f"{where}, loss", row.get("test loss") or row["eval loss"], configuration)
             page.check(f"{where}, gap", row["gap, %"], 100 * (configuration.loss / full.loss - 1), fixed(2))
-            found = gap(full, configuration) if configuration is not full else None
             self.interval(f"{where}, interval", row["95 % interval of the gap, %"], found, 100 / full.loss, 2)
 
     def unranked(self, where: str, row: dict[str, Cell], with_it: list[Trial], cell: Cell) -> None:
@@ -100,7 +100,7 @@ class Tables(Cells):
             return
         page.check(where, row["best trial"], f"{best.id} †")
         page.check(f"{where}, eval loss", row["eval loss"], best.record["eval_loss"], fixed(4))
-        self.settings(where, row, best.config, best.record)
+        self.settings(f"{where}, unranked", row, best.config, best.record)
         if match := page.one(where, cell, rf"{re.escape(best.id)} was pruned at step {COUNT} of {COUNT}"):
             page.check(f"{where}, step", cell.part(match, 1), best.record["steps"], count)
             page.check(f"{where}, budget", cell.part(match, 2), best.config["steps"], count)
@@ -115,8 +115,8 @@ class Tables(Cells):
             page.check("leaderboard, trials", cell.part(match, 1), len(trials), count)
             for trial in trials:
                 page.check(f"leaderboard, steps of {trial.id}", cell.part(match, 2), trial.record["steps"], count)
-        if len(ranking) > 30 and (match := page.one("leaderboard", cell, r"those of the first (\d+)\.")):
-            page.check("leaderboard, with an interval", cell.part(match, 1), 30, count)
+        if match := re.search(r"those of the first (\d+):", cell.text):
+            page.check("leaderboard, with an interval", cell.part(match, 1), 10, count)
         rows = page.table("leaderboard", cell)
         page.holds(f"leaderboard: {len(ranking)} rows", len(rows) == len(ranking))
         for place, (row, configuration) in enumerate(zip(rows, ranking, strict=False), 1):
@@ -124,7 +124,7 @@ class Tables(Cells):
             page.check(where, row["place"], place, count)
             page.check(where, row.get("trial") or row["trials"], ", ".join(configuration.ids))
             self.loss(f"{where}, eval loss", row["eval loss"], configuration)
-            self.behind(where, row, ranking[0], configuration, held=place <= 30)
+            self.behind(where, row, ranking[0], configuration)
             if "seeds" in row:
                 page.check(f"{where}, seeds", row["seeds"], len(configuration.trials), count)
             self.settings(where, row, configuration.config, configuration.trials[0].record)
@@ -299,7 +299,7 @@ class Tables(Cells):
 
     def constants(self) -> None:
         """Names: 95 %, at which the intervals were recomputed, SHA-256, and where the folder was when it was written."""
-        for match in re.finditer(r"(95) %(?= intervals?\b)|SHA-(256)", self.page.text):
+        for match in re.finditer(r"(95) %(?= intervals?\b|\snone\sthat)|SHA-(256)", self.page.text):
             self.page.claim(*match.span(match.lastindex or 0))
         for match in re.finditer(r"opens (\S+)/study\.journal", self.page.text):
             self.page.claim(match.start(1), match.end(1))

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from judged import Gap, gaps, ratio
 
 
 @dataclass
@@ -59,10 +59,6 @@ class Trial:
     def key(self) -> str:
         """What trials of one configuration have in common: all but the seed."""
         return json.dumps({k: v for k, v in self.config.items() if k not in ("seed", "confirms")}, sort_keys=True)
-
-
-def ratio(scores: pd.DataFrame) -> float:
-    return float(scores["loss"].sum() / scores["tokens"].sum())
 
 
 @dataclass
@@ -110,53 +106,6 @@ class Configuration:
     @property
     def ids(self) -> list[str]:
         return [self.confirmed.id] if self.confirmed else [trial.id for trial in self.trials]
-
-
-@dataclass
-class Gap:
-    """How far `other` is behind `best`, over the examples and seeds that they have in common."""
-
-    difference: float
-    low: float
-    high: float
-    examples: int
-    seeds: int
-
-    @property
-    def tied(self) -> bool:
-        return self.low <= 0 <= self.high
-
-
-def gap(best: Configuration, other: Configuration) -> Gap | None:
-    """Difference of two ratio losses over the same examples, and its 95 % interval (none without such examples).
-
-    With a seed, Student's t with n - 1 degrees over the n examples: d of an example is what `other` loses more on it
-    than `best`, t its tokens, R = sum(d) / sum(t), and the variance of R is n / (n - 1) * sum((d - R t)^2) / sum(t)^2.
-    With k > 1 seeds in common d is the mean over them, the variance of the mean of the seeds' own differences is added
-    and the degrees of freedom are Satterthwaite's.
-    """
-    first = {trial.config["seed"]: trial.scores.get(best.split) for trial in best.trials}
-    second = {trial.config["seed"]: trial.scores.get(best.split) for trial in other.trials}
-    seeds = [s for s in sorted(first) if first[s] is not None and second.get(s) is not None]
-    if not seeds:
-        return None
-    examples = sorted(set.intersection(*(set(frame[s].index) for frame in (first, second) for s in seeds)))
-    n, k = len(examples), len(seeds)
-    if n < 2:
-        return None
-    tokens = first[seeds[0]].loc[examples, "tokens"].to_numpy(float)
-    total = tokens.sum()
-    each = np.array([(second[s]["loss"] - first[s]["loss"]).loc[examples].to_numpy() for s in seeds])  # [k, n]
-    d = each.mean(axis=0)
-    r = d.sum() / total
-    over_examples = n / (n - 1) * ((d - r * tokens) ** 2).sum() / total**2
-    over_seeds = (each.sum(axis=1) / total).var(ddof=1) / k if k > 1 else 0.0
-    variance = over_examples + over_seeds
-    if variance == 0:
-        return Gap(r, r, r, n, k)
-    degrees = variance**2 / (over_examples**2 / (n - 1) + (over_seeds**2 / (k - 1) if k > 1 else 0.0))
-    half = stats.t.ppf(0.975, degrees) * math.sqrt(variance)
-    return Gap(float(r), float(r - half), float(r + half), n, k)
 
 
 def front(points: list[tuple[float, ...]]) -> list[bool]:
@@ -209,6 +158,34 @@ class Sweep:
         return self.confirmed or self.ranking
 
     @cached_property
+    def compared(self) -> list[Configuration]:
+        """What the search's best is held against, itself first: the best of each quantizer, or the first ten of one."""
+        bests = list(best_of_each_quantizer(self.ranking).values())
+        return bests if len(bests) > 1 else self.ranking[:10]
+
+    @property
+    def contest(self) -> list[Configuration]:
+        """What the verdict compares: all that were confirmed, else the best of the search."""
+        return self.confirmed or self.compared
+
+    @cached_property
+    def behind(self) -> dict[str, Gap | None]:
+        """Of each that is compared, by its first trial, the gap to the best: of the search, and of the confirmed."""
+        found = {}
+        for held in (self.compared, self.confirmed):
+            for number, of in gaps(held[0], held[1:]).items() if held else ():
+                found[held[1 + number].trials[0].id] = of
+        return found
+
+    def gap(self, other: Configuration) -> Gap | None:
+        return self.behind.get(other.trials[0].id)
+
+    @property
+    def unit(self) -> Configuration:
+        """Of whose loss gaps are per cent: full precision, where it is compared, else the best."""
+        return next((c for c in self.contest if c.quantizer == "none"), self.contest[0])
+
+    @cached_property
     def varied(self) -> set[str]:
         """Keys of the configuration that the spec searches, or in which the search's trials differ."""
         keys = {key for trial in self.searched for key in trial.config}
@@ -224,15 +201,37 @@ def best_of_each_quantizer(ranking: list[Configuration]) -> dict[str, Configurat
     return found
 
 
-def against_full(sweep: Sweep) -> list[Configuration]:
-    """The best in full precision, then that of each other quantizer, the largest first: of the confirmed where both are
-    among them, else of the search; [] where one of both is missing there too."""
-    for ranking in (sweep.headline, sweep.ranking):
-        by = best_of_each_quantizer(ranking)
+def against_full(sweep: Sweep) -> list[tuple[Configuration, Gap | None]]:
+    """The best in full precision, then that of each other quantizer, the largest first, each with its gap: of the contest
+    where both are in it, else of the search; [] where one of both is missing there too."""
+    for held in (sweep.contest, sweep.compared):
+        by = best_of_each_quantizer(held)
         full = by.pop("none", None)
         if full is not None and by:
-            return [full, *sorted(by.values(), key=lambda c: (-c.bytes, c.loss))]
+            rest = [c for c in held if c is not full]
+            of = gaps(full, rest)
+            lines = [(c, of[rest.index(c)]) for c in sorted(by.values(), key=lambda c: (-c.bytes, c.loss))]
+            return [(full, None), *lines]
     return []
+
+
+def edge(key: str, config: dict[str, Any], spec: dict[str, Any]) -> str:
+    """`lowest` or `highest` where a number is the end of its choices, or within a twentieth of an end of its range."""
+    domain = ((spec.get("search") or {}).get("space") or {}).get(key)
+    if isinstance(domain, dict) and "by" in domain:
+        domain = domain.get(config[domain["by"]], domain.get("default"))
+    value = config[key]
+    if domain is None or isinstance(value, str | bool):
+        return ""
+    if isinstance(domain, list):
+        at, low, high = value, min(domain), max(domain)
+        if low == high:
+            return ""
+    else:
+        scale = math.log if domain.get("log") else float
+        begin, end = scale(domain["low"]), scale(domain["high"])
+        at, low, high = (scale(value) - begin) / (end - begin), 0.05, 0.95
+    return "lowest" if at <= low else "highest" if at >= high else ""
 
 
 def read_trial(path: Path) -> Trial:

@@ -23,8 +23,8 @@ def test_the_hub_reads_its_metadata_and_its_metrics_with_their_errors(folder, ad
     assert read.data.library_name == "peft"
     assert "quantizer:ternary" in read.data.tags
     found = {(each.dataset_split, each.metric_value): each.metric_name for each in read.data.eval_results}
-    # By hand: 20 examples of ten tokens, 0.1 around their mean, so 0.1 * sqrt(20 / 19) / sqrt(20)
-    assert "± 0.0229" in found["eval", 2.5]
+    # By hand: 40 examples of ten tokens, 0.1 around their mean, so 0.1 * sqrt(40 / 39) / sqrt(40)
+    assert "± 0.0160" in found["eval", 2.5]
     assert "± 0.0050" in found["test", 2.615]
     assert "2 fresh seeds" in found["test", 2.615]
     assert "- test: 2.6150 ± 0.0050 (over 2 fresh seeds" in read.text

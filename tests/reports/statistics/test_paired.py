@@ -6,6 +6,7 @@ import pytest
 from scipy import stats
 
 from reports.statistics.paired import paired as compared
+from reports.statistics.paired import together
 
 
 def paired(first, second):
@@ -64,16 +65,17 @@ def test_it_covers():
 
 
 def test_what_cannot_be_paired_has_no_interval():
-    first, second = pair(np.random.default_rng(5), 20)
+    first, second = pair(np.random.default_rng(5), 40)
     assert paired(first, None) is None
     assert paired(first, second.iloc[1:]) is None
     assert paired(first, second.assign(tokens=second["tokens"] + 1)) is None
-    assert paired(first.iloc[:4], second.iloc[:4]) is None
+    assert paired(first.iloc[:29], second.iloc[:29]) is None
+    assert paired(first.iloc[:30], second.iloc[:30]) is not None
     assert paired(first, second.assign(loss=np.nan)) is None
 
 
 def test_equal_losses_are_undecided():
-    first, _ = pair(np.random.default_rng(6), 20)
+    first, _ = pair(np.random.default_rng(6), 30)
     found = paired(first, first)
     assert (found.difference, found.low, found.high, found.decided) == (0.0, 0.0, 0.0, False)
 
@@ -122,15 +124,65 @@ def test_with_seeds_it_is_as_wide_as_the_variances_by_hand():
     seeds = np.var(by_seed, ddof=1) / 4
     rest = apart.mean(0) - by_seed.mean() * tokens
     examples = (rest @ rest) * 30 / 29 / tokens.sum() ** 2
-    freedom = (seeds + examples) ** 2 / (seeds**2 / 3 + examples**2 / 29)
+    effective = (tokens.astype(float) ** 2).sum() ** 2 / (tokens.astype(float) ** 4).sum()
     found = compared(one, other)
     assert found.difference == pytest.approx(by_seed.mean(), rel=1e-12)
-    assert (found.high - found.low) / 2 == pytest.approx(
-        stats.t.ppf(0.975, freedom) * np.sqrt(seeds + examples), rel=1e-9
-    )
+    wide = examples * stats.t.ppf(0.975, effective - 1) ** 2 + seeds * stats.t.ppf(0.975, 3) ** 2
+    assert (found.high - found.low) / 2 == pytest.approx(np.sqrt(wide), rel=1e-9)
 
 
 def test_only_the_seeds_that_both_have_are_paired():
     one, other = several(np.random.default_rng(12), 3, 30)
     assert compared(one, {2: other[2]}) == paired(one[2], other[2])
     assert compared({0: one[0]}, {7: other[0]}) == paired(one[0], other[0])
+
+
+def by_group(table, names):
+    return table.assign(group=names)
+
+
+def test_examples_that_belong_together_are_drawn_together():
+    """By hand: the residuals summed over each group, and no more degrees of freedom than groups."""
+    rng = np.random.default_rng(13)
+    first, second = pair(rng, 120)
+    names = [f"g{index % 40}" for index in range(120)]
+    found = paired(by_group(first, names), by_group(second, names))
+    assert (found.examples, found.groups) == (120, 40)
+    table = pd.DataFrame({"d": second["loss"] - first["loss"], "t": first["tokens"], "g": names})
+    ratio = table["d"].sum() / table["t"].sum()
+    sums = (table["d"] - ratio * table["t"]).groupby(table["g"]).sum()
+    tokens = table["t"].groupby(table["g"]).sum().astype(float)
+    error = np.sqrt(40 / 39 * (sums**2).sum()) / table["t"].sum()
+    freedom = (tokens**2).sum() ** 2 / (tokens**4).sum() - 1
+    assert (found.high - found.low) / 2 == pytest.approx(stats.t.ppf(0.975, freedom) * error, rel=1e-9)
+    alone = paired(by_group(first, [f"g{index}" for index in range(120)]), second)
+    assert (alone.low, alone.high) == pytest.approx((paired(first, second).low, paired(first, second).high))
+
+
+def test_fewer_than_thirty_groups_have_no_interval_and_a_missing_group_is_one_of_its_own():
+    first, second = pair(np.random.default_rng(14), 60)
+    assert paired(by_group(first, [index % 29 for index in range(60)]), second) is None
+    found = paired(by_group(first, [f"g{index % 29}" if index < 58 else None for index in range(60)]), second)
+    assert found.groups == 31
+
+
+def test_the_variance_of_seeds_is_pooled_over_all_that_are_compared():
+    rng = np.random.default_rng(15)
+    sides = [several(rng, 3, 40)[0] for _ in range(2)]
+    tokens = sides[0][0]["tokens"]
+    sides = [{seed: table.assign(tokens=tokens) for seed, table in side.items()} for side in sides]
+    sides.append({seed: table.assign(loss=table["loss"] + seed * tokens) for seed, table in sides[0].items()})
+    first, near, wild = sides
+    (alone,), (pooled, _) = together(first, [near]), together(first, [near, wild])
+    assert (alone.pooled, pooled.pooled) == (2, 3)
+    by_seed = np.array([[side[s]["loss"].sum() / tokens.sum() for s in range(3)] for side in sides])
+    residuals = by_seed - by_seed.mean(1, keepdims=True) - by_seed.mean(0) + by_seed.mean()
+    seeds = 2 * (residuals**2).sum() / 4 / 3
+    apart = np.mean([near[s]["loss"] - first[s]["loss"] for s in range(3)], axis=0)
+    rest = apart - apart.sum() / tokens.sum() * tokens
+    examples = 40 / 39 * (rest**2).sum() / tokens.sum() ** 2
+    weights = tokens.to_numpy(dtype=float)
+    freedom = (weights**2).sum() ** 2 / (weights**4).sum() - 1
+    tail = stats.norm.cdf(-stats.studentized_range.ppf(0.95, 3, np.inf) / np.sqrt(2))
+    wide = examples * stats.t.ppf(tail, freedom) ** 2 + seeds * stats.t.ppf(tail, 4) ** 2
+    assert (pooled.high - pooled.low) / 2 == pytest.approx(np.sqrt(wide), rel=1e-9)

@@ -5,6 +5,7 @@ import pytest
 from reports.load.sweep import load_sweep
 from reports.statistics.comparable import comparable
 from reports.statistics.quantizers import quantizer_bests
+from reports.statistics.verdict import verdict
 
 
 def test_quantizers_ranked_first_then_the_furthest_then_none(folder, add):
@@ -14,7 +15,8 @@ def test_quantizers_ranked_first_then_the_furthest_then_none(folder, add):
     add("d", "pruned", eval_loss=2.4, steps=16, quantizer="binary")
     add("e", "diverged", quantizer="ternary")
     trials = load_sweep(folder).trials
-    lines = quantizer_bests(trials, comparable(trials), ["none", "binary", "ternary", "int4"])
+    groups = comparable(trials)
+    lines = quantizer_bests(trials, groups, ["none", "binary", "ternary", "int4"], verdict(groups.contest))
     assert [(li.quantizer, li.full, li.began, li.best and li.best["trial_id"]) for li in lines] == [
         ("none", 1, 1, "b"),
         ("ternary", 1, 2, "a"),

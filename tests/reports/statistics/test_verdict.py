@@ -22,7 +22,7 @@ def test_the_rival_is_the_best_of_the_next_quantizer(folder, add):
     (rival,) = found.rivals
     assert (rival.row["trial_id"], found.across) == ("c", True)
     assert rival.gap == pytest.approx(0.25)
-    assert rival.percent == pytest.approx(100 * 0.25 / 2.75)
+    assert found.percent(rival.gap) == pytest.approx(100 * 0.25 / 2.75)
 
 
 def test_the_best_of_every_other_quantizer_is_a_rival(folder, add):

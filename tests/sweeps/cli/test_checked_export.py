@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +24,7 @@ from bitlora.files.opening import open_storage
 from sweeps.cli.app import app
 from sweeps.cli.checked_export import use
 from sweeps.cli.trial_folder import open_trial, split
+from sweeps.driver.kept import keep, source_file
 from sweeps.spec.errors import InputError
 
 TRIALS = {
@@ -162,6 +164,32 @@ def test_what_cannot_be_exported_is_said_in_a_line_and_nothing_is_written(plain_
     spec.write_text(text)
     shutil.rmtree(trial / "adapter")
     refused(r".*t0000: the trial was completed before its first evaluation, so it has no adapter")
+
+
+def test_where_the_data_are_not_their_copy_is_read(plain_sweep, tmp_path, arithmetic, monkeypatch):
+    """The sweep's, on a disk and in object storage, that has the name which the user gave where the file is."""
+    monkeypatch.chdir(tmp_path)
+    spec = plain_sweep / "sweep.yaml"
+    spec.write_text(spec.read_text().replace(str(arithmetic), arithmetic.name))
+    args = ["export", plain_sweep / "trials" / "t0000", "--to", "packed", "--out"]
+    assert f"data: {arithmetic.name}: no such file" in bitlora(*args, tmp_path / "out").stderr
+    keep([replace(source_file(str(arithmetic)), name=arithmetic.name)], plain_sweep)
+    ended = bitlora(*args, tmp_path / "out")
+    assert (ended.exit_code, "checked: eval loss" in ended.stdout) == (0, True), ended.stderr
+    with s3.serve_s3() as server:
+        for name, value in server.env.items():
+            monkeypatch.setenv(name, value)
+        place = f"s3://{server.make_bucket('sweeps')}/plain"
+        with open_storage(place, scratch=plain_sweep) as storage:
+            storage.push("sweep.yaml", "data", "trials")
+        ended = bitlora("export", f"{place}/trials/t0000", "--to", "packed", "--out", tmp_path / "from-s3")
+        assert (ended.exit_code, "checked: eval loss" in ended.stdout) == (0, True), ended.stderr
+    (plain_sweep / "data" / f"0-{arithmetic.name}").write_text("{}")
+    changed = bitlora(*args, tmp_path / "again")
+    assert changed.exit_code == 2
+    assert "sums.jsonl is missing or has changed; give it as it was: " in changed.stderr
+    assert changed.stderr.endswith("; to export without comparing losses give --no-check\n")
+    assert len(changed.stderr.splitlines()) == 1
 
 
 def test_what_cannot_be_written_is_said_in_a_line(plain_sweep, tmp_path, monkeypatch):
