@@ -76,9 +76,9 @@ class DataConfig(Config):
     once. null: all rows of all."""
     broken_rows: Literal["refuse", "skip"] = "refuse"
     """Rows that cannot be read, or are of no known shape, are errors, or they are left out and counted."""
-    shared_rows: Literal["refuse", "drop", "keep"] = "refuse"
-    """What becomes of rows of `source` that are equal to one of `eval_source`: the sweep is refused, or they are not
-    trained on, or they are trained on, which is said. A split of `source` parts no equal rows."""
+    shared_rows: Literal["keep", "drop", "refuse"] = "keep"
+    """What becomes of rows of `source` that are equal to one of `eval_source`: they are trained on, which is said and
+    counted; or they are not trained on; or the sweep is refused. A split of `source` parts no equal rows."""
     revision: Annotated[str, Field(min_length=1)] | dict[str, str] | None = None
     """Of the hub's data sets: a branch, a tag or a commit; or a mapping from their ids to that. null: what is found when
     the sweep begins, which its `sweep.yaml` then says."""

@@ -202,7 +202,10 @@ def _by_marks(example: Example, row: str, template: ChatTemplate, form: Form) ->
             f"the chat template marks {len(marked)} pieces as generated in {len(turns)} assistant turns, so it cannot be "
             "told which of them is not to be learned"
         )
-    return Rendered(example.example_id, row, text, tuple((first, last) for first, last in spans if last > first))
+    spans = tuple((first, last) for first, last in spans if last > first)
+    if not spans:
+        raise RenderError("the chat template marks pieces as generated, and none in this conversation")
+    return Rendered(example.example_id, row, text, spans)
 
 
 def _trimmed(text: str, endings: tuple[str, ...]) -> str:

@@ -58,6 +58,8 @@ class DataSummary:
     """Rows of the eval split that nobody is tuned on: confirmed trials are scored on them."""
     copies: int = 0
     """Rows of the source, of those that are used, that are equal to another before them."""
+    shared: int = 0
+    """Rows of the source that are equal to one of the eval source."""
     fingerprint: str
     """16 hex digits over all tokens, masks and ids of the splits: equal data, equal fingerprint."""
     notes: tuple[str, ...]
@@ -125,7 +127,7 @@ def prepare_data(
     chosen = _shuffled(len(rows), config.seed)[: config.rows]
     if len(chosen) < len(rows):
         notes.append(f"{len(chosen)} of {len(rows)} rows were drawn at random; no other is used")
-    repeated = copies(digests(rows)[chosen])
+    repeated, shared = copies(digests(rows)[chosen]), 0
     if other is None:
         parted = _parted(rows, chosen, config.eval_fraction, len(kept), repeated)
         rows = replace(rows, groups=tuple(rows.example_ids[first] for first in parted.group))
@@ -133,11 +135,11 @@ def prepare_data(
         notes += parted.notes
     else:
         eval_rows, eval_counts, eval_notes = other
-        train, shared = _apart(rows.take(np.sort(chosen)), eval_rows, config)
+        train, shared, said = _apart(rows.take(np.sort(chosen)), eval_rows, config)
         split = eval_rows.take(_shuffled(len(eval_rows), config.seed))
         split = replace(split, groups=tuple(split.example_ids[first] for first in grouped(split)))
         all_counts.append(eval_counts)
-        notes += [*(f"of the eval source: {note}" for note in eval_notes), *shared]
+        notes += [*(f"of the eval source: {note}" for note in eval_notes), *said]
     first = len(split) if test_rows == 0 else len(split) // 2
     first = min(first, config.eval_rows or first)
     evaluated, test = _scored(split, first, test_rows)
@@ -151,6 +153,7 @@ def prepare_data(
         eval_split_rows=len(split),
         test_rows=len(test),
         copies=repeated,
+        shared=shared,
         fingerprint=_fingerprint(train, evaluated, *([test] if len(test) else [])),
         notes=tuple(notes),
         revisions=revisions,
@@ -207,15 +210,15 @@ def _scored(split: Rows, first: int, test_rows: int | None) -> tuple[Rows, Rows]
     return split.take(evaluated), split.take(rest[:test_rows])
 
 
-def _apart(train: Rows, evaluated: Rows, config: DataConfig) -> tuple[Rows, list[str]]:
-    """The rows to train on beside an eval source, and what is to be said of those that are in it too.
+def _apart(train: Rows, evaluated: Rows, config: DataConfig) -> tuple[Rows, int, list[str]]:
+    """The rows to train on beside an eval source, and of those that are in it too how many there are, and what is said.
 
     Raises:
         DataError: there are such rows, and `config.shared_rows` is to refuse them; or nothing else is left.
     """
     shared = np.isin(digests(train), digests(evaluated))
     if not shared.any():
-        return train, []
+        return train, 0, []
     count = int(shared.sum())
     them = f"1 row of {len(train)} is" if count == 1 else f"{count} rows of {len(train)} are"
     if config.shared_rows == "refuse":
@@ -227,10 +230,10 @@ def _apart(train: Rows, evaluated: Rows, config: DataConfig) -> tuple[Rows, list
             ]
         )
     if config.shared_rows == "keep":
-        return train, [f"{them} in the eval source too, and trained on"]
+        return train, count, [f"{them} in the eval source too, and trained on; data.shared_rows: drop would not"]
     if count == len(train):
         raise DataError([f"data.source: {them} in data.eval_source too, and data.shared_rows: drop leaves none"])
-    return train.take(np.flatnonzero(~shared)), [f"{them} in the eval source too, and not trained on"]
+    return train.take(np.flatnonzero(~shared)), count, [f"{them} in the eval source too, and not trained on"]
 
 
 def beyond(dataset: Dataset, vocab_size: int, tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -188,7 +188,8 @@ def provenance(prepared: Prepared) -> dict[str, Any]:
     """What a record says of its data."""
     summary = prepared.dataset.summary
     keys = ("source", "rows_read", "train_rows", "eval_rows", "test_rows", "truncated", "dropped", "fingerprint")
-    found = {key: getattr(summary, key) for key in keys} | ({"copies": summary.copies} if summary.copies else {})
+    found = {key: getattr(summary, key) for key in keys}
+    found |= {key: count for key in ("copies", "shared") if (count := getattr(summary, key))}
     return found | ({"revision": revision} if (revision := summary.revision) else {})
 
 

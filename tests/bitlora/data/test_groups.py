@@ -99,12 +99,12 @@ def test_texts_without_turns_share_no_prompt(tmp_path: Path, has: Any) -> None:
     assert (len(data.train), len(data.eval), data.summary.notes) == (18, 2, ())
 
 
-def test_rows_in_both_sources_are_refused_dropped_or_kept(tmp_path: Path, has: Any) -> None:
+def test_rows_in_both_sources_are_counted_and_kept_dropped_or_refused(tmp_path: Path, has: Any) -> None:
     rows = [{"prompt": f"say {number}", "completion": f"{number}"} for number in range(10)]
     source = write(tmp_path / "rows.jsonl", rows)
     other = write(tmp_path / "eval.jsonl", [*rows[3:5], {"prompt": "new", "completion": "row"}])
     with pytest.raises(DataError) as caught:
-        prepare_data(DataConfig(source=source, eval_source=other), has)
+        prepare_data(DataConfig(source=source, eval_source=other, shared_rows="refuse"), has)
     assert caught.value.lines == [
         "data.source: 2 rows of 10 are in data.eval_source too (first: rows.jsonl:4); data.shared_rows: drop does not "
         "train on them, keep does"
@@ -113,8 +113,11 @@ def test_rows_in_both_sources_are_refused_dropped_or_kept(tmp_path: Path, has: A
     assert {"rows.jsonl:4", "rows.jsonl:5"}.isdisjoint(data.train.example_ids)
     assert (len(data.train), len(data.eval)) == (8, 3)
     assert data.summary.notes == ("2 rows of 10 are in the eval source too, and not trained on",)
-    data = prepare_data(DataConfig(source=source, eval_source=other, shared_rows="keep"), has)
-    assert (len(data.train), data.summary.notes) == (10, ("2 rows of 10 are in the eval source too, and trained on",))
+    data = prepare_data(DataConfig(source=source, eval_source=other), has)
+    assert (len(data.train), data.summary.shared) == (10, 2)
+    assert data.summary.notes == (
+        "2 rows of 10 are in the eval source too, and trained on; data.shared_rows: drop would not",
+    )
     with pytest.raises(DataError, match="drop leaves none"):
         prepare_data(DataConfig(source=source, eval_source=source, shared_rows="drop"), has)
 

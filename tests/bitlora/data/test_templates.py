@@ -169,6 +169,12 @@ def test_what_a_template_marks_as_generated_is_learned(conversation: str, tmp_pa
     assert learned == [f"{t['content']}<|im_end|>" for t in turns if t["role"] == "assistant" and t.get("weight", 1)]
 
 
+def test_a_template_that_marks_nothing_of_a_conversation_refuses_it(tmp_path: Path) -> None:
+    template = MARKED.replace("m.role == 'assistant'", "m.role == 'model'")
+    with pytest.raises(DataError, match="marks pieces as generated, and none in this conversation"):
+        made(tmp_path, ONE, [], template, "<s>", "<|im_end|>")
+
+
 @pytest.mark.parametrize("end", ["assistant: ", "assistant:\n", "assistant:", "assistant:\n\n", "assistant:  "])
 @pytest.mark.parametrize("said", ["happy", " happy", "\nhappy", "sad", "  two  spaces", "😀", "."])
 def test_the_boundary_is_where_the_prompt_ends_whatever_it_ends_with(end: str, said: str, tmp_path: Path) -> None:
