@@ -85,7 +85,7 @@ def importance(found: Importances) -> Plot | None:
         plots.importances,
         found.shares,
         "Share of each axis in what sets the best trials apart from all.",
-        f"PED-ANOVA importances over {found.used} of {found.of} trials: those at equal budget.",
+        f"PED-ANOVA importances over {found.used} of {found.of} trials: those at equal budget. Hollow: within chance.",
     )
 
 

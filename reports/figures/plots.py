@@ -235,24 +235,29 @@ def name_best(axes: Axes, best: pd.DataFrame, look: Look) -> None:
 
 
 def importances(bars: pd.DataFrame, look: Look) -> Figure | None:
-    """How much each axis of the search space matters, the largest first.
+    """How much each axis of the search space matters, the largest first; hollow what chance explains, up to its mark.
 
-    `bars`: `axis`, `importance` (0 to 1).
+    `bars`: `axis`, `importance` (0 to 1), `chance` (NaN: unknown), `told` (bool: more than chance).
     """
-    bars = tidy(bars, ["importance"]).sort_values("importance", ascending=False, kind="stable")
+    bars = tidy(bars, ["importance"], ["chance"]).sort_values("importance", ascending=False, kind="stable")
     if bars.empty:
         return None
     shown = bars.head(ROWS)
     with look.context():
         figure, (axes,) = canvas(rows_height(len(shown), 0.36))
-        axes.barh(range(len(shown)), shown["importance"], height=0.62, color=look.accent)
-        for place, value in enumerate(shown["importance"]):
-            beside(axes, "< 0.01" if 0 < value < 0.005 else f"{value:.2f}", max(value, 0.0), place, look)
-        axes.set_xlim(min(0.0, shown["importance"].min()), max(shown["importance"].max(), 1e-9) * 1.1)
+        faces = [look.accent if told else look.background for told in shown["told"].astype(bool)]
+        axes.barh(range(len(shown)), shown["importance"], height=0.62, color=faces, ec=look.accent, lw=1.0)
+        ends = shown[["importance", "chance"]].max(axis=1)
+        for place, (value, end) in enumerate(zip(shown["importance"], ends, strict=True)):
+            beside(axes, "< 0.01" if 0 < value < 0.005 else f"{value:.2f}", max(end, 0.0), place, look)
+        known = shown["chance"].notna().to_numpy()
+        places = np.flatnonzero(known)
+        axes.vlines(shown["chance"][known], places - 0.4, places + 0.4, colors=look.ink, lw=1.6, zorder=3)
+        axes.set_xlim(min(0.0, shown["importance"].min()), max(ends.max(), 1e-9) * 1.1)
         row_labels(axes, [str(name).replace("_", " ") for name in shown["axis"]], look)
         axes.xaxis.set_visible(False)
         axes.spines["bottom"].set_visible(False)
-        heading(axes, "importance, 0 to 1" + cut(bars))
+        heading(axes, "importance, 0 to 1; the mark: what chance explains" + cut(bars))
         return settled(figure)
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Final
+import pandas as pd
 
+from reports.document.document import plain
 from reports.figures import figures
 from reports.sections.parts import Section, section
 from reports.statistics.findings import Findings
-from reports.statistics.importances import importances
-
-HINT: Final = 50
-"""Trials below which what mattered is a hint."""
+from reports.statistics.importances import FEWEST, importances
 
 
 def mattered(findings: Findings) -> Section | None:
@@ -21,13 +19,26 @@ def mattered(findings: Findings) -> Section | None:
     searched = findings.searched
     equal = searched[searched["trial_id"].isin({trial for group in ranked["trials"] for trial in group})]
     found = importances(equal, len(searched), findings.axes.varying, findings.space)
-    figure = figures.importance(found)
-    if figure is None:
-        return section("What mattered", f"Too few trials at equal budget to say: {found.used} of {found.of}.")
-    few = " With so few trials this is a hint at most." if found.used < HINT else ""
-    over = f"over {found.used} of {found.of} trials at equal budget"
-    words = f"What sets the best {found.best} apart from all, {over}: the share of each axis.{few}"
-    return section("What mattered", words, figure)
+    of = f"{found.used} of {found.of}"
+    if found.used < FEWEST:
+        return section("What mattered", f"Too few trials at equal budget to tell it from chance: {of}, not {FEWEST}.")
+    if found.shares.empty:
+        return section("What mattered", f"Nothing sets the best of the trials at equal budget ({of}) apart.")
+    told, chance = (_named(found.shares[found.shares["told"] == whether]) for whether in (True, False))
+    words = f"What sets the best {found.best} apart from all, over {of} trials at equal budget: the share of each axis,"
+    words += " against the share that it gets by chance, shuffled over the trials (95 %, all axes together). "
+    words += f"Beyond chance: {told}." if told else "No axis is beyond chance, so nothing is drawn."
+    words += f" Within chance: {chance}." if chance else ""
+    return section("What mattered", words, figures.importance(found) if told else None)
+
+
+def _named(shares: pd.DataFrame) -> str:
+    """`learning rate (0.61, chance 0.34), rank (…)`."""
+    parts = [
+        f"{plain(line['axis'], 40).replace('_', ' ')} ({line['importance']:.2f}, chance {line['chance']:.2f})"
+        for line in shares.to_dict("records")
+    ]
+    return ", ".join(parts)
 
 
 def slices(findings: Findings) -> Section | None:

@@ -56,7 +56,8 @@ def curves(trials: int = 9, evals: int = 8) -> pd.DataFrame:
 
 
 def bars() -> pd.DataFrame:
-    return pd.DataFrame({"axis": ["rank", "learning_rate", "alpha"], "importance": [0.2, 0.71, 0.002]})
+    frame = pd.DataFrame({"axis": ["rank", "learning_rate", "alpha"], "importance": [0.2, 0.71, 0.002]})
+    return frame.assign(chance=[0.3, 0.4, 0.1], told=[False, True, False])
 
 
 def trials(n: int = 30) -> pd.DataFrame:

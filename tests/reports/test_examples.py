@@ -60,8 +60,8 @@ def construct(folder: Path, add) -> None:
     add("t0003", "pruned", eval_loss=2.95, steps=8, quantizer="binary", rank=16, record={"data": DATA})
     add("t0004", "failed", steps=0, quantizer="none", rank=32, record={"data": DATA, "reason": "pack lost"})
     trial("t0005", 2.7, 0.5, quantizer="none", rank=8, learning_rate=4e-3)
-    for number in range(8):  # enough to say what mattered
-        rank, rate = (8, 16, 32)[number % 3], 2e-4 * 1.4**number
+    for number in range(28):  # enough to say what mattered
+        rank, rate = (8, 16, 32)[number % 3], 2e-4 * 1.1**number
         trial(f"u{number:04d}", 2.72 + number / 90, number / 7, quantizer="binary", rank=rank, learning_rate=rate)
     for number, (name, seed) in enumerate(((name, seed) for seed in (1, 2, 3) for name in ("t0000", "t0001")), 6):
         of = json.loads((folder / "trials" / name / "config.json").read_text()) | {"seed": seed, "confirms": name}

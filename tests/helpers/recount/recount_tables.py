@@ -6,7 +6,7 @@ import math
 import re
 
 import pandas as pd
-from ped_anova import importances
+from ped_anova import chances, importances
 from printed_page import (
     COUNT,
     Cell,
@@ -149,9 +149,12 @@ class Tables(Cells):
         page, sweep = self.page, self.sweep
         cell = page.section("What mattered")
         full = sum(trial.usable for trial in sweep.searched)
-        for match in page.each(cell, r"(?:over |to say: )(\d+) of (\d+)"):
+        for match in page.each(cell, r"(?:over |from chance: |budget \()(\d+) of (\d+)(?:, not (\d+))?"):
             page.check("importances, trials", cell.part(match, 1), full, count)
             page.check("importances, of all", cell.part(match, 2), len(sweep.searched), count)
+            page.holds("importances: drawn from so many on", bool(match[3]) == (full < 30))
+            if match[3]:
+                page.check("importances, fewest", cell.part(match, 3), 30, count)
         if match := re.search(r"What sets the best (\d+) apart", cell.text):
             page.check("importances, the best", cell.part(match, 1), max(5, math.ceil(full / 10)), count)
 
@@ -162,23 +165,37 @@ class Tables(Cells):
         space = (self.sweep.spec.get("search") or {}).get("space") or {}
         trials = [trial for trial in self.sweep.searched if trial.usable]
         path = self.report / "figures/importances.csv"
-        if not path.exists():
+        if len(trials) < 30:
+            self.page.holds("importances.csv of too few trials", not path.exists())
             return
-        ranges, choices = {}, {}
+        ranges, choices, hang = {}, {}, {}
         for axis in sorted(self.sweep.varied - {"seed"}):
             values = [trial.config[axis] for trial in trials]
             asked = space.get(axis)
             given = [part for key, part in asked.items() if key != "by"] if isinstance(asked, dict) else [asked]
+            if isinstance(asked, dict) and "by" in asked:
+                hang[axis] = [trial.config[asked["by"]] for trial in trials]
             listed = all(isinstance(part, list) for part in given)
             if len(set(values)) > 1 and (listed or isinstance(values[0], str | bool)):
                 choices[axis] = values
             elif len(set(values)) > 1:
                 ranges[axis] = [math.log(v) for v in values] if axis == "learning_rate" else values
-        found = importances([trial.record["eval_loss"] for trial in trials], ranges, choices)  # to the last bit: ties
-        table = pd.read_csv(path).set_index("axis")["importance"]
-        self.page.holds(f"importances.csv: axes are {sorted(found)}", set(table.index) == set(found))
+        losses = [trial.record["eval_loss"] for trial in trials]  # to the last bit: ties
+        found, limits = importances(losses, ranges, choices), chances(losses, ranges, choices, hang)
+        beyond = {axis for axis, share in found.items() if share > limits[axis]}
+        self.page.holds(f"importances: beyond chance are {sorted(beyond)}", path.exists() == bool(beyond))
+        table = pd.read_csv(path).set_index("axis") if path.exists() else pd.DataFrame()
+        self.page.holds(f"importances.csv: axes are {sorted(found)}", not beyond or set(table.index) == set(found))
+        cell, page = self.page.section("What mattered"), self.page
         for axis, share in found.items():
-            self.page.holds(f"importances.csv, {axis}: recomputed {share}", abs(table.get(axis, 0) - share) < 1e-9)
+            for column, value in (("importance", share), ("chance", limits[axis]), ("told", axis in beyond)):
+                right = not beyond or (axis in table.index and abs(table.loc[axis, column] - value) < 1e-9)
+                page.holds(f"importances.csv, {axis}, {column}: recomputed {value}", right)
+            if match := page.one("importances", cell, rf"{axis.replace('_', ' ')} \(([\d.]+), chance ([\d.]+)\)"):
+                page.check(f"importances, {axis}", cell.part(match, 1), share, fixed(2))
+                page.check(f"importances, {axis}, chance", cell.part(match, 2), limits[axis], fixed(2))
+                within = cell.text.find("Within chance:")
+                page.holds(f"importances, {axis}: within chance", (0 <= within < match.start()) == (axis not in beyond))
 
     def budget(self) -> None:
         page, trials = self.page, self.sweep.trials
@@ -299,7 +316,7 @@ class Tables(Cells):
 
     def constants(self) -> None:
         """Names: 95 %, at which the intervals were recomputed, SHA-256, and where the folder was when it was written."""
-        for match in re.finditer(r"(95) %(?= intervals?\b|\snone\sthat)|SHA-(256)", self.page.text):
+        for match in re.finditer(r"(95) %(?= intervals?\b|\snone\sthat|, all axes)|SHA-(256)", self.page.text):
             self.page.claim(*match.span(match.lastindex or 0))
         for match in re.finditer(r"opens (\S+)/study\.journal", self.page.text):
             self.page.claim(match.start(1), match.end(1))

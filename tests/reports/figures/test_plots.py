@@ -18,6 +18,7 @@ import figures
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_hex
 
 from reports.figures import plot_gaps, plots
 from reports.figures.style import DARK, LIGHT, drawn, mark, png, svg
@@ -305,6 +306,10 @@ def test_importances_are_sorted_and_printed():
     assert [bar.get_width() for bar in axes.patches] == [0.71, 0.2, 0.002]
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["learning rate", "rank", "alpha"]
     assert [text.get_text() for text in axes.texts] == ["0.71", "0.20", "< 0.01"]
+    filled = [to_hex(bar.get_facecolor()) == to_hex(LIGHT.accent) for bar in axes.patches]
+    assert filled == [True, False, False]  # hollow: within chance
+    marks = [segment[0][0] for lines in axes.collections for segment in lines.get_segments()]
+    assert marks == [0.4, 0.3, 0.1]
 
 
 def test_slices_draw_the_frame():
