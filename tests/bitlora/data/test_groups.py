@@ -138,3 +138,21 @@ def test_whole_groups_are_held_out(labels: list[int], wanted: int, least: int, r
     assert len(set(group[held].tolist())) >= least
     if len(set(labels)) == len(labels) and least <= wanted < len(labels):
         assert held.tolist() == order[:wanted]
+
+
+@pytest.mark.parametrize(("template", "expected"), [(CHATML, "d59a04779e4c2176"), (None, "2913e5e8729f9d06")])
+def test_data_of_before_have_the_tokens_masks_and_splits_that_they_had(
+    template: str | None, expected: str, tmp_path: Path
+) -> None:
+    """The fingerprints are of the version before turns, templates and groups were read as they are now."""
+    talk = (("system", "one"), ("user", "{}?"), ("assistant", "a {}"), ("user", "more"), ("assistant", "happy {}"))
+    rows: list[dict[str, Any]] = [
+        *({"prompt": f"say {n} of the user", "completion": f"{n}\n two 🙂"} for n in range(40)),
+        *({"messages": [{"role": r, "content": text.format(n)} for r, text in talk]} for n in range(20)),
+        *({"instruction": f"the {n}", "instances": [{"input": f"in {n}", "output": f"out {n}"}]} for n in range(20)),
+    ]
+    source = write(tmp_path / "fixed.jsonl", rows)
+    config = DataConfig(source=source, max_length=48, eval_fraction=0.2, eval_rows=9)
+    data = prepare_data(config, tokenizer(template), None)
+    assert data.summary.fingerprint == expected
+    assert (len(data.train), len(data.eval), len(data.test)) == (64, 8, 8)
