@@ -248,12 +248,14 @@ def importances(bars: pd.DataFrame, look: Look) -> Figure | None:
         faces = [look.accent if told else look.background for told in shown["told"].astype(bool)]
         axes.barh(range(len(shown)), shown["importance"], height=0.62, color=faces, ec=look.accent, lw=1.0)
         ends = shown[["importance", "chance"]].max(axis=1)
-        for place, (value, end) in enumerate(zip(shown["importance"], ends, strict=True)):
-            beside(axes, "< 0.01" if 0 < value < 0.005 else f"{value:.2f}", max(end, 0.0), place, look)
+        for place, (value, chance, end) in enumerate(zip(shown["importance"], shown["chance"], ends, strict=True)):
+            words = "< 0.01" if 0 < value < 0.005 else f"{value:.2f}"
+            words += f" (by chance {chance:.2f})" if 0 <= chance < 100 else ""
+            beside(axes, words, max(end, 0.0), place, look)
         known = shown["chance"].notna().to_numpy()
         places = np.flatnonzero(known)
         axes.vlines(shown["chance"][known], places - 0.4, places + 0.4, colors=look.ink, lw=1.6, zorder=3)
-        axes.set_xlim(min(0.0, shown["importance"].min()), max(ends.max(), 1e-9) * 1.1)
+        axes.set_xlim(min(0.0, shown["importance"].min()), max(ends.max(), 1e-9) * 1.25)
         row_labels(axes, [str(name).replace("_", " ") for name in shown["axis"]], look)
         axes.xaxis.set_visible(False)
         axes.spines["bottom"].set_visible(False)

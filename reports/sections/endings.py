@@ -29,11 +29,11 @@ def how_trials_ended(findings: Findings) -> Section:
     return section(title, counts(findings.sweep), table, shared_values(shared) if shared else None)
 
 
-def problems(findings: Findings) -> Section:
-    """What could not be read or used."""
+def problems(findings: Findings) -> Section | None:
+    """What could not be read or used; nothing where all could."""
     title, lines = "Problems on disk", findings.sweep.problems
     if not lines:
-        return section(title, "All that is there could be read.")
+        return None
     rest = f"and {len(lines) - PROBLEMS:,} more" if len(lines) > PROBLEMS else None
     return section(title, Bullets(tuple((plain(line, 300),) for line in lines[:PROBLEMS])), rest)
 

@@ -63,11 +63,11 @@ def other_budgets(findings: Findings) -> Section | None:
     return section("Completed at another budget", why, table)
 
 
-def pruned(findings: Findings) -> Section:
-    """The trials that were stopped early."""
+def pruned(findings: Findings) -> Section | None:
+    """The trials that were stopped early; nothing where none was."""
     stopped = findings.groups.pruned
     if stopped.empty:
-        return section("Pruned", "No trial was pruned.")
+        return None
     why = "Not ranked: each stopped early, so its loss compares only with others at the same step."
     return section("Pruned", why, unranked_table("pruned", stopped, findings.axes.varying))
 

@@ -189,7 +189,9 @@ class Tables(Cells):
         cell, page = self.page.section("What mattered"), self.page
         for axis, share in found.items():
             for column, value in (("importance", share), ("chance", limits[axis]), ("told", axis in beyond)):
-                right = not beyond or (axis in table.index and abs(table.loc[axis, column] - value) < 1e-9)
+                right = not beyond or (
+                    axis in table.index and abs(float(table.loc[axis, column]) - float(value)) < 1e-9
+                )
                 page.holds(f"importances.csv, {axis}, {column}: recomputed {value}", right)
             if match := page.one("importances", cell, rf"{axis.replace('_', ' ')} \(([\d.]+), chance ([\d.]+)\)"):
                 page.check(f"importances, {axis}", cell.part(match, 1), share, fixed(2))

@@ -305,7 +305,11 @@ def test_importances_are_sorted_and_printed():
     axes = plots.importances(figures.bars(), LIGHT).axes[0]
     assert [bar.get_width() for bar in axes.patches] == [0.71, 0.2, 0.002]
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["learning rate", "rank", "alpha"]
-    assert [text.get_text() for text in axes.texts] == ["0.71", "0.20", "< 0.01"]
+    assert [text.get_text() for text in axes.texts] == [
+        "0.71 (by chance 0.40)",
+        "0.20 (by chance 0.30)",
+        "< 0.01 (by chance 0.10)",
+    ]
     filled = [to_hex(bar.get_facecolor()) == to_hex(LIGHT.accent) for bar in axes.patches]
     assert filled == [True, False, False]  # hollow: within chance
     marks = [segment[0][0] for lines in axes.collections for segment in lines.get_segments()]
