@@ -1,8 +1,8 @@
 """The engine: many trials' adapters trained at once over one frozen base. It knows no Ray.
 
-A slot is one flat vector of latent weights with its gradient and its optimizer (`bitlora.engine.slot`); the layers see
-views of it. Between optimizer steps trials are attached and detached; a step takes one batch for each slot and does
-one forward and one backward pass over all of them.
+A slot is one flat vector of latent weights with its gradient and its moments, a row of the pack's (`bitlora.engine.slot`);
+the layers see views of all of them. Between optimizer steps trials are attached and detached; a step takes one batch for
+each slot and does one forward and one backward pass over all of them, in operations that each hold all slots.
 
 The promise: what a trial goes through is what it would go through alone, in a plain loop over stock PEFT layers
 (`tests/bitlora/engine/test_promise.py`).
@@ -26,7 +26,7 @@ from bitlora.config.explain import one_line
 from bitlora.config.trial import TrialConfig
 from bitlora.engine.batch import Batch, Piece, split_pass, split_rows
 from bitlora.engine.optim import clip, learning_rate
-from bitlora.engine.slot import Slot, SlotState
+from bitlora.engine.slot import Bank, Slot, SlotState
 from bitlora.engine.workers import Workers
 from bitlora.forward.forward_plan import ForwardPlan, Span
 from bitlora.forward.inject import Base
@@ -84,8 +84,8 @@ class Engine:
         self.base = base
         self.size = slots
         self.workers = workers or Workers()
-        self.slots: dict[int, Slot] = {}
         self.latent_dtype = torch.promote_types(base.dtype, torch.float32)
+        self.bank = Bank([*base.targets.values()], self.latent_dtype, base.dtype, base.device)
         # Not in float64: transformers' norms run in float32 there, and whether gradients are summed before or after one
         # is then seen in the eighth digit.
         self.share_prefixes = base.dtype != torch.float64
@@ -93,6 +93,11 @@ class Engine:
         """Tokens of a forward and backward pass, at most: what is known to fit, or was found when a larger one raised."""
         self.eval_tokens = EVAL_TOKENS
         """Tokens of a pass in evaluation, at most, but at least one row for each slot."""
+
+    @property
+    def slots(self) -> Mapping[int, Slot]:
+        """The taken slots, by number."""
+        return self.bank.slots
 
     @property
     def free(self) -> list[int]:
@@ -115,14 +120,7 @@ class Engine:
         if not self.free or slot not in (None, *self.free):
             raise ValueError(f"slot {slot} is not free" if slot is not None else f"all {self.size} slots are taken")
         slot = self.free[0] if slot is None else slot
-        layers = [*self.base.targets.values()]
-        place = Slot(config, layers, self.latent_dtype, self.base.dtype, self.base.device)
-        for layer, adapter in zip(layers, place.adapters(), strict=True):
-            layer.slots[slot] = adapter
-        if state is not None:
-            place.restore(state)
-        place.quantize()
-        self.slots[slot] = place
+        self.bank.add(slot, config, state)
         return slot
 
     def detach(self, slot: int) -> None:
@@ -131,9 +129,7 @@ class Engine:
         Raises:
             KeyError: it is empty.
         """
-        del self.slots[slot]
-        for layer in self.base.targets.values():
-            del layer.slots[slot]
+        self.bank.remove(slot)
 
     def latent(self, slot: int) -> dict[str, Latent]:
         """Copies of a slot's latent weights: layer name -> A (R, I), B (O, R), and where scales are learned theirs."""
@@ -166,12 +162,10 @@ class Engine:
         if self.workers.sum([sums, *(self.slots[slot].grad for slot in counts)], self.latent_dtype, bool(error)):
             sums, reasons = self._step_slot_by_slot(batches, counts)
         totals = dict(zip(counts, sums.tolist(), strict=True))
-        return {
-            slot: StepStats(math.nan, 0, math.nan, False, failed=reasons[slot])
-            if slot in reasons
-            else self._update(self.slots[slot], totals[slot] / counts[slot], sum(batch.lengths))
-            for slot, batch in batches.items()
-        }
+        losses = {slot: totals[slot] / counts[slot] for slot in counts if slot not in reasons}
+        tokens = {slot: sum(batch.lengths) for slot, batch in batches.items()}
+        failed = {slot: StepStats(math.nan, 0, math.nan, False, failed=why) for slot, why in reasons.items()}
+        return failed | self._update(losses, tokens)
 
     def _backward(self, passes: Iterable[Sequence[Piece]], counts: Mapping[int, int]) -> dict[int, float]:
         """Forward and backward of these passes: gradients are added to the slots', summed losses are given by slot.
@@ -219,23 +213,33 @@ class Engine:
             self.pass_tokens = max(largest, together // 2, 1)
         return sums, reasons
 
-    def _update(self, state: Slot, loss: float, tokens: int) -> StepStats:
-        """One slot's optimizer step along the gradient that all workers have summed."""
-        if state.loss_scale.value != 1:
-            state.grad.div_(state.loss_scale.value)
-        state.backward_to_latent()
-        norm = clip(state.grad, state.config.max_grad_norm)
-        finite = math.isfinite(norm)
-        skipped = not finite and math.isfinite(loss) and state.loss_scale.value > 1 and not state.parked
-        state.parked = state.parked or not (math.isfinite(loss) and (finite or skipped))
-        state.step += 1
-        if self.base.dtype == torch.float16 and not state.parked:
-            state.loss_scale = state.loss_scale.after(finite)
-        if not state.parked and not skipped:
-            state.optimizer.param_groups[0]["lr"] = learning_rate(state.config, state.step)
-            state.optimizer.step()
-            state.quantize()
-        return StepStats(loss, tokens, norm, not state.parked, skipped)
+    def _update(self, losses: Mapping[int, float], tokens: Mapping[int, int]) -> dict[int, StepStats]:
+        """The optimizer steps of slots with these losses, along the gradients that all workers have summed."""
+        if not losses:
+            return {}
+        states = [self.slots[slot] for slot in losses]
+        grads = [state.grad for state in states]
+        for state, grad in zip(states, grads, strict=True):
+            if state.loss_scale.value != 1:
+                grad.div_(state.loss_scale.value)
+        self.bank.backward_to_latent(losses)
+        norms = clip(grads, [state.config.max_grad_norm for state in states])
+        stats: dict[int, StepStats] = {}
+        changed: list[int] = []
+        for state, norm in zip(states, norms, strict=True):
+            loss = losses[state.number]
+            finite = math.isfinite(norm)
+            skipped = not finite and math.isfinite(loss) and state.loss_scale.value > 1 and not state.parked
+            state.parked = state.parked or not (math.isfinite(loss) and (finite or skipped))
+            state.step += 1
+            if self.base.dtype == torch.float16 and not state.parked:
+                state.loss_scale = state.loss_scale.after(finite)
+            if not state.parked and not skipped:
+                state.take_step(learning_rate(state.config, state.step))
+                changed.append(state.number)
+            stats[state.number] = StepStats(loss, tokens[state.number], norm, not state.parked, skipped)
+        self.bank.quantize(changed)
+        return stats
 
     def evaluate(self, slots: Sequence[int], batch: Batch) -> dict[int, EvalResult]:
         """Score the rows of `batch` with each slot's adapter as it would be deployed: quantized, without dropout.
@@ -312,6 +316,12 @@ class Engine:
 
     def _losses(self, pieces: Sequence[Piece]) -> list[Tensor]:
         """The cross-entropy of every completion token, a tensor for each piece; the head runs at those positions only."""
+        inverse = sorted(range(len(pieces)), key=lambda number: self.slots[pieces[number].slot].place)
+        found = dict(zip(inverse, self._losses_by_place([pieces[number] for number in inverse]), strict=True))
+        return [found[number] for number in range(len(pieces))]
+
+    def _losses_by_place(self, pieces: Sequence[Piece]) -> list[Tensor]:
+        """As `_losses`, of pieces in the order of their places in the bank."""
         # A dropout mask is drawn for every token of every row, so there the rows have nothing in common.
         shared = [piece.batch.common_prefix() if self.share_prefixes and not piece.seed else 0 for piece in pieces]
         folded = [piece.batch.folded(common) for piece, common in zip(pieces, shared, strict=True)]

@@ -18,7 +18,7 @@ from bitlora.config.sections import BaseConfig
 from bitlora.config.trial import TrialConfig
 from bitlora.engine.engine import Engine
 from bitlora.engine.gauge import held
-from bitlora.engine.memory import LongestRow, MemoryNeeds, copied_bytes, slot_bytes
+from bitlora.engine.memory import LongestRow, MemoryNeeds, copied_bytes
 from bitlora.forward.forward_plan import ForwardPlan, Span
 from bitlora.forward.inject import Base, inject_adapters
 
@@ -63,7 +63,7 @@ def estimate(
     # The gradients of the scores, in two dtypes, come when all that is kept is there.
     return MemoryNeeds(
         base=held(device) + weights,
-        slot=float(slot_bytes(place) + 2 * place.vector.nbytes + copied_bytes(place, device)),  # 2: the moments
+        slot=float(place.nbytes + copied_bytes(place, device)),
         token=token + head * 2 * engine.latent_dtype.itemsize,
         eval_token=scored + 8 * text.hidden_size * dtype.itemsize,
         row=longest.tokens,

@@ -245,7 +245,7 @@ class _DryRun:
             stats, step = peak_during(lambda: engine.step(dict.fromkeys(attached, batch)), device)
             del waiting
             place = engine.slots[attached[0]]
-            self.slot_bytes = float(slot_bytes(place) + copied_bytes(place, device))
+            self.slot_bytes = float(place.nbytes + copied_bytes(place, device))
             failed = [stats[slot].failed for slot in attached]
             if score and not any(failed):
                 results, scored = peak_during(lambda: engine.evaluate(attached, batch), device)
@@ -275,16 +275,7 @@ class _DryRun:
         return row * min(rows, max(1, EVAL_TOKENS // row))
 
 
-def slot_bytes(place: Slot) -> int:
-    """What a slot's vectors take: weights, their gradient, their quantized copies, and the moments that there are."""
-    moments = [part for part in place.optimizer.state[place.vector].values() if isinstance(part, torch.Tensor)]
-    vectors = [place.vector, place.grad, *moments]
-    if place.has_copies:
-        vectors += [part for layer in place.quantized for part in (layer.a, layer.b)]
-    return sum(vector.nbytes for vector in vectors)
-
-
 def copied_bytes(place: Slot, device: torch.device) -> int:
     """What the copies of a slot take that wait in host memory to be written: a checkpoint's three vectors, and the weights
     of an evaluation. On a GPU they take none of its memory."""
-    return 4 * place.vector.nbytes if device.type == "cpu" else 0
+    return 4 * place.grad.nbytes if device.type == "cpu" else 0

@@ -1,4 +1,4 @@
-"""A slot's optimizer: AdamW over its one flat vector, clipping by its norm, and the learning-rate schedule.
+"""The slots' optimizer: AdamW over their flat vectors, clipping by their norms, and the learning-rate schedule.
 
 A slot's latent weights are one vector, so what other trainers vectorise over parameters needs no code here.
 """
@@ -6,10 +6,12 @@ A slot's latent weights are one vector, so what other trainers vectorise over pa
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 from bitlora.config.trial import TrialConfig
 
@@ -32,21 +34,34 @@ def learning_rate(config: TrialConfig, step: int) -> float:
     return config.learning_rate * (config.floor + (1 - config.floor) * share)
 
 
-def make_optimizer(latent: Tensor, config: TrialConfig) -> torch.optim.AdamW:
-    """AdamW (arXiv 1711.05101; betas 0.9 and 0.999, eps 1e-8) over a slot's flat latent weights, in one fused pass."""
-    return torch.optim.AdamW([latent], lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+def take_step(
+    latent: Tensor, grad: Tensor, moments: tuple[Tensor, Tensor], taken: Tensor, rate: float, decay: float
+) -> None:
+    """One step of AdamW (arXiv 1711.05101; betas 0.9 and 0.999, eps 1e-8) over a slot's flat vector, in one fused pass.
+
+    Args:
+        latent, grad, moments: (P,); the latent weights and the moments are changed.
+        taken: (), how many steps it has taken; one more after this.
+    """
+    first, second = moments
+    adamw(
+        [latent], [grad], [first], [second], [], [taken], fused=True,
+        amsgrad=False, beta1=0.9, beta2=0.999, lr=rate, weight_decay=decay, eps=1e-8, maximize=False,
+    )  # fmt: skip
 
 
-def clip(grad: Tensor, max_norm: float) -> float:
-    """Scale `grad` in place so that its 2-norm is at most `max_norm`, as `torch.nn.utils.clip_grad_norm_` does.
+def clip(grads: Sequence[Tensor], max_norms: Sequence[float]) -> list[float]:
+    """Scale each of `grads` (P,) in place so that its 2-norm is at most its maximum, as `torch.nn.utils.clip_grad_norm_`
+    does.
 
     Returns:
-        The norm before clipping; not finite where an entry is not, and `grad` is then left alone.
+        The norms before clipping; not finite where an entry is not, and that gradient is then left alone.
     """
-    norm = float(torch.linalg.vector_norm(grad))
-    if math.isfinite(norm) and norm > 0:
-        grad.mul_(min(1.0, max_norm / (norm + 1e-6)))
-    return norm
+    norms: list[float] = torch.stack([torch.linalg.vector_norm(grad) for grad in grads]).tolist()
+    for grad, norm, most in zip(grads, norms, max_norms, strict=True):
+        if math.isfinite(norm) and norm + 1e-6 > most:
+            grad.mul_(most / (norm + 1e-6))
+    return norms
 
 
 GROWTH_STEPS: Final = 2000

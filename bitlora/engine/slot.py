@@ -1,30 +1,38 @@
-"""A trial in its place: one flat vector of latent weights, with its gradient, its optimizer and its loss scale.
+"""The trials of a pack, each in its slot: all slots' latent weights, gradients and moments in one tensor each.
 
-What stands where in the vector is `bitlora.engine.vector.VectorLayout`.
+A row of a tensor is a slot's flat vector (`bitlora.engine.vector.PackLayout`), at the largest rank of the pack, zero
+beyond the slot's own: those numbers have zero gradients, and AdamW leaves them zero. A layer sees the matrices of all
+slots as one tensor, a view. When a slot comes or goes the tensors are made anew.
 
-Axes: P all of a slot's numbers, R rank, I in, O out.
+Axes: S slots, P all numbers of a vector, L layers of one shape, R rank, I in, O out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from bitlora.adapter.latent import Latent
 from bitlora.config.trial import TrialConfig, scaling_of
-from bitlora.engine.optim import UNSCALED, LossScale, make_optimizer
-from bitlora.engine.vector import LinearShape, VectorLayout
-from bitlora.forward.multi_lora import SlotAdapter
+from bitlora.engine.optim import UNSCALED, LossScale, take_step
+from bitlora.engine.vector import PackLayout, Vectors
+from bitlora.forward.multi_lora import NO_SLOTS, LayerAdapters, MultiLoraLinear, SlotTraits
 from bitlora.quantizers.weights import DOUBLE_BINARY_B, QUANTIZERS, double_binary
+
+QUANTIZED_AT_ONCE: Final = 2**22
+"""Numbers that a quantizer is given in one call, about: its intermediate results are several times as many."""
 
 
 @dataclass(frozen=True, slots=True)
 class SlotState:
     """All that a trial takes along into another slot, of another pack. Its batches and dropout masks are functions of its
-    seed and its step alone, so there is no random state beside them."""
+    seed and its step alone, so there is no random state beside them. The vectors are in the order of
+    `bitlora.engine.vector.VectorLayout`."""
 
     step: int
     latent: Tensor  # (P,)
@@ -33,51 +41,61 @@ class SlotState:
     loss_scale: LossScale = UNSCALED
 
 
+@dataclass(slots=True, eq=False)
 class Slot:
-    """A trial's adapter over `layers`, started from the trial's seed alone.
+    """One trial of a pack: its recipe, how far it has come, and its row."""
 
-    A is uniform in ±1/sqrt(in) (as PEFT) and B zero. In `double_binary` B's scales are zero instead, so that it starts as
-    the same exact no-op; its latent weights are normal with standard deviation 0.01, and the scales of A begin at the mean
-    size of its weights, 0.5/sqrt(in).
+    number: int
+    config: TrialConfig
+    vectors: Vectors
+    """The pack's; this slot's numbers are their row `place`."""
+    place: int
+    taken: Tensor
+    """() float32: the optimizer steps that AdamW has counted."""
+    loss_scale: LossScale = UNSCALED
+    step: int = 0
+    parked: bool = False
 
-    Args:
-        layers: in the model's order.
-        latent_dtype: float32, or float64.
-        dtype: what the products are computed in. In float16 with `int8` activations the adapter is computed in float32:
-            what comes out of that norm is of the size 1/width, its product with A smaller still, and float16 has no
-            numbers left there (its smallest normal one is 6e-5).
-    """
+    @property
+    def learns_scales(self) -> bool:
+        """Are its scales trained?"""
+        return QUANTIZERS[self.config.quantizer].learns_scales
 
-    def __init__(
-        self,
-        config: TrialConfig,
-        layers: Sequence[LinearShape],
-        latent_dtype: torch.dtype,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        self.config = config
-        self.step = 0
-        self.parked = False
-        self.loss_scale = LossScale() if dtype == torch.float16 else UNSCALED
-        self.layout = VectorLayout.make(layers, config.rank, QUANTIZERS[config.quantizer].learns_scales)
-        self.vector = torch.zeros(self.layout.size, dtype=latent_dtype, device=device)
-        self.grad = torch.zeros_like(self.vector)
-        if dtype == torch.float16 and config.activations == "int8":
-            dtype = torch.float32
-        self._plain = QUANTIZERS[config.quantizer].levels is None and dtype == latent_dtype
-        quantized = self.vector if self._plain else torch.zeros_like(self.vector, dtype=dtype)
-        self.optimizer = make_optimizer(self.vector, config)
-        self.vector.grad = self.grad
-        self.latent = self.layout.of(self.vector)
-        """Views of the vector, layer by layer."""
-        self.gradients = self.layout.of(self.grad)
-        """Of the quantized weights after a backward pass, of the latent ones after `backward_to_latent`."""
-        self.quantized = self.layout.of(quantized)
-        """What is multiplied, in the compute dtype; the latent weights themselves where nothing needs a copy."""
-        self._start()
+    @property
+    def likeness(self) -> tuple[bool, bool, int, str, int]:
+        """Slots that are equal in this stand next to each other, and their weights are quantized together."""
+        c = self.config
+        return (c.activations != "int8", c.dropout == 0, [*QUANTIZERS].index(c.quantizer), c.granularity, c.rank)
 
-    def _start(self) -> None:
+    @property
+    def traits(self) -> SlotTraits:
+        """What the forward pass must know of it."""
+        c = self.config
+        return SlotTraits(self.place, c.rank, scaling_of(c), c.dropout, c.activations == "int8")
+
+    @property
+    def latent(self) -> list[Latent]:
+        """Views of its latent weights, layer by layer."""
+        return self._views(self.vectors.latent)
+
+    @property
+    def gradients(self) -> list[Latent]:
+        """Views of its gradient: of the quantized weights after a backward pass, of the latent ones after
+        `Bank.backward_to_latent`."""
+        return self._views(self.vectors.grad)
+
+    @property
+    def grad(self) -> Tensor:
+        """The gradient, a row of the pack's (with zeros where another slot's rank is larger)."""
+        return self.vectors.grad[self.place]
+
+    def start(self) -> None:
+        """Begin, from the trial's seed alone.
+
+        A is uniform in ±1/sqrt(in) (as PEFT) and B zero. In `double_binary` B's scales are zero instead, so that it starts
+        as the same exact no-op; its latent weights are normal with standard deviation 0.01, and the scales of A begin at
+        the mean size of its weights, 0.5/sqrt(in).
+        """
         generator = torch.Generator().manual_seed(self.config.seed)
         for layer in self.latent:
             bound = layer.a.shape[1] ** -0.5
@@ -87,36 +105,25 @@ class Slot:
                 layer.b.copy_(torch.empty(layer.b.shape).normal_(0, DOUBLE_BINARY_B, generator=generator))
 
     @property
-    def has_copies(self) -> bool:
-        """Are the quantized weights tensors of their own? Else they are the latent ones."""
-        return not self._plain
+    def nbytes(self) -> int:
+        """Bytes of its rows: weights, gradient, moments, and quantized copies where there are any."""
+        v = self.vectors
+        copies = 0 if v.quantized is v.latent else v.quantized[self.place].nbytes
+        return 4 * v.latent[self.place].nbytes + copies
 
-    def adapters(self) -> list[SlotAdapter]:
-        """What each layer's forward pass needs, in order."""
-        c = self.config
-        return [
-            SlotAdapter(
-                a=quantized.a,
-                b=quantized.b,
-                grad_a=grad.a,
-                grad_b=grad.b,
-                scaling=scaling_of(c),
-                dropout=c.dropout,
-                int8=c.activations == "int8",
-            )
-            for quantized, grad in zip(self.quantized, self.gradients, strict=True)
-        ]
-
-    def latent_layers(self) -> list[Latent]:
-        """Copies of the latent weights, layer by layer, in host memory."""
-        return self.layout.of(_on_host(self.vector))
+    def take_step(self, rate: float) -> None:
+        """One step of AdamW along the gradient."""
+        v, place = self.vectors, self.place
+        moments = (v.exp_avg[place], v.exp_avg_sq[place])
+        take_step(v.latent[place], v.grad[place], moments, self.taken, rate, self.config.weight_decay)
 
     def state(self) -> SlotState:
         """A copy of what the trial would go on from, in host memory."""
-        zeros = torch.zeros_like(self.vector, device="cpu")
-        moments = self.optimizer.state.get(self.vector) or {"exp_avg": zeros, "exp_avg_sq": zeros.clone()}
-        first, second = _on_host(moments["exp_avg"]), _on_host(moments["exp_avg_sq"])
-        return SlotState(self.step, _on_host(self.vector), first, second, self.loss_scale)
+        vectors = self.vectors
+        latent, first, second = (
+            _on_host(_flat(self._views(vector))) for vector in (vectors.latent, vectors.exp_avg, vectors.exp_avg_sq)
+        )
+        return SlotState(self.step, latent, first, second, self.loss_scale)
 
     def restore(self, state: SlotState) -> None:
         """Go on from `state`.
@@ -124,51 +131,195 @@ class Slot:
         Raises:
             ValueError: it is of another adapter.
         """
-        if state.latent.shape != self.vector.shape:
-            raise ValueError(f"a state of {state.latent.numel()} weights for an adapter of {self.vector.numel()}")
-        self.step = state.step
-        self.loss_scale = state.loss_scale
-        self.vector.copy_(state.latent)
-        taken = float(state.step - state.loss_scale.skipped)
-        moments = {"exp_avg": state.exp_avg, "exp_avg_sq": state.exp_avg_sq}
-        self.optimizer.state[self.vector] = {
-            "step": torch.tensor(taken, dtype=torch.float32, device=self.vector.device),
-            **{name: moment.to(self.vector, copy=True) for name, moment in moments.items()},
-        }
+        latent = self.latent
+        size = sum(part.numel() for layer in latent for part in layer.tensors)
+        if state.latent.shape != (size,):
+            raise ValueError(f"a state of {state.latent.numel()} weights for an adapter of {size}")
+        self.step, self.loss_scale = state.step, state.loss_scale
+        self.taken.fill_(state.step - state.loss_scale.skipped)
+        vectors = self.vectors
+        for vector, saved in (
+            (vectors.latent, state.latent),
+            (vectors.exp_avg, state.exp_avg),
+            (vectors.exp_avg_sq, state.exp_avg_sq),
+        ):
+            views = [part for layer in self._views(vector) for part in layer.tensors]
+            parts = saved.to(vector).split([view.numel() for view in views])
+            for view, part in zip(views, parts, strict=True):
+                view.copy_(part.view(view.shape))
 
-    def quantize(self) -> None:
-        """Bring the quantized copies up to date with the latent weights."""
-        if self._plain:
-            return
-        for latent, into in zip(self.latent, self.quantized, strict=True):
-            weights = latent.quantized(self.config)
-            into.a.copy_(weights.a)
-            into.b.copy_(weights.b)
+    def latent_layers(self) -> list[Latent]:
+        """Copies of the latent weights, layer by layer, in host memory."""
+        layers = self.latent
+        parts = iter(_on_host(_flat(layers)).split([part.numel() for layer in layers for part in layer.tensors]))
+        return [Latent(*(next(parts).view(part.shape) for part in layer.tensors)) for layer in layers]
 
-    def backward_to_latent(self) -> None:
-        """Turn the gradient of the quantized weights, summed over all workers, into that of what is trained.
+    def _views(self, vectors: Tensor) -> list[Latent]:
+        return self.vectors.layout.of(vectors[self.place], self.config.rank, self.learns_scales)
+
+
+class Bank:
+    """The adapters of all slots over `layers`.
+
+    Args:
+        layers: in the model's order.
+        latent_dtype: float32, or float64.
+        dtype: what the base computes in. In float16 with a slot of `int8` activations the adapters are computed in float32:
+            what comes out of that norm is of the size 1/width, its product with A smaller still, and float16 has no
+            numbers left there (its smallest normal one is 6e-5).
+    """
+
+    def __init__(
+        self, layers: Sequence[MultiLoraLinear], latent_dtype: torch.dtype, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.slots: dict[int, Slot] = {}
+        self._layers = layers
+        self._latent_dtype = latent_dtype
+        self._dtype = dtype
+        self._device = device
+        self._nowhere = Vectors.make(PackLayout.make([], 0, False), 0, latent_dtype, None, device)
+
+    def add(self, number: int, config: TrialConfig, state: SlotState | None = None) -> Slot:
+        """Give a trial the slot `number`, which must be free: at its start, or to go on from `state`.
+
+        Raises:
+            ValueError: the state is of another adapter.
+        """
+        scale = LossScale() if self._dtype == torch.float16 else UNSCALED
+        taken = torch.zeros((), dtype=torch.float32, device=self._device)
+        slot = Slot(number, config, self._nowhere, 0, taken, scale)
+        self._remake([*self.slots.values(), slot])
+        try:
+            slot.start() if state is None else slot.restore(state)
+        except ValueError:
+            self.remove(number)
+            raise
+        self.quantize([number])
+        return slot
+
+    def remove(self, number: int) -> None:
+        """Nothing of the slot stays behind.
+
+        Raises:
+            KeyError: there is none of that number.
+        """
+        gone = self.slots[number]
+        self._remake([slot for slot in self.slots.values() if slot is not gone])
+
+    def quantize(self, numbers: Collection[int] | None = None) -> None:
+        """Bring the quantized copies of these slots, or of all, up to date with their latent weights."""
+        for slots in self._alike(numbers):
+            first = slots[0]
+            vectors, quantizer = first.vectors, QUANTIZERS[first.config.quantizer]
+            if vectors.quantized is vectors.latent:
+                continue
+            rows = slice(first.place, first.place + len(slots))
+            if quantizer.levels is None:
+                vectors.quantized[rows].copy_(vectors.latent[rows])
+                continue
+            into = self._stacks(slots, vectors.quantized, False)
+            for latent, copies in zip(self._stacks(slots, vectors.latent, first.learns_scales), into, strict=True):
+                for part, copy in zip(_parts(latent), _parts(copies), strict=True):
+                    weights = part.quantized(first.config)
+                    copy.a.copy_(weights.a)
+                    copy.b.copy_(weights.b)
+
+    def backward_to_latent(self, numbers: Collection[int]) -> None:
+        """Turn the gradients of the quantized weights, summed over all workers, into those of what is trained.
 
         Straight-through it is the latent weights' as it stands. Of learned scales s, `w_q = s * sign(w)`: they get
         `sum(sign(w) * dL/dw_q)` over their row, and w gets `s * dL/dw_q`.
         """
-        if not QUANTIZERS[self.config.quantizer].learns_scales:
+        for slots in self._alike(numbers):
+            if not slots[0].learns_scales:
+                continue
+            vectors = slots[0].vectors
+            grads = self._stacks(slots, vectors.grad, True)
+            for latent, grad in zip(self._stacks(slots, vectors.latent, True), grads, strict=True):
+                _through_scales(latent.a, latent.a_scales, grad.a, grad.a_scales)
+                _through_scales(latent.b, latent.b_scales, grad.b, grad.b_scales)
+
+    def _alike(self, numbers: Collection[int] | None) -> Iterator[list[Slot]]:
+        """These slots, those that are alike and next to each other together."""
+        chosen = [slot for slot in self.slots.values() if numbers is None or slot.number in numbers]
+        for _, alike in groupby(enumerate(chosen), key=lambda pair: (pair[1].likeness, pair[1].place - pair[0])):
+            yield [slot for _, slot in alike]
+
+    def _stacks(self, slots: Sequence[Slot], vectors: Tensor, learns_scales: bool) -> Iterator[Latent]:
+        """Views of the matrices of alike slots, (S, L, R, I) and so on, for each shape of layer."""
+        first = slots[0]
+        rows = vectors[first.place : first.place + len(slots)]
+        for kind in first.vectors.layout.kinds:
+            yield kind.of(rows, first.config.rank, learns_scales)
+
+    def _remake(self, slots: Sequence[Slot]) -> None:
+        """Make the tensors for these slots, with what those that were here had."""
+        slots = sorted(slots, key=lambda slot: (slot.likeness, slot.number))
+        if not slots:
+            self.slots = {}
+            for layer in self._layers:
+                layer.slots, layer.adapters = NO_SLOTS, None
             return
-        for latent, grad in zip(self.latent, self.gradients, strict=True):
-            _through_scales(latent.a, latent.a_scales, grad.a, grad.a_scales)
-            _through_scales(latent.b, latent.b_scales, grad.b, grad.b_scales)
+        rank = max(slot.config.rank for slot in slots)
+        layout = PackLayout.make(self._layers, rank, any(slot.learns_scales for slot in slots))
+        dtype = self._dtype
+        if dtype == torch.float16 and any(slot.traits.int8 for slot in slots):
+            dtype = torch.float32
+        plain = dtype == self._latent_dtype and all(QUANTIZERS[slot.config.quantizer].levels is None for slot in slots)
+        made = Vectors.make(layout, len(slots), self._latent_dtype, None if plain else dtype, self._device)
+        for place, slot in enumerate(slots):
+            if slot.number in self.slots:
+                _carry_over(slot, made, place)
+        for place, slot in enumerate(slots):
+            slot.vectors, slot.place = made, place
+        before, self.slots = self.slots, {slot.number: slot for slot in slots}
+        self.quantize(before.keys() & self.slots.keys())
+        traits = {slot.number: slot.traits for slot in slots}
+        weights = layout.of(made.quantized, rank, False)
+        gradients = layout.of(made.grad, rank, False)
+        for layer, weight, gradient in zip(self._layers, weights, gradients, strict=True):
+            layer.slots, layer.adapters = traits, LayerAdapters(weight.a, weight.b, gradient.a, gradient.b)
+
+
+def _carry_over(slot: Slot, into: Vectors, place: int) -> None:
+    """Copy a slot's latent weights and moments."""
+    old = slot.vectors
+    for before, after in ((old.latent, into.latent), (old.exp_avg, into.exp_avg), (old.exp_avg_sq, into.exp_avg_sq)):
+        for had, has in zip(old.layout.kinds, into.layout.kinds, strict=True):
+            ours = had.of(before[slot.place], slot.config.rank, slot.learns_scales).tensors
+            theirs = has.of(after[place], slot.config.rank, slot.learns_scales).tensors
+            for source, target in zip(ours, theirs, strict=True):
+                target.copy_(source)
+
+
+def _parts(stacked: Latent) -> Iterator[Latent]:
+    """Stacks of matrices in parts, layer by layer where they are large."""
+    layers = stacked.a.shape[-3]
+    each = max(1, QUANTIZED_AT_ONCE // max(1, max(part.numel() for part in stacked.tensors) // layers))
+    for start in range(0, layers, each):
+        yield stacked.map(_layers(start, start + each))
+
+
+def _layers(start: int, stop: int) -> Callable[[Tensor], Tensor]:
+    return lambda part: part[:, start:stop]
 
 
 def _through_scales(w: Tensor, scales: Tensor | None, grad: Tensor, scales_grad: Tensor | None) -> None:
     assert scales is not None
     assert scales_grad is not None
     signs, used = double_binary(w, scales)
-    scales_grad.copy_((signs.mul_(grad)).sum(1, keepdim=True))
+    scales_grad.copy_((signs.mul_(grad)).sum(-1, keepdim=True))
     grad.mul_(used)
 
 
+def _flat(layers: Sequence[Latent]) -> Tensor:
+    """A copy (P,), in the model's order."""
+    return torch.cat([part.reshape(-1) for layer in layers for part in layer.tensors])
+
+
 def _on_host(tensor: Tensor) -> Tensor:
-    """A copy in host memory, where it may wait to be written; pinned where it comes from a GPU."""
+    """It in host memory, where it may wait to be written; pinned where it comes from a GPU."""
     if tensor.device.type == "cpu":
-        return tensor.clone()
+        return tensor
     host = torch.empty_like(tensor, device="cpu", pin_memory=True)
     return host.copy_(tensor)

@@ -1,17 +1,19 @@
-"""The layout of a slot's one flat vector: where in it each layer's A, B and learned scales stand.
+"""Where each layer's A, B and learned scales stand in a flat vector: of one trial in a checkpoint, of a slot in a pack.
 
-Layer by layer in the model's order, of each A, B, and where a quantizer learns its scales those of A and those of B. So
-AdamW, clipping, the sum over workers and checkpoints know nothing of layers or quantizers.
+A trial's vector is layer by layer in the model's order, of each A, B, and where a quantizer learns its scales those of A
+and those of B. A pack's vectors have its largest rank, and there all matrices of one shape stand together, so that what is
+done to each is done to all at once; AdamW, clipping and the sum over workers know nothing of layers or quantizers.
 
-Axes: P all numbers of the vector, R rank, I in, O out.
+Axes: P all numbers of a vector, S slots, L layers of one shape, R rank, I in, O out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from bitlora.adapter.latent import Latent
@@ -92,3 +94,107 @@ class VectorLayout:
         """Views of every layer's matrices in a vector (P,) of this layout: of the latent weights, their gradient, their
         moments."""
         return [layer.of(flat) for layer in self.layers]
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """Matrices of one shape in a pack's vectors, one behind the other, row by row."""
+
+    offset: int
+    count: int
+    rows: int
+    columns: int
+
+    @property
+    def stop(self) -> int:
+        return self.offset + self.count * self.rows * self.columns
+
+    def of(self, flat: Tensor) -> Tensor:
+        """A view of them: (…, P) -> (…, L, rows, columns)."""
+        stacked: Tensor = flat[..., self.offset : self.stop].unflatten(-1, (self.count, self.rows, self.columns))
+        return stacked
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """The adapters of all layers of one shape."""
+
+    layers: tuple[int, ...]
+    """Their numbers, in the model's order."""
+    a: Stack  # (L, R, I)
+    b: Stack  # (L, O, R)
+    a_scales: Stack | None  # (L, R, 1)
+    b_scales: Stack | None  # (L, O, 1)
+
+    def of(self, flat: Tensor, rank: int, learns_scales: bool) -> Latent:
+        """Views of their first `rank` rank components: (…, P) -> (…, L, rank, I), (…, L, O, rank), and where they are
+        learned the scales (…, L, rank, 1), (…, L, O, 1)."""
+        a, b = self.a.of(flat)[..., :rank, :], self.b.of(flat)[..., :rank]
+        if not learns_scales:
+            return Latent(a, b)
+        assert self.a_scales is not None
+        assert self.b_scales is not None
+        return Latent(a, b, self.a_scales.of(flat)[..., :rank, :], self.b_scales.of(flat))
+
+
+@dataclass(frozen=True, slots=True)
+class PackLayout:
+    """Where everything of the adapters of a pack stands in their flat vectors."""
+
+    kinds: tuple[Kind, ...]
+    size: int
+    """P."""
+
+    @classmethod
+    def make(cls, layers: Sequence[LinearShape], rank: int, learns_scales: bool) -> PackLayout:
+        """The layout of adapters of at most `rank` over `layers`, which are in the model's order; with room for learned
+        scales where any slot `learns_scales`."""
+        shapes: dict[tuple[int, int], list[int]] = {}
+        for number, layer in enumerate(layers):
+            shapes.setdefault((layer.in_features, layer.out_features), []).append(number)
+        kinds: list[Kind] = []
+        end = 0
+
+        def stack(count: int, rows: int, columns: int) -> Stack:
+            nonlocal end
+            made = Stack(end, count, rows, columns)
+            end = made.stop
+            return made
+
+        for (inputs, outputs), numbers in shapes.items():
+            count = len(numbers)
+            a, b = stack(count, rank, inputs), stack(count, outputs, rank)
+            scales = (stack(count, rank, 1), stack(count, outputs, 1)) if learns_scales else (None, None)
+            kinds.append(Kind(tuple(numbers), a, b, *scales))
+        return cls(tuple(kinds), end)
+
+    def of(self, flat: Tensor, rank: int, learns_scales: bool) -> list[Latent]:
+        """Views of every layer's matrices, in the model's order, as in `Kind.of`: (…, P) -> (…, rank, I), …"""
+        layers: dict[int, Latent] = {}
+        for kind in self.kinds:
+            stacked = kind.of(flat, rank, learns_scales)
+            for place, number in enumerate(kind.layers):
+                layers[number] = stacked.map(lambda part, place=place: part.select(-3, place))  # type: ignore[misc]
+        return [layers[number] for number in sorted(layers)]
+
+
+@dataclass(slots=True)
+class Vectors:
+    """The rows of all slots."""
+
+    layout: PackLayout
+    latent: Tensor  # (S, P) float32 or float64
+    grad: Tensor  # (S, P), the same
+    exp_avg: Tensor  # (S, P) AdamW's first moment
+    exp_avg_sq: Tensor  # (S, P) and second
+    quantized: Tensor  # (S, P) what is multiplied, in the compute dtype; `latent` itself where nothing needs a copy
+
+    @classmethod
+    def make(
+        cls, layout: PackLayout, slots: int, latent_dtype: torch.dtype, dtype: torch.dtype | None, device: torch.device
+    ) -> Vectors:
+        """All zero. `dtype`: of `quantized`; None: it is `latent` itself."""
+        size = (slots, layout.size)
+        latent, grad, first, second = (torch.zeros(size, dtype=latent_dtype, device=device) for _ in range(4))
+        quantized = latent if dtype is None else torch.zeros(size, dtype=dtype, device=device)
+        return cls(layout, latent, grad, first, second, quantized)

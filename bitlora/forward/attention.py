@@ -81,8 +81,10 @@ def row_attention(
     if (calls := _COUNTED.get()) is not None:
         calls.count += 1
 
+    pad, unpad = plan.pad, plan.unpad
+
     def padded(x: Tensor) -> Tensor:  # (1, heads, T, width) -> (rows, heads, longest, width)
-        rows: Tensor = x[0].index_select(1, plan.pad).unflatten(1, (-1, plan.longest))
+        rows: Tensor = (x[0] if pad is None else x[0].index_select(1, pad)).unflatten(1, (-1, plan.longest))
         return rows.transpose(0, 1)
 
     q, k, v = padded(query), padded(key), padded(value)
@@ -94,7 +96,8 @@ def row_attention(
     else:
         seen = _band(plan.longest, plan.longest, query.device) if seen is None else seen
         out = _written_out(q, k, v, seen, scaling, softcap, sinks)
-    return out.transpose(1, 2).flatten(0, 1).index_select(0, plan.unpad)[None], None
+    tokens = out.transpose(1, 2).flatten(0, 1)
+    return (tokens if unpad is None else tokens.index_select(0, unpad))[None], None
 
 
 def _band(length: int, window: int, device: torch.device) -> Tensor:

@@ -5,6 +5,10 @@ begin with in common (a system prompt, say) stands there once: the frozen layers
 nothing twice and nothing for nothing. Only attention must know the rows apart. It gathers them just for itself, whole and
 padded to the longest row, on the right: under a causal mask no real token ever looks at a padding one.
 
+The slots' adapters are products of many matrices with many matrices, of equal shapes, so in the pass equally many tokens
+of each slot come first, a grid, and behind it what longer slots have left. Callers see none of that: they give and get
+tokens in the rows' order.
+
 A plan never changes. It reaches the layers inside a transformers model, whose calls have no room for it, by being bound
 for as long as the call lasts (`ForwardPlan.bound`); a checkpointed block is recomputed under the plan it first ran under.
 """
@@ -15,10 +19,14 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +45,34 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Tail:
+    """The tokens of a span that stand behind the grid, one after another."""
+
+    span: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class ForwardPlan:
     """One forward pass over T tokens."""
 
     spans: tuple[Span, ...]
-    """Who owns which tokens."""
+    """Who owns which tokens, in the rows' order."""
     positions: Tensor  # (1, T) int64: each token's position in its row
     longest: int
     """Tokens of the longest row."""
-    pad: Tensor  # (rows * longest,) int64: the token at each place of the padded form
-    unpad: Tensor  # (T,) int64: a place in the padded form of each token
+    pad: (
+        Tensor | None
+    )  # (rows * longest,) int64: the token at each place of the padded form; None: it is T as it stands
+    unpad: Tensor | None  # (T,) int64: a place in the padded form of each token
+    order: Tensor | None  # (T,) int64: the place in the rows' order of each token of the pass; None: the same
+    inverse: Tensor | None  # (T,) int64: the place in the pass of each token in the rows' order
+    grid: tuple[int, ...]
+    """The spans that fill the grid, in order: the first `grid_tokens` tokens of each stand behind each other there."""
+    grid_tokens: int
+    tails: tuple[Tail, ...]
+    """What is left of the spans, behind the grid."""
 
     @property
     def tokens(self) -> int:
@@ -65,26 +91,42 @@ class ForwardPlan:
             shared: for each span how many first tokens all its rows have in common; they stand in T once.
         """
         longest = max(max(lengths) for lengths in rows)
-        pad: list[int] = []
-        unpad: list[int] = []
-        positions: list[int] = []
+        pads: list[NDArray[np.int64]] = []
+        unpads: list[NDArray[np.int64]] = []
+        positions: list[NDArray[np.int64]] = []
+        tokens = row = 0
         for lengths, common in zip(rows, shared, strict=True):
-            prefix = range(len(positions), len(positions) + common)
+            prefix = np.arange(tokens, tokens + common)
             for number, length in enumerate(lengths):
-                row = len(pad)
-                new = range(0 if number == 0 else common, length)
-                own = range(len(positions), len(positions) + len(new))
-                whole = [*own] if number == 0 else [*prefix, *own]
+                first = 0 if number == 0 else common
+                own = np.arange(tokens, tokens + length - first)
                 # Padding repeats the row's own last token: a row that is not finite stays the only one.
-                pad += whole + [whole[-1]] * (longest - length)
-                unpad += range(row + new.start, row + length)
-                positions += new
+                last = np.full(longest - length, own[-1])
+                pads.append(np.concatenate([own, last] if number == 0 else [prefix, own, last]))
+                unpads.append(np.arange(row + first, row + length))
+                positions.append(np.arange(first, length))
+                tokens += length - first
+                row += longest
+        position, pad, unpad = (np.concatenate(parts) for parts in (positions, pads, unpads))
+        order, inverse, grid, grid_tokens, tails = _arranged(spans, tokens)
+        if order is not None:
+            position, pad, unpad = position[order], inverse[pad], unpad[order]
+        plain = len(pad) == tokens and np.array_equal(pad, np.arange(tokens))
+
+        def sent(indices: NDArray[np.int64] | None) -> Tensor | None:
+            return None if indices is None else torch.from_numpy(indices).to(device)
+
         return cls(
             tuple(spans),
-            torch.tensor(positions, device=device)[None],
+            torch.from_numpy(position)[None].to(device),
             longest,
-            torch.tensor(pad, device=device),
-            torch.tensor(unpad, device=device),
+            None if plain else sent(pad),
+            None if plain else sent(unpad),
+            sent(order),
+            sent(None if order is None else inverse),
+            grid,
+            grid_tokens,
+            tails,
         )
 
     @contextlib.contextmanager
@@ -95,6 +137,33 @@ class ForwardPlan:
             yield
         finally:
             _BOUND.reset(before)
+
+
+def _arranged(
+    spans: Sequence[Span], tokens: int
+) -> tuple[NDArray[np.int64] | None, NDArray[np.int64], tuple[int, ...], int, tuple[Tail, ...]]:
+    """The pass's order of tokens: a grid of as many tokens of each span as fill the largest one, and what is left."""
+    identity = np.arange(tokens)
+    lengths = [span.stop - span.start for span in spans]
+    if not spans:
+        return None, identity, (), 0, ()
+    height = max(lengths, key=lambda length: (length * sum(other >= length for other in lengths), length))
+    grid = tuple(number for number, length in enumerate(lengths) if length >= height)
+    parts = [np.arange(spans[number].start, spans[number].start + height) for number in grid]
+    tails: list[Tail] = []
+    end = height * len(grid)
+    for number, span in enumerate(spans):
+        start = span.start + height if number in grid else span.start
+        if start < span.stop:
+            parts.append(np.arange(start, span.stop))
+            tails.append(Tail(number, end, end + span.stop - start))
+            end += span.stop - start
+    order = np.concatenate(parts)
+    if np.array_equal(order, identity):
+        return None, identity, grid, height, tuple(tails)
+    inverse = np.empty_like(order)
+    inverse[order] = identity
+    return order, inverse, grid, height, tuple(tails)
 
 
 _BOUND: Final[ContextVar[ForwardPlan]] = ContextVar("forward_plan")

@@ -39,12 +39,14 @@ class Base:
 
         Args:
             plan: of the T tokens.
-            tokens: (T,) int64.
-            keep: (K,) int64, the places whose next token is to be predicted.
+            tokens: (T,) int64, in the rows' order.
+            keep: (K,) int64, the places, in that order, whose next token is to be predicted.
 
         Returns:
             (K, vocabulary) in the base's dtype.
         """
+        if plan.order is not None and plan.inverse is not None:
+            tokens, keep = tokens[plan.order], plan.inverse[keep]
         with plan.bound():
             out = self.model(input_ids=tokens[None], position_ids=plan.positions, use_cache=False, logits_to_keep=keep)
         return out.logits[0]  # type: ignore[no-any-return]

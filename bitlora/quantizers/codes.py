@@ -26,8 +26,8 @@ def encode(
     """What `quantizer` makes of a latent weight, as a file would hold it.
 
     Args:
-        w: (rank, in) for A, (out, rank) for B; a floating dtype.
-        learned: (rows, 1), the scales of `double_binary`; of the others None.
+        w: (…, rank, in) for A, (…, out, rank) for B; a floating dtype. Leading axes stack matrices of one shape.
+        learned: (…, rows, 1), the scales of `double_binary`; of the others None.
 
     Returns:
         Codes (int8, the shape of w; `bitlora.quantizers.weights.Levels`) and their scales in the dtype of w.
@@ -68,8 +68,8 @@ def _codes(quantizer: Quantizer, w: Tensor, side: Side, granularity: Granularity
     if encode is None:
         assert learned is not None
         return double_binary(w, learned)
-    component = 1 if side == "A" else 0
-    return encode(w, (0, 1) if granularity == "tensor" else (component,))
+    component = -1 if side == "A" else -2
+    return encode(w, (-2, -1) if granularity == "tensor" else (component,))
 
 
 def levels_of(quantizer: Quantizer) -> Levels:

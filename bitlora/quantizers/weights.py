@@ -26,13 +26,15 @@ if TYPE_CHECKING:
 
     Quantizer = str
     Codes = tuple[Tensor, Tensor]
-    """Codes in the shape and dtype of the weight, and scales that broadcast over it: (1, 1), (rows, 1) or (1, columns)."""
+    """Codes in the shape and dtype of the weight, and scales that broadcast over it: (…, 1, 1), (…, rows, 1) or
+    (…, 1, columns)."""
 
 Granularity = Literal["tensor", "component"]
 """What has a scale of its own: the matrix, or each rank component (a row of A, a column of B)."""
 
 Axes = tuple[int, ...]
-"""What a scale's statistic runs over: (0, 1) the whole matrix, (1,) each row, (0,) each column."""
+"""What a scale's statistic runs over: (-2, -1) the whole matrix, (-1,) each row, (-2,) each column. Counted from the end,
+since a weight may be a stack of matrices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +64,8 @@ class WeightQuantizer:
     levels: Levels | None
     """None: full precision, which has no codes."""
     encode: Callable[[Tensor, Axes], Codes] | None = None
-    """The latent weight (rows, columns), a floating dtype, and the axes of a scale -> codes and scales in its dtype; None
-    where scales are no statistic."""
+    """The latent weight (…, rows, columns), a floating dtype, and the axes of a scale -> codes and scales in its dtype;
+    None where scales are no statistic. Of a stack of matrices each is quantized by itself."""
     learns_scales: bool = False
     """A scale for each row of A and of B is trained beside the latent weights (`double_binary`)."""
 
@@ -164,8 +166,8 @@ def double_binary(w: Tensor, learned: Tensor) -> Codes:
     numbers: there are as many as outputs, so that in float32 they would weigh as much as the signs of rank 32.
 
     Args:
-        w: (rows, columns).
-        learned: (rows, 1), float32 or float64.
+        w: (…, rows, columns).
+        learned: (…, rows, 1), float32 or float64.
     """
     return _signs(w), learned.half().to(w.dtype)
 
@@ -184,8 +186,8 @@ if not TYPE_CHECKING:
 
 
 def _mean(w: Tensor, axes: Axes) -> Tensor:
-    # The same kernel as `w.mean()`, so that one scale for the matrix is the textbook's to the last bit.
-    return w.mean().view(1, 1) if len(axes) == 2 else w.mean(axes, keepdim=True)
+    # Of a single matrix the same kernel as `w.mean()`, so that its scale is the textbook's to the last bit.
+    return w.mean().view(1, 1) if w.ndim == len(axes) else w.mean(axes, keepdim=True)
 
 
 def _signs(w: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ def breaks(monkeypatch, condition, error):
 
 
 def with_rank(layer, spans, rank):
-    return [span for span in spans if layer.slots.get(span.slot) and layer.slots[span.slot].a.shape[0] == rank]
+    return [span for span in spans if layer.slots.get(span.slot) and layer.slots[span.slot].rank == rank]
 
 
 def same(found, expected, ranks):

@@ -14,7 +14,7 @@ from bitlora.config.trial import TrialConfig
 from bitlora.engine.checkpoint import TrialProgress, load_checkpoint, save_checkpoint
 from bitlora.engine.engine import Engine
 from bitlora.engine.optim import GROWTH_STEPS, LossScale
-from bitlora.engine.slot import Slot
+from bitlora.engine.slot import Bank
 from bitlora.forward.forward_plan import ForwardPlan, Span
 from bitlora.forward.inject import load_base
 from bitlora.forward.multi_lora import MultiLoraLinear
@@ -63,7 +63,7 @@ def test_the_articles_four_systems(tiny_base, quantization):
         stats = train(engine, slots, 0, 20)
         assert all(stat.finite and not stat.skipped for step in stats for stat in step.values())
         losses[dtype] = [[step[slot].loss for slot in slots] for step in stats]
-        assert all(engine.slots[slot].vector.isfinite().all() for slot in slots)
+        assert all(engine.state(slot).latent.isfinite().all() for slot in slots)
     ours, theirs = torch.tensor(losses[torch.float16]), torch.tensor(losses[torch.float32])
     assert float(((ours - theirs) / theirs).abs().max()) < 5e-3
 
@@ -75,11 +75,11 @@ def test_an_overflow_skips_one_slots_step_and_no_other(tiny_base):
         engine.slots[1].loss_scale = LossScale(scale)
         seen = []
         for step in range(4):
-            before = engine.slots[1].vector.clone()
+            before = engine.state(1).latent
             stats = train(engine, slots, step, step + 1)[0]
-            changed = not torch.equal(engine.slots[1].vector, before)
+            changed = not torch.equal(engine.state(1).latent, before)
             seen.append((stats, engine.slots[1].loss_scale, changed))
-        return seen, [engine.slots[slot].vector for slot in (0, 2, 3)]
+        return seen, [engine.state(slot).latent for slot in (0, 2, 3)]
 
     calm, weights = run(2.0**12)
     wild, weights_beside = run(2.0**60)
@@ -108,14 +108,14 @@ def test_it_finds_its_scale_and_goes_on_from_a_checkpoint_as_if_nothing_had_been
     progress = TrialProgress(step=skipped + 3, tokens=0, seconds=0.0, losses=[], first_loss=0.0)
     save_checkpoint(tmp_path, engine.state(slot), progress, config, "a base")
     after = train(engine, [slot], skipped + 3, skipped + 6)
-    weights, scale = engine.slots[slot].vector.clone(), engine.slots[slot].loss_scale
+    weights, scale = engine.state(slot).latent, engine.slots[slot].loss_scale
     assert scale.value == 2.0 ** (24 - scale.skipped)
-    assert engine.slots[slot].optimizer.state[engine.slots[slot].vector]["step"] == skipped + 6 - scale.skipped
+    assert engine.slots[slot].taken == skipped + 6 - scale.skipped
     engine.detach(slot)
     state, _ = load_checkpoint(tmp_path, config, "a base")
     slot = engine.attach(config, state=state)
     assert train(engine, [slot], skipped + 3, skipped + 6) == after
-    assert torch.equal(engine.slots[slot].vector, weights)
+    assert torch.equal(engine.state(slot).latent, weights)
     assert engine.slots[slot].loss_scale == scale
 
 
@@ -137,8 +137,8 @@ def test_a_loss_that_is_not_finite_is_diverged_at_once(tiny_base):
     engine = open_engine(tiny_base)
     slot = engine.attach(trial("ternary", "full"))
     # In the last layer: PyTorch's float16 attention on CPUs swallows a NaN query.
-    engine.slots[slot].vector[-3] = math.nan
-    engine.slots[slot].quantize()
+    engine.slots[slot].latent[-1].b[-1, -3] = math.nan
+    engine.bank.quantize()
     assert [step[slot].finite for step in train(engine, [slot], 0, 2)] == [False, False]
 
 
@@ -163,11 +163,11 @@ def test_a_layer_at_large_widths(quantizer, activations, width):
     layer = MultiLoraLinear(base, "layer", 0, torch.float16)
     plan = ForwardPlan.make([Span(0, 0, 6)], [[6]], [0], CPU)
     config = trial(quantizer, activations)
-    slot = Slot(config, [layer], torch.float32, torch.float16, CPU)
+    bank = Bank([layer], torch.float32, torch.float16, CPU)
+    slot = bank.add(0, config)
     latent, gradient = slot.latent[0], slot.gradients[0]
     latent.b.copy_(torch.randn(latent.b.shape, generator=generator) * 5e-3)
-    slot.quantize()
-    layer.slots[0] = slot.adapters()[0]
+    bank.quantize()
     leaf = x.clone().requires_grad_()
     with plan.bound():
         out = layer(leaf)

@@ -103,8 +103,8 @@ def itself(trial, make_model, start, alone):
 def snapped(monkeypatch):
     """Both sides round as `oracle.snapping_round` does, so that no tie is left to the last bit."""
 
-    def int8(x):
-        y = torch.nn.functional.normalize(x, dim=-1) * x.shape[-1] ** -0.5
+    def int8(x, width=None):  # `width`: how many of a row's entries are real
+        y = torch.nn.functional.normalize(x, dim=-1) * (x.shape[-1] if width is None else width) ** -0.5
         scale = 127 / y.abs().amax(-1, keepdim=True).clamp_min(1e-5)
         return oracle.snapping_round(y * scale).clamp(-128, 127) / scale
 
@@ -169,8 +169,14 @@ def test_every_quantizer_in_float32(folders, component, quantization):
     engine = open_engine(folders / "llama", torch.float32, quantization, slots=len(trials))
     starts, losses = run_pack(engine, [(t, 0, None) for t in trials], STEPS)
     for trial in trials:
-        alone = trial.alone(plain_model(folders / "llama", torch.float32, quantization), starts[trial])
-        assert worst(losses[trial], alone) < 1e-4, trial.recipe
+
+        def model():
+            return plain_model(folders / "llama", torch.float32, quantization)
+
+        alone = trial.alone(model(), starts[trial])
+        apart = worst(losses[trial], alone)
+        # A tie of the 8-bit activations may go the other way: no further than in the plain loop with other orders of rows.
+        assert apart < 1e-4 or (trial.recipe.int8 and apart <= itself(trial, model, starts[trial], alone)), trial.recipe
 
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
@@ -200,10 +206,14 @@ def test_rows_that_begin_alike_are_computed_once(folders, snapped, monkeypatch, 
     engine.share_prefixes = True
     seen = []
     whole = ForwardPlan.make
-    monkeypatch.setattr(ForwardPlan, "make", lambda *args: seen.append(args[2]) or whole(*args))
+    monkeypatch.setattr(ForwardPlan, "make", lambda *args: seen.append(args) or whole(*args))
     starts, losses = run_pack(engine, [(t, 0, None) for t in trials], STEPS)
-    assert max(shared[0] for shared in seen if len(shared) == 3) >= 5
-    assert all(shared[2] == 0 for shared in seen if len(shared) == 3)
+    shared = {False: [], True: []}  # where there is dropout, and where not
+    for spans, _, each, _ in seen:
+        for span, common in zip(spans, each, strict=True):
+            shared[span.seed is not None].append(common)
+    assert max(shared[False]) >= 5
+    assert not any(shared[True])
     for trial in trials:
         assert worst(losses[trial], trial.alone(plain_model(folders / "llama", torch.float64), starts[trial])) < 1e-9
 
@@ -296,8 +306,8 @@ def test_a_neighbour_that_turns_nan_changes_nothing_to_the_last_bit(folders, dty
         finite, losses = [], []
         for step in range(8):
             if step == 3 and poison:
-                engine.slots[slots[1]].vector[7] = float("nan")
-                engine.slots[slots[1]].quantize()
+                engine.slots[slots[1]].latent[0].a[0, 7] = float("nan")
+                engine.bank.quantize()
             stats = engine.step({s: batch_of(t.batches[step]) for s, t in zip(slots, trials, strict=True)})
             losses.append([stats[s].loss for s in slots])
             finite.append([stats[s].finite for s in slots])

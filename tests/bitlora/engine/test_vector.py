@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bitlora.adapter.cost import adapter_params
 from bitlora.base.info import LayerShape
-from bitlora.engine.vector import VectorLayout
+from bitlora.engine.vector import PackLayout, VectorLayout
 from bitlora.quantizers.weights import QUANTIZERS
 
 SHAPES = st.lists(st.builds(LayerShape, st.just("layer"), st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=5)
@@ -46,3 +46,27 @@ def test_views_are_the_matrices_in_the_order_of_the_model(shapes, rank, learns_s
 def test_the_size_is_the_count_of_parameters(quantizer):
     layout = VectorLayout.make(SMOLLM2, 8, QUANTIZERS[quantizer].learns_scales)
     assert layout.size == adapter_params(SMOLLM2, 8, quantizer)
+
+
+RANKS = st.integers(1, 6).flatmap(lambda most: st.tuples(st.just(most), st.integers(1, most)))
+
+
+@given(SHAPES, RANKS, st.booleans(), st.booleans())
+def test_a_pack_has_a_place_for_every_number_of_a_slot_of_smaller_rank(shapes, ranks, room, learns_scales):
+    """And the two layouts give the same matrices in the same order."""
+    most, rank = ranks
+    learns_scales = learns_scales and room
+    layout = PackLayout.make(shapes, most, room)
+    rows = torch.zeros(2, layout.size)
+    own = VectorLayout.make(shapes, rank, learns_scales)
+    flat = torch.arange(1.0, own.size + 1)
+    placed = layout.of(rows, rank, learns_scales)
+    for matrices, into in zip(own.of(flat), placed, strict=True):
+        for source, target in zip(matrices.tensors, into.tensors, strict=True):
+            target[1].copy_(source)
+    assert sorted(rows[1][rows[1] > 0].tolist()) == flat.tolist()  # no two share a place
+    assert not rows[0].any()
+    assert all(torch.equal(a[1], b) for found, made in zip(placed, own.of(flat), strict=True)
+               for a, b in zip(found.tensors, made.tensors, strict=True))  # fmt: skip
+    assert layout.of(rows, most, room)[0].a.shape == (2, most, shapes[0].in_features)
+    assert layout.size == VectorLayout.make(shapes, most, room).size

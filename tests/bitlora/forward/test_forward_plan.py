@@ -32,13 +32,15 @@ def test_attention_finds_every_row_whole_and_every_token_once(case):
     own = [length - (common if number else 0) for lengths, common in zip(rows, shared, strict=True)
            for number, length in enumerate(lengths)]  # fmt: skip
     assert plan.tokens == sum(own)
-    padded = plan.pad.view(-1, plan.longest)
+    as_it_stands = torch.arange(plan.tokens)
+    pad, unpad = (as_it_stands if places is None else places for places in (plan.pad, plan.unpad))
+    padded = pad.view(-1, plan.longest)
     lengths = [length for each in rows for length in each]
     for row, length in zip(padded, lengths, strict=True):
         assert plan.positions[0, row[:length]].tolist() == list(range(length))
         assert (row[length:] == row[length - 1]).all()  # padding repeats the row's own last token
     # From the padded form back, each token is itself.
-    assert torch.equal(plan.pad[plan.unpad], torch.arange(plan.tokens))
+    assert torch.equal(pad[unpad], as_it_stands)
 
 
 def test_it_never_changes():

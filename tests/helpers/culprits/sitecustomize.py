@@ -22,9 +22,9 @@ def misbehave(module):
         for span in plan.spans:
             slot = self.slots.get(span.slot)
             taken = TAKEN.get(span.slot)
-            if slot is None or taken is None or slot.a.shape[0] not in culprits:
+            if slot is None or taken is None or slot.rank not in culprits:
                 continue
-            step, how = culprits[slot.a.shape[0]]
+            step, how = culprits[slot.rank]
             if taken() + 1 < step:
                 continue
             if how == "exit":

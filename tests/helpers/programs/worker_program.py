@@ -67,7 +67,7 @@ def main(rank, size, meeting, base, out):
         "steps": seen,
         "received": received,
         "evals": [[scores[slot].losses, scores[slot].tokens] for slot in slots],
-        "weights": [engine.slots[slot].vector.tolist() for slot in slots],
+        "weights": [engine.state(slot).latent.tolist() for slot in slots],
     }
     Path(out).write_text(json.dumps(found))
     if size > 1:

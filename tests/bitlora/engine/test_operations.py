@@ -1,0 +1,68 @@
+"""What a step costs on a GPU whatever it computes: how many operations it is does not grow with the slots."""
+
+import pytest
+import torch
+from adapters import trial
+from both_ways import batch_of, make_rows
+from operations import CountOperations
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from bitlora.config.sections import BaseConfig
+from bitlora.engine.engine import Engine
+from bitlora.forward.inject import load_base
+
+QUANTIZERS = ("none", "binary", "ternary", "twn")
+LAYERS = 16
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=96,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    )
+    folder = tmp_path_factory.mktemp("base")
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return load_base(BaseConfig(model=str(folder), quantization="none"), torch.float32, torch.device("cpu"))
+
+
+def operations(base, slots, rank=lambda number: 4, rows=lambda number: 2):
+    """Of the second step with so many slots."""
+    engine = Engine(base, slots)
+    for number in range(slots):
+        engine.attach(trial(QUANTIZERS[number % 4], rank=rank(number), seed=number))
+    batches = [
+        {number: batch_of(make_rows(number + step, rows(number), 8, 9)) for number in range(slots)} for step in (0, 1)
+    ]
+    engine.step(batches[0])
+    with CountOperations() as counted:
+        stats = engine.step(batches[1])
+    assert all(stat.finite for stat in stats.values())
+    for number in range(slots):
+        engine.detach(number)
+    return counted
+
+
+def test_eight_slots_are_at_most_a_quarter_more_than_one(base):
+    one, eight = operations(base, 1), operations(base, 8)
+    print(f"one slot {one.total}, eight {eight.total}")
+    assert eight.total <= 1.25 * one.total
+
+
+def test_products_are_as_many_whatever_the_slots_hold(base):
+    """Ranks that differ, and batches that differ: those of the tails come to those of the grid, and that is all."""
+
+    def products(slots, **options):
+        counts = operations(base, slots, **options).counts
+        return sum(counts[f"aten.{name}.default"] for name in ("mm", "addmm", "addmm_", "bmm", "baddbmm", "baddbmm_"))
+
+    even = products(1)
+    assert products(8) == products(8, rank=lambda number: 2 + number) == even
+    ragged = {slots: products(slots, rows=lambda number: 1 + number % 4) for slots in (2, 4, 8)}
+    assert even < ragged[2] == ragged[4] == ragged[8] < 2 * even
