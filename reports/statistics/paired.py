@@ -162,8 +162,8 @@ def _side(scores: Scores, first: pd.DataFrame, weights: ExampleWeights, per: str
 
 
 def _groups(table: pd.DataFrame) -> Codes | None:
-    """The group of each example, as a number; one without is its own. None where there are no groups."""
-    if "group" not in table or table["group"].isna().all():
+    """The group of each example, as a number; one without is its own. None where each is its own."""
+    if "group" not in table or not table["group"].dropna().duplicated().any():
         return None
     codes, names = pd.factorize(table["group"])
     codes[codes < 0] = len(names) + np.arange(int((codes < 0).sum()))

@@ -192,7 +192,7 @@ def test_plan_says_what_it_takes_and_starts_nothing(bitlora, write_spec, tmp_pat
     assert table["2", "ternary"][0] == f"{2 * 2048:,}"
     [memory] = [line for line in ended.out.splitlines() if line.startswith("memory: ")]
     assert "(estimated)" in memory
-    assert re.search(r"4 slots and whole steps of \d+ tokens$", memory)
+    assert re.search(r"2 slots and whole steps of \d+ tokens$", memory)
     assert not (tmp_path / "quick").exists()
 
 
