@@ -167,9 +167,9 @@ class Packs:
         return PackCounts(ready, live - ready - waiting, waiting)
 
     def begin(self) -> None:
-        """Start the first ones: trials are on their way."""
+        """Start the first ones: trials are on their way, or have come already and have packs."""
         self._watcher = asyncio.get_running_loop().create_task(self._watch())
-        for _ in range(max(1, self._min)):
+        for _ in range(len(self.live()), max(1, self._min)):
             self._start()
 
     def scale_up(self) -> None:

@@ -22,9 +22,12 @@ def world(monkeypatch):
     monkeypatch.setattr(cluster, "remove_group", lambda name: worlds[0].removed.append(name))
     monkeypatch.setattr(cluster, "pending_groups", lambda: {host.name for host in worlds[0].hosts})
 
-    def run(scenario, slots=2, limits=(0, 2), patience=60.0):
+    def run(scenario, slots=2, limits=(0, 2), patience=60.0, early=()):
+        """`early`: trials that come before the pool is told to start."""
+
         async def main():
             worlds.append(World(slots, limits, patience))
+            await worlds[0].attach(*early)
             await worlds[0].pool.start()
             await asyncio.sleep(0)
             await scenario(worlds[0])

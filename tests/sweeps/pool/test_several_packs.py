@@ -114,3 +114,13 @@ def test_machines_that_are_taken_away_while_packs_load_do_not_give_the_sweep_up(
         assert "the base could not be loaded" in (await w.result("t0", 0)).reason
 
     world(scenario)
+
+
+@pytest.mark.parametrize(("limits", "packs"), [((0, 1), 1), ((0, 2), 2), ((2, 3), 2)])
+def test_trials_that_come_before_the_start_get_no_pack_beyond_the_most(world, limits, packs):
+    """Calls of one caller may overtake each other, and the driver gives the pool its first trials at once."""
+
+    async def scenario(w):
+        assert len(w.hosts) == packs
+
+    world(scenario, limits=limits, early=range(4))
