@@ -94,7 +94,6 @@ def test_machines_give_notice_and_then_the_head_is_lost(bitlora, resumable, undi
         # Of what is left of this machine's nodes the hook drains all but the head.
         print(f"a worker's pod was stopped in {stop_pod(env):.1f} s")
         assert len(cluster.titled("raylet/raylet")) == 1
-        assert {"t0000", "t0001"} == {event["trials"][0] for event in events(folder)[1] if event["event"] == "detach"}
         fake.kill(fake.below({cluster.head}, fake.running()))
         out, err = process.communicate(timeout=200)
         assert process.returncode not in (0, 2), out + err
