@@ -117,7 +117,7 @@ def apart(best: Any, other: Any, compared: list[Any]) -> Apart | None:
         rest = losses.sub(losses.mean(axis=1), axis=0).sub(losses.mean(axis=0), axis=1) + losses.to_numpy().mean()
         degrees, pooled = (len(several) - 1) * (len(shared) - 1), len(several)
         parts.append((float(2 * (rest**2).to_numpy().sum() / degrees / k), degrees))
-    return Apart(float(r), parts, len(frame), k, len(w) if "group" in frame else 0, pooled)
+    return Apart(float(r), parts, len(frame), k, len(w) if len(w) < len(frame) else 0, pooled)
 
 
 def by_seed(configuration: Any, split: str) -> dict[int, pd.DataFrame]:
