@@ -52,7 +52,11 @@ def test_a_folder_of_files(tmp_path: Path) -> None:
     (folder / "more").mkdir(parents=True)
     (folder / ".cache").mkdir()
     for name in ("a.jsonl", "b.parquet", "more/c.csv.gz", ".cache/d.jsonl"):
-        raw = {"a.jsonl": lines(ROWS), "b.parquet": parquet_of(ROWS), "more/c.csv.gz": gzip.compress(csv_of(ROWS))}
+        raw = {
+            "a.jsonl": lines(ROWS),
+            "b.parquet": parquet_of(ROWS),
+            "more/c.csv.gz": gzip.compress(csv_of(ROWS), mtime=0),
+        }
         (folder / name).write_bytes(raw.get(name, b"broken"))
     (folder / "README.md").write_text("not data")
     found = read_examples(str(folder))
@@ -97,10 +101,10 @@ def test_what_datasets_saves_on_a_disk(tmp_path: Path) -> None:
         ("a.parquet", b"PAR1 and no more", "a.parquet: cannot be read as Parquet: "),
         ("a.parquet", b"text", "a.parquet: not a Parquet file"),
         ("a.arrow", b"ARROW1 and no more", "a.arrow: cannot be read as Arrow: "),
-        ("a.jsonl.gz", gzip.compress(b"{}" * 999)[:-9], "a.jsonl.gz: cannot be decompressed: "),
-        ("a.jsonl.gz", gzip.compress(gzip.compress(b"{}")), "a.jsonl.gz: compressed twice"),
+        ("a.jsonl.gz", gzip.compress(b"{}" * 999, mtime=0)[:-9], "a.jsonl.gz: cannot be decompressed: "),
+        ("a.jsonl.gz", gzip.compress(gzip.compress(b"{}", mtime=0), mtime=0), "a.jsonl.gz: compressed twice"),
         ("a.jsonl.zst", zstd(b"{}" * 9)[:9], "a.jsonl.zst: "),
-        ("a.jsonl", gzip.compress(b"{\n"), "a.jsonl:1: not JSON: "),
+        ("a.jsonl", gzip.compress(b"{\n", mtime=0), "a.jsonl:1: not JSON: "),
         ("a.csv", b"prompt,prompt\na,b\n", "a.csv:1: the header names 'prompt' more than once"),
         ("a.csv", b"prompt,completion\na,b\nc\n", "a.csv:3: 1 cells, and the header names 2 columns"),
         ("a.csv", b'prompt,completion\na,"b\n', "a.csv:2: not CSV: "),
