@@ -16,6 +16,7 @@ from bitlora.base.locate import BaseError
 from bitlora.config.sections import BaseConfig
 from bitlora.forward import attention
 from bitlora.forward.forward_plan import ForwardPlan, recomputation
+from bitlora.forward.head import Head
 from bitlora.forward.multi_lora import MultiLoraLinear
 
 
@@ -28,14 +29,15 @@ class Base:
     """The layers that get adapters, in the model's order."""
     dtype: torch.dtype
     device: torch.device
+    head: Head
 
     @property
     def vocab_size(self) -> int:
         """Of the language-model head."""
         return int(self.model.config.get_text_config().vocab_size)
 
-    def logits(self, plan: ForwardPlan, tokens: Tensor, keep: Tensor) -> Tensor:
-        """One forward pass.
+    def hidden(self, plan: ForwardPlan, tokens: Tensor, keep: Tensor) -> Tensor:
+        """One forward pass, up to the head.
 
         Args:
             plan: of the T tokens.
@@ -43,13 +45,16 @@ class Base:
             keep: (K,) int64, the places, in that order, whose next token is to be predicted.
 
         Returns:
-            (K, vocabulary) in the base's dtype.
+            (K, width) in the base's dtype, for `head`.
         """
         if plan.order is not None and plan.inverse is not None:
             tokens, keep = tokens[plan.order], plan.inverse[keep]
         with plan.bound():
-            out = self.model(input_ids=tokens[None], position_ids=plan.positions, use_cache=False, logits_to_keep=keep)
-        return out.logits[0]  # type: ignore[no-any-return]
+            return self.head.hidden(keep, input_ids=tokens[None], position_ids=plan.positions)
+
+    def logits(self, plan: ForwardPlan, tokens: Tensor, keep: Tensor) -> Tensor:
+        """As `hidden`, and what the head makes of it: (K, vocabulary) in the base's dtype, all at once."""
+        return self.head.logits(self.hidden(plan, tokens, keep))
 
 
 def load_base(
@@ -163,4 +168,4 @@ def inject_adapters(
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": recomputation})
         _train_nothing_but_checkpoints(model)
-    return Base(model, targets, dtype, device)
+    return Base(model, targets, dtype, device, Head(model))
