@@ -1,5 +1,5 @@
-"""The head and its loss, forward and backward: in chunks of some rows, all at once, and as torch's own fused loss has it; and
-a step of SmolLM2-135M (NF4, rank 16) with the one and with the other.
+"""The head and its loss, forward and backward: in chunks of some rows, all at once, and as torch's own fused loss has it;
+and a step of SmolLM2-135M (NF4, rank 16) with chunks and all at once.
 
     PYTHONPATH=tests/helpers python tests/benchmarks/head.py forms [ROWS WIDTH VOCABULARY DTYPE]
     PYTHONPATH=tests/helpers python tests/benchmarks/head.py step [SLOTS]
