@@ -5,8 +5,9 @@ quantizes nothing.
 
 What is kept is what was computed, bit for bit: codes, scales, and the weights that are not quantized. The digest is over
 all that it hangs on: model, revision, dtype, and the versions of what quantizes. Safe for many processes at once: a folder
-appears only when it is whole. What cannot be read any more is made again; a disk that is full costs no more than the time.
-What nobody has used for two months is removed when something new is kept.
+appears only when it is whole. What is not as it was written, or cannot be read, is made again; a disk that is full costs no
+more than the time. When something new is kept, what nobody has used for two months is removed, and the longest unused of
+the rest where all of it takes more than a quarter of the disk.
 """
 
 from __future__ import annotations
@@ -27,11 +28,17 @@ import torch
 
 from bitlora import timeouts
 from bitlora.base.locate import cache_folder
+from bitlora.base.revision import fingerprint
+from bitlora.config.explain import one_line
 
 logger = logging.getLogger(__name__)
 
 KEPT: Final = "quantized"
 MADE_BY: Final = ("torch", "transformers", "bitsandbytes")
+SEAL: Final = "fingerprint"
+"""The file that holds `bitlora.base.revision.fingerprint` of all others, as they were written."""
+SHARE: Final = 0.25
+"""Of the disk that quantized bases take at most, together."""
 
 
 def quantized_folder(model: str, revision: str, dtype: torch.dtype) -> Path:
@@ -53,10 +60,12 @@ def load_kept(folder: Path, options: dict[str, Any]) -> Any | None:
     if not folder.is_dir():
         return None
     try:
+        if fingerprint(_model_files(folder)) != (folder / SEAL).read_text():
+            raise ValueError("its files are not what was written")
         os.utime(folder)
         return AutoModelForCausalLM.from_pretrained(folder, **options)
     except Exception as error:  # whatever a file that was cut short makes of it
-        logger.warning("%s: cannot be read (%s), and is made again", folder, str(error).splitlines()[0])
+        logger.warning("%s: cannot be read (%s), and is made again", folder, one_line(error))
         shutil.rmtree(folder, ignore_errors=True)
         return None
 
@@ -66,16 +75,54 @@ def keep(model: Any, folder: Path) -> None:
     part = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        for other in folder.parent.iterdir():
-            if time.time() - other.stat().st_mtime > timeouts.KEPT_BASE_S:
-                shutil.rmtree(other, ignore_errors=True)
         part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         model.save_pretrained(part)
+        (part / SEAL).write_text(fingerprint(_model_files(part)))
+        for file in part.iterdir():  # a machine that loses power may keep a name, and not what it stands for
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
         part.chmod(0o755)
-        with contextlib.suppress(FileExistsError):  # another process was first, with the same
+        if not _make_room(part, folder.parent):
+            logger.warning("%s: the quantized base is not kept: it takes too much of this disk", folder)
+            return
+        with contextlib.suppress(OSError):  # another process was first, with the same
             part.rename(folder)
+        if not folder.is_dir():
+            raise OSError(f"{part} could not be renamed")
     except OSError as error:
         logger.warning("%s: the quantized base cannot be kept: %s", folder, error.strerror or error)
     finally:
         if part is not None:
             shutil.rmtree(part, ignore_errors=True)
+
+
+def _model_files(folder: Path) -> list[Path]:
+    return [file for file in folder.iterdir() if file.name != SEAL]
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir())
+
+
+def _make_room(part: Path, where: Path) -> bool:
+    """Remove from `where` what nobody has used for long, and the longest unused of the rest until all that is kept takes,
+    with `part`, at most `SHARE` of the disk. False: `part` alone takes more."""
+    room = SHARE * shutil.disk_usage(where).total - _size(part)
+    if room < 0:
+        return False
+    now = time.time()
+    with contextlib.suppress(FileNotFoundError):  # another process makes room too
+        for folder in sorted(where.iterdir(), key=_used, reverse=True):
+            unused = now - _used(folder)
+            if folder.name.startswith("."):  # somebody writes it, or was killed
+                stale = unused > timeouts.SCRATCH_KEEP_S
+            else:
+                room -= _size(folder)
+                stale = room < 0 or unused > timeouts.KEPT_BASE_S
+            if stale:
+                shutil.rmtree(folder, ignore_errors=True)
+    return True
+
+
+def _used(folder: Path) -> float:
+    return folder.stat().st_mtime
