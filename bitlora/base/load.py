@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from bitlora.base.locate import BaseError, _hub
-from bitlora.base.quantized import keep, load_kept, quantized_folder
+from bitlora.base.quantized import keep, load_kept, quantized_place
 from bitlora.base.revision import pinned, weights_revision
 from bitlora.config.sections import BaseConfig, Dtype
 
@@ -64,7 +64,7 @@ def load_model(config: BaseConfig, dtype: torch.dtype, device: torch.device) -> 
         )
     place, revision = pinned(config.model, config.revision)
     weights = weights_revision(config.model, config.revision) if "quantization_config" in options else None
-    kept = None if weights is None else quantized_folder(config.model, weights, dtype)
+    kept = None if weights is None else quantized_place(config.model, weights, dtype)
     model = load_kept(kept, {name: options[name] for name in ("dtype", "device_map")}) if kept is not None else None
     if model is None:
         model = _hub(config.model, lambda: AutoModelForCausalLM.from_pretrained(place, **options, **revision))

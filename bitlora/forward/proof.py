@@ -1,7 +1,7 @@
 """What has been shown of a base on this machine, so that it is not shown again at each start: that its rows stay apart
 (`bitlora.forward.inject.check_rows_apart`), which takes two forward passes over the longest row.
 
-    $BITLORA_CACHE/proven/<digest>.json    what the proof hangs on, as JSON
+    $BITLORA_CACHE/proven/<name>-<digest>/about.json    what the proof hangs on
 
 It hangs on the weights, how they are quantized, the compute dtype, the length of the longest row, the device, the
 versions of what computes and the source of this code. Only a base that passed is noted; what cannot be read is shown
@@ -10,12 +10,8 @@ again.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import logging
-import os
-import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,24 +19,21 @@ from typing import Final
 
 import torch
 
-from bitlora import timeouts
-from bitlora.base.locate import cache_folder
 from bitlora.base.quantized import MADE_BY
 from bitlora.base.revision import weights_revision
 from bitlora.config.sections import BaseConfig
+from bitlora.files.machine_cache import CachePlace
 from bitlora.files.origin import cpu_name
-from bitlora.files.writing import write_text
-
-logger = logging.getLogger(__name__)
 
 PROVEN: Final = "proven"
+ABOUT: Final = "about.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Proof:
     """What is noted when a base has passed, and where."""
 
-    file: Path
+    place: CachePlace
     text: str
 
     @classmethod
@@ -62,28 +55,31 @@ class Proof:
             "versions": {name: version(name) for name in MADE_BY},
             "code": code_digest(),
         }
-        text = json.dumps(about, indent=1, sort_keys=True)
-        return cls(cache_folder() / PROVEN / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json", text)
+        name = config.model.rpartition(":")[2].rstrip("/").rpartition("/")[2]
+        return cls(CachePlace.of(PROVEN, name, about), json.dumps(about, indent=1, sort_keys=True))
 
     def stands(self) -> bool:
         """It was noted before."""
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            if self.file.read_text(encoding="utf-8") == self.text:
-                os.utime(self.file)
+        use = self.place.use()
+        if use is None:
+            return False
+        try:
+            if (self.place.folder / ABOUT).read_text(encoding="utf-8") == self.text:
                 return True
+        except (OSError, UnicodeDecodeError):
+            pass
+        finally:
+            use.end()
+        self.place.discard("it is not as it was written")
         return False
 
     def note(self) -> None:
-        """The base has passed; not being able to write that down is no error. Notes that nobody uses any more go."""
-        try:
-            write_text(self.file, self.text)
-            for other in self.file.parent.iterdir():
-                if time.time() - other.stat().st_mtime > timeouts.KEPT_BASE_S:
-                    other.unlink(missing_ok=True)
-        except OSError as error:
-            logger.warning(
-                "%s: cannot be written, so the base is checked again: %s", self.file, error.strerror or error
-            )
+        """The base has passed; not being able to write that down is no error."""
+
+        def write(part: Path) -> None:
+            (part / ABOUT).write_text(self.text, encoding="utf-8")
+
+        self.place.keep(write)
 
 
 def code_digest() -> str:

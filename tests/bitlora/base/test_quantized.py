@@ -4,7 +4,6 @@ import os
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from bitlora import timeouts
 from bitlora.base import load as loading
 from bitlora.base.load import load_model
-from bitlora.base.quantized import KEPT, SHARE
+from bitlora.base.quantized import KEPT
 from bitlora.base.revision import config_digest
 from bitlora.config.sections import BaseConfig
 
@@ -97,7 +96,7 @@ def test_a_full_disk_costs_no_more_than_the_time(base, tmp_path, monkeypatch):
 def test_what_nobody_uses_any_more_goes(base, tmp_path):
     load_model(base, torch.float32, CPU)
     (old,) = kept(tmp_path)
-    long_ago = time.time() - timeouts.KEPT_BASE_S - 60
+    long_ago = time.time() - timeouts.CACHE_KEPT_S - 60
     os.utime(old, (long_ago, long_ago))
     load_model(base, torch.bfloat16, CPU)
     (new,) = kept(tmp_path)
@@ -135,25 +134,6 @@ def test_bases_that_share_a_revision_of_before_are_not_taken_for_each_other(base
     assert len(kept(tmp_path)) == 2
     fresh = load_model(base.model_copy(update={"model": str(other)}), torch.float32, CPU)
     assert torch.equal(found(torch.arange(9)[None]).logits, fresh(torch.arange(9)[None]).logits)
-
-
-def test_the_longest_unused_make_room(base, tmp_path, monkeypatch):
-    load_model(base, torch.float32, CPU)
-    (first,) = kept(tmp_path)
-    takes = sum(file.stat().st_size for file in first.iterdir())
-    os.utime(first, (time.time() - 60,) * 2)
-    half = first.parent / ".half-written"
-    half.mkdir()
-    disk = SimpleNamespace(total=1.5 * takes / SHARE)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk)
-    load_model(base, torch.bfloat16, CPU)
-    left = kept(tmp_path)
-    assert first not in left
-    assert half in left  # another process may be writing it
-    assert len(left) == 2
-    disk.total = 0.5 * takes / SHARE
-    load_model(base, torch.float16, CPU)
-    assert kept(tmp_path) == left  # it alone takes too much, so nothing is removed for it
 
 
 def test_many_processes_at_once_keep_one(base, tmp_path):
