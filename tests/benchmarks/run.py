@@ -1,7 +1,7 @@
 """All tables, one after another, each a program of its own with its share of the time: what `make bench` and
 `make bench-gpu` run.
 
-    python tests/benchmarks/run.py cpu
+    .venv/bin/python tests/benchmarks/run.py cpu [--only steps]
     python tests/benchmarks/run.py gpu [--wheels FOLDER] [--dry]
 
 `gpu` is for a machine with nothing on it but Python, PyTorch's driver and this repository: it installs the wheels that it
@@ -64,7 +64,8 @@ TESTS_S = 120
 
 def environment(site: Path | None) -> dict[str, str]:
     """Of the programs: the repository, the tests' helpers, what was installed."""
-    paths = [ROOT, ROOT / "tests/helpers", ROOT / "tests/helpers/sweeping", *([site] if site else [])]
+    helpers = ROOT / "tests" / "helpers"
+    paths = [ROOT, helpers, helpers / "programs", helpers / "sweeping", *([site] if site else [])]
     before = os.environ.get("PYTHONPATH", "")
     return os.environ | {
         "PYTHONPATH": os.pathsep.join([*map(str, paths), *([before] if before else [])]),
@@ -130,6 +131,7 @@ def main() -> int:
     parser.add_argument("on", choices=("cpu", "gpu"))
     parser.add_argument("--wheels", type=Path)
     parser.add_argument("--dry", action="store_true")
+    parser.add_argument("--only", help="one table; its lines are added to those that are there")
     given = parser.parse_args()
     why = "asked for by --dry" if given.dry else (no_gpu() if given.on == "gpu" else "")
     site = None
@@ -140,14 +142,16 @@ def main() -> int:
             install(given.wheels, site, bool(why))
     env = environment(None if why else site)
     parts, device, dtype = (CPU, "cpu", "float32") if given.on == "cpu" else (GPU, "cuda", "bfloat16")
+    parts = tuple(part for part in parts if given.only in (None, part.table))
     csv = HERE / "data" / f"{given.on}.csv"
     if why:
         return dry_run(parts, device, dtype, csv, env)
     failed = []
-    if given.on == "gpu":
+    if given.on == "gpu" and not given.only:
         tests = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *gpu_tests()]
         failed += ["tests"] if subprocess.run(tests, env=env, cwd=ROOT, timeout=TESTS_S).returncode else []
-    csv.unlink(missing_ok=True)
+    if not given.only:
+        csv.unlink(missing_ok=True)
     for part in parts:
         print(f"\n{part.table} of {part.model}, {part.seconds} s; load {os.getloadavg()[0]:.1f}", flush=True)
         failed += [] if measured(part, device, dtype, csv, env) else [part.table]

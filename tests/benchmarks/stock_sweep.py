@@ -1,11 +1,11 @@
 """A sweep by `bitlora sweep` against the same by stock Ray (stock_program.py): whole commands, at equal work.
 
-    PYTHONPATH=tests/helpers:tests/helpers/sweeping python tests/benchmarks/stock_sweep.py
+    .venv/bin/python tests/benchmarks/run.py cpu --only stock_sweep
 
 Learning rates × ranks at full precision, so that both can do them: the same tokens in the same batches, the same
-optimizer, the same rows evaluated as often. Stock trials run one after another, all alike; so many of them are run as
---stock says, and the rest counts as their mean. The product's base is not in its cache. The adapters of both are scored by
-one plain loop over transformers and PEFT, and have to agree within 1 %.
+optimizer, the same rows evaluated as often. Stock trials run one after another, all alike; two of them are run, and the
+rest counts as their mean. The product's base is not in its cache. The adapters of both are scored by one plain loop over
+transformers and PEFT, and have to agree within 1 %.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from bitlora.data.rows import Rows
 from bitlora.data.split import prepare_data
 from sweeps.spec.spec import load_spec
 
-STEPS = 8
+STEPS = 4
 BATCH = 4
 EVAL_ROWS = 24
 TRIALS = {"cpu": 8, "cuda": 16}
