@@ -53,11 +53,6 @@ HUB_ANSWER_S: Final = 5.0
 CACHE_KEPT_S: Final = 60 * 24 * 3600.0
 """How long something is kept in the cache that nobody uses: it can be made again, and takes gigabytes."""
 
-# ---- bases
-
-KEPT_BASE_S: Final = 60 * 24 * 3600.0
-"""How long a quantized base is kept that nobody uses: it can be made again, and takes gigabytes."""
-
 # ---- packs, as the pool sees them
 
 POOL_TICK_S: Final = 1.0

@@ -18,6 +18,7 @@ from bitlora.forward import attention
 from bitlora.forward.forward_plan import ForwardPlan, recomputation
 from bitlora.forward.head import Head
 from bitlora.forward.multi_lora import MultiLoraLinear
+from bitlora.forward.proof import Proof
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,8 @@ class Base:
 def load_base(
     config: BaseConfig, dtype: torch.dtype, device: torch.device, checkpointing: bool = False, longest: int = 8
 ) -> Base:
-    """Load a base, frozen, with room for adapters, and hold it against itself (`check_rows_apart`).
+    """Load a base, frozen, with room for adapters, and hold it against itself (`check_rows_apart`), where that was not done
+    on this machine.
 
     Args:
         dtype: what it computes in; the weights that are not quantized are kept in it.
@@ -72,10 +74,15 @@ def load_base(
     """
     model = load_model(config, dtype, device)
     model.config.use_cache = False
+    proof = Proof.of(config, dtype, device, longest)
+    if proof is not None and proof.stands():
+        return inject_adapters(model, config, dtype, device, checkpointing)
     rows = trial_rows(longest, model.config.get_text_config().vocab_size, device)
     alone = rows_alone(model, rows)
     base = inject_adapters(model, config, dtype, device, checkpointing)
     check_rows_apart(base, rows, alone)
+    if proof is not None:
+        proof.note()
     return base
 
 
