@@ -62,6 +62,15 @@ def read_path(name: str, label: str, split: str | None, errors: list[str]) -> It
     yield from read_file(path, name, label, errors)
 
 
+def files_read(path: Path, split: str | None) -> list[Path]:
+    """The files that `read_path` reads of a path; none where it would say what is wrong."""
+    if not path.is_dir():
+        return [path] if split is None else []
+    errors: list[str] = []
+    found = _files(path, "", split, errors)
+    return [] if errors else found
+
+
 def read_file(path: Path, name: str, label: str, errors: list[str]) -> Iterator[RawRow]:
     """The rows of one file.
 

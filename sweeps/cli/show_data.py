@@ -17,7 +17,7 @@ from sweeps.spec.errors import InputError
 from sweeps.spec.spec import Spec
 
 if TYPE_CHECKING:
-    from bitlora.data.rows import Rows
+    from bitlora.data.rows import Picked, Rows
     from bitlora.data.split import Dataset
 
 STYLES: Final = {True: ("bold black on green", "bold black on bright_green"), False: ("dim", "dim reverse")}
@@ -87,10 +87,10 @@ def facts(dataset: Dataset) -> list[str]:
     return [*lines, *summary.notes]
 
 
-def shown(rows: Rows, number: int, tokenizer: Any) -> list[ShownToken]:
+def shown(rows: Picked | Rows, number: int, tokenizer: Any) -> list[ShownToken]:
     """The tokens of a row."""
-    place = slice(rows.offsets[number], rows.offsets[number + 1])
-    marked = zip(rows.tokens[place].tolist(), rows.learn[place].tolist(), strict=True)
+    row = rows.take([number])
+    marked = zip(row.tokens.tolist(), row.learn.tolist(), strict=True)
     return [ShownToken(_readable(token, tokenizer), learned) for token, learned in marked]
 
 
@@ -115,13 +115,13 @@ def write_page(path: Path, text: str) -> None:
         raise InputError([f"--html: {path}: {error.strerror or error}"]) from None
 
 
-def _splits(dataset: Dataset) -> Iterator[tuple[str, Rows]]:
+def _splits(dataset: Dataset) -> Iterator[tuple[str, Picked | Rows]]:
     for name, rows in (("train", dataset.train), ("eval", dataset.eval), ("test", dataset.test)):
         if len(rows):
             yield name, rows
 
 
-def _headline(name: str, rows: Rows, number: int) -> str:
+def _headline(name: str, rows: Picked | Rows, number: int) -> str:
     learned, length = rows.learn_tokens[number], rows.lengths[number]
     return f"{name} {rows.example_ids[number]}: {length} tokens, {learned} learned"
 
