@@ -17,6 +17,7 @@ from bitlora.data.examples import DataError, Example, Message
 from bitlora.data.rows import Picked, Rows, keys_of
 from bitlora.data.sources import How, files_of, hub_ids, read_examples
 from bitlora.data.tokens import Counts, tokenize
+from bitlora.files.machine_cache import remembered
 from bitlora.files.source_file import SourceFile
 from bitlora.tokenized.groups import RowKeys, copies, grouped, hold_out
 
@@ -153,7 +154,7 @@ def prepare_data(
         test_rows=len(test),
         copies=repeated,
         shared=shared,
-        fingerprint=_fingerprint(train, evaluated, *([test] if len(test) else [])),
+        fingerprint=_fingerprint(train, evaluated, test),
         notes=tuple(notes),
         revisions={name: commit for each in loaded for name, commit in each.commits.items()},
         files=_files(config, places or {}),
@@ -299,7 +300,17 @@ def _named(source: str | list[str]) -> str:
     return source if isinstance(source, str) else ", ".join(source)
 
 
-def _fingerprint(*parts: Picked | Rows) -> str:
+def _fingerprint(train: Picked, evaluated: Rows, test: Rows) -> str:
+    scored = [evaluated, test] if len(test) else [evaluated]
+    kept = train.pool.kept
+    if kept is None:
+        return _computed(train, *scored)
+    # of rows that are kept their places say as much, and reading all of them takes a while
+    about = [kept.folder.name, hashlib.sha256(train.index.data).hexdigest(), _computed(*scored), len(scored)]
+    return remembered("fingerprints", kept.folder.name.rpartition("-")[0], about, lambda: _computed(train, *scored))
+
+
+def _computed(*parts: Picked | Rows) -> str:
     digest = hashlib.sha256()
     for rows in parts:
         for block in rows.blocks():

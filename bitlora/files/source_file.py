@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from bitlora import timeouts
-from bitlora.files.machine_cache import CachePlace
+from bitlora.files.machine_cache import remembered
 
 LARGE: Final = 2**24
 """Bytes of a file whose digest takes a moment."""
@@ -41,18 +39,10 @@ def digest(path: Path) -> str:
     found = path.stat()
     if found.st_size < LARGE:
         return _computed(path)
-    about = _state(found)
-    place = CachePlace.of("sha256", path.name, about)
-    if place.use() is not None:
-        with contextlib.suppress(OSError):
-            kept = (place.folder / "sha256").read_text()
-            if re.fullmatch("[0-9a-f]{64}", kept):
-                return kept
-    computed = _computed(path)
     # what is written to in the same tick of the file system's clock has the same times
-    if time.time() - max(found.st_mtime, found.st_ctime) > timeouts.FILE_CLOCK_S and _state(path.stat()) == about:
-        place.keep(lambda folder: _write(folder / "sha256", computed))
-    return computed
+    if time.time() - max(found.st_mtime, found.st_ctime) < timeouts.FILE_CLOCK_S:
+        return _computed(path)
+    return remembered("sha256", path.name, _state(found), lambda: _computed(path))
 
 
 def _state(found: os.stat_result) -> list[int]:
@@ -63,7 +53,3 @@ def _state(found: os.stat_result) -> list[int]:
 def _computed(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text)
