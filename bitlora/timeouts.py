@@ -57,6 +57,11 @@ FILE_CLOCK_S: Final = 2.0
 """How long after a file was written to its times tell whether it was written to again: FAT's clock ticks so slowly, and NFS
 keeps what it knows of a file for about as long."""
 
+# ---- data
+
+READING_LINE_S: Final = 10.0
+"""Between two lines of how far the reading of data is, where there is no terminal: often enough to see that it goes on."""
+
 # ---- bases
 
 KEPT_BASE_S: Final = 60 * 24 * 3600.0

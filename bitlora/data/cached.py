@@ -12,7 +12,7 @@ import hashlib
 import json
 import platform
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from bitlora.data.examples import Example, Reading
 from bitlora.data.rows import Rows, RowsWriter, rows_at
-from bitlora.data.sources import How, contents, stream_examples
+from bitlora.data.sources import How, bytes_of, contents, stream_examples
 from bitlora.data.tokens import tokenize_into
 from bitlora.files.machine_cache import CachePlace
 from bitlora.tokenized.arrays import ArraysError, read_about
@@ -39,8 +39,8 @@ SMALL: Final = 2000
 """Examples that are read in about a second."""
 EVERY: Final = 1000
 """Examples between two words of how far it is."""
-Seen = Callable[[int], object]
-"""Told how many examples have been read so far."""
+Seen = Callable[[int, float | None], object]
+"""Told how many examples have been read so far, and which share of the source's files; None: that is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def load_rows(
     how: How,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
-    seen: Seen = lambda _: None,
+    seen: Seen = lambda *_: None,
 ) -> LoadedRows:
     """The rows of a source: those that are kept, or else made, and kept where that can be.
 
@@ -99,10 +99,15 @@ class _Making:
 
     def _begin(self) -> None:
         self._reading = Reading()
-        self._examples: Iterator[Example] = _counted(
-            stream_examples(self._source, self._how, self._reading), self._seen
-        )
+        self._examples: Iterator[Example] = self._counted(stream_examples(self._source, self._how, self._reading))
         self._begun = False
+
+    def _counted(self, examples: Iterator[Example]) -> Iterator[Example]:
+        total = bytes_of(self._source, self._how)
+        for number, example in enumerate(examples):
+            if number and number % EVERY == 0:
+                self._seen(number, min(1.0, self._reading.bytes_read / total) if total else None)
+            yield example
 
     def is_small(self) -> bool:
         """Are there so few examples that it is no use to keep them? Raises DataError."""
@@ -203,10 +208,3 @@ def _loaded(rows: Rows, about: dict[str, Any]) -> LoadedRows:
     return LoadedRows(
         rows, about["read"], about["truncated"], about["dropped"], list(about["notes"]), dict(about["commits"])
     )
-
-
-def _counted(examples: Iterable[Example], seen: Seen) -> Iterator[Example]:
-    for number, example in enumerate(examples):
-        if number % EVERY == 0:
-            seen(number)
-        yield example

@@ -137,10 +137,10 @@ def _mixed(parts: list[list[Example]], weights: Sequence[float], seed: int, read
 
 def _rows(name: str, label: str, how: How, reading: Reading) -> Iterable[RawRow]:
     if how.places and name in how.places:
-        return read_file(how.places[name], name, label, reading.errors)
+        return read_file(how.places[name], name, label, reading.errors, reading.files)
     path, split = _path(name)
     if path is not None:
-        return read_path(path, label, _split(path, split, how), reading.errors)
+        return read_path(path, label, _split(path, split, how), reading.errors, reading.files)
     parts = _parts(name)
     label = parts["name"] + f":{parts['config']}" * bool(parts["config"]) + f"[{parts['split']}]" * bool(parts["split"])
     return read_hub(_on_hub(parts, how), label, reading.errors, reading.commits)
@@ -159,6 +159,19 @@ def _on_hub(parts: Mapping[str, Any], how: How) -> HubSource:
         wanted or parts["revision"],  # a sweep that goes on has the commit that it began with
         how.evaluation,
     )
+
+
+def bytes_of(source: str | list[str], how: How) -> int:
+    """Of the files that a source is, as far as it is files and they are there."""
+    total = 0
+    for name in [source] if isinstance(source, str) else source:
+        path, split = _path(name)
+        if how.places and name in how.places:
+            path, split = str(how.places[name]), None
+        if path is not None:
+            files = files_read(Path(path).expanduser(), _split(path, split, how))
+            total += sum(file.stat().st_size for file in files if file.is_file())
+    return total
 
 
 def contents(source: str | list[str], how: How) -> list[Any] | None:

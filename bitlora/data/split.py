@@ -94,7 +94,7 @@ def prepare_data(
     tokenizer: PreTrainedTokenizerBase,
     test_rows: int | None = 0,
     places: Mapping[str, Path] | None = None,
-    seen: Seen = lambda _: None,
+    seen: Seen = lambda *_: None,
 ) -> Dataset:
     """Read, tokenize and split.
 

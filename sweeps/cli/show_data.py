@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from bitlora.files.writing import write_text
+from sweeps.driver.reading_bar import ReadingBar
 from sweeps.spec.errors import InputError
 from sweeps.spec.spec import Spec
 
@@ -47,14 +48,17 @@ def read(spec: Spec) -> tuple[Dataset, Any]:
     from bitlora.data.examples import DataError
     from bitlora.data.split import prepare_data
 
+    bar = ReadingBar()
     try:
         tokenizer = load_tokenizer(spec.base.model, spec.base.revision)
         test_rows = 0 if spec.confirm is None else spec.confirm.rows
-        return prepare_data(spec.data, tokenizer, test_rows), tokenizer
+        return prepare_data(spec.data, tokenizer, test_rows, seen=bar.told), tokenizer
     except BaseError as error:
         raise InputError([str(error)]) from None
     except DataError as error:
         raise InputError(error.lines) from None
+    finally:
+        bar.end()
 
 
 def draw(console: Console, dataset: Dataset, tokenizer: Any, most: int) -> None:
