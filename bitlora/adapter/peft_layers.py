@@ -4,10 +4,10 @@
     model = load_adapter(base, "runs/quickstart/trials/…/adapter")     # a trial's, or one that save_pretrained wrote
     load_adapter(model, "…", "second")                                 # beside it
 
-Nothing of PEFT is patched. `BitLoraConfig` is a `LoraConfig` that registers layers of its own for `nn.Linear` and
-bitsandbytes' `Linear4bit`; they put modules that quantize in the place of `lora_A` and `lora_B`. What is saved are the
-latent weights under PEFT's usual keys, and a configuration of the type `BITLORA`, which stock PEFT does not know: it
-refuses the folder, where it would otherwise compute something else with it.
+Nothing of PEFT is patched. `BitLoraConfig` is a `LoraConfig` that registers layers of its own for `nn.Linear`,
+transformers' `Conv1D` and bitsandbytes' `Linear4bit`; they put modules that quantize in the place of `lora_A` and `lora_B`.
+What is saved are the latent weights under PEFT's usual keys, and a configuration of the type `BITLORA`, which stock PEFT
+does not know: it refuses the folder, where it would otherwise compute something else with it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from peft.tuners.lora.layer import LoraVariant
 from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
 
 from bitlora.adapter.peft_folder import PACKED_TYPE, PEFT_TYPE
 from bitlora.config.sections import Activations
@@ -72,7 +73,7 @@ class BitLoraConfig(LoraConfig):  # type: ignore[misc]
                 "weights, and B must start as an exact no-op"
             )
         # A Linear4bit is an nn.Linear, so it goes first.
-        self._register_custom_module({Linear4bit: BitLinear4bit, nn.Linear: BitLinear})
+        self._register_custom_module({Linear4bit: BitLinear4bit, nn.Linear: BitLinear, Conv1D: BitLinear})
 
     def to_dict(self) -> dict[str, Any]:
         """As PEFT writes it, with the type that stock PEFT refuses."""
@@ -166,7 +167,7 @@ class _Quantizing:
 
 
 class BitLinear(_Quantizing, LoraLinear):  # type: ignore[misc]
-    """PEFT's LoRA layer over `nn.Linear`, whose adapters may have a quantizer.
+    """PEFT's LoRA layer over `nn.Linear` or transformers' `Conv1D`, whose adapters may have a quantizer.
 
     Raises:
         ValueError: the layer only looks like one (bitsandbytes' `Linear8bitLt`): its weight could not be merged into.
@@ -174,6 +175,7 @@ class BitLinear(_Quantizing, LoraLinear):  # type: ignore[misc]
 
     def __init__(self, base_layer: nn.Module, *args: Any, **kwargs: Any) -> None:
         super().__init__(base_layer, *args, **kwargs)
+        self.fan_in_fan_out = isinstance(self.get_base_layer(), Conv1D)  # its weight is (in, out)
         weight = self.get_base_layer().weight
         if not weight.is_floating_point():
             raise ValueError(
@@ -293,6 +295,7 @@ def _delta(layer: Any, adapter: str, plain: Callable[[str], Tensor]) -> Tensor:
     with torch.no_grad():
         dtype = torch.promote_types(a.weight.dtype, torch.float32)
         product = b.quantized().to(dtype) @ a.quantized().to(dtype)
+        product = product.T if getattr(layer, "fan_in_fan_out", False) else product
         return product.mul_(layer.scaling[adapter]).to(b.weight.dtype)  # type: ignore[no-any-return]
 
 

@@ -5,6 +5,7 @@ what PyTorch keeps for the backward pass. An estimate: allocators round, and ker
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 
 from bitlora.base.describe import block_linears, read_model_config
+from bitlora.base.linears import features
 from bitlora.config.sections import BaseConfig
 from bitlora.config.trial import TrialConfig
 from bitlora.engine.engine import Engine
@@ -53,7 +55,8 @@ def estimate(
     kept = [_kept_bytes(base, engine, longest, rows) for rows in (1, 2)]
     token = (kept[1] - kept[0]) / longest.tokens
     if widest.dropout:
-        token += sum(layer.in_features for layer in base.targets.values())  # a byte for each entry of a mask
+        # a byte for each entry of a mask
+        token += sum(base.linears[name].in_features for name in base.adapter_layers(widest))
     head = longest.learned / longest.tokens * base.vocab_size
     scored = head * (dtype.itemsize + engine.latent_dtype.itemsize * (1 + (dtype != engine.latent_dtype)))
     text = found.config.get_text_config()
@@ -75,7 +78,7 @@ def _base_bytes(model: Any, config: BaseConfig, dtype: torch.dtype) -> float:
     everything: float = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
     if config.quantization == "none":
         return everything
-    sizes = [linear.weight.numel() for linear in block_linears(model).values()]
+    sizes = [math.prod(features(linear)) for linear in block_linears(model).values()]
     return everything - sum(sizes) * (dtype.itemsize - NF4_BYTES) + 2 * max(sizes) * dtype.itemsize
 
 
