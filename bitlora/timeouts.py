@@ -48,6 +48,11 @@ JOURNAL_LOCK_POLL_S: Final = 0.1
 HUB_ANSWER_S: Final = 5.0
 """How long the hub may take to answer at all; asked first, since its client retries for half a minute and more."""
 
+# ---- what a machine keeps
+
+CACHE_KEPT_S: Final = 60 * 24 * 3600.0
+"""How long something is kept in the cache that nobody uses: it can be made again, and takes gigabytes."""
+
 # ---- bases
 
 KEPT_BASE_S: Final = 60 * 24 * 3600.0

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from bitlora.adapter.cost import packed_tensors
 from bitlora.adapter.latent import AdapterLatent, Weights
-from bitlora.adapter.peft_folder import CONFIG, PACKED_TYPE, adapter_config
+from bitlora.adapter.peft_folder import CONFIG, EARLIER_PACKED_TYPE, PACKED_TYPE, adapter_config
 from bitlora.base.info import AdaptedLayer
 from bitlora.config.targets import of_pattern
 from bitlora.config.trial import TrialConfig
@@ -105,8 +105,8 @@ def load_packed(folder: str | Path) -> Packed:
     about = Path(folder) / CONFIG
     try:
         config = json.loads(about.read_text(encoding="utf-8"))
-        if config["peft_type"] != PACKED_TYPE:
-            raise ValueError(f"its peft_type is {config['peft_type']}, not {PACKED_TYPE}")
+        if config["peft_type"] not in (PACKED_TYPE, EARLIER_PACKED_TYPE):
+            raise ValueError(f"its peft_type is {config['peft_type']}, not {EARLIER_PACKED_TYPE}")
         if config["format"] != FORMAT:
             raise ValueError(
                 f"format {config['format']}, and this version reads {FORMAT}; install a newer bitlora-sweeps"

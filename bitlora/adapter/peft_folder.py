@@ -20,9 +20,13 @@ from bitlora.config.targets import of_pattern, pattern
 from bitlora.config.trial import TrialConfig, layer_adapter
 from bitlora.quantizers.weights import QUANTIZERS
 
-PEFT_TYPE: Final = "BITLORA"
-PACKED_TYPE: Final = "BITLORA_PACKED"
+PEFT_TYPE: Final = "BITLORA: install bitlora-sweeps and import bitlora.export"
+"""All that PEFT says of a type that it does not know is its name: so the name says what makes it known."""
+EARLIER_TYPE: Final = "BITLORA"
+"""The type in the folders of version 0.1."""
+PACKED_TYPE: Final = "BITLORA_PACKED: install bitlora-sweeps and use bitlora.export.load_packed_adapter"
 """Of an adapter whose weights are not PEFT's tensors but codes (`bitlora.adapter.codes_file`)."""
+EARLIER_PACKED_TYPE: Final = "BITLORA_PACKED"
 WEIGHTS: Final = "adapter_model.safetensors"
 CONFIG: Final = "adapter_config.json"
 KEYS: Final = ("lora_A.weight", "lora_B.weight", "lora_A.scales", "lora_B.scales")

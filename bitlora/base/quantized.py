@@ -26,7 +26,7 @@ from typing import Any, Final
 import torch
 
 from bitlora import timeouts
-from bitlora.base.locate import cache_folder
+from bitlora.files.machine_cache import cache_folder
 
 logger = logging.getLogger(__name__)
 

@@ -366,16 +366,15 @@ def test_a_template_that_refuses() -> None:
 
 def test_where_tokens_stand(tokenizer: PreTrainedTokenizerFast) -> None:
     """bitlora.data.tokens: offsets in characters of a batch of texts, without tokens that the text does not have; and which
-    tokens were added, some of which end a turn."""
+    tokens were added, some of which end a turn. A call leaves the backend so that it neither cuts nor pads."""
     assert tokenizer.is_fast
-    batch = tokenizer(
-        ["ab<eos>", "é"],
-        add_special_tokens=False,
-        return_offsets_mapping=True,
-        return_attention_mask=False,
-        verbose=False,
-    )
-    assert batch["offset_mapping"] == [[(0, 1), (1, 2), (2, 7)], [(0, 1), (0, 1)]]
-    assert [len(ids) for ids in batch["input_ids"]] == [3, 2]
+    backend = tokenizer.backend_tokenizer
+    backend.enable_truncation(1)
+    backend.enable_padding(length=9)
+    assert len(tokenizer("ab<eos>", add_special_tokens=False).input_ids) == 3
+    first, second = backend.encode_batch(["ab<eos>", "é"], add_special_tokens=False)
+    assert first.offsets == [(0, 1), (1, 2), (2, 7)]
+    assert second.offsets == [(0, 1), (0, 1)]
+    assert [len(first.ids), len(second.ids)] == [3, 2]
     assert list(tokenizer.get_added_vocab()) == ["<eos>"]
     assert tokenizer("a").input_ids[0] != tokenizer.eos_token_id

@@ -116,12 +116,13 @@ def chats(path):
 
 
 def test_chats_and_the_adapters_on_disk_are_what_was_scored(bitlora, write_spec, tmp_path, tiny_base):
-    """Stock PEFT loads a full-precision adapter and gives its eval loss; it refuses a quantized one."""
-    from peft import PeftModel
+    """PEFT loads each trial's adapter, and a plain loop over it gives the eval loss of its record."""
+    from peft import PeftConfig, PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from bitlora.config.sections import DataConfig
     from bitlora.data.split import prepare_data
+    from bitlora.export import BitLoraConfig
 
     data = {"source": str(chats(tmp_path / "chat.jsonl")), "max_length": 200}
     spec = write_spec(data=data, search={"trials": 2, "sampler": "grid", "space": {"quantizer": ["none", "ternary"]}})
@@ -140,9 +141,7 @@ def test_chats_and_the_adapters_on_disk_are_what_was_scored(bitlora, write_spec,
         adapter = tmp_path / "quick" / "trials" / trial_id / "adapter"
         base = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
         if record["config"]["quantizer"] == "ternary":
-            with pytest.raises((KeyError, ValueError), match="BITLORA"):
-                PeftModel.from_pretrained(base, adapter)
-            continue
+            assert isinstance(PeftConfig.from_pretrained(adapter), BitLoraConfig)
         assert stock_loss(PeftModel.from_pretrained(base, adapter), rows) == pytest.approx(
             record["eval_loss"], rel=1e-5
         )
