@@ -10,10 +10,11 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from bitlora.base.describe import block_linears, targeted
+from bitlora.base.describe import block_linears, choose_targets
 from bitlora.base.load import load_model
 from bitlora.base.locate import BaseError
 from bitlora.config.sections import BaseConfig
+from bitlora.config.trial import LayerAdapter, TrialConfig, adapter_layers
 from bitlora.forward import attention
 from bitlora.forward.forward_plan import ForwardPlan, recomputation
 from bitlora.forward.head import Head
@@ -26,11 +27,17 @@ class Base:
     """A loaded base: frozen, its linear layers ready for adapters."""
 
     model: Any
+    linears: dict[str, MultiLoraLinear]
+    """The layers that may get adapters: all of the blocks, in the model's order."""
     targets: dict[str, MultiLoraLinear]
-    """The layers that get adapters, in the model's order."""
+    """Those of `base.targets`, which get them where a trial does not say otherwise."""
     dtype: torch.dtype
     device: torch.device
     head: Head
+
+    def adapter_layers(self, config: TrialConfig) -> dict[str, LayerAdapter]:
+        """Name -> what a trial's adapter is there, for the layers that it is on, in the model's order."""
+        return adapter_layers(config, self.linears, self.targets)
 
     @property
     def vocab_size(self) -> int:
@@ -70,7 +77,7 @@ def load_base(
         longest: tokens of the longest row that it is to see.
 
     Raises:
-        BaseError: see `read_model_config` and `targeted`; or NF4 asked for in float64; or see `check_rows_apart`.
+        BaseError: see `read_model_config` and `choose_targets`; or NF4 asked for in float64; or see `check_rows_apart`.
     """
     model = load_model(config, dtype, device)
     model.config.use_cache = False
@@ -162,17 +169,16 @@ def inject_adapters(
 ) -> Base:
     """Put a `MultiLoraLinear` in the place of every linear layer of the model's blocks, and attention by rows; as PEFT's
     `inject_adapter_in_model` does it for one adapter."""
-    linears = block_linears(model)
-    names = set(targeted(linears, config))
-    targets: dict[str, MultiLoraLinear] = {}
-    for name, linear in linears.items():
-        layer = MultiLoraLinear(linear, name, len(targets), dtype)
+    found = block_linears(model)
+    targets = choose_targets(found, config, model)
+    linears = {
+        name: MultiLoraLinear(linear, name, number, dtype) for number, (name, linear) in enumerate(found.items())
+    }
+    for name, layer in linears.items():
         model.set_submodule(name, layer)
-        if name in names:
-            targets[name] = layer
     attention.install(model)
     model.eval()
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": recomputation})
         _train_nothing_but_checkpoints(model)
-    return Base(model, targets, dtype, device, Head(model))
+    return Base(model, linears, {name: linears[name] for name in targets}, dtype, device, Head(model))
