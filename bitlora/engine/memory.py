@@ -1,6 +1,6 @@
 """How many slots fit, and how large a pass may be: measured by dry steps, decided by arithmetic.
 
-What an engine holds at its peak is very nearly a straight line: what the base takes (with a chunk of the head's rows), so
+What an engine holds at its peak is very nearly a straight line: what the base takes, with a chunk of the head's rows, so
 much for each slot, and so much for each token of a forward and backward pass. Dry steps of the widest trial that a sweep
 may have, over rows of the longest length that its data have, give the three numbers. They are small, a few rows of one
 slot and of two, and none is taken that the one before does not promise to fit: where memory is short, a process may be
@@ -251,7 +251,7 @@ class _DryRun:
         self._longest = longest
         self.slot_bytes = 0.0
         """What the vectors of a slot take, counted: the least that a slot takes."""
-        widths = [base.linears[name].in_features for name in base.adapter_layers(widest)]
+        widths = [layer.in_features for layer in base.targets.values()]
         self.draws = 2.0 * widest.batch_size * longest.tokens * max(widths) if widest.dropout else 0.0
         """Bytes of the random numbers for a whole batch's dropout in a layer, however small the pass."""
 
