@@ -4,12 +4,12 @@ A row of a tensor is a slot's flat vector (`bitlora.engine.vector.PackLayout`), 
 beyond the slot's own: those numbers have zero gradients, and AdamW leaves them zero. A layer sees the matrices of all
 slots as one tensor, a view. When a slot comes or goes the tensors are made anew.
 
-Axes: S slots, P all numbers of a vector, L layers of one shape, R rank, I in, O out.
+Axes: S slots, P all numbers of a vector, L layers whose matrices are of one shape, R rank, I in, O out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Final
@@ -21,7 +21,8 @@ from bitlora.adapter.latent import Latent
 from bitlora.config.trial import TrialConfig, scaling_of
 from bitlora.engine.optim import UNSCALED, LossScale, take_step
 from bitlora.engine.vector import PackLayout, Vectors
-from bitlora.forward.multi_lora import NO_SLOTS, LayerAdapters, MultiLoraLinear, SlotTraits
+from bitlora.forward.multi_lora import NO_SLOTS, GroupAdapters, LayerGroup, MultiLoraLinear, SlotTraits
+from bitlora.quantizers.codes import quantize
 from bitlora.quantizers.weights import DOUBLE_BINARY_B, QUANTIZERS, double_binary
 
 QUANTIZED_AT_ONCE: Final = 2**22
@@ -71,7 +72,7 @@ class Slot:
     def traits(self) -> SlotTraits:
         """What the forward pass must know of it."""
         c = self.config
-        return SlotTraits(self.place, c.rank, scaling_of(c), c.dropout, c.activations == "int8")
+        return SlotTraits(self.place, c.rank, c.dropout, c.activations == "int8")
 
     @property
     def latent(self) -> list[Latent]:
@@ -177,7 +178,7 @@ class Bank:
         self._latent_dtype = latent_dtype
         self._dtype = dtype
         self._device = device
-        self._nowhere = Vectors.make(PackLayout.make([], 0, False), 0, latent_dtype, None, device)
+        self._nowhere = Vectors.make(PackLayout.make([], 0, False), (), latent_dtype, None, device)
 
     def add(self, number: int, config: TrialConfig, state: SlotState | None = None) -> Slot:
         """Give a trial the slot `number`, which must be free: at its start, or to go on from `state`.
@@ -209,35 +210,44 @@ class Bank:
     def quantize(self, numbers: Collection[int] | None = None) -> None:
         """Bring the quantized copies of these slots, or of all, up to date with their latent weights."""
         for slots in self._alike(numbers):
-            first = slots[0]
-            vectors, quantizer = first.vectors, QUANTIZERS[first.config.quantizer]
+            config, vectors = slots[0].config, slots[0].vectors
             if vectors.quantized is vectors.latent:
                 continue
-            rows = slice(first.place, first.place + len(slots))
-            if quantizer.levels is None:
-                vectors.quantized[rows].copy_(vectors.latent[rows])
-                continue
-            into = self._stacks(slots, vectors.quantized, False)
-            for latent, copies in zip(self._stacks(slots, vectors.latent, first.learns_scales), into, strict=True):
-                for part, copy in zip(_parts(latent), _parts(copies), strict=True):
-                    weights = part.quantized(first.config)
-                    copy.a.copy_(weights.a)
-                    copy.b.copy_(weights.b)
+            rows = slice(slots[0].place, slots[0].place + len(slots))
+            latent, copies, scaling = vectors.latent[rows], vectors.quantized[rows], vectors.scaling[rows]
+            for kind in vectors.layout.kinds:
+                into, weights = kind.of(copies, config.rank), kind.of(latent, config.rank)
+                scales = kind.scales_of(latent, config.rank, slots[0].learns_scales)
+                for part in _parts(weights):
+                    learned = None if scales is None else scales[:, part]
+                    made = quantize(config.quantizer, weights[:, part], kind.side, config.granularity, learned)
+                    if kind.side == "A":
+                        into[:, part].copy_(made)
+                    else:
+                        torch.mul(made, scaling, out=into[:, part])
 
     def backward_to_latent(self, numbers: Collection[int]) -> None:
-        """Turn the gradients of the quantized weights, summed over all workers, into those of what is trained.
+        """Turn the gradients of what is multiplied, summed over all workers, into those of what is trained.
 
-        Straight-through it is the latent weights' as it stands. Of learned scales s, `w_q = s * sign(w)`: they get
-        `sum(sign(w) * dL/dw_q)` over their row, and w gets `s * dL/dw_q`.
+        B was multiplied by the slot's scaling, and so is its gradient. Straight-through that is the latent weights' as it
+        stands. Of learned scales s, `w_q = s * sign(w)`: they get `sum(sign(w) * dL/dw_q)` over their row, and w gets
+        `s * dL/dw_q`.
         """
+        for vectors, rows in self._runs(numbers):
+            for kind in vectors.layout.kinds:
+                if kind.side == "B" and vectors.quantized is not vectors.latent:
+                    kind.matrices.of(vectors.grad[rows]).mul_(vectors.scaling[rows])
         for slots in self._alike(numbers):
+            vectors, rank = slots[0].vectors, slots[0].config.rank
             if not slots[0].learns_scales:
                 continue
-            vectors = slots[0].vectors
-            grads = self._stacks(slots, vectors.grad, True)
-            for latent, grad in zip(self._stacks(slots, vectors.latent, True), grads, strict=True):
-                _through_scales(latent.a, latent.a_scales, grad.a, grad.a_scales)
-                _through_scales(latent.b, latent.b_scales, grad.b, grad.b_scales)
+            rows = slice(slots[0].place, slots[0].place + len(slots))
+            latent, grads = vectors.latent[rows], vectors.grad[rows]
+            for kind in vectors.layout.kinds:
+                scales, scales_grad = kind.scales_of(latent, rank, True), kind.scales_of(grads, rank, True)
+                assert scales is not None
+                assert scales_grad is not None
+                _through_scales(kind.of(latent, rank), scales, kind.of(grads, rank), scales_grad)
 
     def _alike(self, numbers: Collection[int] | None) -> Iterator[list[Slot]]:
         """These slots, those that are alike and next to each other together."""
@@ -245,12 +255,12 @@ class Bank:
         for _, alike in groupby(enumerate(chosen), key=lambda pair: (pair[1].likeness, pair[1].place - pair[0])):
             yield [slot for _, slot in alike]
 
-    def _stacks(self, slots: Sequence[Slot], vectors: Tensor, learns_scales: bool) -> Iterator[Latent]:
-        """Views of the matrices of alike slots, (S, L, R, I) and so on, for each shape of layer."""
-        first = slots[0]
-        rows = vectors[first.place : first.place + len(slots)]
-        for kind in first.vectors.layout.kinds:
-            yield kind.of(rows, first.config.rank, learns_scales)
+    def _runs(self, numbers: Collection[int]) -> Iterator[tuple[Vectors, slice]]:
+        """The rows of these slots, those that are next to each other together."""
+        chosen = [slot for slot in self.slots.values() if slot.number in numbers]
+        for _, pairs in groupby(enumerate(chosen), key=lambda pair: pair[1].place - pair[0]):
+            run = [slot for _, slot in pairs]
+            yield run[0].vectors, slice(run[0].place, run[-1].place + 1)
 
     def _remake(self, slots: Sequence[Slot]) -> None:
         """Make the tensors for these slots, with what those that were here had."""
@@ -258,15 +268,19 @@ class Bank:
         if not slots:
             self.slots = {}
             for layer in self._layers:
-                layer.slots, layer.adapters = NO_SLOTS, None
+                layer.slots = NO_SLOTS
+                layer.alone.adapters = layer.group.adapters = ()
             return
         rank = max(slot.config.rank for slot in slots)
-        layout = PackLayout.make(self._layers, rank, any(slot.learns_scales for slot in slots))
+        together = self._together()
+        layout = PackLayout.make(self._layers, rank, any(slot.learns_scales for slot in slots), [*together.values()])
         dtype = self._dtype
         if dtype == torch.float16 and any(slot.traits.int8 for slot in slots):
             dtype = torch.float32
+        scaling = [scaling_of(slot.config) for slot in slots]
         plain = dtype == self._latent_dtype and all(QUANTIZERS[slot.config.quantizer].levels is None for slot in slots)
-        made = Vectors.make(layout, len(slots), self._latent_dtype, None if plain else dtype, self._device)
+        plain = plain and all(factor == 1 for factor in scaling)
+        made = Vectors.make(layout, scaling, self._latent_dtype, None if plain else dtype, self._device)
         for place, slot in enumerate(slots):
             if slot.number in self.slots:
                 _carry_over(slot, made, place)
@@ -274,11 +288,44 @@ class Bank:
             slot.vectors, slot.place = made, place
         before, self.slots = self.slots, {slot.number: slot for slot in slots}
         self.quantize(before.keys() & self.slots.keys())
-        traits = {slot.number: slot.traits for slot in slots}
-        weights = layout.of(made.quantized, rank, False)
-        gradients = layout.of(made.grad, rank, False)
-        for layer, weight, gradient in zip(self._layers, weights, gradients, strict=True):
-            layer.slots, layer.adapters = traits, LayerAdapters(weight.a, weight.b, gradient.a, gradient.b)
+        self._give(made, together, rank, {slot.number: slot.traits for slot in slots})
+
+    def _together(self) -> dict[LayerGroup, list[int]]:
+        """The numbers of the layers that are computed together."""
+        found: dict[LayerGroup, list[int]] = {}
+        for number, layer in enumerate(self._layers):
+            found.setdefault(layer.group, []).append(number)
+        return {
+            group: sorted(numbers, key=lambda number: group.layers.index(self._layers[number]))
+            for group, numbers in found.items()
+        }
+
+    def _give(
+        self,
+        vectors: Vectors,
+        together: Mapping[LayerGroup, Sequence[int]],
+        rank: int,
+        traits: Mapping[int, SlotTraits],
+    ) -> None:
+        """Let the layers have the slots' matrices."""
+        weights, gradients = (vectors.layout.of(flat, rank, False) for flat in (vectors.quantized, vectors.grad))
+
+        def adapters(group: LayerGroup, numbers: Sequence[int]) -> GroupAdapters:
+            return GroupAdapters(
+                traits,
+                tuple(group.layers.index(self._layers[number]) for number in numbers),
+                vectors.layout.a_of(vectors.quantized, numbers),
+                tuple(weights[number].b for number in numbers),
+                vectors.layout.a_of(vectors.grad, numbers),
+                tuple(gradients[number].b for number in numbers),
+            )
+
+        drops = any(slot.dropout > 0 for slot in traits.values())  # each layer has a mask of its own
+        for group, numbers in together.items():
+            group.adapters = tuple(adapters(group, own) for own in ([[n] for n in numbers] if drops else [numbers]))
+        for number, layer in enumerate(self._layers):
+            layer.slots = traits
+            layer.alone.adapters = (adapters(layer.alone, [number]),)
 
 
 def _carry_over(slot: Slot, into: Vectors, place: int) -> None:
@@ -286,27 +333,22 @@ def _carry_over(slot: Slot, into: Vectors, place: int) -> None:
     old = slot.vectors
     for before, after in ((old.latent, into.latent), (old.exp_avg, into.exp_avg), (old.exp_avg_sq, into.exp_avg_sq)):
         for had, has in zip(old.layout.kinds, into.layout.kinds, strict=True):
-            ours = had.of(before[slot.place], slot.config.rank, slot.learns_scales).tensors
-            theirs = has.of(after[place], slot.config.rank, slot.learns_scales).tensors
-            for source, target in zip(ours, theirs, strict=True):
-                target.copy_(source)
+            has.of(after[place], slot.config.rank).copy_(had.of(before[slot.place], slot.config.rank))
+            ours = had.scales_of(before[slot.place], slot.config.rank, slot.learns_scales)
+            theirs = has.scales_of(after[place], slot.config.rank, slot.learns_scales)
+            if ours is not None and theirs is not None:
+                theirs.copy_(ours)
 
 
-def _parts(stacked: Latent) -> Iterator[Latent]:
-    """Stacks of matrices in parts, layer by layer where they are large."""
-    layers = stacked.a.shape[-3]
-    each = max(1, QUANTIZED_AT_ONCE // max(1, max(part.numel() for part in stacked.tensors) // layers))
+def _parts(stacked: Tensor) -> Iterator[slice]:
+    """A stack of matrices (S, L, rows, columns) in parts, layer by layer where they are large."""
+    layers = stacked.shape[1]
+    each = max(1, QUANTIZED_AT_ONCE // max(1, stacked.numel() // layers))
     for start in range(0, layers, each):
-        yield stacked.map(_layers(start, start + each))
+        yield slice(start, start + each)
 
 
-def _layers(start: int, stop: int) -> Callable[[Tensor], Tensor]:
-    return lambda part: part[:, start:stop]
-
-
-def _through_scales(w: Tensor, scales: Tensor | None, grad: Tensor, scales_grad: Tensor | None) -> None:
-    assert scales is not None
-    assert scales_grad is not None
+def _through_scales(w: Tensor, scales: Tensor, grad: Tensor, scales_grad: Tensor) -> None:
     signs, used = double_binary(w, scales)
     scales_grad.copy_((signs.mul_(grad)).sum(-1, keepdim=True))
     grad.mul_(used)

@@ -56,7 +56,8 @@ def test_a_pack_has_a_place_for_every_number_of_a_slot_of_smaller_rank(shapes, r
     """And the two layouts give the same matrices in the same order."""
     most, rank = ranks
     learns_scales = learns_scales and room
-    layout = PackLayout.make(shapes, most, room)
+    alike = [n for n, shape in enumerate(shapes) if shape.in_features == shapes[-1].in_features]
+    layout = PackLayout.make(shapes, most, room, [alike[::-1]])
     rows = torch.zeros(2, layout.size)
     own = VectorLayout.make(shapes, rank, learns_scales)
     flat = torch.arange(1.0, own.size + 1)
@@ -68,5 +69,7 @@ def test_a_pack_has_a_place_for_every_number_of_a_slot_of_smaller_rank(shapes, r
     assert not rows[0].any()
     assert all(torch.equal(a[1], b) for found, made in zip(placed, own.of(flat), strict=True)
                for a, b in zip(found.tensors, made.tensors, strict=True))  # fmt: skip
+    behind = torch.cat([layout.of(rows, most, room)[n].a for n in alike[::-1]], -2)
+    assert torch.equal(layout.a_of(rows, alike[::-1]), behind)
     assert layout.of(rows, most, room)[0].a.shape == (2, most, shapes[0].in_features)
     assert layout.size == VectorLayout.make(shapes, most, room).size
