@@ -1,13 +1,14 @@
 """The same adapter as a citizen of PEFT: a configuration and layers that PEFT's own models, savers and trainers work with.
 
     model = get_peft_model(base, BitLoraConfig(quantizer="ternary", r=16, target_modules="all-linear"))
-    model = load_adapter(base, "runs/quickstart/trials/…/adapter")     # a trial's, or one that save_pretrained wrote
-    load_adapter(model, "…", "second")                                 # beside it
+    model = PeftModel.from_pretrained(base, "runs/quickstart/trials/…/adapter")   # a trial's, or of save_pretrained
+    model.load_adapter("…", "second")                                             # beside it
 
-Nothing of PEFT is patched. `BitLoraConfig` is a `LoraConfig` that registers layers of its own for `nn.Linear` and
-bitsandbytes' `Linear4bit`; they put modules that quantize in the place of `lora_A` and `lora_B`. What is saved are the
-latent weights under PEFT's usual keys, and a configuration of the type `BITLORA`, which stock PEFT does not know: it
-refuses the folder, where it would otherwise compute something else with it.
+`BitLoraConfig` is a `LoraConfig` that registers layers of its own for `nn.Linear`, transformers' `Conv1D` and bitsandbytes'
+`Linear4bit`; they put modules that quantize in the place of `lora_A` and `lora_B`. What is saved are the latent weights
+under PEFT's usual keys, and a configuration of a type that PEFT knows once this module is imported, and refuses before: it
+would compute something else with them. Its own layers refuse such a configuration too; over NF4 they would drop the
+quantizer (PEFT 0.21.2), so there, and there alone, a method of theirs is replaced.
 """
 
 from __future__ import annotations
@@ -21,14 +22,16 @@ import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.lora.bnb import Linear4bit as LoraLinear4bit
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.layer import LoraVariant
 from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
 
-from bitlora.adapter.peft_folder import PACKED_TYPE, PEFT_TYPE
+from bitlora.adapter.peft_folder import EARLIER_PACKED_TYPE, EARLIER_TYPE, PEFT_TYPE
 from bitlora.config.sections import Activations
 from bitlora.quantizers.activations import int8, int8_backward
 from bitlora.quantizers.codes import Side, quantize
@@ -40,6 +43,8 @@ REFUSED: Final = {
     "use_qalora": "its adapter is not the product of two matrices over the layer's inputs",
 }
 """Options of `LoraConfig` that would change what the adapter is, and why they are not there."""
+
+STRANGE: Final = "is PEFT's own layer, without quantizers: make the model with a BitLoraConfig"
 
 
 @dataclass
@@ -72,7 +77,7 @@ class BitLoraConfig(LoraConfig):  # type: ignore[misc]
                 "weights, and B must start as an exact no-op"
             )
         # A Linear4bit is an nn.Linear, so it goes first.
-        self._register_custom_module({Linear4bit: BitLinear4bit, nn.Linear: BitLinear})
+        self._register_custom_module({Linear4bit: BitLinear4bit, nn.Linear: BitLinear, Conv1D: BitLinear})
 
     def to_dict(self) -> dict[str, Any]:
         """As PEFT writes it, with the type that stock PEFT refuses."""
@@ -87,10 +92,10 @@ class BitLoraConfig(LoraConfig):  # type: ignore[misc]
                 (`ternary` changes even those that it has quantized itself). Or it is a packed one.
         """
         found = kwargs.pop("peft_type", PEFT_TYPE)
-        if found == PACKED_TYPE:
+        if str(found).startswith(EARLIER_PACKED_TYPE):
             raise ValueError("a packed adapter: load it with bitlora.export.load_packed_adapter")
-        if found != PEFT_TYPE:
-            raise ValueError(f"not an adapter with a quantizer (peft_type {PEFT_TYPE}): load it with PEFT itself")
+        if found not in (PEFT_TYPE, EARLIER_TYPE):
+            raise ValueError(f"not an adapter with a quantizer (peft_type {EARLIER_TYPE}): load it with PEFT itself")
         return cls(**kwargs)
 
 
@@ -110,7 +115,9 @@ class QuantizedLinear(nn.Linear):
         self.int8 = config.activations == "int8"
         self.scales: nn.Parameter | None = None
         if QUANTIZERS[self.quantizer].learns_scales:
-            start = 0.5 * self.in_features**-0.5 if side == "A" else 0.0
+            # As an adapter of PEFT's is no no-op where init_lora_weights is False.
+            starts = side == "A" or config.init_lora_weights is False
+            start = 0.5 * self.in_features**-0.5 if starts else 0.0
             self.scales = nn.Parameter(torch.full_like(self.weight[:, :1], start))
             if side == "B":
                 nn.init.normal_(self.weight, std=DOUBLE_BINARY_B)
@@ -166,7 +173,7 @@ class _Quantizing:
 
 
 class BitLinear(_Quantizing, LoraLinear):  # type: ignore[misc]
-    """PEFT's LoRA layer over `nn.Linear`, whose adapters may have a quantizer.
+    """PEFT's LoRA layer over `nn.Linear` or transformers' `Conv1D`, whose adapters may have a quantizer.
 
     Raises:
         ValueError: the layer only looks like one (bitsandbytes' `Linear8bitLt`): its weight could not be merged into.
@@ -174,6 +181,7 @@ class BitLinear(_Quantizing, LoraLinear):  # type: ignore[misc]
 
     def __init__(self, base_layer: nn.Module, *args: Any, **kwargs: Any) -> None:
         super().__init__(base_layer, *args, **kwargs)
+        self.fan_in_fan_out = isinstance(self.get_base_layer(), Conv1D)  # its weight is (in, out)
         weight = self.get_base_layer().weight
         if not weight.is_floating_point():
             raise ValueError(
@@ -266,9 +274,7 @@ def load_adapter(model: Any, folder: str | Path, adapter_name: str = "default", 
         strange = [name for name, module in model.named_modules() if isinstance(module, LoraLinear | LoraLinear4bit)
                    and not isinstance(module, BitLinear | BitLinear4bit)]  # fmt: skip
         if strange:
-            raise ValueError(
-                f"{strange[0]} is PEFT's own layer, without quantizers: make the model with a BitLoraConfig"
-            )
+            raise ValueError(f"{strange[0]} {STRANGE}")
         model.add_adapter(adapter_name, config)
     found = model.load_adapter(str(folder), adapter_name, is_trainable=trainable, torch_device="cpu")
     missing = [key for key in found.missing_keys if f".{adapter_name}." in key]
@@ -293,6 +299,7 @@ def _delta(layer: Any, adapter: str, plain: Callable[[str], Tensor]) -> Tensor:
     with torch.no_grad():
         dtype = torch.promote_types(a.weight.dtype, torch.float32)
         product = b.quantized().to(dtype) @ a.quantized().to(dtype)
+        product = product.T if getattr(layer, "fan_in_fan_out", False) else product
         return product.mul_(layer.scaling[adapter]).to(b.weight.dtype)  # type: ignore[no-any-return]
 
 
@@ -345,3 +352,20 @@ class _Int8(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         return int8_backward(grads[0], *ctx.saved_tensors)
+
+
+def _refuse_in_stock_layers(layer: type) -> None:
+    """Let PEFT's own `layer` refuse an adapter with a quantizer, as its layer over `nn.Linear` does."""
+    stock: Any = layer
+    resolve = stock.resolve_lora_variant
+
+    def checked(self: Any, *, config: LoraConfig, **kwargs: Any) -> LoraVariant | None:
+        if isinstance(config, BitLoraConfig) and not isinstance(self, _Quantizing):
+            raise ValueError(f"{type(self).__module__}.{type(self).__name__} {STRANGE}")
+        return resolve(self, config=config, **kwargs)
+
+    stock.resolve_lora_variant = checked
+
+
+PEFT_TYPE_TO_CONFIG_MAPPING.update({PEFT_TYPE: BitLoraConfig, EARLIER_TYPE: BitLoraConfig})
+_refuse_in_stock_layers(LoraLinear4bit)

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from bitlora.base.linears import features, is_conv1d, plain_weight
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,23 +28,30 @@ class FrozenWeights:
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, layer: nn.Linear, dtype: torch.dtype) -> FrozenWeights:
-        """Those of one layer: `nn.Linear` or bitsandbytes' `Linear4bit`. `dtype`: what the products are computed in."""
+    def of(cls, layer: Any, dtype: torch.dtype) -> FrozenWeights:
+        """Those of one layer: `nn.Linear`, bitsandbytes' `Linear4bit`, or transformers' `Conv1D`.
+
+        Args:
+            dtype: what the products are computed in.
+        """
+        state = getattr(layer.weight, "quant_state", None)
         bias = None if layer.bias is None else layer.bias.detach()
-        return cls(layer.weight.detach(), getattr(layer.weight, "quant_state", None), bias, dtype)
+        return cls(plain_weight(layer) if state is None else layer.weight.detach(), state, bias, dtype)
 
     @classmethod
-    def together(cls, layers: Sequence[nn.Linear], dtype: torch.dtype) -> FrozenWeights | None:
+    def together(cls, layers: Sequence[Any], dtype: torch.dtype) -> FrozenWeights | None:
         """Those of layers with one input, of which each is given a view of its own. None: they are not of one kind, or
         blocks of NF4 scales run over a layer's end; nothing is changed then."""
         states: list[Any] = [getattr(layer.weight, "quant_state", None) for layer in layers]
         weights = [layer.weight.detach() for layer in layers]
         first, state = weights[0], states[0]
+        if any(map(is_conv1d, layers)):
+            return None
         if any(weight.dtype != first.dtype or weight.device != first.device for weight in weights):
             return None
         bias = None
         if any(layer.bias is not None for layer in layers):
-            rows = [layer.out_features for layer in layers]
+            rows = [features(layer)[1] for layer in layers]
             blank = next(layer.bias for layer in layers if layer.bias is not None).detach()
             bias = torch.cat(
                 [blank.new_zeros(count) if layer.bias is None else layer.bias.detach()

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bitlora.base.linears import features
 from bitlora.forward.dropout import dropout_mask
 from bitlora.forward.forward_plan import ForwardPlan, Span, bound_plan
 from bitlora.forward.frozen import FrozenWeights
@@ -40,11 +41,12 @@ from bitlora.quantizers.activations import int8, int8_backward
 
 @dataclass(frozen=True, slots=True)
 class SlotTraits:
-    """What the forward pass must know of a slot, the same in all layers."""
+    """What the forward pass must know of a slot in a layer."""
 
     place: int
     """Of its matrices among the S."""
     rank: int
+    """0: it has no adapter there; its matrices are zero."""
     dropout: float
     int8: bool
 
@@ -126,30 +128,24 @@ class MultiLoraLinear(nn.Module):
     """A frozen linear layer with an adapter for each slot.
 
     Args:
-        base: the frozen layer: `nn.Linear` or bitsandbytes' `Linear4bit`.
+        base: the frozen layer: `nn.Linear`, bitsandbytes' `Linear4bit`, or transformers' `Conv1D`.
         name: its name in the model.
-        index: its number among the model's layers with adapters; the dropout masks hang on it.
+        index: its number among the linear layers of the model's blocks; the dropout masks hang on it.
         dtype: what the products are computed in.
     """
 
-    def __init__(self, base: nn.Linear, name: str, index: int, dtype: torch.dtype) -> None:
+    def __init__(self, base: nn.Module, name: str, index: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self.base = base
+        self.base: Any = base
+        self.in_features, self.out_features = features(base)
         self.name = name
         self.index = index
         self.dtype = dtype
         self.slots: Mapping[int, SlotTraits] = NO_SLOTS
-        """The slots that there are, by number; whoever changes them gives another mapping."""
+        """The slots that there are, by number; whoever changes them gives another mapping, the same one to all layers in
+        which they are alike."""
         self.alone = self.group = LayerGroup((self,))
         """By itself, and with those that are given the same input."""
-
-    @property
-    def in_features(self) -> int:
-        return self.base.in_features
-
-    @property
-    def out_features(self) -> int:
-        return self.base.out_features
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O), where the leading axes hold the T tokens of the plan that this call runs by."""
@@ -241,8 +237,9 @@ _OWNERSHIP: Final[WeakKeyDictionary[ForwardPlan, dict[int, _Ownership]]] = WeakK
 
 
 def _ownership(plan: ForwardPlan, adapters: GroupAdapters, device: torch.device) -> _Ownership | None:
-    """Whose the tokens of this pass are: found at the first of the layers in which the slots are alike. None: nobody's."""
-    if not plan.spans:
+    """Whose the tokens of this pass are: found at the first of the layers in which the slots are alike. None: nobody's that
+    has an adapter in these layers."""
+    if not any(adapters.slots[span.slot].rank for span in plan.spans):
         return None
     known = _OWNERSHIP.setdefault(plan, {})
     found = known.get(id(adapters.slots))

@@ -5,6 +5,7 @@ import torch
 from adapters import trial
 from torch import nn
 
+from bitlora.config.trial import layer_adapter
 from bitlora.engine.slot import Bank
 from bitlora.forward.forward_plan import ForwardPlan, Span
 from bitlora.forward.frozen import FrozenWeights
@@ -14,8 +15,9 @@ CPU = torch.device("cpu")
 INPUTS, OUTPUTS = 6, (5, 3, 4)
 
 
-def make(targeted=(0, 1, 2), dropout=0.0):
-    """Three layers with two slots of different rank, in a plan whose spans differ in length."""
+def make(targeted=(0, 1, 2), dropout=0.0, slots=((0, 1, 2), (0, 1, 2))):
+    """Three layers with two slots of different rank, in a plan whose spans differ in length. `slots`: on which layers of
+    those that are `targeted` each has an adapter, with a scaling of its own in each."""
     torch.manual_seed(0)
     linears = [nn.Linear(INPUTS, outputs, dtype=torch.float64).requires_grad_(False) for outputs in OUTPUTS]
     layers = [MultiLoraLinear(linear, str(n), n, torch.float64) for n, linear in enumerate(linears)]
@@ -24,7 +26,10 @@ def make(targeted=(0, 1, 2), dropout=0.0):
         layer.group = group
     bank = Bank([layers[number] for number in targeted], torch.float64, torch.float64, CPU)
     for number, (quantizer, rank, activations) in enumerate((("ternary", 2, "full"), ("binary", 3, "int8"))):
-        slot = bank.add(number, trial(quantizer, rank=rank, activations=activations, dropout=dropout, alpha=5))
+        of = slots[number]
+        config = trial(quantizer, rank=rank, activations=activations, dropout=dropout, alpha=5)
+        on = [layer_adapter(config.model_copy(update={"alpha": 5 + n}), str(n)) if n in of else None for n in targeted]
+        slot = bank.add(number, config, on)
         for layer in slot.latent:
             layer.b.copy_(torch.randn(layer.b.shape))
     bank.quantize()
@@ -55,7 +60,7 @@ def same(found, expected):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("options", [{}, {"dropout": 0.3}, {"targeted": (0, 2)}])
+@pytest.mark.parametrize("options", [{}, {"dropout": 0.3}, {"targeted": (0, 2)}, {"slots": ((0, 2), (1, 2))}])
 @pytest.mark.parametrize("used", [(0, 1, 2), (1,), (2, 0)])
 def test_together_they_give_what_each_gives_alone(options, used):
     found = []
