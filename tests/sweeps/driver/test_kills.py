@@ -22,7 +22,9 @@ from faults import evaluations, events, nothing_is_left, processes, ray_head, re
 CULPRITS = Path(__file__).parents[2] / "helpers" / "culprits"
 SEED = int(os.environ.get("KILLS_SEED", "1"))
 KILLS = int(os.environ.get("KILLS", "8"))
-DECK = {8: {"worker": 3, "host": 3, "pool": 1, "driver": 1}, 20: {"worker": 9, "host": 7, "pool": 2, "driver": 2}}[KILLS]
+DECK = {8: {"worker": 3, "host": 3, "pool": 1, "driver": 1}, 20: {"worker": 9, "host": 7, "pool": 2, "driver": 2}}[
+    KILLS
+]
 """How many of each kind are killed, in an order that the seed draws. Those are all there are: a trial has no process."""
 TITLES = {"worker": "ray::RayTrainWorker", "host": "ray::PackHost", "pool": "ray::Pool"}
 """Of the processes that are killed; the fourth kind is the driver."""
