@@ -62,11 +62,6 @@ keeps what it knows of a file for about as long."""
 READING_LINE_S: Final = 10.0
 """Between two lines of how far the reading of data is, where there is no terminal: often enough to see that it goes on."""
 
-# ---- bases
-
-KEPT_BASE_S: Final = 60 * 24 * 3600.0
-"""How long a quantized base is kept that nobody uses: it can be made again, and takes gigabytes."""
-
 # ---- packs, as the pool sees them
 
 POOL_TICK_S: Final = 1.0

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from bitlora import timeouts
 from bitlora.config.explain import one_line
+from bitlora.files.baseline import BASE
 from bitlora.files.record import DATA, KEPT, RUNS, Status
 from bitlora.files.storage import Storage
 from bitlora.files.writing import write_text
@@ -187,6 +188,10 @@ def _finish(storage: Storage, run: Run, code: int, console: Console) -> None:
     """Make the report and leave the exit code; that one cannot be written costs no trial."""
     with contextlib.suppress(OSError):
         note(storage.folder, run)
+    with contextlib.suppress(
+        OSError
+    ):  # a pack has written it, which may have been elsewhere; the trials' files are here
+        storage.pull(BASE)
     try:
         path = write_report([storage.folder])
         console.print(f"report: {path}", markup=False, highlight=False)
