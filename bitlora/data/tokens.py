@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
@@ -11,12 +10,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bitlora.data.chat import ChatTemplate, Span
+from bitlora.data.chat import ChatTemplate
 from bitlora.data.examples import DataError, Example
 from bitlora.data.learned import Noticed, Rendered, is_learned, render_all
-from bitlora.data.rows import Rows
+from bitlora.data.rows import Rows, RowsWriter
+from bitlora.tokenized.words import TOKEN, words_of
 
 if TYPE_CHECKING:
+    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
 
@@ -63,13 +64,14 @@ class Counts:
         return notes
 
 
-def tokenize(
+def tokenize_into(
+    writer: RowsWriter,
     examples: Iterable[Example],
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
-    skipped: list[str] | None = None,
-) -> tuple[Rows, Counts]:
-    """Examples as rows of tokens, with the completions marked.
+    skipped: list[str] | None,
+) -> Counts:
+    """Examples as rows of tokens, with the completions marked: the writer gets those with something to learn, in order.
 
     Each conversation goes through the tokenizer's chat template; without one it is prompt, newline, completion, end of
     sequence. What is learned of an assistant's turn is what the template writes beyond the generation prompt: the
@@ -81,7 +83,7 @@ def tokenize(
         skipped: gets a line for each example that the template refuses, which is then left out; None: that is raised.
 
     Returns:
-        The rows with something to learn, in the order of `examples`, and what became of the others.
+        What became of the others.
 
     Raises:
         DataError: the template refuses a conversation or writes it so that the completion cannot be told apart, or the
@@ -94,23 +96,35 @@ def tokenize(
     endings = tuple(tokenizer.get_added_vocab())
     counts, noticed, errors = Counts(), Noticed(), list[str]()
     rendered = render_all(_speaking(examples, counts), ChatTemplate(tokenizer), endings, noticed, errors)
-    flat = _Flat()
+    encoder, last_tokens = _Encoder(tokenizer, max_length), _Endings(endings)
     while chunk := list(islice(rendered, CHUNK)):
         if errors and skipped is None:  # nothing comes of it: the other errors are still to be found
             continue
-        for row, (ids, ends, mask) in zip(chunk, _encode(chunk, tokenizer), strict=True):
-            mask = mask[:max_length]
-            if not mask.any():
+        for row, found in zip(chunk, encoder.rows(chunk), strict=True):
+            if not found.learn.any():
                 counts.full.append(row.example_id)
                 continue
-            counts.truncated += len(ids) > max_length
-            flat.add(row, ids[:max_length], mask, _bytes(row, int(ends[0]), int(ends[: len(mask)][mask][-1]), endings))
+            counts.truncated += found.length > max_length
+            text_bytes = _bytes(row, found.begin, found.end, last_tokens)
+            writer.add(row.example_id, row.row, found.ids, found.learn, text_bytes)
     if errors and skipped is None:
         raise DataError(errors)
     if skipped is not None:
         skipped += errors
     counts.template = noticed.notes()
-    return flat.rows(), counts
+    return counts
+
+
+def tokenize(
+    examples: Iterable[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    skipped: list[str] | None = None,
+) -> tuple[Rows, Counts]:
+    """The same in memory: the rows, and what became of the others."""
+    writer = RowsWriter(None)
+    counts = tokenize_into(writer, examples, tokenizer, max_length, skipped)
+    return writer.close({}), counts
 
 
 def _speaking(examples: Iterable[Example], counts: Counts) -> Iterator[Example]:
@@ -123,36 +137,6 @@ def _speaking(examples: Iterable[Example], counts: Counts) -> Iterator[Example]:
             (counts.excluded if _is_excluded(each) else counts.empty).append(each.example_id)
 
 
-class _Flat:
-    """Rows as they grow: in two buffers, so that there is no second copy of all tokens at the end."""
-
-    def __init__(self) -> None:
-        self._tokens, self._learn = bytearray(), bytearray()
-        self._lengths, self._text_bytes = array("q"), array("q")
-        self._ids: list[str] = []
-        self._groups: list[str] = []
-
-    def add(self, row: Rendered, ids: npt.NDArray[np.int32], mask: npt.NDArray[np.bool_], text_bytes: int) -> None:
-        self._tokens += ids.tobytes()
-        self._learn += mask.tobytes()
-        self._lengths.append(len(ids))
-        self._text_bytes.append(text_bytes)
-        self._ids.append(row.example_id)
-        self._groups.append(row.row)
-
-    def rows(self) -> Rows:
-        offsets = np.zeros(len(self._ids) + 1, np.int64)
-        np.cumsum(self._lengths, out=offsets[1:])
-        return Rows(
-            tokens=np.frombuffer(self._tokens, np.int32),
-            learn=np.frombuffer(self._learn, np.bool_),
-            offsets=offsets,
-            example_ids=tuple(self._ids),
-            text_bytes=np.array(self._text_bytes, np.int64),
-            groups=tuple(self._groups),
-        )
-
-
 def _says(example: Example) -> bool:
     return bool(example.text.strip()) if example.text is not None else any(map(is_learned, example.messages))
 
@@ -161,26 +145,18 @@ def _is_excluded(example: Example) -> bool:
     return any(is_learned(turn._replace(learned=True)) for turn in example.messages)
 
 
-Encoded = tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.bool_]]
-"""Of a row its token ids, where in the text each of them ends, and whether it is learned; [tokens] each."""
+class EncodedRow(NamedTuple):
+    """The tokens of a row, cut to the length that is asked for, and what of its text they learn."""
 
-
-def _encode(rows: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase) -> Iterator[Encoded]:
-    anchor = _anchor(tokenizer)
-    pieces = [piece for row in rows for piece in _pieces(row)]
-    batch = tokenizer(
-        [piece.after(anchor) + piece.text for piece in pieces],
-        add_special_tokens=False,  # the template has written them
-        return_offsets_mapping=True,
-        return_attention_mask=False,
-        verbose=False,
-    )
-    encoded = zip(pieces, batch["input_ids"], batch["offset_mapping"], strict=True)
-    for row in rows:
-        of_row = [_of_piece(*next(encoded), anchor) for _ in _pieces(row)]
-        ids, ends, learn = (np.concatenate(parts) for parts in zip(*of_row, strict=True))
-        learn[:1] = False  # nothing stands before it that could predict it
-        yield ids, ends, learn
+    ids: npt.NDArray[np.int32]
+    learn: npt.NDArray[np.bool_]
+    """[tokens] as `ids`."""
+    length: int
+    """Tokens before it was cut."""
+    begin: int
+    """Where in the text the first token ends: what stands before it is not learned."""
+    end: int
+    """Where in the text the last token ends that is learned."""
 
 
 class TextPiece(NamedTuple):
@@ -198,6 +174,67 @@ class TextPiece(NamedTuple):
         return "x" if self.text.startswith(anchor) else anchor
 
 
+class _Encoder:
+    """Tokenizes rows: by the words that were met before where that can be, else by the tokenizer itself."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+        self._anchor = _anchor(tokenizer)  # the call has also set the backend to take texts as they are
+        self._backend = tokenizer.backend_tokenizer
+        self._words = None if self._anchor else words_of(self._backend)
+        self._max_length = max_length
+
+    def rows(self, rows: Sequence[Rendered]) -> Iterator[EncodedRow]:
+        """Of each row its tokens, in order."""
+        quick = [self._by_words(row) for row in rows]
+        others = self._by_tokenizer([row for row, found in zip(rows, quick, strict=True) if found is None])
+        for found in quick:
+            yield next(others) if found is None else found
+
+    def _by_words(self, row: Rendered) -> EncodedRow | None:
+        """None: not all of the text is made of words, or it is not known where in it a token ends."""
+        words = self._words
+        if words is None:
+            return None
+        tokens, learned = [], list[tuple[int, int, TextPiece]]()
+        place = 0
+        for piece in _pieces(row):
+            found = words.tokens(piece.text)
+            if found is None:
+                return None
+            tokens.append(found)
+            count = len(found) // TOKEN
+            if piece.learned:
+                learned.append((place, place + count, piece))
+            place += count
+        ids = np.frombuffer(b"".join(tokens), np.int32)
+        learn = np.zeros(len(ids), np.bool_)
+        for first, after, _ in learned:
+            learn[first:after] = True
+        learn[:1] = False  # nothing stands before it that could predict it
+        begin = words.end(ids[:1]) if row.spans[0][0] == 0 else 0
+        end: int | None = 0
+        for first, after, piece in learned:
+            if max(first, 1) < min(after, self._max_length):
+                end = words.end(ids[first : self._max_length] if after > self._max_length else ids[first:after])
+                end = None if end is None else end + piece.start
+        if begin is None or end is None:
+            return None
+        return EncodedRow(ids[: self._max_length], learn[: self._max_length], len(ids), begin, end)
+
+    def _by_tokenizer(self, rows: Sequence[Rendered]) -> Iterator[EncodedRow]:
+        pieces = [piece for row in rows for piece in _pieces(row)]
+        texts = [piece.after(self._anchor) + piece.text for piece in pieces]
+        # the template has written the special tokens
+        encoded = zip(pieces, self._backend.encode_batch(texts, add_special_tokens=False), strict=True)
+        for row in rows:
+            of_row = [_of_piece(*next(encoded), self._anchor) for _ in _pieces(row)]
+            ids, ends, learn = (np.concatenate(parts) for parts in zip(*of_row, strict=True))
+            learn[:1] = False
+            kept = learn[: self._max_length]
+            end = int(ends[: len(kept)][kept][-1]) if kept.any() else 0
+            yield EncodedRow(ids[: self._max_length], kept, len(ids), int(ends[0]) if len(ends) else 0, end)
+
+
 def _pieces(row: Rendered) -> list[TextPiece]:
     """A row, cut where a completion begins and where it ends."""
     cuts = [0, *(at for span in row.spans for at in span), len(row.text)]
@@ -208,15 +245,17 @@ def _pieces(row: Rendered) -> list[TextPiece]:
     ]
 
 
-def _of_piece(piece: TextPiece, ids: list[int], offsets: list[Span], anchor: str) -> Encoded:
+Of = tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.bool_]]
+"""Of a piece its token ids, where in the row's text each of them ends, and whether it is learned; [tokens] each."""
+
+
+def _of_piece(piece: TextPiece, encoding: Encoding, anchor: str) -> Of:
     before = len(piece.after(anchor))
-    kept = [
-        (token, end - before + piece.start)
-        for token, (_, end) in zip(ids, offsets, strict=True)
-        if end > before or not before
-    ]
-    tokens, ends = zip(*kept, strict=True) if kept else ((), ())
-    return np.array(tokens, np.int32), np.array(ends, np.int64), np.full(len(kept), piece.learned)
+    ids, ends = np.array(encoding.ids, np.int32), np.array([end for _, end in encoding.offsets], np.int64)
+    if before:
+        kept = ends > before
+        ids, ends = ids[kept], ends[kept]
+    return ids, ends - before + piece.start, np.full(len(ids), piece.learned)
 
 
 def _anchor(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -230,10 +269,20 @@ def _anchor(tokenizer: PreTrainedTokenizerBase) -> str:
     return "" if after[-len(alone) :] == alone else "\n"
 
 
-def _bytes(row: Rendered, begin: int, end: int, endings: tuple[str, ...]) -> int:
+class _Endings:
+    """Tokens that end a turn, or others that were added: what of a text stands before one of them at its end."""
+
+    def __init__(self, endings: Sequence[str]) -> None:
+        self._order = {ending: place for place, ending in reversed(list(enumerate(endings))) if ending}
+        self._lengths = sorted({len(ending) for ending in self._order})
+
+    def taken_off(self, text: str) -> str:
+        """The text without the first of them that it ends with."""
+        found = [tail for length in self._lengths if (tail := text[-length:]) in self._order]
+        return text.removesuffix(min(found, key=self._order.__getitem__)) if found else text
+
+
+def _bytes(row: Rendered, begin: int, end: int, endings: _Endings) -> int:
     """UTF-8 bytes of what is learned of a row between two places in its text, without the tokens that end a turn."""
-    count = 0
-    for first, last in row.spans:
-        piece = row.text[max(first, begin) : min(last, end)]
-        count += len(piece.removesuffix(next(filter(piece.endswith, endings), "")).encode())
-    return count
+    pieces = (row.text[max(first, begin) : min(last, end)] for first, last in row.spans)
+    return sum(len(endings.taken_off(piece).encode()) for piece in pieces)

@@ -1,15 +1,16 @@
 """The trials of a pack, each in its slot: all slots' latent weights, gradients and moments in one tensor each.
 
-A row of a tensor is a slot's flat vector (`bitlora.engine.vector.PackLayout`), at the largest rank of the pack, zero
-beyond the slot's own: those numbers have zero gradients, and AdamW leaves them zero. A layer sees the matrices of all
-slots as one tensor, a view. When a slot comes or goes the tensors are made anew.
+A row of a tensor is a slot's flat vector (`bitlora.engine.vector.PackLayout`), in each layer at the largest rank that a
+slot has there, zero beyond the slot's own: those numbers have zero gradients, and AdamW leaves them zero. A layer sees the
+matrices of all slots as one tensor, a view; one in which no slot has an adapter has none. When a slot comes or goes the
+tensors are made anew.
 
 Axes: S slots, P all numbers of a vector, L layers of one shape, R rank, I in, O out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Final
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from bitlora.adapter.latent import Latent
-from bitlora.config.trial import TrialConfig, scaling_of
+from bitlora.config.trial import LayerAdapter, TrialConfig
 from bitlora.engine.optim import UNSCALED, LossScale, take_step
 from bitlora.engine.vector import PackLayout, Vectors
 from bitlora.forward.multi_lora import NO_SLOTS, LayerAdapters, MultiLoraLinear, SlotTraits
@@ -47,6 +48,8 @@ class Slot:
 
     number: int
     config: TrialConfig
+    layers: tuple[LayerAdapter | None, ...]
+    """What its adapter is in each layer of the bank; None: it has none there."""
     vectors: Vectors
     """The pack's; this slot's numbers are their row `place`."""
     place: int
@@ -62,20 +65,26 @@ class Slot:
         return QUANTIZERS[self.config.quantizer].learns_scales
 
     @property
-    def likeness(self) -> tuple[bool, bool, int, str, int]:
-        """Slots that are equal in this stand next to each other, and their weights are quantized together."""
-        c = self.config
-        return (c.activations != "int8", c.dropout == 0, [*QUANTIZERS].index(c.quantizer), c.granularity, c.rank)
+    def ranks(self) -> tuple[int, ...]:
+        """In each layer of the bank."""
+        return tuple(layer.rank if layer else 0 for layer in self.layers)
 
     @property
-    def traits(self) -> SlotTraits:
-        """What the forward pass must know of it."""
+    def likeness(self) -> tuple[bool, bool, int, str, tuple[int, ...]]:
+        """Slots that are equal in this stand next to each other, and their weights are quantized together."""
         c = self.config
-        return SlotTraits(self.place, c.rank, scaling_of(c), c.dropout, c.activations == "int8")
+        return (c.activations != "int8", c.dropout == 0, [*QUANTIZERS].index(c.quantizer), c.granularity, self.ranks)
+
+    def traits(self, layer: int) -> SlotTraits:
+        """What the forward pass must know of it in the bank's layer of that number."""
+        found, c = self.layers[layer], self.config
+        if found is None:
+            return SlotTraits(self.place, 0, 0.0, 0.0, False)
+        return SlotTraits(self.place, found.rank, found.scaling, c.dropout, c.activations == "int8")
 
     @property
     def latent(self) -> list[Latent]:
-        """Views of its latent weights, layer by layer."""
+        """Views of its latent weights, layer by layer of those that it has."""
         return self._views(self.vectors.latent)
 
     @property
@@ -114,8 +123,8 @@ class Slot:
     def take_step(self, rate: float) -> None:
         """One step of AdamW along the gradient."""
         v, place = self.vectors, self.place
-        moments = (v.exp_avg[place], v.exp_avg_sq[place])
-        take_step(v.latent[place], v.grad[place], moments, self.taken, rate, self.config.weight_decay)
+        vectors = (v.latent[place], v.grad[place], v.exp_avg[place], v.exp_avg_sq[place])
+        take_step(vectors, self.taken, rate, self.config, v.layout)
 
     def state(self) -> SlotState:
         """A copy of what the trial would go on from, in host memory."""
@@ -155,7 +164,7 @@ class Slot:
         return [Latent(*(next(parts).view(part.shape) for part in layer.tensors)) for layer in layers]
 
     def _views(self, vectors: Tensor) -> list[Latent]:
-        return self.vectors.layout.of(vectors[self.place], self.config.rank, self.learns_scales)
+        return [*self.vectors.layout.of(vectors[self.place], self.place, self.learns_scales).values()]
 
 
 class Bank:
@@ -177,17 +186,26 @@ class Bank:
         self._latent_dtype = latent_dtype
         self._dtype = dtype
         self._device = device
-        self._nowhere = Vectors.make(PackLayout.make([], 0, False), 0, latent_dtype, None, device)
+        self._nowhere = Vectors.make(PackLayout.make([], [], False), 0, latent_dtype, None, device)
 
-    def add(self, number: int, config: TrialConfig, state: SlotState | None = None) -> Slot:
+    def add(
+        self,
+        number: int,
+        config: TrialConfig,
+        layers: Sequence[LayerAdapter | None],
+        state: SlotState | None = None,
+    ) -> Slot:
         """Give a trial the slot `number`, which must be free: at its start, or to go on from `state`.
+
+        Args:
+            layers: what its adapter is in each of the bank's layers; None: it has none there.
 
         Raises:
             ValueError: the state is of another adapter.
         """
         scale = LossScale() if self._dtype == torch.float16 else UNSCALED
         taken = torch.zeros((), dtype=torch.float32, device=self._device)
-        slot = Slot(number, config, self._nowhere, 0, taken, scale)
+        slot = Slot(number, config, tuple(layers), self._nowhere, 0, taken, scale)
         self._remake([*self.slots.values(), slot])
         try:
             slot.start() if state is None else slot.restore(state)
@@ -250,20 +268,17 @@ class Bank:
         first = slots[0]
         rows = vectors[first.place : first.place + len(slots)]
         for kind in first.vectors.layout.kinds:
-            yield kind.of(rows, first.config.rank, learns_scales)
+            if rank := kind.ranks[first.place]:
+                yield kind.of(rows, rank, learns_scales)
 
     def _remake(self, slots: Sequence[Slot]) -> None:
         """Make the tensors for these slots, with what those that were here had."""
         slots = sorted(slots, key=lambda slot: (slot.likeness, slot.number))
-        if not slots:
-            self.slots = {}
-            for layer in self._layers:
-                layer.slots, layer.adapters = NO_SLOTS, None
-            return
-        rank = max(slot.config.rank for slot in slots)
-        layout = PackLayout.make(self._layers, rank, any(slot.learns_scales for slot in slots))
+        layout = PackLayout.make(
+            self._layers, [slot.ranks for slot in slots], any(slot.learns_scales for slot in slots)
+        )
         dtype = self._dtype
-        if dtype == torch.float16 and any(slot.traits.int8 for slot in slots):
+        if dtype == torch.float16 and any(slot.config.activations == "int8" for slot in slots):
             dtype = torch.float32
         plain = dtype == self._latent_dtype and all(QUANTIZERS[slot.config.quantizer].levels is None for slot in slots)
         made = Vectors.make(layout, len(slots), self._latent_dtype, None if plain else dtype, self._device)
@@ -274,22 +289,26 @@ class Bank:
             slot.vectors, slot.place = made, place
         before, self.slots = self.slots, {slot.number: slot for slot in slots}
         self.quantize(before.keys() & self.slots.keys())
-        traits = {slot.number: slot.traits for slot in slots}
-        weights = layout.of(made.quantized, rank, False)
-        gradients = layout.of(made.grad, rank, False)
-        for layer, weight, gradient in zip(self._layers, weights, gradients, strict=True):
-            layer.slots, layer.adapters = traits, LayerAdapters(weight.a, weight.b, gradient.a, gradient.b)
+        weights, gradients = layout.of(made.quantized), layout.of(made.grad)
+        shared: dict[tuple[SlotTraits, ...], Mapping[int, SlotTraits]] = {}
+        for number, layer in enumerate(self._layers):
+            if number not in weights:
+                layer.slots, layer.adapters = NO_SLOTS, None
+                continue
+            traits = tuple(slot.traits(number) for slot in slots)
+            layer.slots = shared.setdefault(traits, dict(zip(self.slots, traits, strict=True)))
+            weight, gradient = weights[number], gradients[number]
+            layer.adapters = LayerAdapters(weight.a, weight.b, gradient.a, gradient.b)
 
 
 def _carry_over(slot: Slot, into: Vectors, place: int) -> None:
     """Copy a slot's latent weights and moments."""
     old = slot.vectors
     for before, after in ((old.latent, into.latent), (old.exp_avg, into.exp_avg), (old.exp_avg_sq, into.exp_avg_sq)):
-        for had, has in zip(old.layout.kinds, into.layout.kinds, strict=True):
-            ours = had.of(before[slot.place], slot.config.rank, slot.learns_scales).tensors
-            theirs = has.of(after[place], slot.config.rank, slot.learns_scales).tensors
-            for source, target in zip(ours, theirs, strict=True):
-                target.copy_(source)
+        had = old.layout.of(before[slot.place], slot.place, slot.learns_scales)
+        has = into.layout.of(after[place], place, slot.learns_scales)
+        sources, targets = ([part for layer in each.values() for part in layer.tensors] for each in (had, has))
+        torch._foreach_copy_(targets, sources)
 
 
 def _parts(stacked: Latent) -> Iterator[Latent]:

@@ -1,8 +1,9 @@
 """Where each layer's A, B and learned scales stand in a flat vector: of one trial in a checkpoint, of a slot in a pack.
 
 A trial's vector is layer by layer in the model's order, of each A, B, and where a quantizer learns its scales those of A
-and those of B. A pack's vectors have its largest rank, and there all matrices of one shape stand together, so that what is
-done to each is done to all at once; AdamW, clipping and the sum over workers know nothing of layers or quantizers.
+and those of B. A pack's vectors have in each layer the largest rank of its slots there, nothing where none has an adapter,
+and all matrices of one shape stand together, so that what is done to each is done to all at once; AdamW, clipping and the
+sum over workers know nothing of layers or quantizers.
 
 Axes: P all numbers of a vector, S slots, L layers of one shape, R rank, I in, O out.
 """
@@ -73,8 +74,8 @@ class VectorLayout:
     """P."""
 
     @classmethod
-    def make(cls, layers: Iterable[LinearShape], rank: int, learns_scales: bool) -> VectorLayout:
-        """The layout of an adapter of `rank` over `layers`, which are in the model's order."""
+    def make(cls, layers: Iterable[tuple[LinearShape, int]], learns_scales: bool) -> VectorLayout:
+        """The layout of an adapter over `layers`, which are in the model's order, each with its rank there."""
         blocks: list[LayerBlocks] = []
         end = 0
 
@@ -84,7 +85,7 @@ class VectorLayout:
             end = made.stop
             return made
 
-        for layer in layers:
+        for layer, rank in layers:
             a, b = block(rank, layer.in_features), block(layer.out_features, rank)
             scales = (block(rank, 1), block(layer.out_features, 1)) if learns_scales else (None, None)
             blocks.append(LayerBlocks(a, b, *scales))
@@ -117,10 +118,12 @@ class Stack:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """The adapters of all layers of one shape."""
+    """The adapters of all layers of one shape, in which each slot has one rank."""
 
     layers: tuple[int, ...]
     """Their numbers, in the model's order."""
+    ranks: tuple[int, ...]
+    """Of each slot there; 0: it has no adapter on them."""
     a: Stack  # (L, R, I)
     b: Stack  # (L, O, R)
     a_scales: Stack | None  # (L, R, 1)
@@ -146,12 +149,18 @@ class PackLayout:
     """P."""
 
     @classmethod
-    def make(cls, layers: Sequence[LinearShape], rank: int, learns_scales: bool) -> PackLayout:
-        """The layout of adapters of at most `rank` over `layers`, which are in the model's order; with room for learned
-        scales where any slot `learns_scales`."""
-        shapes: dict[tuple[int, int], list[int]] = {}
+    def make(cls, layers: Sequence[LinearShape], ranks: Sequence[Sequence[int]], learns_scales: bool) -> PackLayout:
+        """The layout of the adapters of a pack's slots, with room for learned scales where any slot `learns_scales`.
+
+        Args:
+            layers: in the model's order.
+            ranks: of each slot its rank in each layer; 0: it has no adapter there.
+        """
+        alike: dict[tuple[int, int, tuple[int, ...]], list[int]] = {}
         for number, layer in enumerate(layers):
-            shapes.setdefault((layer.in_features, layer.out_features), []).append(number)
+            own = tuple(each[number] for each in ranks)
+            if any(own):
+                alike.setdefault((layer.in_features, layer.out_features, own), []).append(number)
         kinds: list[Kind] = []
         end = 0
 
@@ -161,21 +170,38 @@ class PackLayout:
             end = made.stop
             return made
 
-        for (inputs, outputs), numbers in shapes.items():
-            count = len(numbers)
+        for (inputs, outputs, own), numbers in alike.items():
+            count, rank = len(numbers), max(own)
             a, b = stack(count, rank, inputs), stack(count, outputs, rank)
             scales = (stack(count, rank, 1), stack(count, outputs, 1)) if learns_scales else (None, None)
-            kinds.append(Kind(tuple(numbers), a, b, *scales))
+            kinds.append(Kind(tuple(numbers), own, a, b, *scales))
         return cls(tuple(kinds), end)
 
-    def of(self, flat: Tensor, rank: int, learns_scales: bool) -> list[Latent]:
-        """Views of every layer's matrices, in the model's order, as in `Kind.of`: (…, P) -> (…, rank, I), …"""
+    @property
+    def sides(self) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+        """Where in a vector the numbers of A are, with their learned scales, and where those of B."""
+        stacks = [((kind.a, kind.a_scales), (kind.b, kind.b_scales)) for kind in self.kinds]
+        a, b = (
+            tuple(slice(stack.offset, stack.stop) for pair in stacks for stack in pair[side] if stack is not None)
+            for side in (0, 1)
+        )
+        return a, b
+
+    def of(self, flat: Tensor, place: int | None = None, learns_scales: bool = False) -> dict[int, Latent]:
+        """Views of the matrices, by the number of their layer, in the model's order, as in `Kind.of`.
+
+        Args:
+            flat: (S, P), or (P,) of one slot.
+            place: of the slot whose ranks count, and whose layers; None: the largest of each layer.
+        """
         layers: dict[int, Latent] = {}
         for kind in self.kinds:
-            stacked = kind.of(flat, rank, learns_scales)
-            for place, number in enumerate(kind.layers):
-                layers[number] = stacked.map(lambda part, place=place: part.select(-3, place))  # type: ignore[misc]
-        return [layers[number] for number in sorted(layers)]
+            rank = max(kind.ranks) if place is None else kind.ranks[place]
+            if rank:
+                stacked = kind.of(flat, rank, learns_scales)
+                for at, number in enumerate(kind.layers):
+                    layers[number] = stacked.map(lambda part, at=at: part.select(-3, at))  # type: ignore[misc]
+        return {number: layers[number] for number in sorted(layers)}
 
 
 @dataclass(slots=True)

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bitlora.base.linears import features, plain_weight
 from bitlora.forward.dropout import dropout_mask
 from bitlora.forward.forward_plan import ForwardPlan, Span, bound_plan
 from bitlora.forward.products import SlotProducts
@@ -32,11 +33,12 @@ from bitlora.quantizers.activations import int8, int8_backward
 
 @dataclass(frozen=True, slots=True)
 class SlotTraits:
-    """What the forward pass must know of a slot, the same in all layers."""
+    """What the forward pass must know of a slot in a layer."""
 
     place: int
     """Of its matrices among the S."""
     rank: int
+    """0: it has no adapter there; its matrices are zero."""
     scaling: float
     dropout: float
     int8: bool
@@ -59,36 +61,30 @@ class MultiLoraLinear(nn.Module):
     """A frozen linear layer with an adapter for each slot.
 
     Args:
-        base: the frozen layer: `nn.Linear` or bitsandbytes' `Linear4bit`.
+        base: the frozen layer: `nn.Linear`, bitsandbytes' `Linear4bit`, or transformers' `Conv1D`.
         name: its name in the model.
-        index: its number among the model's layers with adapters; the dropout masks hang on it.
+        index: its number among the linear layers of the model's blocks; the dropout masks hang on it.
         dtype: what the products are computed in.
     """
 
-    def __init__(self, base: nn.Linear, name: str, index: int, dtype: torch.dtype) -> None:
+    def __init__(self, base: nn.Module, name: str, index: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self.base = base
+        self.base: Any = base
+        self.in_features, self.out_features = features(base)
         self.name = name
         self.index = index
         self.dtype = dtype
         self.slots: Mapping[int, SlotTraits] = NO_SLOTS
-        """The slots that there are, by number; whoever changes them gives another mapping."""
+        """The slots that there are, by number; whoever changes them gives another mapping, the same one to all layers in
+        which they are alike."""
         self.adapters: LayerAdapters | None = None
-
-    @property
-    def in_features(self) -> int:
-        return self.base.in_features
-
-    @property
-    def out_features(self) -> int:
-        return self.base.out_features
 
     def base_weight(self) -> Tensor:
         """(O, I) in the compute dtype. NF4 is dequantized at each call, exactly as bitsandbytes' own products do it."""
         weight: Any = self.base.weight
         state = getattr(weight, "quant_state", None)
         if state is None:
-            return weight.detach()  # type: ignore[no-any-return]
+            return plain_weight(self.base)
         from bitsandbytes.functional import dequantize_4bit
 
         return dequantize_4bit(weight.detach(), state).to(self.dtype)  # type: ignore[no-any-return]
@@ -166,16 +162,18 @@ class _Ownership:
         return z
 
 
-_OWNERSHIP: Final[WeakKeyDictionary[ForwardPlan, _Ownership]] = WeakKeyDictionary()
+_OWNERSHIP: Final[WeakKeyDictionary[ForwardPlan, dict[int, _Ownership]]] = WeakKeyDictionary()
 
 
 def _ownership(plan: ForwardPlan, layer: MultiLoraLinear, device: torch.device) -> _Ownership | None:
-    """Whose the tokens of this pass are: found at its first layer. None: nobody's."""
-    if layer.adapters is None or not plan.spans:
+    """Whose the tokens of this pass are: found at the first layer of those in which the slots are alike. None: nobody's
+    that has an adapter in this layer."""
+    if layer.adapters is None or not any(layer.slots[span.slot].rank for span in plan.spans):
         return None
-    found = _OWNERSHIP.get(plan)
+    known = _OWNERSHIP.setdefault(plan, {})
+    found = known.get(id(layer.slots))
     if found is None or found.slots is not layer.slots:
-        found = _OWNERSHIP[plan] = _make_ownership(plan, layer.slots, layer.adapters.a.dtype, device)
+        found = known[id(layer.slots)] = _make_ownership(plan, layer.slots, layer.adapters.a.dtype, device)
     return found
 
 

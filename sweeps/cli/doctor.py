@@ -92,7 +92,8 @@ def _bitsandbytes() -> Finding:
 
 def _weights() -> Finding:
     try:
-        from bitlora.base.locate import BaseError, cache_folder, packaged_weights
+        from bitlora.base.locate import BaseError, packaged_weights
+        from bitlora.files.machine_cache import cache_folder
     except ImportError as error:
         return Finding("packaged weights", "missing", f"cannot look: {error}")
     try:

@@ -38,6 +38,7 @@ from sweeps.onray.schedulers import make_scheduler
 from sweeps.onray.trials import NoStatistics, trials_from
 from sweeps.pack.host import PackHost
 from sweeps.pack.settings import FAKE_GPUS, PackSettings
+from sweeps.pack.travel import travelling
 from sweeps.pool.feed import PoolFeed
 from sweeps.pool.pool import AHEAD, INTERRUPTED_REASON, POOL, Pool
 from sweeps.search.journal import mend
@@ -123,6 +124,7 @@ def run_sweep(
                 pack_limits(spec, nodes, more, resources),
                 spec.resources.patience or (timeouts.PACK_START_LOCAL_S if own else timeouts.PACK_START_CLUSTER_S),
                 host,
+                elsewhere=not own,
             )
             recorder = search.run(console, interrupt, lost)
             run = Run(
@@ -215,6 +217,7 @@ class _Search:
         limits: the fewest packs, and the most.
         patience: how long a pack may wait for a machine, in seconds.
         host: the class of the actors that run the packs.
+        elsewhere: packs may be on other machines.
     """
 
     def __init__(
@@ -227,6 +230,7 @@ class _Search:
         limits: tuple[int, int],
         patience: float,
         host: Any,
+        elsewhere: bool,
     ) -> None:
         self._spec = spec
         self._prepared = prepared
@@ -241,6 +245,7 @@ class _Search:
             begun_in=begun_in(storage.folder),
             checkpointing=spec.train.gradient_checkpointing,
             dataset=ray.put(prepared.dataset),
+            rows=travelling(prepared.dataset, elsewhere),
             slots=slots,
             slots_given=spec.resources.slots != "auto",
             widest=prepared.widest(spec),

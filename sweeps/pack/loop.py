@@ -21,9 +21,7 @@ from bitlora.engine.batch import Batch
 from bitlora.engine.checkpoint import TrialProgress
 from bitlora.engine.optim import LossScale, learning_rate
 from bitlora.engine.slot import SlotState
-from bitlora.engine.vector import VectorLayout
 from bitlora.files import record
-from bitlora.quantizers.weights import QUANTIZERS
 from sweeps.pack.bare import BARE, BareScores
 from sweeps.pool.messages import Attach, Command, Continue, Detach, Leave, StepProgress, Stop
 
@@ -192,8 +190,7 @@ class PackLoop:
                 trial.losses.clear()
 
     def _broadcast_state(self, state: SlotState | None, step: int, config: TrialConfig) -> SlotState:
-        learns_scales = QUANTIZERS[config.quantizer].learns_scales
-        size = VectorLayout.make(self._engine.base.targets.values(), config.rank, learns_scales).size
+        size = self._engine.weights(config)
         dtype, device = self._engine.latent_dtype, self._engine.base.device
         own = [torch.zeros(size)] * 3 + [torch.zeros(len(LossScale._fields))]
         if state is not None:

@@ -279,3 +279,28 @@ def test_a_template_of_the_datas_own(tmp_path: Path) -> None:
     data = prepare_data(DataConfig(source=str(path), chat_template=CHATML), has)
     assert has.decode(data.train.take([0]).tokens).startswith("<|im_start|>user\nn")
     assert has.chat_template == CHATML  # what `generate` and an export go on from
+
+
+def test_a_compiled_template_is_called_as_transformers_calls_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bitlora.data.chat.ChatTemplate._plainly: `_compile_jinja_template` gives what `render_jinja_template` renders, and
+    these are all the variables that it hands over."""
+    from transformers.utils import chat_template_utils
+
+    template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{{ eos_token }}"
+
+    compiled = chat_template_utils._compile_jinja_template(template)
+    seen: list[dict[str, object]] = []
+
+    class Listening:
+        def render(self, **variables: object) -> str:
+            seen.append(variables)
+            text: str = compiled.render(**variables)
+            return text
+
+    monkeypatch.setattr(chat_template_utils, "_compile_jinja_template", lambda _: Listening())
+    turns = [{"role": "user", "content": "1+1="}]
+    assert chat_template_utils.render_jinja_template(
+        [turns], None, chat_template=template, add_generation_prompt=True, eos_token="e"
+    )[0] == ["[user]1+1=e"]
+    expected = {"messages": turns, "tools": None, "documents": None, "add_generation_prompt": True, "eos_token": "e"}
+    assert seen == [expected]

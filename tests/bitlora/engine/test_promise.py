@@ -30,6 +30,7 @@ from bitlora.config.sections import BaseConfig
 from bitlora.engine.engine import Engine
 from bitlora.forward import multi_lora
 from bitlora.forward.forward_plan import ForwardPlan
+from bitlora.forward.head import CHUNK_ROWS
 from bitlora.forward.inject import load_base
 from bitlora.quantizers.weights import QUANTIZERS
 
@@ -59,8 +60,14 @@ def folders(tmp_path_factory):
     return root
 
 
+CHUNK = 7
+"""Rows of the head at once in all these tests: a step has several chunks, and a last one that is not full."""
+
+
 def open_engine(folder, dtype, quantization="none", slots=4, **options):
-    return Engine(load_base(BaseConfig(model=str(folder), quantization=quantization), dtype, CPU, **options), slots)
+    base = load_base(BaseConfig(model=str(folder), quantization=quantization), dtype, CPU, **options)
+    base.head.rows = CHUNK
+    return Engine(base, slots)
 
 
 def plain_model(folder, dtype, quantization="none"):
@@ -181,8 +188,9 @@ def test_every_quantizer_in_float32(folders, component, quantization):
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
 def test_every_quantizer_starts_as_the_base_itself(folders, quantizer):
-    """Bit for bit: the adapter's output is exactly zero."""
+    """Bit for bit: the adapter's output is exactly zero. In one chunk: products of other numbers of rows sum otherwise."""
     engine = open_engine(folders / "llama", torch.float32)
+    engine.base.head.rows = CHUNK_ROWS
     held_out = Trial().held_out
     slots = [engine.attach(Trial(quantizer=q, rank=4).config) for q in ("none", quantizer)]
     scores = engine.evaluate(slots, batch_of(held_out))

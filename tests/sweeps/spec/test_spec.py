@@ -243,7 +243,7 @@ def test_a_default_in_the_place_of_a_wrong_value_raises_no_second_error(file: Pa
     ]
     assert errors(file, SMALLEST + "search: {space: {rank: 3}, first: [{rank: 3}]}\n") == [
         "small.yaml:3: search.space.rank: found 3; give a list of choices or {low: …, high: …} "
-        "(a fixed value stands in adapter or train)"
+        "(a fixed value stands in adapter, train or base)"
     ]
 
 
