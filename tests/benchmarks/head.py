@@ -1,4 +1,4 @@
-"""The head and its loss, forward and backward: in chunks of some rows, all at once, and as torch's own fused loss has it; and
+"""The head and its loss, forward and backward: in chunks of some rows, all at once, as torch fuses it; and
 a step of SmolLM2-135M (NF4, rank 16) with the one and with the other.
 
     PYTHONPATH=tests/helpers python tests/benchmarks/head.py forms [ROWS WIDTH VOCABULARY DTYPE]
