@@ -27,9 +27,11 @@ from bitlora.config.trial import TrialConfig
 from bitlora.engine.batch import Batch, Piece, split_pass, split_rows
 from bitlora.engine.optim import clip, learning_rate
 from bitlora.engine.slot import Bank, Slot, SlotState
+from bitlora.engine.vector import VectorLayout
 from bitlora.engine.workers import Workers
 from bitlora.forward.forward_plan import ForwardPlan, Span
 from bitlora.forward.inject import Base
+from bitlora.quantizers.weights import QUANTIZERS
 
 EVAL_TOKENS = 4096
 """Tokens of one forward pass in evaluation, about, until so many do not fit."""
@@ -85,7 +87,7 @@ class Engine:
         self.size = slots
         self.workers = workers or Workers()
         self.latent_dtype = torch.promote_types(base.dtype, torch.float32)
-        self.bank = Bank([*base.targets.values()], self.latent_dtype, base.dtype, base.device)
+        self.bank = Bank([*base.linears.values()], self.latent_dtype, base.dtype, base.device)
         # Not in float64: transformers' norms run in float32 there, and whether gradients are summed before or after one
         # is then seen in the eighth digit.
         self.share_prefixes = base.dtype != torch.float64
@@ -120,7 +122,8 @@ class Engine:
         if not self.free or slot not in (None, *self.free):
             raise ValueError(f"slot {slot} is not free" if slot is not None else f"all {self.size} slots are taken")
         slot = self.free[0] if slot is None else slot
-        self.bank.add(slot, config, state)
+        layers = self.base.adapter_layers(config)
+        self.bank.add(slot, config, [layers.get(name) for name in self.base.linears], state)
         return slot
 
     def detach(self, slot: int) -> None:
@@ -132,8 +135,16 @@ class Engine:
         self.bank.remove(slot)
 
     def latent(self, slot: int) -> dict[str, Latent]:
-        """Copies of a slot's latent weights: layer name -> A (R, I), B (O, R), and where scales are learned theirs."""
-        return dict(zip(self.base.targets, self.slots[slot].latent_layers(), strict=True))
+        """Copies of a slot's latent weights, of the layers that its adapter is on: layer name -> A (R, I), B (O, R), and
+        where scales are learned theirs."""
+        state = self.slots[slot]
+        names = [name for name, layer in zip(self.base.linears, state.layers, strict=True) if layer is not None]
+        return dict(zip(names, state.latent_layers(), strict=True))
+
+    def weights(self, config: TrialConfig) -> int:
+        """How many numbers a trial's adapter has: the length of the vectors of its `state`."""
+        layers = [(self.base.linears[name], found.rank) for name, found in self.base.adapter_layers(config).items()]
+        return VectorLayout.make(layers, QUANTIZERS[config.quantizer].learns_scales).size
 
     def state(self, slot: int) -> SlotState:
         """A copy of what a trial would go on from."""

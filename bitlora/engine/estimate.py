@@ -5,6 +5,7 @@ what PyTorch keeps for the backward pass. An estimate: allocators round, and ker
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from bitlora.base.describe import block_linears, read_model_config
+from bitlora.base.linears import features
 from bitlora.config.sections import BaseConfig
 from bitlora.config.trial import TrialConfig
 from bitlora.engine.engine import Engine
@@ -53,7 +55,8 @@ def estimate(
     kept = [_kept_bytes(base, longest, rows) for rows in (1, 2)]
     token = (kept[1] - kept[0]) / longest.tokens
     if widest.dropout:
-        token += sum(layer.in_features for layer in base.targets.values())  # a byte for each entry of a mask
+        # a byte for each entry of a mask
+        token += sum(base.linears[name].in_features for name in base.adapter_layers(widest))
     text = found.config.get_text_config()
     if checkpointing:  # of each block its input, of one block all, again in the backward pass
         token = text.hidden_size * text.num_hidden_layers * dtype.itemsize + token / text.num_hidden_layers
@@ -74,7 +77,7 @@ def _base_bytes(model: Any, config: BaseConfig, dtype: torch.dtype) -> float:
     everything: float = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
     if config.quantization == "none":
         return everything
-    sizes = [linear.weight.numel() for linear in block_linears(model).values()]
+    sizes = [math.prod(features(linear)) for linear in block_linears(model).values()]
     return everything - sum(sizes) * (dtype.itemsize - NF4_BYTES) + 2 * max(sizes) * dtype.itemsize
 
 

@@ -251,7 +251,7 @@ class _DryRun:
         self._longest = longest
         self.slot_bytes = 0.0
         """What the vectors of a slot take, counted: the least that a slot takes."""
-        widths = [layer.in_features for layer in base.targets.values()]
+        widths = [base.linears[name].in_features for name in base.adapter_layers(widest)]
         self.draws = 2.0 * widest.batch_size * longest.tokens * max(widths) if widest.dropout else 0.0
         """Bytes of the random numbers for a whole batch's dropout in a layer, however small the pass."""
 

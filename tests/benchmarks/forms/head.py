@@ -1,8 +1,8 @@
 """The head and its loss, forward and backward: in chunks of some rows, all at once, and as torch's own fused loss has it;
 and a step of SmolLM2-135M (NF4, rank 16) with chunks and all at once.
 
-    PYTHONPATH=tests/helpers python tests/benchmarks/head.py forms [ROWS WIDTH VOCABULARY DTYPE]
-    PYTHONPATH=tests/helpers python tests/benchmarks/head.py step [SLOTS]
+    PYTHONPATH=tests/helpers python tests/benchmarks/forms/head.py forms [ROWS WIDTH VOCABULARY DTYPE]
+    PYTHONPATH=tests/helpers python tests/benchmarks/forms/head.py step [SLOTS]
 
 In turn; the shortest and the median of the rounds, in milliseconds of processor time (other work disturbs that less), and
 the ratio of the shortest to that of all at once. Set OMP_NUM_THREADS=1: threads that wait take processor time too.
