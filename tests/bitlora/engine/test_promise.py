@@ -183,8 +183,10 @@ def test_every_quantizer_in_float32(folders, component, quantization):
 
         alone = trial.alone(model(), starts[trial])
         apart = worst(losses[trial], alone)
-        # A tie of the 8-bit activations may go the other way: no further than in the plain loop with other orders of rows.
-        assert apart < 1e-4 or (trial.recipe.int8 and apart <= itself(trial, model, starts[trial], alone)), trial.recipe
+        # A tie of the 8-bit activations may go the other way: no further than in the plain loop with other orders of rows,
+        # but for the rounding of float32 beside it.
+        tied = trial.recipe.int8 and apart <= itself(trial, model, starts[trial], alone) + 1e-6
+        assert apart < 1e-4 or tied, trial.recipe
 
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
