@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 
 from bitlora.adapter.latent import Latent
+from bitlora.adapter.start import start_adapter
 from bitlora.config.trial import LayerAdapter, TrialConfig
 from bitlora.engine.optim import UNSCALED, LossScale, take_step
 from bitlora.engine.vector import PackLayout, Vectors
 from bitlora.forward.multi_lora import NO_SLOTS, GroupAdapters, LayerGroup, MultiLoraLinear, SlotTraits
 from bitlora.quantizers.codes import quantize
-from bitlora.quantizers.weights import DOUBLE_BINARY_B, QUANTIZERS, double_binary
+from bitlora.quantizers.weights import QUANTIZERS, double_binary
 
 QUANTIZED_AT_ONCE: Final = 2**22
 """Numbers that a quantizer is given in one call, about: its intermediate results are several times as many."""
@@ -100,19 +101,8 @@ class Slot:
         return self.vectors.grad[self.place]
 
     def start(self) -> None:
-        """Begin, from the trial's seed alone.
-
-        A is uniform in ±1/sqrt(in) (as PEFT) and B zero. In `double_binary` B's scales are zero instead, so that it starts
-        as the same exact no-op; its latent weights are normal with standard deviation 0.01, and the scales of A begin at
-        the mean size of its weights, 0.5/sqrt(in).
-        """
-        generator = torch.Generator().manual_seed(self.config.seed)
-        for layer in self.latent:
-            bound = layer.a.shape[1] ** -0.5
-            layer.a.copy_(torch.empty(layer.a.shape).uniform_(-bound, bound, generator=generator))
-            if layer.a_scales is not None:
-                layer.a_scales.fill_(bound / 2)
-                layer.b.copy_(torch.empty(layer.b.shape).normal_(0, DOUBLE_BINARY_B, generator=generator))
+        """Begin, from the trial's seed alone (`bitlora.adapter.start`)."""
+        start_adapter(self.latent, self.config)
 
     @property
     def nbytes(self) -> int:
