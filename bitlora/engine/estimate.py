@@ -83,7 +83,7 @@ def _base_bytes(model: Any, config: BaseConfig, dtype: torch.dtype) -> float:
 
 def _kept_bytes(base: Base, longest: LongestRow, rows: int) -> int:
     """What is kept of a forward pass for the backward pass."""
-    batch = longest.rows(rows, base.vocab_size, torch.device("cpu"))
+    batch = longest.rows(rows, base.vocab_size)
     count = len(batch.tokens)
     plan = ForwardPlan.make([Span(0, 0, count)], [batch.lengths], [0], META)
     learned = torch.empty(rows * longest.learned, dtype=torch.long, device=META)
