@@ -61,7 +61,11 @@ def load_model(config: BaseConfig, dtype: torch.dtype, device: torch.device) -> 
         if dtype == torch.float64:
             raise BaseError("train.dtype: float64 needs base.quantization: none")
         options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_use_double_quant=config.double_quantization,
+            bnb_4bit_quant_storage=config.quant_storage,
         )
     place, revision = pinned(config.model, config.revision)
     kept = _kept_folder(config, place, dtype) if "quantization_config" in options else None
@@ -83,4 +87,4 @@ def _kept_folder(config: BaseConfig, place: str, dtype: torch.dtype) -> Path | N
     revision = config.revision
     if revision is None and Path(place).is_dir():
         revision = local_revision(config.model, Path(place))
-    return None if revision is None else quantized_folder(config.model, revision, dtype)
+    return None if revision is None else quantized_folder(config.model, revision, dtype, config.quantized_as)

@@ -34,9 +34,13 @@ KEPT: Final = "quantized"
 MADE_BY: Final = ("torch", "transformers", "bitsandbytes")
 
 
-def quantized_folder(model: str, revision: str, dtype: torch.dtype) -> Path:
-    """Where the base in NF4 is kept, if it is. The same weights in another folder have the same place."""
-    about = [revision, "nf4", str(dtype), *(version(name) for name in MADE_BY)]
+def quantized_folder(model: str, revision: str, dtype: torch.dtype, quantized_as: str = "nf4") -> Path:
+    """Where the base in NF4 is kept, if it is. The same weights in another folder have the same place.
+
+    Args:
+        quantized_as: `bitlora.config.sections.BaseConfig`'s.
+    """
+    about = [revision, quantized_as, str(dtype), *(version(name) for name in MADE_BY)]
     digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
     name = "".join(char if char.isalnum() else "-" for char in model.rpartition(":")[2].rstrip("/").rpartition("/")[2])
     return cache_folder() / KEPT / f"{name}-{digest}"
