@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from bitlora.base.locate import BaseError, _hub
-from bitlora.base.quantized import keep, load_kept, quantized_folder
-from bitlora.base.revision import local_revision, pinned
+from bitlora.base.quantized import keep, load_kept, quantized_place
+from bitlora.base.revision import pinned, weights_revision
 from bitlora.config.sections import BaseConfig, Dtype
 
 
@@ -68,7 +67,8 @@ def load_model(config: BaseConfig, dtype: torch.dtype, device: torch.device) -> 
             bnb_4bit_quant_storage=config.quant_storage,
         )
     place, revision = pinned(config.model, config.revision)
-    kept = _kept_folder(config, place, dtype) if "quantization_config" in options else None
+    weights = weights_revision(config.model, config.revision) if "quantization_config" in options else None
+    kept = None if weights is None else quantized_place(config.model, weights, dtype, config.quantized_as)
     model = load_kept(kept, {name: options[name] for name in ("dtype", "device_map")}) if kept is not None else None
     if model is None:
         model = _hub(config.model, lambda: AutoModelForCausalLM.from_pretrained(place, **options, **revision))
@@ -80,11 +80,3 @@ def load_model(config: BaseConfig, dtype: torch.dtype, device: torch.device) -> 
             # weights in place: dequantizing them afterwards gives garbage.
             module.support_avx512bf16_for_cpu = False
     return model.requires_grad_(False)
-
-
-def _kept_folder(config: BaseConfig, place: str, dtype: torch.dtype) -> Path | None:
-    """Where the base is kept in NF4; None where it is not known which revision it is."""
-    revision = config.revision
-    if revision is None and Path(place).is_dir():
-        revision = local_revision(config.model, Path(place))
-    return None if revision is None else quantized_folder(config.model, revision, dtype, config.quantized_as)

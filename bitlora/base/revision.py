@@ -87,3 +87,13 @@ def pinned(model: str, revision: str | None) -> tuple[str, dict[str, str]]:
             check_revision(model, Path(place), revision)
         return place, {}
     return place, {} if revision is None else {"revision": revision}
+
+
+def weights_revision(model: str, revision: str | None) -> str | None:
+    """Which weights a base is here, so that what was made of them can be kept; None: that is not known. A revision of
+    before, or a branch, would stand for more weights than one.
+    """
+    place = locate(model)
+    if Path(place).is_dir():
+        return local_revision(model, Path(place))
+    return revision if revision is not None and re.fullmatch("[0-9a-f]{40}", revision) else None

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from bitlora.adapter.latent import Latent
 from bitlora.config.explain import one_line
@@ -186,10 +186,13 @@ class Engine:
         """
         totals = dict.fromkeys(counts, 0.0)
         for pieces in passes:
-            sums = torch.stack([loss.sum() for loss in self._losses(pieces)])
-            shares = [counts[piece.slot] / self.slots[piece.slot].loss_scale.value for piece in pieces]
-            (sums / torch.tensor(shares, dtype=sums.dtype, device=sums.device)).sum().backward()
-            for piece, total in zip(pieces, sums.tolist(), strict=True):
+            ordered = self._by_place(pieces)
+            hidden, targets, learned = self._hidden(ordered)
+            shares = [self.slots[piece.slot].loss_scale.value / counts[piece.slot] for piece in ordered]
+            weights = torch.from_numpy(np.repeat(shares, learned)).to(hidden.device, self.latent_dtype)
+            losses = self.base.head.backward(hidden, targets, weights)
+            sums = torch.stack([loss.sum() for loss in losses.split(learned)])
+            for piece, total in zip(ordered, sums.tolist(), strict=True):
                 totals[piece.slot] += total
         return totals
 
@@ -300,10 +303,12 @@ class Engine:
                 while stop < rows.stop and sum(batch.lengths[start : stop + 1]) * len(places) <= most:
                     stop += 1
                 chosen, _ = batch.rows(start, stop)
-                found = self._losses([Piece(slots[place], chosen) for place in places])
-                for place, loss in zip(places, found, strict=True):
-                    parts = loss.double().split(list(tokens[start:stop]))
-                    losses[place, start:stop] = torch.stack([part.sum() for part in parts]).cpu()
+                ordered = self._by_place([Piece(slots[place], chosen) for place in places])
+                hidden, targets, learned = self._hidden(ordered)
+                found = self.base.head.losses(hidden, targets).double().split(learned)
+                for piece, loss in zip(ordered, found, strict=True):
+                    parts = loss.split(list(tokens[start:stop]))
+                    losses[slots.index(piece.slot), start:stop] = torch.stack([part.sum() for part in parts]).cpu()
                 start = stop
 
     def _passes(self, batches: Mapping[int, Batch]) -> list[list[Piece]]:
@@ -325,14 +330,13 @@ class Engine:
                 passes[number].append(Piece(slot, piece, before, len(batch.tokens), seed))
         return passes
 
-    def _losses(self, pieces: Sequence[Piece]) -> list[Tensor]:
-        """The cross-entropy of every completion token, a tensor for each piece; the head runs at those positions only."""
-        inverse = sorted(range(len(pieces)), key=lambda number: self.slots[pieces[number].slot].place)
-        found = dict(zip(inverse, self._losses_by_place([pieces[number] for number in inverse]), strict=True))
-        return [found[number] for number in range(len(pieces))]
+    def _by_place(self, pieces: Sequence[Piece]) -> list[Piece]:
+        """The pieces in the order of their slots' places in the bank."""
+        return sorted(pieces, key=lambda piece: self.slots[piece.slot].place)
 
-    def _losses_by_place(self, pieces: Sequence[Piece]) -> list[Tensor]:
-        """As `_losses`, of pieces in the order of their places in the bank."""
+    def _hidden(self, pieces: Sequence[Piece]) -> tuple[Tensor, Tensor, list[int]]:
+        """What the head is given for every completion token of pieces in the order of their places: (K, width); those
+        tokens, (K,) int64; and how many each piece has."""
         # A dropout mask is drawn for every token of every row, so there the rows have nothing in common.
         shared = [piece.batch.common_prefix() if self.share_prefixes and not piece.seed else 0 for piece in pieces]
         folded = [piece.batch.folded(common) for piece, common in zip(pieces, shared, strict=True)]
@@ -344,9 +348,8 @@ class Engine:
         plan = ForwardPlan.make(spans, [piece.batch.lengths for piece in pieces], shared, self.base.device)
         tokens = torch.cat([tokens for tokens, _ in folded])
         learn = torch.cat([learn for _, learn in folded])
-        logits = self.base.logits(plan, tokens, learn.nonzero().flatten() - 1)
-        losses = F.cross_entropy(logits.to(self.latent_dtype), tokens[learn], reduction="none")
-        return list(losses.split([int(learn.sum()) for _, learn in folded]))
+        hidden = self.base.hidden(plan, tokens, learn.nonzero().flatten() - 1)
+        return hidden, tokens[learn], [int(learn.sum()) for _, learn in folded]
 
 
 def attempt(work: Callable[..., T], *arguments: Any) -> tuple[T | None, str]:

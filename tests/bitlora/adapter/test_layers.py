@@ -154,7 +154,7 @@ def test_layers_that_no_trial_has_take_nothing(folder):
     assert engine.slots[slot].vectors.latent.shape == (1, 3 * 128)
     state = engine.state(slot)
     assert state.latent.shape == state.exp_avg.shape == (3 * 128,)
-    assert [name for name, layer in engine.base.linears.items() if layer.adapters] == [
+    assert [name for name, layer in engine.base.linears.items() if layer.alone.adapters] == [
         "model.layers.0.self_attn.q_proj"
     ]
     engine.attach(Trial(seed=2, rank=4, own={"targets": "down_proj"}).config)

@@ -1,19 +1,22 @@
 """A base in NF4 that is kept is the one that was quantized, bit for bit; what is broken is made again."""
 
 import os
+import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from adapters import exact, trial
 from bitsandbytes.nn import Linear4bit
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
 from bitlora import timeouts
 from bitlora.adapter.apply import merge
 from bitlora.base import load as loading
 from bitlora.base.load import load_model
 from bitlora.base.quantized import KEPT
+from bitlora.base.revision import config_digest
 from bitlora.config.sections import BaseConfig
 from bitlora.forward.forward_plan import ForwardPlan
 from bitlora.forward.inject import load_base
@@ -97,7 +100,7 @@ def test_a_full_disk_costs_no_more_than_the_time(base, tmp_path, monkeypatch):
 def test_what_nobody_uses_any_more_goes(base, tmp_path):
     load_model(base, torch.float32, CPU)
     (old,) = kept(tmp_path)
-    long_ago = time.time() - timeouts.KEPT_BASE_S - 60
+    long_ago = time.time() - timeouts.CACHE_KEPT_S - 60
     os.utime(old, (long_ago, long_ago))
     load_model(base, torch.bfloat16, CPU)
     (new,) = kept(tmp_path)
@@ -107,6 +110,42 @@ def test_what_nobody_uses_any_more_goes(base, tmp_path):
 def test_an_unquantized_base_is_not_kept(base, tmp_path):
     load_model(base.model_copy(update={"quantization": "none"}), torch.float32, CPU)
     assert not (tmp_path / "cache" / KEPT).exists()
+
+
+def test_what_was_damaged_without_changing_its_size_is_made_again(base, tmp_path):
+    first = load_model(base, torch.float32, CPU)
+    (folder,) = kept(tmp_path)
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2))  # as after a loss of power
+    second = load_model(base, torch.float32, CPU)
+    one, other = state(first), state(second)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert weights.read_bytes() == whole
+
+
+def test_bases_that_share_a_revision_of_before_are_not_taken_for_each_other(base, tmp_path, tiny_base):
+    """Of sweeps of before, the revision was a digest of the configuration alone."""
+    of_before = config_digest(tiny_base)
+    other = tmp_path / "other"
+    shutil.copytree(tiny_base, other)
+    torch.manual_seed(1)
+    LlamaForCausalLM(LlamaConfig.from_pretrained(other)).save_pretrained(other)
+    (other / "config.json").write_bytes((tiny_base / "config.json").read_bytes())
+    pinned = base.model_copy(update={"revision": of_before})
+    load_model(pinned, torch.float32, CPU)
+    found = load_model(pinned.model_copy(update={"model": str(other)}), torch.float32, CPU)
+    assert len(kept(tmp_path)) == 2
+    fresh = load_model(base.model_copy(update={"model": str(other)}), torch.float32, CPU)
+    assert torch.equal(found(torch.arange(9)[None]).logits, fresh(torch.arange(9)[None]).logits)
+
+
+def test_many_processes_at_once_keep_one(base, tmp_path):
+    with ThreadPoolExecutor(3) as pool:
+        models = [*pool.map(lambda _: load_model(base, torch.float32, CPU), range(3))]
+    assert len(kept(tmp_path)) == 1
+    first = state(models[0])
+    assert all(torch.equal(first[name], value) for model in models[1:] for name, value in state(model).items())
 
 
 @pytest.mark.parametrize("storage", ["uint8", "bfloat16", "float32"])

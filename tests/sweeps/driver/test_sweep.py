@@ -4,6 +4,7 @@ import json
 import platform
 
 import contract
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -131,7 +132,14 @@ def test_chats_and_the_adapters_on_disk_are_what_was_scored(bitlora, write_spec,
     assert "8 rows have an empty completion and were dropped (first: chat.jsonl:1)" in ended.out
     source = json.loads(spec.read_text())["data"]
     rows = prepare_data(DataConfig(**source), AutoTokenizer.from_pretrained(tiny_base)).eval
+    alone = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
+    bare = json.loads((tmp_path / "quick" / "base" / "record.json").read_text())
+    assert bare["eval_loss"] == pytest.approx(stock_loss(alone, rows), rel=1e-5)
+    assert bare["test_loss"] is None
+    assert pd.read_parquet(tmp_path / "quick" / "base" / "eval.parquet")["example_id"].tolist() == [*rows.example_ids]
     for trial_id, record in contract.holds(tmp_path / "quick").items():
+        assert bare["base"].items() <= record["base"].items()
+        assert bare["versions"] == record["versions"]
         assert record["base"]["dtype"] == "float32"
         origin = origin_of(tmp_path / "quick" / "trials" / trial_id / "eval.parquet")
         assert (origin.dtype, origin.device, origin.host) == ("float32", record["base"]["device"], platform.node())
