@@ -1,8 +1,8 @@
 """The head and its loss, forward and backward: in chunks of some rows, all at once, as torch fuses it; and
 a step of SmolLM2-135M (NF4, rank 16) with the one and with the other.
 
-    PYTHONPATH=tests/helpers python tests/benchmarks/head.py forms [ROWS WIDTH VOCABULARY DTYPE]
-    PYTHONPATH=tests/helpers python tests/benchmarks/head.py step [SLOTS]
+    PYTHONPATH=tests/helpers python tests/benchmarks/forms/head.py forms [ROWS WIDTH VOCABULARY DTYPE]
+    PYTHONPATH=tests/helpers python tests/benchmarks/forms/head.py step [SLOTS]
 
 In turn; the shortest and the median of the rounds, in milliseconds, and the shortest's ratio to that of all at once.
 """
