@@ -16,6 +16,7 @@ from bitlora.quantizers.weights import Granularity, Quantizer
 
 Activations = Literal["full", "int8"]
 Scaling = Literal["lora", "rslora"]
+Init = Literal["default", "gaussian", "orthogonal"]
 Dtype = Literal["auto", "float64", "float32", "bfloat16", "float16"]
 Quantization = Literal["nf4", "none"]
 ScheduleName = Literal["cosine", "linear", "constant"]
@@ -123,6 +124,9 @@ class AdapterConfig(Config):
     first that does counts."""
     alpha_pattern: AlphaPattern = NO_PATTERN
     """The same for alpha."""
+    init: Init = "default"
+    """What an adapter starts from (PEFT's `init_lora_weights`): A uniform and B zero; `gaussian`: A normal with a standard
+    deviation of 1/rank; `orthogonal`: neither is zero, but their product (for even ranks, without a quantizer)."""
 
 
 class ScheduleConfig(Config):
@@ -185,15 +189,12 @@ class TrainConfig(Config):
         return value
 
 
-_INIT: Final = (
-    "a pack's adapters share one base and start as exact no-ops; PiSSA and LoftQ would change the base of each"
+_DORA: Final = (
+    "DoRA scales each layer's outputs by the norms of the merged weight's rows, which packs do not compute yet"
 )
 
-_DORA: Final = "DoRA normalizes each layer's merged weight, which a pack never forms"
-
 REFUSED: Final[dict[str, str]] = {
-    "adapter.init": _INIT,
-    "adapter.init_lora_weights": _INIT,
+    "adapter.init_lora_weights": "it is called adapter.init here: default, gaussian or orthogonal",
     "adapter.dora": _DORA,
     "adapter.use_dora": _DORA,
 }

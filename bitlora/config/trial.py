@@ -13,6 +13,7 @@ from bitlora.config.sections import (
     AdapterConfig,
     Config,
     Fraction,
+    Init,
     NonNegativeFloat,
     Positive,
     PositiveFloat,
@@ -63,6 +64,7 @@ class TrialConfig(Config):
     targets: Targets = OF_BASE
     rank_pattern: RankPattern = NO_PATTERN
     alpha_pattern: AlphaPattern = NO_PATTERN
+    init: Init = "default"
     beta1: Fraction = 0.9
     beta2: Fraction = 0.999
     loraplus_ratio: PositiveFloat = 1.0

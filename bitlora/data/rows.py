@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitlora.files.machine_cache import CachePlace, Use
-from bitlora.tokenized.arrays import Arrays, ArraysError, ArrayWriter, Names, open_arrays
+from bitlora.tokenized.arrays import Arrays, ArraysError, ArrayWriter, Names, let_go, open_arrays
 from bitlora.tokenized.groups import RowKeys, key, prompt_key
 
 BLOCK: Final = 10_000
@@ -26,13 +26,15 @@ DTYPES: Final[dict[str, type]] = {
 """The arrays that rows are kept in, by the names of their files."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class KeptRows:
     """Where rows are kept. Rows that are kept travel as their place: whoever gets them maps the same files."""
 
     folder: Path
     use: Use | None = None
     """Holds the folder for as long as the rows are there."""
+    taken: int = 0
+    """Rows that were read since what they touched was let go of."""
 
 
 MOVED: Final[dict[Path, Rows]] = {}
@@ -127,6 +129,12 @@ class Rows:
             shift = self.offsets[chosen[block]] - offsets[:-1][block]
             places = np.arange(first, last) + np.repeat(shift, lengths[block])
             tokens[first:last], learn[first:last] = self.tokens[places], self.learn[places]
+            if self.kept is not None:
+                self.kept.taken += len(lengths[block])
+                if self.kept.taken >= BLOCK:  # pages of files are memory, too, for as long as they are mapped
+                    let_go(self.tokens)
+                    let_go(self.learn)
+                    self.kept.taken = 0
         ids = tuple(self.example_ids[index] for index in chosen.tolist())
         groups = tuple(self.groups[index] for index in chosen.tolist()) if self.groups else ()
         keys = None if self.keys is None else self.keys.at(chosen)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from bitlora.data.batches import batch_rows
 from bitlora.data.cached import LoadedRows, Seen, load_rows
 from bitlora.data.examples import DataError, Example, Message
-from bitlora.data.rows import Picked, Rows, keys_of
+from bitlora.data.rows import BLOCK, Picked, Rows, keys_of
 from bitlora.data.sources import How, files_of, hub_ids, read_examples
 from bitlora.data.tokens import Counts, tokenize
 from bitlora.files.machine_cache import remembered
@@ -318,5 +318,7 @@ def _computed(*parts: Picked | Rows) -> str:
         for block in rows.blocks():
             digest.update(block.learn.data)
         digest.update(np.concatenate([[0], np.cumsum(rows.lengths)]).astype(np.int64).data)
-        digest.update("\0".join(rows.example_ids).encode())
+        for start in range(0, len(rows), BLOCK):
+            names = rows.example_ids[start : start + BLOCK]
+            digest.update(("\0" * (start > 0) + "\0".join(names)).encode())
     return digest.hexdigest()[:16]

@@ -215,7 +215,10 @@ class _Encoder:
         end: int | None = 0
         for first, after, piece in learned:
             if max(first, 1) < min(after, self._max_length):
-                end = words.end(ids[first : self._max_length] if after > self._max_length else ids[first:after])
+                if after > self._max_length:
+                    end = words.end(ids[first : self._max_length])
+                else:
+                    end = None if words.is_blank(int(ids[after - 1])) else len(piece.text)
                 end = None if end is None else end + piece.start
         if begin is None or end is None:
             return None

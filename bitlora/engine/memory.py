@@ -1,6 +1,6 @@
 """How many slots fit, and how large a pass may be: measured by dry steps, decided by arithmetic.
 
-What an engine holds at its peak is very nearly a straight line: what the base takes (with a chunk of the head's rows), so
+What an engine holds at its peak is very nearly a straight line: what the base takes, with a chunk of the head's rows, so
 much for each slot, and so much for each token of a forward and backward pass. Dry steps of the widest trial that a sweep
 may have, over rows of the longest length that its data have, give the three numbers. They are small, a few rows of one
 slot and of two, and none is taken that the one before does not promise to fit: where memory is short, a process may be

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 CHUNK_ROWS: Final = 256
-"""Rows at once: with more of them no time is won (`tests/benchmarks/head.py`), with fewer it is lost."""
+"""Rows at once: with more of them no time is won (`tests/benchmarks/forms/head.py`), with fewer it is lost."""
 
 
 class Head:

@@ -17,8 +17,9 @@ from bitlora.config.sections import BaseConfig
 from bitlora.config.trial import LayerAdapter, TrialConfig, adapter_layers
 from bitlora.forward import attention
 from bitlora.forward.forward_plan import ForwardPlan, recomputation
+from bitlora.forward.frozen import FrozenWeights
 from bitlora.forward.head import Head
-from bitlora.forward.multi_lora import MultiLoraLinear
+from bitlora.forward.multi_lora import LayerGroup, MultiLoraLinear, listening
 from bitlora.forward.proof import Proof
 
 
@@ -83,14 +84,41 @@ def load_base(
     model.config.use_cache = False
     proof = Proof.of(config, dtype, device, longest)
     if proof is not None and proof.stands():
-        return inject_adapters(model, config, dtype, device, checkpointing)
+        base = inject_adapters(model, config, dtype, device, checkpointing)
+        share_inputs(base)
+        return base
     rows = trial_rows(longest, model.config.get_text_config().vocab_size, device)
     alone = rows_alone(model, rows)
     base = inject_adapters(model, config, dtype, device, checkpointing)
+    share_inputs(base)
     check_rows_apart(base, rows, alone)
     if proof is not None:
         proof.note()
     return base
+
+
+def share_inputs(base: Base) -> None:
+    """Let layers that are given one input be computed together, as seen in a run of the model in which they give zeros.
+
+    Their weights move: each layer's own becomes a view of those of all.
+    """
+    plan = ForwardPlan.make([], [[4]], [0], base.device)
+    tokens = torch.arange(4, device=base.device)
+    try:
+        with torch.no_grad(), listening() as heard:
+            base.hidden(plan, tokens, tokens[-1:])
+    except NotImplementedError:  # packs cannot hold this base: `check_rows_apart` says so
+        return
+    given: dict[tuple[int, int], list[MultiLoraLinear]] = {}
+    for layer, x, version in heard.calls:
+        given.setdefault((id(x), version), []).append(layer)
+    for layers in given.values():
+        if len(layers) > 1 and len({*layers}) == len(layers):
+            frozen = FrozenWeights.together([layer.base for layer in layers], base.dtype)
+            if frozen is not None:
+                group = LayerGroup(tuple(layers), frozen)
+                for layer in layers:
+                    layer.group = group
 
 
 ROWS_APART: Final = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}

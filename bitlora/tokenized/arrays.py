@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Final, overload
@@ -87,6 +88,12 @@ def open_arrays(folder: Path, dtypes: Dtypes) -> Arrays:
         name: np.memmap(folder / name, dtype, mode="r") if sizes[name] else np.empty(0, dtype)
         for name, dtype in dtypes.items()
     }
+
+
+def let_go(array: npt.NDArray[Any]) -> None:
+    """Of an array that is mapped take no memory until it is read again."""
+    if isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap):
+        array.base.madvise(mmap.MADV_DONTNEED)
 
 
 class Names(Sequence[str]):

@@ -70,7 +70,7 @@ TRIALS = [
         rslora=True,
     ),
     shaped(5, "mlp", ["gate_proj", "up_proj", "down_proj"], loraplus=8.0, betas=(0.8, 0.95), weight_decay=0.1,
-           own={"loraplus_ratio": 8.0, "beta1": 0.8, "beta2": 0.95}),
+           own={"loraplus_ratio": 8.0, "beta1": 0.8, "beta2": 0.95, "init": "orthogonal"}),
     shaped(6, "base.targets", "all-linear", {"q_proj": 6}, quantizer="int4", component=True, warmup=0.2, floor=0.3,
            schedule="linear"),
 ]  # fmt: skip
@@ -154,7 +154,7 @@ def test_layers_that_no_trial_has_take_nothing(folder):
     assert engine.slots[slot].vectors.latent.shape == (1, 3 * 128)
     state = engine.state(slot)
     assert state.latent.shape == state.exp_avg.shape == (3 * 128,)
-    assert [name for name, layer in engine.base.linears.items() if layer.adapters] == [
+    assert [name for name, layer in engine.base.linears.items() if layer.alone.adapters] == [
         "model.layers.0.self_attn.q_proj"
     ]
     engine.attach(Trial(seed=2, rank=4, own={"targets": "down_proj"}).config)

@@ -54,7 +54,8 @@ def test_a_pack_has_a_place_for_every_number_of_each_slot(shapes, data, learns_s
     the same order, and a layer that no slot has takes nothing."""
     count = len(shapes)
     ranks = data.draw(st.lists(st.lists(st.integers(0, 4), min_size=count, max_size=count), min_size=2, max_size=3))
-    layout = PackLayout.make(shapes, ranks, learns_scales)
+    alike = [n for n, s in enumerate(shapes) if s.in_features == shapes[-1].in_features][::-1]
+    layout = PackLayout.make(shapes, ranks, learns_scales, [alike])
     rows = torch.zeros(len(ranks), layout.size)
     for place, own in enumerate(ranks):
         vector = VectorLayout.make([(s, r) for s, r in zip(shapes, own, strict=True) if r], learns_scales)
@@ -74,6 +75,10 @@ def test_a_pack_has_a_place_for_every_number_of_each_slot(shapes, data, learns_s
     )
     for number, found in layout.of(rows).items():
         assert found.a.shape == (len(ranks), most[number], shapes[number].in_features)
+    numbers = [n for n in alike if [own[n] for own in ranks] == [own[alike[0]] for own in ranks]]
+    if most[alike[0]]:
+        behind = torch.cat([layout.of(rows)[number].a for number in numbers], -2)
+        assert torch.equal(layout.a_of(rows, numbers), behind)
     inside = torch.zeros(layout.size)
     for side in layout.sides:
         for part in side:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitlora.tokenized.arrays import ArraysError, ArrayWriter, Names, open_arrays, read_about
+from bitlora.tokenized.arrays import ArraysError, ArrayWriter, Names, let_go, open_arrays, read_about
 
 DTYPES = {"numbers": np.int64, "empty": np.int32}
 
@@ -25,6 +26,23 @@ def test_what_was_written_is_there(tmp_path: Path, in_memory: bool) -> None:
     if not in_memory:
         assert read_about(tmp_path)["notes"] == ["one"]
         assert not arrays["numbers"].flags.writeable
+
+
+def test_what_is_let_go_of_takes_no_memory_and_can_be_read_again(tmp_path: Path) -> None:
+    writer = ArrayWriter({"numbers": np.int64}, tmp_path)
+    writer.add("numbers", np.arange(10_000_000, dtype=np.int64).tobytes())
+    numbers = writer.close({})["numbers"]
+    before = mapped()
+    assert int(numbers.sum()) == sum(range(10_000_000))
+    assert mapped() - before > 70e6
+    let_go(numbers)
+    assert mapped() - before < 10e6
+    assert numbers[-1] == 9_999_999
+
+
+def mapped() -> int:
+    """Bytes of files that are mapped, and in memory."""
+    return psutil.Process().memory_info().shared
 
 
 def test_what_is_not_whole_is_said(tmp_path: Path) -> None:
