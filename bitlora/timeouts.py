@@ -53,6 +53,15 @@ HUB_ANSWER_S: Final = 5.0
 CACHE_KEPT_S: Final = 60 * 24 * 3600.0
 """How long something is kept in the cache that nobody uses: it can be made again, and takes gigabytes."""
 
+FILE_CLOCK_S: Final = 2.0
+"""How long after a file was written to its times tell whether it was written to again: FAT's clock ticks so slowly, and NFS
+keeps what it knows of a file for about as long."""
+
+# ---- data
+
+READING_LINE_S: Final = 10.0
+"""Between two lines of how far the reading of data is, where there is no terminal: often enough to see that it goes on."""
+
 # ---- packs, as the pool sees them
 
 POOL_TICK_S: Final = 1.0

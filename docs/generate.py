@@ -87,6 +87,11 @@ def in_words(annotation: Any, bounds: Iterable[Any] = ()) -> str:
     return {str: "text", bool: "true or false", int: "a whole number", float: "a number"}[annotation] + _bounded(bounds)
 
 
+def value(field: FieldInfo) -> str:
+    """What the value of a key may be, in words."""
+    return field.description or in_words(field.annotation, field.metadata)
+
+
 def _listed(annotation: Any) -> str:
     return "texts" if annotation is str else in_words(annotation)
 
@@ -140,7 +145,7 @@ def keys() -> str:
         for name, field in cls.model_fields.items():
             section, alone = _section(field)
             meaning = one_line(f"{section.__doc__ if alone else ''} {told.get(name, '')}")
-            rows.append((f"`{name}`", in_words(field.annotation, field.metadata), default(cls, name, field), meaning))
+            rows.append((f"`{name}`", value(field), default(cls, name, field), meaning))
         file = inspect.getsourcefile(cls)
         assert file is not None
         about = f"{one_line(cls.__doc__)} ([{cls.__name__}](../{Path(file).relative_to(ROOT).as_posix()}))"
@@ -149,14 +154,20 @@ def keys() -> str:
     return "\n\n".join(parts)
 
 
+FIXED: Final = {"seed": "search.seed", "targets": "base.targets", "schedule": "train.schedule.name"} | {
+    axis: f"train.schedule.{axis}" for axis in ("warmup", "floor")
+}
+"""Where the fixed value of an axis stands, but for those of `adapter` and `train`."""
+
+
 def axes() -> str:
     """What a search space may vary."""
     rows = []
     for axis in AXES:
         field = TrialConfig.model_fields[axis]
-        section = "search" if axis == "seed" else "adapter" if axis in AdapterConfig.model_fields else "train"
+        fixed = FIXED.get(axis) or f"{'adapter' if axis in AdapterConfig.model_fields else 'train'}.{axis}"
         domain = "a list, or a range" if field.annotation in (int, float) else "a list"
-        rows.append((f"`{axis}`", f"`{section}.{axis}`", domain, in_words(field.annotation, field.metadata)))
+        rows.append((f"`{axis}`", f"`{fixed}`", domain, value(field)))
     return table(("axis", "replaces", "its domain", "each value"), rows)
 
 

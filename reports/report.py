@@ -28,7 +28,7 @@ from reports.sections import (
     verdict,
 )
 from reports.sections.parts import Section
-from reports.statistics.comparable import comparable, rows
+from reports.statistics.comparable import rows
 from reports.statistics.findings import Findings, findings
 from reports.writers.csv_table import csv_table
 from reports.writers.html import html
@@ -95,9 +95,12 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
         out = folders[0].parent / "comparison" if several else folders[0] / "report"
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out}: is a file; the report needs a folder")
-    made = Report(*comparison(sweeps)) if several else report(sweeps[0])
-    if not several:
-        write_text(out / CSV, trials_csv(sweeps[0]))
+    if several:
+        made = Report(*comparison(sweeps))
+    else:
+        found = findings(sweeps[0])
+        made = _report(found)
+        write_text(out / CSV, trials_csv(found))
     for table in (block for block in made.document.blocks if isinstance(block, Table)):
         write_text(out / "tables" / f"{table.name}.csv", csv_table(table))
         write_text(out / "tables" / f"{table.name}.tex", latex(table))
@@ -118,19 +121,28 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     return out / REPORT
 
 
-def trials_csv(sweep: Sweep) -> str:
-    """Every trial as CSV, by trial_id: `Sweep.trials`, and the `place` of those that rank."""
-    ranked = comparable(sweep.trials).ranked
-    places = {trial: row["place"] for row in rows(ranked) for trial in row["trials"]}
-    table = sweep.trials.copy()
-    table.insert(1, "place", table["trial_id"].map(places).astype("Int64"))
+def trials_csv(found: Findings) -> str:
+    """Every trial as CSV, by trial_id: `Sweep.trials`, the `place` of those that rank, and where the base was scored its
+    eval loss, and what share of the gain over it those that rank keep, with the interval of it."""
+    ranked = {trial: row for row in rows(found.groups.ranked) for trial in row["trials"]}
+    table = found.sweep.trials.copy()
+    table.insert(1, "place", table["trial_id"].map({t: row["place"] for t, row in ranked.items()}).astype("Int64"))
+    if (gains := found.gains) is not None:
+        kept = {t: gains.kept(row | {"loss": row["eval_loss"]}) for t, row in ranked.items()}
+        table["base_loss"] = gains.base
+        for column, part in (("gain_kept", "share"), ("gain_kept_low", "low"), ("gain_kept_high", "high")):
+            told = {trial: getattr(each, part) for trial, each in kept.items() if each is not None}
+            table[column] = table["trial_id"].map(told).astype("float64")
     return table.to_csv(index=False, lineterminator="\n")
 
 
 def report(sweep: Sweep) -> Report:
     """The report on `sweep`: its `SECTIONS`."""
-    found = findings(sweep)
+    return _report(findings(sweep))
+
+
+def _report(found: Findings) -> Report:
     sections = [made for make in SECTIONS if (made := make(found)) is not None]
     blocks = tuple(block for section in sections for block in section.blocks)
     plots = tuple(plot for section in sections for plot in section.plots)
-    return Report(Document(f"Sweep {plain(sweep.name)}", blocks), plots)
+    return Report(Document(f"Sweep {plain(found.sweep.name)}", blocks), plots)

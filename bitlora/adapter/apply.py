@@ -10,31 +10,30 @@ package.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
-from torch import nn
 
 from bitlora.adapter.codes_file import load_packed
 from bitlora.adapter.latent import AdapterLatent, AdapterWeights
 from bitlora.adapter.peft_layers import BitLoraConfig
+from bitlora.base.linears import features, is_linear, plain_weight, same_kind
+from bitlora.config.trial import TrialConfig, layer_adapter
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from bitlora.config.sections import Activations
 
-
-def attach_weights(
-    model: Any, weights: AdapterWeights, alpha: float, rslora: bool = False, activations: Activations = "full"
-) -> PeftModel:
+def attach_weights(model: Any, weights: AdapterWeights, described: Mapping[str, Any]) -> PeftModel:
     """Put an adapter over a base in PEFT's layers, with the weights that are multiplied in the place of latent ones.
 
     Args:
         model: a transformers model without adapters.
+        described: `bitlora.adapter.peft_folder.adapter_config`'s keys, and `activations`.
 
     Raises:
         ValueError: see `check_fit`.
@@ -42,14 +41,12 @@ def attach_weights(
     from peft import get_peft_model
 
     check_fit(model, weights)
+    keys = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "activations")
     config = BitLoraConfig(
         task_type="CAUSAL_LM",
         inference_mode=True,
-        r=next(iter(weights.values()))[0].shape[0],
-        lora_alpha=alpha,
-        use_rslora=rslora,
         target_modules=[*weights],
-        activations=activations,
+        **{key: described[key] for key in keys if key in described},
     )
     peft = get_peft_model(model, config)
     with torch.no_grad():
@@ -67,11 +64,10 @@ def load_packed_adapter(model: Any, folder: str | Path) -> PeftModel:
         ValueError: see `bitlora.adapter.codes_file.load_packed` and `check_fit`.
     """
     packed = load_packed(folder)
-    c = packed.config
-    return attach_weights(model, packed.weights, c["lora_alpha"], c["use_rslora"], c["activations"])
+    return attach_weights(model, packed.weights, packed.config)
 
 
-def merge(model: Any, weights: AdapterWeights, scaling: float, dtype: torch.dtype) -> Any:
+def merge(model: Any, weights: AdapterWeights, config: TrialConfig, dtype: torch.dtype) -> Any:
     """Add an adapter to its base for good; of a base in NF4 every layer is dequantized first.
 
     Never into NF4: quantizing the sum again would lose most of the adapter. The sum is taken in float32 (float64) and
@@ -79,6 +75,7 @@ def merge(model: Any, weights: AdapterWeights, scaling: float, dtype: torch.dtyp
 
     Args:
         model: a transformers model without adapters, that has not run yet; it is changed.
+        weights: the trial's, as they are multiplied (`bitlora.adapter.latent.quantized_weights`).
         dtype: what the merged model is in.
 
     Returns:
@@ -92,15 +89,12 @@ def merge(model: Any, weights: AdapterWeights, scaling: float, dtype: torch.dtyp
         if name not in weights and not isinstance(linear, Linear4bit):
             continue
         quantized = isinstance(linear, Linear4bit)
-        weight = dequantize_4bit(linear.weight.data, linear.weight.quant_state) if quantized else linear.weight.data
+        weight = dequantize_4bit(linear.weight.data, linear.weight.quant_state) if quantized else plain_weight(linear)
         weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
         if name in weights:
             a, b = (part.to(weight) for part in weights[name])
-            weight = weight + scaling * (b @ a)
-        plain = nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta")
-        plain.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
-        plain.bias = linear.bias
-        model.set_submodule(name, plain)
+            weight = weight + layer_adapter(config, name).scaling * (b @ a)
+        model.set_submodule(name, same_kind(linear, weight.to(dtype)))
     if getattr(model, "hf_quantizer", None) is not None:
         model.hf_quantizer.remove_quantization_config(model)
     return model.to(dtype)
@@ -124,8 +118,9 @@ def check_fit(model: Any, weights: AdapterLatent | AdapterWeights) -> None:
     modules = dict(model.named_modules())
     for name, (a, b, *_) in weights.items():
         linear = modules.get(name)
-        if not isinstance(linear, nn.Linear):
+        if linear is None or not is_linear(linear):
             raise ValueError(f"the base has no linear layer {name}: give the base that the adapter was trained over")
-        if (linear.in_features, linear.out_features) != (a.shape[1], b.shape[0]):
-            found = f"{linear.in_features} inputs and {linear.out_features} outputs"
+        inputs, outputs = features(linear)
+        if (inputs, outputs) != (a.shape[1], b.shape[0]):
+            found = f"{inputs} inputs and {outputs} outputs"
             raise ValueError(f"{name} of the base has {found}, that of the adapter {a.shape[1]} and {b.shape[0]}")

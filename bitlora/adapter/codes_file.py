@@ -23,7 +23,8 @@ from torch import Tensor
 from bitlora.adapter.cost import packed_tensors
 from bitlora.adapter.latent import AdapterLatent, Weights
 from bitlora.adapter.peft_folder import CONFIG, EARLIER_PACKED_TYPE, PACKED_TYPE, adapter_config
-from bitlora.base.info import LayerShape
+from bitlora.base.info import AdaptedLayer
+from bitlora.config.targets import of_pattern
 from bitlora.config.trial import TrialConfig
 from bitlora.quantizers.codes import Side, decode, encode, from_bytes, to_bytes
 from bitlora.quantizers.weights import QUANTIZERS, Quantizer
@@ -51,9 +52,9 @@ def save_packed(folder: Path, latent: AdapterLatent, config: TrialConfig, base_m
     """
     from safetensors.torch import save_file
 
-    layers = [LayerShape(name, a.shape[1], b.shape[0]) for name, (a, b, _, _) in latent.items()]
+    layers = [AdaptedLayer(name, a.shape[1], *b.shape) for name, (a, b, _, _) in latent.items()]
     quantizer = config.quantizer
-    pieces: dict[str, list[Tensor]] = {name: [] for name in packed_tensors((), config.rank, quantizer)}
+    pieces: dict[str, list[Tensor]] = {name: [] for name in packed_tensors((), quantizer)}
     for layer in latent.values():
         sides: tuple[tuple[Side, Tensor, Tensor | None], ...] = (
             ("A", layer.a, layer.a_scales),
@@ -75,9 +76,9 @@ def save_packed(folder: Path, latent: AdapterLatent, config: TrialConfig, base_m
     (folder / CONFIG).write_text(_described(config, base_model, layers), encoding="utf-8")
 
 
-def _described(config: TrialConfig, base_model: str, layers: list[LayerShape]) -> str:
+def _described(config: TrialConfig, base_model: str, layers: list[AdaptedLayer]) -> str:
     """adapter_config.json: PEFT's keys and more, and a line for each layer, of which there are hundreds."""
-    keys = adapter_config(config, base_model, []) | {
+    keys = adapter_config(config, base_model, [layer.name for layer in layers]) | {
         "peft_type": PACKED_TYPE,
         "format": FORMAT,
         "quantizer": config.quantizer,
@@ -110,9 +111,13 @@ def load_packed(folder: str | Path) -> Packed:
             raise ValueError(
                 f"format {config['format']}, and this version reads {FORMAT}; install a newer bitlora-sweeps"
             )
-        rank, quantizer, granularity = config["r"], config["quantizer"], config["granularity"]
-        layers = [LayerShape(*layer) for layer in config["layers"]]
-        expected = packed_tensors(layers, rank, quantizer, granularity)
+        ranks = config.get("rank_pattern") or {}
+        quantizer, granularity = config["quantizer"], config["granularity"]
+        layers = [
+            AdaptedLayer(name, wide, high, int(of_pattern(ranks, name, config["r"])))
+            for name, wide, high in config["layers"]
+        ]
+        expected = packed_tensors(layers, quantizer, granularity)
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{about}: not a packed adapter: {_line(error)}") from None
     try:
@@ -122,16 +127,16 @@ def load_packed(folder: str | Path) -> Packed:
         }:
             raise ValueError(f"found tensors {found}; {CONFIG} says { ({k: n for k, (_, n) in expected.items()}) }")
         if "codes" in tensors:
-            entries = sum(rank * (layer.in_features + layer.out_features) for layer in layers)
+            entries = sum(layer.rank * (layer.in_features + layer.out_features) for layer in layers)
             tensors["codes"] = from_bytes(tensors["codes"], entries, quantizer)
-        weights = {name: Weights(a, b) for name, a, b in _matrices(tensors, layers, rank, quantizer, granularity)}
+        weights = {name: Weights(a, b) for name, a, b in _matrices(tensors, layers, quantizer, granularity)}
     except (OSError, SafetensorError, ValueError) as error:
         raise ValueError(f"{path}: not a packed adapter: {_line(error)}") from None
     return Packed(config, weights)
 
 
 def _matrices(
-    tensors: dict[str, Tensor], layers: list[LayerShape], rank: int, quantizer: Quantizer, granularity: str
+    tensors: dict[str, Tensor], layers: list[AdaptedLayer], quantizer: Quantizer, granularity: str
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Layer by layer its name, A and B, cut off the tensors' front."""
     at = dict.fromkeys(tensors, 0)
@@ -152,7 +157,7 @@ def _matrices(
         return decode(take("codes", rows, columns), take("scales", *scales))
 
     for layer in layers:
-        yield layer.name, matrix("A", rank, layer.in_features), matrix("B", layer.out_features, rank)
+        yield layer.name, matrix("A", layer.rank, layer.in_features), matrix("B", layer.out_features, layer.rank)
 
 
 def _line(error: Exception) -> str:

@@ -6,24 +6,24 @@ import json
 from collections.abc import Iterable
 from typing import Final
 
-from bitlora.base.info import LayerShape
+from bitlora.base.info import AdaptedLayer
 from bitlora.quantizers.weights import QUANTIZERS, Granularity, Quantizer
 
 DTYPE_BYTES: Final = {"F32": 4, "F16": 2, "U8": 1}
 """A scale that is a statistic is a float32; a learned one is used, and so stored, as a float16."""
 
 
-def adapter_params(shapes: Iterable[LayerShape], rank: int, quantizer: Quantizer = "none") -> int:
-    """Trained parameters of an adapter: `rank * (in + out)` for every targeted layer, with learned scales also one for
+def adapter_params(layers: Iterable[AdaptedLayer], quantizer: Quantizer = "none") -> int:
+    """Trained parameters of an adapter: `rank * (in + out)` for every layer that it is on, with learned scales also one for
     each of the `rank` rows of A and the `out` rows of B."""
     scales = QUANTIZERS[quantizer].learns_scales
-    return sum(rank * (s.in_features + s.out_features) + scales * (rank + s.out_features) for s in shapes)
+    return sum(s.rank * (s.in_features + s.out_features) + scales * (s.rank + s.out_features) for s in layers)
 
 
 def packed_tensors(
-    shapes: Iterable[LayerShape], rank: int, quantizer: Quantizer, granularity: Granularity = "tensor"
+    layers: Iterable[AdaptedLayer], quantizer: Quantizer, granularity: Granularity = "tensor"
 ) -> dict[str, tuple[str, int]]:
-    """The tensors of an adapter as packed (`bitlora.adapter.codes_file`), in each A and B of every targeted layer in turn.
+    """The tensors of an adapter as packed (`bitlora.adapter.codes_file`), in each A and B of every layer in turn.
 
     A matrix has one scale, or with `component` one for each of `rank`; where scales are learned A has one for each of its
     `rank` rows and B for each of its `out`.
@@ -31,22 +31,21 @@ def packed_tensors(
     Returns:
         Name -> safetensors' name of its dtype, and its length; in the order in which they stand in the file.
     """
-    layers = tuple(shapes)
-    entries = sum(rank * (shape.in_features + shape.out_features) for shape in layers)
+    layers = tuple(layers)
+    entries = sum(layer.rank * (layer.in_features + layer.out_features) for layer in layers)
     levels = QUANTIZERS[quantizer].levels
     if levels is None:
         return {"weights": ("F16", entries)}
     codes = -(-entries // levels.per_byte)
     if QUANTIZERS[quantizer].learns_scales:
-        return {"scales": ("F16", sum(rank + shape.out_features for shape in layers)), "codes": ("U8", codes)}
-    return {"scales": ("F32", 2 * len(layers) * (rank if granularity == "component" else 1)), "codes": ("U8", codes)}
+        return {"scales": ("F16", sum(layer.rank + layer.out_features for layer in layers)), "codes": ("U8", codes)}
+    scales = sum(2 * (layer.rank if granularity == "component" else 1) for layer in layers)
+    return {"scales": ("F32", scales), "codes": ("U8", codes)}
 
 
-def adapter_bytes(
-    shapes: Iterable[LayerShape], rank: int, quantizer: Quantizer, granularity: Granularity = "tensor"
-) -> int:
+def adapter_bytes(layers: Iterable[AdaptedLayer], quantizer: Quantizer, granularity: Granularity = "tensor") -> int:
     """Bytes of an adapter as packed: the size of its safetensors file, header included."""
-    return _safetensors_bytes(packed_tensors(shapes, rank, quantizer, granularity))
+    return _safetensors_bytes(packed_tensors(layers, quantizer, granularity))
 
 
 def _safetensors_bytes(tensors: dict[str, tuple[str, int]]) -> int:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from bitlora.adapter.latent import AdapterLatent, Latent, quantized_weights
-from bitlora.config.trial import TrialConfig
+from bitlora.config.targets import of_pattern, pattern
+from bitlora.config.trial import TrialConfig, layer_adapter
 from bitlora.quantizers.weights import QUANTIZERS
 
 PEFT_TYPE: Final = "BITLORA: install bitlora-sweeps and import bitlora.export"
@@ -43,6 +44,7 @@ def adapter_config(config: TrialConfig, base_model: str, targets: list[str]) -> 
         "lora_alpha": config.alpha,
         "lora_dropout": config.dropout,
         "use_rslora": config.scaling == "rslora",
+        **_patterns(config, targets),
         "target_modules": targets,
         "bias": "none",
         "inference_mode": True,
@@ -54,6 +56,20 @@ def adapter_config(config: TrialConfig, base_model: str, targets: list[str]) -> 
             "activations": config.activations,
         }
     return described
+
+
+def _patterns(config: TrialConfig, targets: list[str]) -> dict[str, dict[str, float]]:
+    """Rank and alpha of the layers where they are others, by their whole names: keys of files are sorted, by PEFT too, and
+    of keys that match one layer the first counts."""
+    found: dict[str, dict[str, float]] = {}
+    for key, text, usual in (
+        ("rank_pattern", config.rank_pattern, config.rank),
+        ("alpha_pattern", config.alpha_pattern, config.alpha),
+    ):
+        numbers = {name: of_pattern(pattern(text), name, usual) for name in targets}
+        if own := {name: number for name, number in numbers.items() if number != usual}:
+            found[key] = own
+    return found
 
 
 def save_adapter(folder: Path, latent: AdapterLatent, config: TrialConfig, base_model: str) -> None:
@@ -94,11 +110,10 @@ def load_latent(folder: Path, config: TrialConfig) -> dict[str, Latent]:
         raise ValueError(f"{path}: {min(expected ^ tensors.keys())} is missing, or not of a {config.quantizer} adapter")
     latent = {target: Latent(*(tensors[name] for name in each)) for target, each in names.items()}
     for target, (a, b, _, _) in latent.items():
-        if a.ndim != 2 or b.ndim != 2 or not a.shape[0] == b.shape[1] == config.rank:
+        rank = layer_adapter(config, target).rank
+        if a.ndim != 2 or b.ndim != 2 or not a.shape[0] == b.shape[1] == rank:
             found = f"A {[*a.shape]} and B {[*b.shape]}"
-            raise ValueError(
-                f"{path}: {target}: found {found}; rank {config.rank} has A [{config.rank}, in], B [out, …]"
-            )
+            raise ValueError(f"{path}: {target}: found {found}; rank {rank} has A [{rank}, in], B [out, …]")
     return latent
 
 

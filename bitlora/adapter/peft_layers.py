@@ -4,11 +4,11 @@
     model = PeftModel.from_pretrained(base, "runs/quickstart/trials/…/adapter")   # a trial's, or of save_pretrained
     model.load_adapter("…", "second")                                             # beside it
 
-`BitLoraConfig` is a `LoraConfig` that registers layers of its own for `nn.Linear` and bitsandbytes' `Linear4bit`; they put
-modules that quantize in the place of `lora_A` and `lora_B`. What is saved are the latent weights under PEFT's usual keys,
-and a configuration of a type that PEFT knows once this module is imported, and refuses before: it would compute something
-else with them. Its own layers refuse such a configuration too; over NF4 they would drop the quantizer (PEFT 0.21.2), so
-there, and there alone, a method of theirs is replaced.
+`BitLoraConfig` is a `LoraConfig` that registers layers of its own for `nn.Linear`, transformers' `Conv1D` and bitsandbytes'
+`Linear4bit`; they put modules that quantize in the place of `lora_A` and `lora_B`. What is saved are the latent weights
+under PEFT's usual keys, and a configuration of a type that PEFT knows once this module is imported, and refuses before: it
+would compute something else with them. Its own layers refuse such a configuration too; over NF4 they would drop the
+quantizer (PEFT 0.21.2), so there, and there alone, a method of theirs is replaced.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from peft.tuners.lora.layer import LoraVariant
 from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
 
 from bitlora.adapter.peft_folder import EARLIER_PACKED_TYPE, EARLIER_TYPE, PEFT_TYPE
 from bitlora.config.sections import Activations
@@ -76,7 +77,7 @@ class BitLoraConfig(LoraConfig):  # type: ignore[misc]
                 "weights, and B must start as an exact no-op"
             )
         # A Linear4bit is an nn.Linear, so it goes first.
-        self._register_custom_module({Linear4bit: BitLinear4bit, nn.Linear: BitLinear})
+        self._register_custom_module({Linear4bit: BitLinear4bit, nn.Linear: BitLinear, Conv1D: BitLinear})
 
     def to_dict(self) -> dict[str, Any]:
         """As PEFT writes it, with the type that stock PEFT refuses."""
@@ -172,7 +173,7 @@ class _Quantizing:
 
 
 class BitLinear(_Quantizing, LoraLinear):  # type: ignore[misc]
-    """PEFT's LoRA layer over `nn.Linear`, whose adapters may have a quantizer.
+    """PEFT's LoRA layer over `nn.Linear` or transformers' `Conv1D`, whose adapters may have a quantizer.
 
     Raises:
         ValueError: the layer only looks like one (bitsandbytes' `Linear8bitLt`): its weight could not be merged into.
@@ -180,6 +181,7 @@ class BitLinear(_Quantizing, LoraLinear):  # type: ignore[misc]
 
     def __init__(self, base_layer: nn.Module, *args: Any, **kwargs: Any) -> None:
         super().__init__(base_layer, *args, **kwargs)
+        self.fan_in_fan_out = isinstance(self.get_base_layer(), Conv1D)  # its weight is (in, out)
         weight = self.get_base_layer().weight
         if not weight.is_floating_point():
             raise ValueError(
@@ -297,6 +299,7 @@ def _delta(layer: Any, adapter: str, plain: Callable[[str], Tensor]) -> Tensor:
     with torch.no_grad():
         dtype = torch.promote_types(a.weight.dtype, torch.float32)
         product = b.quantized().to(dtype) @ a.quantized().to(dtype)
+        product = product.T if getattr(layer, "fan_in_fan_out", False) else product
         return product.mul_(layer.scaling[adapter]).to(b.weight.dtype)  # type: ignore[no-any-return]
 
 

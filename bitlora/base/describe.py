@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,11 @@ from torch import nn
 
 from bitlora.base.admission import admit
 from bitlora.base.info import BaseInfo, LayerShape
+from bitlora.base.linears import features, is_linear
 from bitlora.base.locate import BaseError, _hub
 from bitlora.base.revision import config_digest, local_revision, pinned
 from bitlora.config.sections import BaseConfig
+from bitlora.config.targets import ALL, TargetChoice, targeted, unmatched
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ def read_model_config(model: str, revision: str | None = None) -> FoundConfig:
     return FoundConfig(config, local_revision(model, file.parent), config_digest(file.parent))
 
 
-def block_linears(model: Any) -> dict[str, nn.Linear]:
+def block_linears(model: Any) -> dict[str, nn.Module]:
     """Every linear layer of the text decoder's blocks, by its name in the model: those inside a numbered list of layers, so
     never the head; and of a model that sees images or hears, never those that do it.
 
@@ -66,7 +68,7 @@ def block_linears(model: Any) -> dict[str, nn.Linear]:
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and id(module) in text and any(part.isdigit() for part in name.split("."))
+        if is_linear(module) and id(module) in text and any(part.isdigit() for part in name.split("."))
     }
 
 
@@ -81,32 +83,45 @@ def expert_params(model: Any) -> int:
     )
 
 
-def targeted(linears: dict[str, nn.Linear], config: BaseConfig) -> list[str]:
-    """The names of the layers that get adapters.
+def choose_targets(linears: Mapping[str, nn.Module], config: BaseConfig, model: Any) -> list[str]:
+    """The names of the layers that `base.targets` is about.
 
     Raises:
-        BaseError: a target matches nothing; the nearest name is given.
+        BaseError: see `check_targets`; or there are no linear layers.
     """
     if not linears:
-        raise BaseError(f"base.model: {config.model} has no linear layers in its blocks (torch.nn.Linear) to adapt")
-    if config.targets == "all-linear":
-        return list(linears)
-    ends = sorted({name.rsplit(".", 1)[-1] for name in linears})
-    for target in config.targets:
-        if not any(f".{name}".endswith(f".{target}") for name in linears):
-            near = get_close_matches(target, ends, 1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(ends)}"
-            raise BaseError(f"base.targets: {target!r} matches no linear layer of {config.model}; {hint}")
-    return [name for name in linears if any(f".{name}".endswith(f".{target}") for target in config.targets)]
+        raise BaseError(f"base.model: {config.model} has no linear layers in its blocks to adapt")
+    check_targets("base.targets", config.targets, list(linears), expert_share(model))
+    return targeted(config.targets, linears)
 
 
-def _refuse_all_linear(model: Any, config: BaseConfig, linears: dict[str, nn.Linear], experts: int) -> None:
-    share = experts / sum(parameter.numel() for parameter in model.parameters())
-    ends = dict.fromkeys(name.rsplit(".", 1)[-1] for name in linears)
-    raise BaseError(
-        f"base.targets: all-linear; {share:.0%} of the parameters of {config.model} are routed experts, which cannot have "
-        f"adapters yet; name the layers that are to have them: [{', '.join(ends)}]"
-    )
+def expert_share(model: Any) -> float:
+    """Which share of the model's parameters are routed experts that have no adapters."""
+    every: int = sum(parameter.numel() for parameter in model.parameters())
+    return expert_params(model) / every
+
+
+def check_targets(key: str, text: str, linears: Sequence[str], experts: float) -> None:
+    """Hold a text about targets against a base.
+
+    Args:
+        key: where it stands in the spec.
+        linears: the names of all linear layers of the base's blocks.
+        experts: `expert_share`.
+
+    Raises:
+        BaseError: a part of it matches no layer; the nearest name is given. Or it would leave out what it seems to name:
+            routed experts.
+    """
+    if why := unmatched(text, linears):
+        raise BaseError(f"{key}: {why}")
+    kinds = {ALL, "mlp"} & {*TargetChoice.parse(text).names}
+    if experts and kinds:
+        ends = dict.fromkeys(name.rsplit(".", 1)[-1] for name in linears)
+        raise BaseError(
+            f"{key}: {min(kinds)}; {experts:.0%} of the parameters of the base are routed experts, which cannot have "
+            f"adapters yet; name the layers that are to have them: [{', '.join(ends)}]"
+        )
 
 
 def describe_base(config: BaseConfig, longest: int | None = None) -> BaseInfo:
@@ -116,7 +131,7 @@ def describe_base(config: BaseConfig, longest: int | None = None) -> BaseInfo:
         longest: tokens of the longest row that it is to see.
 
     Raises:
-        BaseError: see `read_model_config`, `bitlora.base.admission.admit` and `targeted`.
+        BaseError: see `read_model_config`, `bitlora.base.admission.admit` and `choose_targets`.
     """
     from transformers import AutoModelForCausalLM
 
@@ -128,9 +143,18 @@ def describe_base(config: BaseConfig, longest: int | None = None) -> BaseInfo:
         raise BaseError(f"base.model: {config.model} is no causal LM: {str(error).splitlines()[0]}") from None
     admit(model, config.model, longest)
     linears = block_linears(model)
-    if config.targets == "all-linear" and (experts := expert_params(model)):
-        _refuse_all_linear(model, config, linears, experts)
-    shapes = tuple(LayerShape(n, linears[n].in_features, linears[n].out_features) for n in targeted(linears, config))
+    targets = tuple(choose_targets(linears, config, model))
+    shapes = tuple(LayerShape(name, *features(linear)) for name, linear in linears.items())
     params = sum(p.numel() for p in model.parameters())
     vocab_size = found.config.get_text_config().vocab_size
-    return BaseInfo(config.model, config.quantization, found.revision, shapes, vocab_size, params, found.config_digest)
+    return BaseInfo(
+        config.model,
+        config.quantization,
+        found.revision,
+        shapes,
+        targets,
+        vocab_size,
+        params,
+        found.config_digest,
+        expert_share(model),
+    )

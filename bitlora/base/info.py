@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+
+from bitlora.config.trial import TrialConfig, adapter_layers
 
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """A targeted linear layer: its name in the model, its inputs and outputs."""
+    """A linear layer of the base's blocks: its name in the model, its inputs and outputs."""
 
     name: str
     in_features: int
     out_features: int
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptedLayer(LayerShape):
+    """A layer that an adapter is on, and its rank there."""
+
+    rank: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,24 +33,40 @@ class BaseInfo:
     quantization: str
     revision: str
     """The hub's commit, or a fingerprint of what a folder or a package holds (`bitlora.base.revision`)."""
-    targets: tuple[LayerShape, ...]
+    linears: tuple[LayerShape, ...]
+    """All of the base's blocks, in the model's order."""
+    targets: tuple[str, ...]
+    """The names of those that `base.targets` is about."""
     vocab_size: int
     params: int
     config_digest: str = ""
     """Of a folder or a package, what sweeps took for its revision before."""
+    experts: float = 0.0
+    """Which share of the parameters are routed experts, which have no adapters."""
 
-    @property
-    def adapted_params(self) -> int:
-        """Parameters in the layers that get adapters, biases aside; of a base with routed experts a small part of all."""
-        return sum(shape.in_features * shape.out_features for shape in self.targets)
+    def layers(self, config: TrialConfig) -> list[AdaptedLayer]:
+        """The layers that a trial's adapter is on."""
+        ranks = adapter_layers(config, [shape.name for shape in self.linears], self.targets)
+        return [
+            AdaptedLayer(shape.name, shape.in_features, shape.out_features, ranks[shape.name].rank)
+            for shape in self.linears
+            if shape.name in ranks
+        ]
 
-    def provenance(self) -> dict[str, Any]:
-        """What a record says of its base."""
+    def provenance(self, config: TrialConfig) -> dict[str, Any]:
+        """What a record says of its base, with how many layers the trial's adapter is on, and their parameters, biases
+        aside: of a base with routed experts a small part of all."""
+        layers = self.layers(config)
         return {
             "model": self.model,
             "quantization": self.quantization,
             "revision": self.revision,
             "params": self.params,
-            "targets": len(self.targets),
-            "adapted_params": self.adapted_params,
+            "targets": len(layers),
+            "adapted_params": adapted_params(layers),
         }
+
+
+def adapted_params(layers: Iterable[LayerShape]) -> int:
+    """Parameters of layers, biases aside."""
+    return sum(layer.in_features * layer.out_features for layer in layers)

@@ -11,10 +11,12 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from bitlora.config.targets import ALL, NO_PATTERN, AlphaPattern, RankPattern, Targets
 from bitlora.quantizers.weights import Granularity, Quantizer
 
 Activations = Literal["full", "int8"]
 Scaling = Literal["lora", "rslora"]
+Init = Literal["default", "gaussian", "orthogonal"]
 Dtype = Literal["auto", "float64", "float32", "bfloat16", "float16"]
 Quantization = Literal["nf4", "none"]
 ScheduleName = Literal["cosine", "linear", "constant"]
@@ -40,8 +42,10 @@ class BaseConfig(Config):
     is found when the sweep begins. From then on the sweep has that one, and its `sweep.yaml` says which."""
     quantization: Quantization = "nf4"
     """`nf4`: linear layers in 4 bits (bitsandbytes; QLoRA, arXiv 2305.14314); `none`: in `train.dtype`."""
-    targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
-    """Which linear layers of the base's blocks get an adapter: all, or those whose name ends in one of these."""
+    targets: Targets = ALL
+    """Which linear layers of the base's blocks get an adapter: all, those of the attention (`attention`), the others
+    (`mlp`), those whose name ends in one of a list, or whose whole name a regular expression matches; of each ` in layers
+    4-11` the blocks 4 to 11 alone."""
 
 
 def _template(value: str) -> str:
@@ -115,6 +119,14 @@ class AdapterConfig(Config):
     """Share of the adapter's inputs that is zeroed in training."""
     scaling: Scaling = "lora"
     """`lora`: alpha / rank (arXiv 2106.09685); `rslora`: alpha / sqrt(rank) (arXiv 2312.03732)."""
+    rank_pattern: RankPattern = NO_PATTERN
+    """Layers of another rank, such as `{q_proj: 8}`: keys are regular expressions that a name, or its end, matches, and the
+    first that does counts."""
+    alpha_pattern: AlphaPattern = NO_PATTERN
+    """The same for alpha."""
+    init: Init = "default"
+    """What an adapter starts from (PEFT's `init_lora_weights`): A uniform and B zero; `gaussian`: A normal with a standard
+    deviation of 1/rank; `orthogonal`: neither is zero, but their product (for even ranks, without a quantizer)."""
 
 
 class ScheduleConfig(Config):
@@ -143,6 +155,12 @@ class TrainConfig(Config):
     """Its maximum, which `schedule` reaches after the warm-up."""
     weight_decay: NonNegativeFloat = 0.0
     """AdamW's, decoupled (arXiv 1711.05101)."""
+    beta1: Fraction = 0.9
+    """Of AdamW: how much of the first moment is kept from step to step."""
+    beta2: Fraction = 0.999
+    """Of the second moment."""
+    loraplus_ratio: PositiveFloat = 1.0
+    """The learning rate of B over that of A (LoRA+, arXiv 2402.12354, which proposes 16)."""
     max_grad_norm: PositiveFloat = 1.0
     """A trial's gradient is scaled down to this 2-norm where it is longer."""
     schedule: ScheduleConfig = ScheduleConfig()
@@ -171,15 +189,12 @@ class TrainConfig(Config):
         return value
 
 
-_INIT: Final = (
-    "a pack's adapters share one base and start as exact no-ops; PiSSA and LoftQ would change the base of each"
+_DORA: Final = (
+    "DoRA scales each layer's outputs by the norms of the merged weight's rows, which packs do not compute yet"
 )
 
-_DORA: Final = "DoRA normalizes each layer's merged weight, which a pack never forms"
-
 REFUSED: Final[dict[str, str]] = {
-    "adapter.init": _INIT,
-    "adapter.init_lora_weights": _INIT,
+    "adapter.init_lora_weights": "it is called adapter.init here: default, gaussian or orthogonal",
     "adapter.dora": _DORA,
     "adapter.use_dora": _DORA,
 }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Final
+from collections.abc import Iterable
+from typing import Annotated, Any, Final, NamedTuple
 
 from pydantic import Field
 
@@ -12,12 +13,23 @@ from bitlora.config.sections import (
     AdapterConfig,
     Config,
     Fraction,
+    Init,
     NonNegativeFloat,
     Positive,
     PositiveFloat,
     Scaling,
     ScheduleName,
     TrainConfig,
+)
+from bitlora.config.targets import (
+    NO_PATTERN,
+    OF_BASE,
+    AlphaPattern,
+    RankPattern,
+    Targets,
+    of_pattern,
+    pattern,
+    targeted,
 )
 from bitlora.quantizers.weights import Granularity, Quantizer
 
@@ -48,15 +60,34 @@ class TrialConfig(Config):
     confirms: str | None = None
     """The trial whose configuration this one repeats on a fresh seed; it is scored on the test split at its end."""
     granularity: Granularity = "tensor"
-    """The default is what trials of before there was a choice had."""
+    """The default is what trials of before there was a choice had, as are those that follow."""
+    targets: Targets = OF_BASE
+    rank_pattern: RankPattern = NO_PATTERN
+    alpha_pattern: AlphaPattern = NO_PATTERN
+    init: Init = "default"
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.999
+    loraplus_ratio: PositiveFloat = 1.0
+
+    @property
+    def layer_ranks(self) -> tuple[int, ...]:
+        """Every rank that a layer may have."""
+        return (self.rank, *(int(rank) for rank in pattern(self.rank_pattern).values()))
 
 
 AXES: Final[tuple[str, ...]] = (
     *AdapterConfig.model_fields,
+    "targets",
     "learning_rate",
+    "loraplus_ratio",
     "weight_decay",
+    "beta1",
+    "beta2",
     "batch_size",
     "max_grad_norm",
+    "schedule",
+    "warmup",
+    "floor",
     "seed",
 )
 """The keys of a trial that a search space may vary. The budget is not among them: trials are compared at equal steps."""
@@ -87,6 +118,9 @@ def trial_config(
         "schedule": train.schedule.name,
         "warmup": train.schedule.warmup,
         "floor": train.schedule.floor,
+        "beta1": train.beta1,
+        "beta2": train.beta2,
+        "loraplus_ratio": train.loraplus_ratio,
         "steps": steps,
         "eval_every": steps_per_epoch if train.eval_every == "epoch" else train.eval_every,
         "seed": seed,
@@ -94,6 +128,28 @@ def trial_config(
     return TrialConfig(**{**fixed, **chosen})
 
 
-def scaling_of(config: AdapterConfig | TrialConfig) -> float:
-    """What the adapter's output is multiplied by: alpha / rank, or alpha / sqrt(rank) for rsLoRA (arXiv 2312.03732)."""
-    return config.alpha / (config.rank if config.scaling == "lora" else math.sqrt(config.rank))
+class LayerAdapter(NamedTuple):
+    """What an adapter is in one layer."""
+
+    rank: int
+    scaling: float
+    """What its output is multiplied by."""
+
+
+def layer_adapter(config: TrialConfig, name: str) -> LayerAdapter:
+    """What the adapter is in the layer `name`: rank and alpha of the first key of its pattern that matches, as in PEFT, and
+    alpha / rank, or alpha / sqrt(rank) for rsLoRA (arXiv 2312.03732)."""
+    rank = int(of_pattern(pattern(config.rank_pattern), name, config.rank))
+    alpha = of_pattern(pattern(config.alpha_pattern), name, config.alpha)
+    return LayerAdapter(rank, alpha / (rank if config.scaling == "lora" else math.sqrt(rank)))
+
+
+def adapter_layers(config: TrialConfig, linears: Iterable[str], default: Iterable[str]) -> dict[str, LayerAdapter]:
+    """Name -> what the adapter is there, for the layers that it is on, in the model's order.
+
+    Args:
+        linears: the names of all linear layers of the base's blocks.
+        default: those of the sweep's `base.targets`.
+    """
+    names = default if config.targets == OF_BASE else targeted(config.targets, linears)
+    return {name: layer_adapter(config, name) for name in names}

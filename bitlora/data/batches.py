@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections import OrderedDict
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+
+LEAST: Final = 16
+MOST_BYTES: Final = 2**26
+"""Orders that are kept: so many, and more as long as they take no more than this."""
+_KEPT: OrderedDict[tuple[int, int, int], npt.NDArray[np.integer[Any]]] = OrderedDict()
 
 
 def batch_rows(rows: int, batch_size: int, seed: int, step: int) -> npt.NDArray[np.int64]:
@@ -23,9 +29,16 @@ def batch_rows(rows: int, batch_size: int, seed: int, step: int) -> npt.NDArray[
         Indices of rows, [batch_size] or fewer.
     """
     epoch, batch = divmod(step, -(-rows // batch_size))
-    return _permutation(rows, seed, epoch)[batch * batch_size : (batch + 1) * batch_size].copy()
+    return _permutation(rows, seed, epoch)[batch * batch_size : (batch + 1) * batch_size].astype(np.int64)
 
 
-@lru_cache(maxsize=128)
-def _permutation(rows: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch]))).permutation(rows)
+def _permutation(rows: int, seed: int, epoch: int) -> npt.NDArray[np.integer[Any]]:
+    """Of the last ones asked for: those of all trials of a pack, where memory allows."""
+    key = rows, seed, epoch
+    if key not in _KEPT:
+        order = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch]))).permutation(rows)
+        while len(_KEPT) >= LEAST and sum(each.nbytes for each in _KEPT.values()) > MOST_BYTES:
+            _KEPT.popitem(last=False)
+        _KEPT[key] = order.astype(np.min_scalar_type(rows))
+    _KEPT.move_to_end(key)
+    return _KEPT[key]

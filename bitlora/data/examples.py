@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
+from bitlora.reading.raw import OpenFile
+
 SHOWN: Final = 20
 
 
@@ -83,8 +85,15 @@ class Reading:
     """Of each row that was left out because it is broken the first line of what is wrong with it."""
     mixed: str = ""
     """What is said of sources that are mixed."""
+    files: list[OpenFile] = field(default_factory=list)
+    """Those that were opened so far."""
     commits: dict[str, str] = field(default_factory=dict)
     """The commit of each data set of the hub, by its id, where it is known."""
+
+    @property
+    def bytes_read(self) -> int:
+        """Of the files, so far."""
+        return sum(each.size if each.file.closed else each.file.tell() for each in self.files)
 
     def notes(self) -> list[str]:
         """Plain sentences; none where there is nothing to say."""

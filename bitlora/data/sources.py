@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 import random
 import re
+import sys
+import sysconfig
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -11,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from bitlora.data.examples import DataError, Example, Reading, pair
 from bitlora.data.shapes import examples_of
+from bitlora.files.source_file import digest
 from bitlora.reading.docstrings import docstring_pairs
-from bitlora.reading.files import SUFFIXES, ZIPPED, read_file, read_path
-from bitlora.reading.hub import HubSource, read_hub
+from bitlora.reading.files import SUFFIXES, ZIPPED, files_read, read_file, read_path
+from bitlora.reading.hub import HubSource, hub_commit, read_hub
 from bitlora.reading.raw import RawRow
 
 if TYPE_CHECKING:
@@ -133,23 +137,74 @@ def _mixed(parts: list[list[Example]], weights: Sequence[float], seed: int, read
 
 def _rows(name: str, label: str, how: How, reading: Reading) -> Iterable[RawRow]:
     if how.places and name in how.places:
-        return read_file(how.places[name], name, label, reading.errors)
+        return read_file(how.places[name], name, label, reading.errors, reading.files)
     path, split = _path(name)
     if path is not None:
-        return read_path(
-            path, label, split or (how.split if Path(path).expanduser().is_dir() else None), reading.errors
-        )
+        return read_path(path, label, _split(path, split, how), reading.errors, reading.files)
     parts = _parts(name)
+    label = parts["name"] + f":{parts['config']}" * bool(parts["config"]) + f"[{parts['split']}]" * bool(parts["split"])
+    return read_hub(_on_hub(parts, how), label, reading.errors, reading.commits)
+
+
+def _split(path: str, written: str | None, how: How) -> str | None:
+    return written or (how.split if Path(path).expanduser().is_dir() else None)
+
+
+def _on_hub(parts: Mapping[str, Any], how: How) -> HubSource:
     wanted = how.revision.get(parts["name"]) if isinstance(how.revision, Mapping) else how.revision
-    source = HubSource(
+    return HubSource(
         parts["name"],
         parts["config"] or how.config,
         parts["split"] or how.split,
         wanted or parts["revision"],  # a sweep that goes on has the commit that it began with
         how.evaluation,
     )
-    label = parts["name"] + f":{parts['config']}" * bool(parts["config"]) + f"[{parts['split']}]" * bool(parts["split"])
-    return read_hub(source, label, reading.errors, reading.commits)
+
+
+def bytes_of(source: str | list[str], how: How) -> int:
+    """Of the files that a source is, as far as it is files and they are there."""
+    total = 0
+    for name in [source] if isinstance(source, str) else source:
+        path, split = _path(name)
+        if how.places and name in how.places:
+            path, split = str(how.places[name]), None
+        if path is not None:
+            files = files_read(Path(path).expanduser(), _split(path, split, how))
+            total += sum(file.stat().st_size for file in files if file.is_file())
+    return total
+
+
+def contents(source: str | list[str], how: How) -> list[Any] | None:
+    """What the contents of `source` are known by, as JSON has it: the same, the same rows.
+
+    None: that of one is not known without reading it, or it cannot be read.
+    """
+    found: list[Any] = []
+    for name in [source] if isinstance(source, str) else source:
+        try:
+            content = _content(name, how)
+        except OSError:
+            return None
+        if not content:
+            return None
+        found.append([name, *content])
+    return found
+
+
+def _content(name: str, how: How) -> list[Any]:
+    if name == "pydoc":
+        library = Path(sysconfig.get_path("stdlib"))
+        return [sys.version, platform.platform(), str(library), library.stat().st_mtime_ns]
+    path, split = _path(name)
+    if how.places and name in how.places:
+        path, split = str(how.places[name]), None
+    if path is None:
+        commit = hub_commit(_on_hub(_parts(name), how))
+        return [] if commit is None else [commit]
+    folder = Path(path).expanduser()
+    files = files_read(folder, _split(path, split, how))
+    # a file's name says whether it is CSV, and names the rows of a folder's
+    return [[file.relative_to(folder.parent).as_posix(), digest(file)] for file in files]
 
 
 def _renamed(row: Any, columns: Mapping[str, str] | None) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,12 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from bitlora.data.batches import batch_rows
-from bitlora.data.examples import DataError, Example, Message, Reading
-from bitlora.data.groups import copies, digests, grouped, hold_out
-from bitlora.data.rows import Rows
-from bitlora.data.sources import How, files_of, hub_ids, read_examples, stream_examples
+from bitlora.data.cached import LoadedRows, Seen, load_rows
+from bitlora.data.examples import DataError, Example, Message
+from bitlora.data.rows import BLOCK, Picked, Rows, keys_of
+from bitlora.data.sources import How, files_of, hub_ids, read_examples
 from bitlora.data.tokens import Counts, tokenize
-from bitlora.reading.source_file import SourceFile
+from bitlora.files.machine_cache import remembered
+from bitlora.files.source_file import SourceFile
+from bitlora.tokenized.groups import RowKeys, copies, grouped, hold_out
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -81,7 +83,7 @@ class DataSummary:
 class Dataset:
     """What is trained on, what is evaluated, and what is kept for the end; the test split may have no rows."""
 
-    train: Rows
+    train: Picked | Rows
     eval: Rows
     test: Rows
     summary: DataSummary
@@ -92,6 +94,7 @@ def prepare_data(
     tokenizer: PreTrainedTokenizerBase,
     test_rows: int | None = 0,
     places: Mapping[str, Path] | None = None,
+    seen: Seen = lambda *_: None,
 ) -> Dataset:
     """Read, tokenize and split.
 
@@ -103,6 +106,7 @@ def prepare_data(
         test_rows: the rows after those that are evaluated that become the test split, at most; None: all. Where it is
             not 0, at most half of the eval split is evaluated, so that there are some.
         places: where files lie that are not to be looked for under their names.
+        seen: told how many rows have been read, where they are not kept on this machine.
 
     Raises:
         DataError: with every error of both sources; also where too few rows are left, or where the sources share rows.
@@ -112,51 +116,47 @@ def prepare_data(
         tokenizer.chat_template = config.chat_template
     kept = ["to evaluate"] if test_rows == 0 else ["to evaluate", "to confirm"]
     uses = ["to train on"] if config.eval_source else ["to train on", *kept]
-    revisions: dict[str, str] = {}
-    main = _load(config.source, config, How.of(config, places=places), tokenizer, uses, errors, revisions)
+    main = _load(config.source, config, How.of(config, places=places), tokenizer, uses, errors, seen)
     evaluation = How.of(config, evaluation=True, places=places)
-    other = (
-        _load(config.eval_source, config, evaluation, tokenizer, kept, errors, revisions)
-        if config.eval_source
-        else None
-    )
+    other = _load(config.eval_source, config, evaluation, tokenizer, kept, errors, seen) if config.eval_source else None
     if errors or main is None:
         raise DataError(errors)
-    rows, counts, notes = main
-    all_counts = [counts]
+    rows, notes = main.rows, main.notes
+    loaded = [main]
     chosen = _shuffled(len(rows), config.seed)[: config.rows]
     if len(chosen) < len(rows):
         notes.append(f"{len(chosen)} of {len(rows)} rows were drawn at random; no other is used")
-    repeated, shared = copies(digests(rows)[chosen]), 0
+    keys = keys_of(rows)
+    repeated, shared = copies(keys.row[chosen]), 0
     if other is None:
-        parted = _parted(rows, chosen, config.eval_fraction, len(kept), repeated)
-        rows = replace(rows, groups=tuple(rows.example_ids[first] for first in parted.group))
-        train, split = rows.take(np.sort(parted.train)), rows.take(parted.held)
+        parted = _parted(keys, chosen, config.eval_fraction, len(kept), repeated)
+        index = np.sort(parted.train)
+        train = Picked(rows, index, parted.group[index])
+        split = Picked(rows, parted.held, parted.group[parted.held])
         notes += parted.notes
     else:
-        eval_rows, eval_counts, eval_notes = other
-        train, shared, said = _apart(rows.take(np.sort(chosen)), eval_rows, config)
-        split = eval_rows.take(_shuffled(len(eval_rows), config.seed))
-        split = replace(split, groups=tuple(split.example_ids[first] for first in grouped(split)))
-        all_counts.append(eval_counts)
-        notes += [*(f"of the eval source: {note}" for note in eval_notes), *said]
+        train, shared, said = _apart(Picked(rows, np.sort(chosen)), keys, other.rows, config)
+        index = _shuffled(len(other.rows), config.seed)
+        split = Picked(other.rows, index, index[grouped(keys_of(other.rows).at(index))])
+        loaded.append(other)
+        notes += [*(f"of the eval source: {note}" for note in other.notes), *said]
     first = len(split) if test_rows == 0 else len(split) // 2
     first = min(first, config.eval_rows or first)
     evaluated, test = _scored(split, first, test_rows)
     summary = DataSummary(
         source=_named(config.source),
-        rows_read=sum(each.read for each in all_counts),
-        truncated=sum(each.truncated for each in all_counts),
-        dropped=sum(each.dropped for each in all_counts),
+        rows_read=sum(each.read for each in loaded),
+        truncated=sum(each.truncated for each in loaded),
+        dropped=sum(each.dropped for each in loaded),
         train_rows=len(train),
         eval_rows=len(evaluated),
         eval_split_rows=len(split),
         test_rows=len(test),
         copies=repeated,
         shared=shared,
-        fingerprint=_fingerprint(train, evaluated, *([test] if len(test) else [])),
+        fingerprint=_fingerprint(train, evaluated, test),
         notes=tuple(notes),
-        revisions=revisions,
+        revisions={name: commit for each in loaded for name, commit in each.commits.items()},
         files=_files(config, places or {}),
     )
     return Dataset(train=train, eval=evaluated, test=test, summary=summary)
@@ -172,7 +172,7 @@ class Parted(NamedTuple):
     notes: list[str]
 
 
-def _parted(rows: Rows, chosen: npt.NDArray[np.int64], fraction: float, least: int, repeated: int) -> Parted:
+def _parted(keys: RowKeys, chosen: npt.NDArray[np.int64], fraction: float, least: int, repeated: int) -> Parted:
     """Holds rows out: whole groups of what belongs together, where there are enough of them."""
     wanted = min(max(round(len(chosen) * fraction), least), len(chosen) - 1)
     notes = []
@@ -183,10 +183,10 @@ def _parted(rows: Rows, chosen: npt.NDArray[np.int64], fraction: float, least: i
             else f"{repeated} rows are copies of others: they are"
         )
         notes.append(f"{are} on one side, trained on or evaluated")
-    group = grouped(rows)
+    group = grouped(keys)
     held = hold_out(chosen, group, wanted, least, 2 * wanted)
     if held is None or 2 * len(held) < wanted:
-        group = grouped(rows, prompts=False)
+        group = grouped(keys, prompts=False)
         held = hold_out(chosen, group, wanted, least, len(chosen) // 2)
         if held is not None:
             notes.append("too many rows have the same prompt to stay on one side: only equal rows do")
@@ -195,13 +195,12 @@ def _parted(rows: Rows, chosen: npt.NDArray[np.int64], fraction: float, least: i
     return Parted(chosen[~np.isin(chosen, held)], held, group, notes)
 
 
-def _scored(split: Rows, first: int, test_rows: int | None) -> tuple[Rows, Rows]:
+def _scored(split: Picked, first: int, test_rows: int | None) -> tuple[Rows, Rows]:
     """What of the eval split is evaluated, and what is kept for the end: no group is in both, where there are several."""
     places = np.arange(len(split))
     if test_rows == 0:
         return split.take(places[:first]), split.take([])
-    names = {name: place for place, name in reversed(list(enumerate(split.groups)))}
-    group = np.array([names[name] for name in split.groups], np.int64)
+    group = split.index if split.group is None else split.group
     held = hold_out(places, group, first, 1, max(first, len(split) // 2))
     evaluated = places[:first] if held is None else held[:first]
     rest = places[~np.isin(places, evaluated)]
@@ -210,13 +209,16 @@ def _scored(split: Rows, first: int, test_rows: int | None) -> tuple[Rows, Rows]
     return split.take(evaluated), split.take(rest[:test_rows])
 
 
-def _apart(train: Rows, evaluated: Rows, config: DataConfig) -> tuple[Rows, int, list[str]]:
+def _apart(train: Picked, keys: RowKeys, evaluated: Rows, config: DataConfig) -> tuple[Picked, int, list[str]]:
     """The rows to train on beside an eval source, and of those that are in it too how many there are, and what is said.
+
+    Args:
+        keys: of the pool that they are of.
 
     Raises:
         DataError: there are such rows, and `config.shared_rows` is to refuse them; or nothing else is left.
     """
-    shared = np.isin(digests(train), digests(evaluated))
+    shared = np.isin(keys.row[train.index], keys_of(evaluated).row)
     if not shared.any():
         return train, 0, []
     count = int(shared.sum())
@@ -233,18 +235,18 @@ def _apart(train: Rows, evaluated: Rows, config: DataConfig) -> tuple[Rows, int,
         return train, count, [f"{them} in the eval source too, and trained on; data.shared_rows: drop would not"]
     if count == len(train):
         raise DataError([f"data.source: {them} in data.eval_source too, and data.shared_rows: drop leaves none"])
-    return train.take(np.flatnonzero(~shared)), count, [f"{them} in the eval source too, and not trained on"]
+    left = Picked(train.pool, train.index[~shared])
+    return left, count, [f"{them} in the eval source too, and not trained on"]
 
 
 def beyond(dataset: Dataset, vocab_size: int, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """An error where a token is beyond a base's embedding: its tokenizer knows more than it does."""
     for rows in (dataset.train, dataset.eval, dataset.test):
-        places = np.flatnonzero(rows.tokens >= vocab_size)
-        if len(places):
-            token = int(rows.tokens[places[0]])
-            row = rows.example_ids[int(np.searchsorted(rows.offsets, places[0], side="right")) - 1]
-            named = tokenizer.convert_ids_to_tokens(token)
-            return [f"{row}: the token {named!r} is number {token}, and the base's embedding has {vocab_size} rows"]
+        if len(places := np.flatnonzero(rows.largest_tokens >= vocab_size)):
+            row = rows.take(places[:1])
+            token = int(row.tokens[row.tokens >= vocab_size][0])
+            named = f"the token {tokenizer.convert_ids_to_tokens(token)!r} is number {token}"
+            return [f"{row.example_ids[0]}: {named}, and the base's embedding has {vocab_size} rows"]
     return []
 
 
@@ -270,23 +272,22 @@ def _load(
     tokenizer: PreTrainedTokenizerBase,
     uses: list[str],
     errors: list[str],
-    revisions: dict[str, str],
-) -> tuple[Rows, Counts, list[str]] | None:
-    """The rows of a source, what became of it, and what a reader should know of that."""
-    reading = Reading(commits=revisions)
+    seen: Seen,
+) -> LoadedRows | None:
+    """The rows of a source, and what became of it; None: it is said what is wrong with it."""
     try:
-        examples = stream_examples(source, how, reading)
-        rows, counts = tokenize(examples, tokenizer, config.max_length, reading.skipped if how.skip else None)
+        found = load_rows(source, how, tokenizer, config.max_length, seen)
     except DataError as error:
         errors.extend(error.errors)
         return None
-    notes = [*reading.notes(), *counts.notes(config.max_length)]
-    if len(rows) < len(uses):
-        why = "; ".join(notes)
+    if len(found.rows) < len(uses):
+        why = "; ".join(found.notes)
         need = f"at least {len(uses)} {'is' if len(uses) == 1 else 'are'} needed, {' and '.join(uses)}"
-        errors.append(f"{_named(source)}: {len(rows)} usable rows of {counts.read}; {need}{f' ({why})' if why else ''}")
+        errors.append(
+            f"{_named(source)}: {len(found.rows)} usable rows of {found.read}; {need}{f' ({why})' if why else ''}"
+        )
         return None
-    return rows, counts, notes
+    return found
 
 
 def _files(config: DataConfig, places: Mapping[str, Path]) -> tuple[SourceFile, ...]:
@@ -299,10 +300,25 @@ def _named(source: str | list[str]) -> str:
     return source if isinstance(source, str) else ", ".join(source)
 
 
-def _fingerprint(*parts: Rows) -> str:
+def _fingerprint(train: Picked, evaluated: Rows, test: Rows) -> str:
+    scored = [evaluated, test] if len(test) else [evaluated]
+    kept = train.pool.kept
+    if kept is None:
+        return _computed(train, *scored)
+    # of rows that are kept their places say as much, and reading all of them takes a while
+    about = [kept.folder.name, hashlib.sha256(train.index.data).hexdigest(), _computed(*scored), len(scored)]
+    return remembered("fingerprints", kept.folder.name.rpartition("-")[0], about, lambda: _computed(train, *scored))
+
+
+def _computed(*parts: Picked | Rows) -> str:
     digest = hashlib.sha256()
     for rows in parts:
-        for array in (rows.tokens, rows.learn, rows.offsets):
-            digest.update(np.ascontiguousarray(array).data)
-        digest.update("\0".join(rows.example_ids).encode())
+        for block in rows.blocks():
+            digest.update(block.tokens.data)
+        for block in rows.blocks():
+            digest.update(block.learn.data)
+        digest.update(np.concatenate([[0], np.cumsum(rows.lengths)]).astype(np.int64).data)
+        for start in range(0, len(rows), BLOCK):
+            names = rows.example_ids[start : start + BLOCK]
+            digest.update(("\0" * (start > 0) + "\0".join(names)).encode())
     return digest.hexdigest()[:16]

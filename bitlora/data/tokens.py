@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
@@ -14,7 +13,7 @@ import numpy.typing as npt
 from bitlora.data.chat import ChatTemplate
 from bitlora.data.examples import DataError, Example
 from bitlora.data.learned import Noticed, Rendered, is_learned, render_all
-from bitlora.data.rows import Rows
+from bitlora.data.rows import Rows, RowsWriter
 from bitlora.tokenized.words import TOKEN, words_of
 
 if TYPE_CHECKING:
@@ -65,13 +64,14 @@ class Counts:
         return notes
 
 
-def tokenize(
+def tokenize_into(
+    writer: RowsWriter,
     examples: Iterable[Example],
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
-    skipped: list[str] | None = None,
-) -> tuple[Rows, Counts]:
-    """Examples as rows of tokens, with the completions marked.
+    skipped: list[str] | None,
+) -> Counts:
+    """Examples as rows of tokens, with the completions marked: the writer gets those with something to learn, in order.
 
     Each conversation goes through the tokenizer's chat template; without one it is prompt, newline, completion, end of
     sequence. What is learned of an assistant's turn is what the template writes beyond the generation prompt: the
@@ -83,7 +83,7 @@ def tokenize(
         skipped: gets a line for each example that the template refuses, which is then left out; None: that is raised.
 
     Returns:
-        The rows with something to learn, in the order of `examples`, and what became of the others.
+        What became of the others.
 
     Raises:
         DataError: the template refuses a conversation or writes it so that the completion cannot be told apart, or the
@@ -96,7 +96,7 @@ def tokenize(
     endings = tuple(tokenizer.get_added_vocab())
     counts, noticed, errors = Counts(), Noticed(), list[str]()
     rendered = render_all(_speaking(examples, counts), ChatTemplate(tokenizer), endings, noticed, errors)
-    flat, encoder, last_tokens = _Flat(), _Encoder(tokenizer, max_length), _Endings(endings)
+    encoder, last_tokens = _Encoder(tokenizer, max_length), _Endings(endings)
     while chunk := list(islice(rendered, CHUNK)):
         if errors and skipped is None:  # nothing comes of it: the other errors are still to be found
             continue
@@ -105,13 +105,26 @@ def tokenize(
                 counts.full.append(row.example_id)
                 continue
             counts.truncated += found.length > max_length
-            flat.add(row, found.ids, found.learn, _bytes(row, found.begin, found.end, last_tokens))
+            text_bytes = _bytes(row, found.begin, found.end, last_tokens)
+            writer.add(row.example_id, row.row, found.ids, found.learn, text_bytes)
     if errors and skipped is None:
         raise DataError(errors)
     if skipped is not None:
         skipped += errors
     counts.template = noticed.notes()
-    return flat.rows(), counts
+    return counts
+
+
+def tokenize(
+    examples: Iterable[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    skipped: list[str] | None = None,
+) -> tuple[Rows, Counts]:
+    """The same in memory: the rows, and what became of the others."""
+    writer = RowsWriter(None)
+    counts = tokenize_into(writer, examples, tokenizer, max_length, skipped)
+    return writer.close({}), counts
 
 
 def _speaking(examples: Iterable[Example], counts: Counts) -> Iterator[Example]:
@@ -122,36 +135,6 @@ def _speaking(examples: Iterable[Example], counts: Counts) -> Iterator[Example]:
             yield each
         else:
             (counts.excluded if _is_excluded(each) else counts.empty).append(each.example_id)
-
-
-class _Flat:
-    """Rows as they grow: in two buffers, so that there is no second copy of all tokens at the end."""
-
-    def __init__(self) -> None:
-        self._tokens, self._learn = bytearray(), bytearray()
-        self._lengths, self._text_bytes = array("q"), array("q")
-        self._ids: list[str] = []
-        self._groups: list[str] = []
-
-    def add(self, row: Rendered, ids: npt.NDArray[np.int32], mask: npt.NDArray[np.bool_], text_bytes: int) -> None:
-        self._tokens += ids.tobytes()
-        self._learn += mask.tobytes()
-        self._lengths.append(len(ids))
-        self._text_bytes.append(text_bytes)
-        self._ids.append(row.example_id)
-        self._groups.append(row.row)
-
-    def rows(self) -> Rows:
-        offsets = np.zeros(len(self._ids) + 1, np.int64)
-        np.cumsum(self._lengths, out=offsets[1:])
-        return Rows(
-            tokens=np.frombuffer(self._tokens, np.int32),
-            learn=np.frombuffer(self._learn, np.bool_),
-            offsets=offsets,
-            example_ids=tuple(self._ids),
-            text_bytes=np.array(self._text_bytes, np.int64),
-            groups=tuple(self._groups),
-        )
 
 
 def _says(example: Example) -> bool:
@@ -232,7 +215,10 @@ class _Encoder:
         end: int | None = 0
         for first, after, piece in learned:
             if max(first, 1) < min(after, self._max_length):
-                end = words.end(ids[first : self._max_length] if after > self._max_length else ids[first:after])
+                if after > self._max_length:
+                    end = words.end(ids[first : self._max_length])
+                else:
+                    end = None if words.is_blank(int(ids[after - 1])) else len(piece.text)
                 end = None if end is None else end + piece.start
         if begin is None or end is None:
             return None

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from bitlora.adapter.latent import Latent
 from bitlora.config.explain import one_line
@@ -27,9 +27,11 @@ from bitlora.config.trial import TrialConfig
 from bitlora.engine.batch import Batch, Piece, split_pass, split_rows
 from bitlora.engine.optim import clip, learning_rate
 from bitlora.engine.slot import Bank, Slot, SlotState
+from bitlora.engine.vector import VectorLayout
 from bitlora.engine.workers import Workers
 from bitlora.forward.forward_plan import ForwardPlan, Span
 from bitlora.forward.inject import Base
+from bitlora.quantizers.weights import QUANTIZERS
 
 EVAL_TOKENS = 4096
 """Tokens of one forward pass in evaluation, about, until so many do not fit."""
@@ -85,7 +87,7 @@ class Engine:
         self.size = slots
         self.workers = workers or Workers()
         self.latent_dtype = torch.promote_types(base.dtype, torch.float32)
-        self.bank = Bank([*base.targets.values()], self.latent_dtype, base.dtype, base.device)
+        self.bank = Bank([*base.linears.values()], self.latent_dtype, base.dtype, base.device)
         # Not in float64: transformers' norms run in float32 there, and whether gradients are summed before or after one
         # is then seen in the eighth digit.
         self.share_prefixes = base.dtype != torch.float64
@@ -120,7 +122,8 @@ class Engine:
         if not self.free or slot not in (None, *self.free):
             raise ValueError(f"slot {slot} is not free" if slot is not None else f"all {self.size} slots are taken")
         slot = self.free[0] if slot is None else slot
-        self.bank.add(slot, config, state)
+        layers = self.base.adapter_layers(config)
+        self.bank.add(slot, config, [layers.get(name) for name in self.base.linears], state)
         return slot
 
     def detach(self, slot: int) -> None:
@@ -132,8 +135,16 @@ class Engine:
         self.bank.remove(slot)
 
     def latent(self, slot: int) -> dict[str, Latent]:
-        """Copies of a slot's latent weights: layer name -> A (R, I), B (O, R), and where scales are learned theirs."""
-        return dict(zip(self.base.targets, self.slots[slot].latent_layers(), strict=True))
+        """Copies of a slot's latent weights, of the layers that its adapter is on: layer name -> A (R, I), B (O, R), and
+        where scales are learned theirs."""
+        state = self.slots[slot]
+        names = [name for name, layer in zip(self.base.linears, state.layers, strict=True) if layer is not None]
+        return dict(zip(names, state.latent_layers(), strict=True))
+
+    def weights(self, config: TrialConfig) -> int:
+        """How many numbers a trial's adapter has: the length of the vectors of its `state`."""
+        layers = [(self.base.linears[name], found.rank) for name, found in self.base.adapter_layers(config).items()]
+        return VectorLayout.make(layers, QUANTIZERS[config.quantizer].learns_scales).size
 
     def state(self, slot: int) -> SlotState:
         """A copy of what a trial would go on from."""
@@ -175,10 +186,13 @@ class Engine:
         """
         totals = dict.fromkeys(counts, 0.0)
         for pieces in passes:
-            sums = torch.stack([loss.sum() for loss in self._losses(pieces)])
-            shares = [counts[piece.slot] / self.slots[piece.slot].loss_scale.value for piece in pieces]
-            (sums / torch.tensor(shares, dtype=sums.dtype, device=sums.device)).sum().backward()
-            for piece, total in zip(pieces, sums.tolist(), strict=True):
+            ordered = self._by_place(pieces)
+            hidden, targets, learned = self._hidden(ordered)
+            shares = [self.slots[piece.slot].loss_scale.value / counts[piece.slot] for piece in ordered]
+            weights = torch.from_numpy(np.repeat(shares, learned)).to(hidden.device, self.latent_dtype)
+            losses = self.base.head.backward(hidden, targets, weights)
+            sums = torch.stack([loss.sum() for loss in losses.split(learned)])
+            for piece, total in zip(ordered, sums.tolist(), strict=True):
                 totals[piece.slot] += total
         return totals
 
@@ -289,10 +303,12 @@ class Engine:
                 while stop < rows.stop and sum(batch.lengths[start : stop + 1]) * len(places) <= most:
                     stop += 1
                 chosen, _ = batch.rows(start, stop)
-                found = self._losses([Piece(slots[place], chosen) for place in places])
-                for place, loss in zip(places, found, strict=True):
-                    parts = loss.double().split(list(tokens[start:stop]))
-                    losses[place, start:stop] = torch.stack([part.sum() for part in parts]).cpu()
+                ordered = self._by_place([Piece(slots[place], chosen) for place in places])
+                hidden, targets, learned = self._hidden(ordered)
+                found = self.base.head.losses(hidden, targets).double().split(learned)
+                for piece, loss in zip(ordered, found, strict=True):
+                    parts = loss.split(list(tokens[start:stop]))
+                    losses[slots.index(piece.slot), start:stop] = torch.stack([part.sum() for part in parts]).cpu()
                 start = stop
 
     def _passes(self, batches: Mapping[int, Batch]) -> list[list[Piece]]:
@@ -314,14 +330,13 @@ class Engine:
                 passes[number].append(Piece(slot, piece, before, len(batch.tokens), seed))
         return passes
 
-    def _losses(self, pieces: Sequence[Piece]) -> list[Tensor]:
-        """The cross-entropy of every completion token, a tensor for each piece; the head runs at those positions only."""
-        inverse = sorted(range(len(pieces)), key=lambda number: self.slots[pieces[number].slot].place)
-        found = dict(zip(inverse, self._losses_by_place([pieces[number] for number in inverse]), strict=True))
-        return [found[number] for number in range(len(pieces))]
+    def _by_place(self, pieces: Sequence[Piece]) -> list[Piece]:
+        """The pieces in the order of their slots' places in the bank."""
+        return sorted(pieces, key=lambda piece: self.slots[piece.slot].place)
 
-    def _losses_by_place(self, pieces: Sequence[Piece]) -> list[Tensor]:
-        """As `_losses`, of pieces in the order of their places in the bank."""
+    def _hidden(self, pieces: Sequence[Piece]) -> tuple[Tensor, Tensor, list[int]]:
+        """What the head is given for every completion token of pieces in the order of their places: (K, width); those
+        tokens, (K,) int64; and how many each piece has."""
         # A dropout mask is drawn for every token of every row, so there the rows have nothing in common.
         shared = [piece.batch.common_prefix() if self.share_prefixes and not piece.seed else 0 for piece in pieces]
         folded = [piece.batch.folded(common) for piece, common in zip(pieces, shared, strict=True)]
@@ -333,9 +348,8 @@ class Engine:
         plan = ForwardPlan.make(spans, [piece.batch.lengths for piece in pieces], shared, self.base.device)
         tokens = torch.cat([tokens for tokens, _ in folded])
         learn = torch.cat([learn for _, learn in folded])
-        logits = self.base.logits(plan, tokens, learn.nonzero().flatten() - 1)
-        losses = F.cross_entropy(logits.to(self.latent_dtype), tokens[learn], reduction="none")
-        return list(losses.split([int(learn.sum()) for _, learn in folded]))
+        hidden = self.base.hidden(plan, tokens, learn.nonzero().flatten() - 1)
+        return hidden, tokens[learn], [int(learn.sum()) for _, learn in folded]
 
 
 def attempt(work: Callable[..., T], *arguments: Any) -> tuple[T | None, str]:

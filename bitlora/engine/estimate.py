@@ -5,21 +5,23 @@ what PyTorch keeps for the backward pass. An estimate: allocators round, and ker
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.nn import functional as F
 
 from bitlora.base.describe import block_linears, read_model_config
+from bitlora.base.linears import features
 from bitlora.config.sections import BaseConfig
 from bitlora.config.trial import TrialConfig
 from bitlora.engine.engine import Engine
 from bitlora.engine.gauge import held
-from bitlora.engine.memory import LongestRow, MemoryNeeds, copied_bytes
+from bitlora.engine.memory import LongestRow, MemoryNeeds, copied_bytes, head_bytes
 from bitlora.forward.forward_plan import ForwardPlan, Span
+from bitlora.forward.head import CHUNK_ROWS
 from bitlora.forward.inject import Base, inject_adapters
 
 META: Final = torch.device("meta")
@@ -50,22 +52,22 @@ def estimate(
     base = inject_adapters(model, config, dtype, META)
     engine = Engine(base, 1)
     engine.attach(widest)
-    kept = [_kept_bytes(base, engine, longest, rows) for rows in (1, 2)]
+    kept = [_kept_bytes(base, longest, rows) for rows in (1, 2)]
     token = (kept[1] - kept[0]) / longest.tokens
     if widest.dropout:
-        token += sum(layer.in_features for layer in base.targets.values())  # a byte for each entry of a mask
-    head = longest.learned / longest.tokens * base.vocab_size
-    scored = head * (dtype.itemsize + engine.latent_dtype.itemsize * (1 + (dtype != engine.latent_dtype)))
+        # a byte for each entry of a mask
+        token += sum(base.linears[name].in_features for name in base.adapter_layers(widest))
     text = found.config.get_text_config()
     if checkpointing:  # of each block its input, of one block all, again in the backward pass
         token = text.hidden_size * text.num_hidden_layers * dtype.itemsize + token / text.num_hidden_layers
     place = engine.slots[0]
-    # The gradients of the scores, in two dtypes, come when all that is kept is there.
+    # Without gradients a layer's largest activations are there, and what the block was given.
+    passing = 4 * text.hidden_size + 3 * max(layer.out_features for layer in base.targets.values())
     return MemoryNeeds(
-        base=held(device) + weights,
+        base=held(device) + weights + CHUNK_ROWS * head_bytes(base),
         slot=float(place.nbytes + copied_bytes(place, device)),
-        token=token + head * 2 * engine.latent_dtype.itemsize,
-        eval_token=scored + 8 * text.hidden_size * dtype.itemsize,
+        token=token + longest.learned / longest.tokens * base.head.width * dtype.itemsize,
+        eval_token=float(passing * dtype.itemsize),
         row=longest.tokens,
     )
 
@@ -75,19 +77,18 @@ def _base_bytes(model: Any, config: BaseConfig, dtype: torch.dtype) -> float:
     everything: float = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
     if config.quantization == "none":
         return everything
-    sizes = [linear.weight.numel() for linear in block_linears(model).values()]
+    sizes = [math.prod(features(linear)) for linear in block_linears(model).values()]
     return everything - sum(sizes) * (dtype.itemsize - NF4_BYTES) + 2 * max(sizes) * dtype.itemsize
 
 
-def _kept_bytes(base: Base, engine: Engine, longest: LongestRow, rows: int) -> int:
-    """What is kept of a forward pass, and of its loss, for the backward pass."""
+def _kept_bytes(base: Base, longest: LongestRow, rows: int) -> int:
+    """What is kept of a forward pass for the backward pass."""
     batch = longest.rows(rows, base.vocab_size, torch.device("cpu"))
     count = len(batch.tokens)
     plan = ForwardPlan.make([Span(0, 0, count)], [batch.lengths], [0], META)
     learned = torch.empty(rows * longest.learned, dtype=torch.long, device=META)
     with _counting(base) as kept:
-        logits = base.logits(plan, torch.empty(count, dtype=torch.long, device=META), learned)
-        F.cross_entropy(logits.to(engine.latent_dtype), torch.empty_like(learned), reduction="none")
+        base.hidden(plan, torch.empty(count, dtype=torch.long, device=META), learned)
     return sum(storage.nbytes() for storage in kept.values())
 
 

@@ -15,10 +15,15 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
+from weakref import finalize
 
 import psutil
 import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from bitlora import timeouts
 
@@ -50,6 +55,40 @@ def peak_during(work: Callable[[], T], device: torch.device) -> tuple[T, int]:
     with _peak_resident() as peak:
         found = work()
     return found, peak()
+
+
+class CountAllocations(TorchDispatchMode):
+    """Counts the bytes of the tensors that are made inside its `with`, on any device, one without memory too."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak: int = 0
+        """The most that there were at once."""
+        self._now = 0
+        self._known: set[StorageWeakRef] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._note((args, kwargs), made=False)
+        out = func(*args, **(kwargs or {}))
+        self._note(out, made=True)
+        return out
+
+    def _note(self, tensors: Any, made: bool) -> None:
+        for tensor in tree_leaves(tensors):
+            if not isinstance(tensor, Tensor):
+                continue
+            storage = tensor.untyped_storage()
+            key = StorageWeakRef(storage)
+            if key not in self._known:
+                size = storage.nbytes() if made else 0
+                self._known.add(key)
+                finalize(storage, self._freed, key, size)
+                self._now += size
+                self.peak = max(self.peak, self._now)
+
+    def _freed(self, key: StorageWeakRef, size: int) -> None:
+        self._known.discard(key)
+        self._now -= size
 
 
 def trim() -> None:

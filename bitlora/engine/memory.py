@@ -1,15 +1,16 @@
 """How many slots fit, and how large a pass may be: measured by dry steps, decided by arithmetic.
 
-What an engine holds at its peak is very nearly a straight line: what the base takes, so much for each slot, and so much for
-each token of a forward and backward pass. Dry steps of the widest trial that a sweep may have, over rows of the longest
-length that its data have, give the three numbers. They are small, a few rows of one slot and of two, and none is taken
-that the one before does not promise to fit: where memory is short, a process may be killed for asking.
+What an engine holds at its peak is very nearly a straight line: what the base takes, with a chunk of the head's rows, so
+much for each slot, and so much for each token of a forward and backward pass. Dry steps of the widest trial that a sweep
+may have, over rows of the longest length that its data have, give the three numbers. They are small, a few rows of one
+slot and of two, and none is taken that the one before does not promise to fit: where memory is short, a process may be
+killed for asking.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -17,7 +18,7 @@ import torch
 from bitlora.config.trial import TrialConfig
 from bitlora.engine.batch import Batch
 from bitlora.engine.engine import EVAL_TOKENS, Engine, attempt
-from bitlora.engine.gauge import held, peak_during
+from bitlora.engine.gauge import CountAllocations, held, peak_during
 from bitlora.engine.slot import Slot
 from bitlora.engine.workers import Workers
 from bitlora.forward.inject import Base
@@ -165,6 +166,33 @@ def measure(
     Raises:
         NotMeasured: one row of one slot raises.
     """
+    chunk = base.head.rows
+    # As one row has it: what the head takes is then the same in all dry steps, and no token's.
+    base.head.rows = min(chunk, longest.learned)
+    try:
+        needs = _measure(base, workers, widest, longest, budget)
+        more = (chunk - base.head.rows) * head_bytes(base)
+    finally:
+        base.head.rows = chunk
+    return MemoryNeeds.largest(workers.gather(replace(needs, base=needs.base + more)))
+
+
+def head_bytes(base: Base) -> float:
+    """What the head takes of memory for each row of a chunk. Some pass must have been made."""
+    rows = 8
+    hidden = torch.zeros(rows, base.head.width, dtype=base.dtype, device=base.device, requires_grad=True)
+    weights = torch.zeros(rows, dtype=torch.promote_types(base.dtype, torch.float32), device=base.device)
+    targets = torch.zeros(rows, dtype=torch.long, device=base.device)
+    with CountAllocations() as counted:
+        base.head.backward(hidden, targets, weights)
+    peak: int = counted.peak
+    return peak / rows
+
+
+def _measure(
+    base: Base, workers: Workers, widest: TrialConfig, longest: LongestRow, budget: Callable[[], int]
+) -> MemoryNeeds:
+    """As `measure`, of this worker, with the head's chunks as they are."""
     dry = _DryRun(base, workers, widest, longest)
     dry.peaks(
         1, 1
@@ -203,7 +231,7 @@ def measure(
     if scored is not None:
         eval_token = max(1.0, (scored - needs.base - 2 * slot) / dry.scored_tokens(rows // 2))
         needs = MemoryNeeds(base=needs.base, slot=slot, token=token, eval_token=min(token, eval_token), row=length)
-    return MemoryNeeds.largest(workers.gather(needs))
+    return needs
 
 
 def _counts(widest: TrialConfig) -> Iterator[int]:
@@ -223,7 +251,7 @@ class _DryRun:
         self._longest = longest
         self.slot_bytes = 0.0
         """What the vectors of a slot take, counted: the least that a slot takes."""
-        widths = [layer.in_features for layer in base.targets.values()]
+        widths = [base.linears[name].in_features for name in base.adapter_layers(widest)]
         self.draws = 2.0 * widest.batch_size * longest.tokens * max(widths) if widest.dropout else 0.0
         """Bytes of the random numbers for a whole batch's dropout in a layer, however small the pass."""
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from bitlora.config.trial import TrialConfig
+from bitlora.engine.vector import PackLayout
 
 
 def learning_rate(config: TrialConfig, step: int) -> float:
@@ -35,19 +36,31 @@ def learning_rate(config: TrialConfig, step: int) -> float:
 
 
 def take_step(
-    latent: Tensor, grad: Tensor, moments: tuple[Tensor, Tensor], taken: Tensor, rate: float, decay: float
+    vectors: tuple[Tensor, Tensor, Tensor, Tensor], taken: Tensor, rate: float, config: TrialConfig, layout: PackLayout
 ) -> None:
-    """One step of AdamW (arXiv 1711.05101; betas 0.9 and 0.999, eps 1e-8) over a slot's flat vector, in one fused pass.
+    """One step of AdamW (arXiv 1711.05101; eps 1e-8) over a slot's flat vector, in one fused pass; where B has a rate of
+    its own (LoRA+, arXiv 2402.12354), in one over all of A and one over all of B.
 
     Args:
-        latent, grad, moments: (P,); the latent weights and the moments are changed.
+        vectors: (P,) each: latent weights, gradient, first and second moment; all but the gradient are changed.
         taken: (), how many steps it has taken; one more after this.
+        rate: of A.
+        layout: of the vectors.
     """
-    first, second = moments
-    adamw(
-        [latent], [grad], [first], [second], [], [taken], fused=True,
-        amsgrad=False, beta1=0.9, beta2=0.999, lr=rate, weight_decay=decay, eps=1e-8, maximize=False,
-    )  # fmt: skip
+    ratio = config.loraplus_ratio
+    whole = [[vector] for vector in vectors]
+    passes = [(whole, [taken], rate)]
+    if ratio != 1:
+        sides = [[[vector[part] for part in side] for vector in vectors] for side in layout.sides]
+        passes = [
+            (side, [taken.clone() for _ in side[0]], own) for side, own in zip(sides, (rate, ratio * rate), strict=True)
+        ]
+        taken.add_(1)
+    for (latent, grad, first, second), counts, own in passes:
+        adamw(
+            latent, grad, first, second, [], counts, fused=True, amsgrad=False, maximize=False,
+            beta1=config.beta1, beta2=config.beta2, lr=own, weight_decay=config.weight_decay, eps=1e-8,
+        )  # fmt: skip
 
 
 def clip(grads: Sequence[Tensor], max_norms: Sequence[float]) -> list[float]:

@@ -1,15 +1,17 @@
 """Where each layer's A, B and learned scales stand in a flat vector: of one trial in a checkpoint, of a slot in a pack.
 
 A trial's vector is layer by layer in the model's order, of each A, B, and where a quantizer learns its scales those of A
-and those of B. A pack's vectors have its largest rank, and there all matrices of one shape stand together, so that what is
-done to each is done to all at once; AdamW, clipping and the sum over workers know nothing of layers or quantizers.
+and those of B. A pack's vectors have in each layer the largest rank of its slots there, nothing where none has an adapter.
+All A of one shape stand together, and all B, so that what is done to each is done to all at once; those A that are given
+one input stand behind each other, one matrix to the layers. AdamW, clipping and the sum over workers know nothing of layers
+or quantizers.
 
 Axes: P all numbers of a vector, S slots, L layers of one shape, R rank, I in, O out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor
 
 from bitlora.adapter.latent import Latent
+from bitlora.quantizers.codes import Side
 
 
 class LinearShape(Protocol):
@@ -73,8 +76,8 @@ class VectorLayout:
     """P."""
 
     @classmethod
-    def make(cls, layers: Iterable[LinearShape], rank: int, learns_scales: bool) -> VectorLayout:
-        """The layout of an adapter of `rank` over `layers`, which are in the model's order."""
+    def make(cls, layers: Iterable[tuple[LinearShape, int]], learns_scales: bool) -> VectorLayout:
+        """The layout of an adapter over `layers`, which are in the model's order, each with its rank there."""
         blocks: list[LayerBlocks] = []
         end = 0
 
@@ -84,7 +87,7 @@ class VectorLayout:
             end = made.stop
             return made
 
-        for layer in layers:
+        for layer, rank in layers:
             a, b = block(rank, layer.in_features), block(layer.out_features, rank)
             scales = (block(rank, 1), block(layer.out_features, 1)) if learns_scales else (None, None)
             blocks.append(LayerBlocks(a, b, *scales))
@@ -117,24 +120,28 @@ class Stack:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """The adapters of all layers of one shape."""
+    """The matrices A, or B, of all layers in which they are of one shape, and each slot has one rank."""
 
+    side: Side
     layers: tuple[int, ...]
-    """Their numbers, in the model's order."""
-    a: Stack  # (L, R, I)
-    b: Stack  # (L, O, R)
-    a_scales: Stack | None  # (L, R, 1)
-    b_scales: Stack | None  # (L, O, 1)
+    """Their numbers, in the order in which the matrices stand."""
+    ranks: tuple[int, ...]
+    """Of each slot there; 0: it has no adapter on them."""
+    matrices: Stack  # (L, R, I) or (L, O, R)
+    scales: Stack | None  # (L, R, 1) or (L, O, 1)
 
-    def of(self, flat: Tensor, rank: int, learns_scales: bool) -> Latent:
-        """Views of their first `rank` rank components: (…, P) -> (…, L, rank, I), (…, L, O, rank), and where they are
-        learned the scales (…, L, rank, 1), (…, L, O, 1)."""
-        a, b = self.a.of(flat)[..., :rank, :], self.b.of(flat)[..., :rank]
+    def of(self, flat: Tensor, rank: int) -> Tensor:
+        """A view of their first `rank` rank components: (…, P) -> (…, L, rank, I) or (…, L, O, rank)."""
+        whole = self.matrices.of(flat)
+        return whole[..., :rank, :] if self.side == "A" else whole[..., :rank]
+
+    def scales_of(self, flat: Tensor, rank: int, learns_scales: bool) -> Tensor | None:
+        """A view of their learned scales: (…, P) -> (…, L, rank, 1) or (…, L, O, 1); None where none are learned."""
         if not learns_scales:
-            return Latent(a, b)
-        assert self.a_scales is not None
-        assert self.b_scales is not None
-        return Latent(a, b, self.a_scales.of(flat)[..., :rank, :], self.b_scales.of(flat))
+            return None
+        assert self.scales is not None
+        whole = self.scales.of(flat)
+        return whole[..., :rank, :] if self.side == "A" else whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,17 +149,33 @@ class PackLayout:
     """Where everything of the adapters of a pack stands in their flat vectors."""
 
     kinds: tuple[Kind, ...]
+    """Those of A first."""
     size: int
     """P."""
 
     @classmethod
-    def make(cls, layers: Sequence[LinearShape], rank: int, learns_scales: bool) -> PackLayout:
-        """The layout of adapters of at most `rank` over `layers`, which are in the model's order; with room for learned
-        scales where any slot `learns_scales`."""
-        shapes: dict[tuple[int, int], list[int]] = {}
-        for number, layer in enumerate(layers):
-            shapes.setdefault((layer.in_features, layer.out_features), []).append(number)
-        kinds: list[Kind] = []
+    def make(
+        cls,
+        layers: Sequence[LinearShape],
+        ranks: Sequence[Sequence[int]],
+        learns_scales: bool,
+        together: Iterable[Sequence[int]] = (),
+    ) -> PackLayout:
+        """The layout of the adapters of a pack's slots, with room for learned scales where any slot `learns_scales`.
+
+        Args:
+            layers: in the model's order.
+            ranks: of each slot its rank in each layer; 0: it has no adapter there.
+            together: numbers of layers with one input, whose A stand behind each other where ranks are alike (`a_of`).
+        """
+        places = {number: (min(group), place) for group in together for place, number in enumerate(group)}
+        inputs: dict[tuple[int, tuple[int, ...]], list[int]] = {}
+        outputs: dict[tuple[int, tuple[int, ...]], list[int]] = {}
+        for number in sorted(range(len(layers)), key=lambda number: places.get(number, (number, 0))):
+            own = tuple(each[number] for each in ranks)
+            if any(own):
+                inputs.setdefault((layers[number].in_features, own), []).append(number)
+                outputs.setdefault((layers[number].out_features, own), []).append(number)
         end = 0
 
         def stack(count: int, rows: int, columns: int) -> Stack:
@@ -161,21 +184,49 @@ class PackLayout:
             end = made.stop
             return made
 
-        for (inputs, outputs), numbers in shapes.items():
-            count = len(numbers)
-            a, b = stack(count, rank, inputs), stack(count, outputs, rank)
-            scales = (stack(count, rank, 1), stack(count, outputs, 1)) if learns_scales else (None, None)
-            kinds.append(Kind(tuple(numbers), a, b, *scales))
-        return cls(tuple(kinds), end)
+        def kind(side: Side, numbers: Sequence[int], own: tuple[int, ...], rows: int, columns: int) -> Kind:
+            matrices = stack(len(numbers), rows, columns)
+            scales = stack(len(numbers), rows, 1) if learns_scales else None
+            return Kind(side, tuple(numbers), own, matrices, scales)
 
-    def of(self, flat: Tensor, rank: int, learns_scales: bool) -> list[Latent]:
-        """Views of every layer's matrices, in the model's order, as in `Kind.of`: (…, P) -> (…, rank, I), …"""
-        layers: dict[int, Latent] = {}
+        of_a = [kind("A", numbers, own, max(own), width) for (width, own), numbers in inputs.items()]
+        of_b = [kind("B", numbers, own, width, max(own)) for (width, own), numbers in outputs.items()]
+        return cls((*of_a, *of_b), end)
+
+    @property
+    def sides(self) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+        """Where in a vector the numbers of A are, with their learned scales, and where those of B."""
+        stacks = [(kind.side, stack) for kind in self.kinds for stack in (kind.matrices, kind.scales) if stack]
+        a, b = (
+            tuple(slice(stack.offset, stack.stop) for which, stack in stacks if which == side) for side in ("A", "B")
+        )
+        return a, b
+
+    def of(self, flat: Tensor, place: int | None = None, learns_scales: bool = False) -> dict[int, Latent]:
+        """Views of the matrices, by the number of their layer, in the model's order, as in `Kind.of`.
+
+        Args:
+            flat: (S, P), or (P,) of one slot.
+            place: of the slot whose ranks count, and whose layers; None: the largest of each layer.
+        """
+        found: dict[Side, dict[int, tuple[Tensor, Tensor | None]]] = {"A": {}, "B": {}}
         for kind in self.kinds:
-            stacked = kind.of(flat, rank, learns_scales)
-            for place, number in enumerate(kind.layers):
-                layers[number] = stacked.map(lambda part, place=place: part.select(-3, place))  # type: ignore[misc]
-        return [layers[number] for number in sorted(layers)]
+            rank = max(kind.ranks) if place is None else kind.ranks[place]
+            if not rank:
+                continue
+            matrices, scales = kind.of(flat, rank), kind.scales_of(flat, rank, learns_scales)
+            for at, number in enumerate(kind.layers):
+                own = None if scales is None else scales.select(-3, at)
+                found[kind.side][number] = (matrices.select(-3, at), own)
+        of_a, of_b = found["A"], found["B"]
+        return {n: Latent(of_a[n][0], of_b[n][0], of_a[n][1], of_b[n][1]) for n in sorted(of_a)}
+
+    def a_of(self, flat: Tensor, numbers: Sequence[int]) -> Tensor:
+        """A view of the A of layers that stand together, at their largest rank: (…, P) -> (…, layers * R, I)."""
+        kind = next(kind for kind in self.kinds if kind.side == "A" and numbers[0] in kind.layers)
+        place = kind.layers.index(numbers[0])
+        assert kind.layers[place : place + len(numbers)] == tuple(numbers)
+        return kind.matrices.of(flat)[..., place : place + len(numbers), :, :].flatten(-3, -2)
 
 
 @dataclass(slots=True)
@@ -187,14 +238,32 @@ class Vectors:
     grad: Tensor  # (S, P), the same
     exp_avg: Tensor  # (S, P) AdamW's first moment
     exp_avg_sq: Tensor  # (S, P) and second
-    quantized: Tensor  # (S, P) what is multiplied, in the compute dtype; `latent` itself where nothing needs a copy
+    quantized: Tensor
+    """(S, P): what is multiplied, in the compute dtype, B times the scaling; `latent` itself where that is it."""
+    scaling: Mapping[Kind, Tensor]  # of each kind of B: (S, L, 1, 1), the same dtype as `latent`
 
     @classmethod
     def make(
-        cls, layout: PackLayout, slots: int, latent_dtype: torch.dtype, dtype: torch.dtype | None, device: torch.device
+        cls,
+        layout: PackLayout,
+        scaling: Sequence[Sequence[float]],
+        latent_dtype: torch.dtype,
+        dtype: torch.dtype | None,
+        device: torch.device,
     ) -> Vectors:
-        """All zero. `dtype`: of `quantized`; None: it is `latent` itself."""
-        size = (slots, layout.size)
+        """All zero.
+
+        Args:
+            scaling: what each slot's outputs are multiplied by, in each layer.
+            dtype: of `quantized`; None: it is `latent` itself.
+        """
+        size = (len(scaling), layout.size)
         latent, grad, first, second = (torch.zeros(size, dtype=latent_dtype, device=device) for _ in range(4))
         quantized = latent if dtype is None else torch.zeros(size, dtype=dtype, device=device)
-        return cls(layout, latent, grad, first, second, quantized)
+        factors = {
+            kind: torch.tensor([[own[number] for number in kind.layers] for own in scaling], dtype=latent_dtype)
+            for kind in layout.kinds
+            if kind.side == "B"
+        }
+        on_device = {kind: factor[..., None, None].to(device) for kind, factor in factors.items()}
+        return cls(layout, latent, grad, first, second, quantized, on_device)

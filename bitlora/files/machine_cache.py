@@ -24,9 +24,11 @@ from pathlib import Path
 from typing import Final
 
 from bitlora import timeouts
+from bitlora.files.writing import write_text
 
 logger = logging.getLogger(__name__)
 
+TEXT: Final = "text"
 VARIABLE: Final = "BITLORA_CACHE"
 """In the environment: where the cache is."""
 
@@ -125,6 +127,24 @@ class CachePlace:
         finally:
             if handle is not None:
                 os.close(handle)
+
+
+def remembered(kind: str, name: str, about: object, compute: Callable[[], str]) -> str:
+    """A short text that took time to compute, from here or else computed and kept here. Arguments as of `CachePlace.of`."""
+    place = CachePlace.of(kind, name, about)
+    if place.use() is not None:
+        with contextlib.suppress(OSError, ValueError):
+            text, _, check = (place.folder / TEXT).read_text(encoding="utf-8").rpartition(" ")
+            if check == _check(text):
+                return text
+        place.discard("not whole")
+    computed = compute()
+    place.keep(lambda folder: write_text(folder / TEXT, f"{computed} {_check(computed)}"))
+    return computed
+
+
+def _check(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def tidy(spared: Path) -> None:

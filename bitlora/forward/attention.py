@@ -84,7 +84,8 @@ def row_attention(
     pad, unpad = plan.pad, plan.unpad
 
     def padded(x: Tensor) -> Tensor:  # (1, heads, T, width) -> (rows, heads, longest, width)
-        rows: Tensor = (x[0] if pad is None else x[0].index_select(1, pad)).unflatten(1, (-1, plan.longest))
+        tokens = x.squeeze(0)  # whose backward is a view, as that of x[0] is not
+        rows: Tensor = (tokens if pad is None else tokens.index_select(1, pad)).unflatten(1, (-1, plan.longest))
         return rows.transpose(0, 1)
 
     q, k, v = padded(query), padded(key), padded(value)

@@ -179,7 +179,7 @@ def bound_plan() -> ForwardPlan:
         return _BOUND.get()
     except LookupError:
         raise RuntimeError(
-            "a base with injected adapters runs by a plan alone: call it through `Base.logits`"
+            "a base with injected adapters runs by a plan alone: call it through `Base.hidden`"
         ) from None
 
 

@@ -10,13 +10,16 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from bitlora.base.describe import block_linears, targeted
+from bitlora.base.describe import block_linears, choose_targets
 from bitlora.base.load import load_model
 from bitlora.base.locate import BaseError
 from bitlora.config.sections import BaseConfig
+from bitlora.config.trial import LayerAdapter, TrialConfig, adapter_layers
 from bitlora.forward import attention
 from bitlora.forward.forward_plan import ForwardPlan, recomputation
-from bitlora.forward.multi_lora import MultiLoraLinear
+from bitlora.forward.frozen import FrozenWeights
+from bitlora.forward.head import Head
+from bitlora.forward.multi_lora import LayerGroup, MultiLoraLinear, listening
 from bitlora.forward.proof import Proof
 
 
@@ -25,18 +28,25 @@ class Base:
     """A loaded base: frozen, its linear layers ready for adapters."""
 
     model: Any
+    linears: dict[str, MultiLoraLinear]
+    """The layers that may get adapters: all of the blocks, in the model's order."""
     targets: dict[str, MultiLoraLinear]
-    """The layers that get adapters, in the model's order."""
+    """Those of `base.targets`, which get them where a trial does not say otherwise."""
     dtype: torch.dtype
     device: torch.device
+    head: Head
+
+    def adapter_layers(self, config: TrialConfig) -> dict[str, LayerAdapter]:
+        """Name -> what a trial's adapter is there, for the layers that it is on, in the model's order."""
+        return adapter_layers(config, self.linears, self.targets)
 
     @property
     def vocab_size(self) -> int:
         """Of the language-model head."""
         return int(self.model.config.get_text_config().vocab_size)
 
-    def logits(self, plan: ForwardPlan, tokens: Tensor, keep: Tensor) -> Tensor:
-        """One forward pass.
+    def hidden(self, plan: ForwardPlan, tokens: Tensor, keep: Tensor) -> Tensor:
+        """One forward pass, up to the head.
 
         Args:
             plan: of the T tokens.
@@ -44,13 +54,16 @@ class Base:
             keep: (K,) int64, the places, in that order, whose next token is to be predicted.
 
         Returns:
-            (K, vocabulary) in the base's dtype.
+            (K, width) in the base's dtype, for `head`.
         """
         if plan.order is not None and plan.inverse is not None:
             tokens, keep = tokens[plan.order], plan.inverse[keep]
         with plan.bound():
-            out = self.model(input_ids=tokens[None], position_ids=plan.positions, use_cache=False, logits_to_keep=keep)
-        return out.logits[0]  # type: ignore[no-any-return]
+            return self.head.hidden(keep, input_ids=tokens[None], position_ids=plan.positions)
+
+    def logits(self, plan: ForwardPlan, tokens: Tensor, keep: Tensor) -> Tensor:
+        """As `hidden`, and what the head makes of it: (K, vocabulary) in the base's dtype, all at once."""
+        return self.head.logits(self.hidden(plan, tokens, keep))
 
 
 def load_base(
@@ -65,20 +78,47 @@ def load_base(
         longest: tokens of the longest row that it is to see.
 
     Raises:
-        BaseError: see `read_model_config` and `targeted`; or NF4 asked for in float64; or see `check_rows_apart`.
+        BaseError: see `read_model_config` and `choose_targets`; or NF4 asked for in float64; or see `check_rows_apart`.
     """
     model = load_model(config, dtype, device)
     model.config.use_cache = False
     proof = Proof.of(config, dtype, device, longest)
     if proof is not None and proof.stands():
-        return inject_adapters(model, config, dtype, device, checkpointing)
+        base = inject_adapters(model, config, dtype, device, checkpointing)
+        share_inputs(base)
+        return base
     rows = trial_rows(longest, model.config.get_text_config().vocab_size, device)
     alone = rows_alone(model, rows)
     base = inject_adapters(model, config, dtype, device, checkpointing)
+    share_inputs(base)
     check_rows_apart(base, rows, alone)
     if proof is not None:
         proof.note()
     return base
+
+
+def share_inputs(base: Base) -> None:
+    """Let layers that are given one input be computed together, as seen in a run of the model in which they give zeros.
+
+    Their weights move: each layer's own becomes a view of those of all.
+    """
+    plan = ForwardPlan.make([], [[4]], [0], base.device)
+    tokens = torch.arange(4, device=base.device)
+    try:
+        with torch.no_grad(), listening() as heard:
+            base.hidden(plan, tokens, tokens[-1:])
+    except NotImplementedError:  # packs cannot hold this base: `check_rows_apart` says so
+        return
+    given: dict[tuple[int, int], list[MultiLoraLinear]] = {}
+    for layer, x, version in heard.calls:
+        given.setdefault((id(x), version), []).append(layer)
+    for layers in given.values():
+        if len(layers) > 1 and len({*layers}) == len(layers):
+            frozen = FrozenWeights.together([layer.base for layer in layers], base.dtype)
+            if frozen is not None:
+                group = LayerGroup(tuple(layers), frozen)
+                for layer in layers:
+                    layer.group = group
 
 
 ROWS_APART: Final = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
@@ -157,17 +197,16 @@ def inject_adapters(
 ) -> Base:
     """Put a `MultiLoraLinear` in the place of every linear layer of the model's blocks, and attention by rows; as PEFT's
     `inject_adapter_in_model` does it for one adapter."""
-    linears = block_linears(model)
-    names = set(targeted(linears, config))
-    targets: dict[str, MultiLoraLinear] = {}
-    for name, linear in linears.items():
-        layer = MultiLoraLinear(linear, name, len(targets), dtype)
+    found = block_linears(model)
+    targets = choose_targets(found, config, model)
+    linears = {
+        name: MultiLoraLinear(linear, name, number, dtype) for number, (name, linear) in enumerate(found.items())
+    }
+    for name, layer in linears.items():
         model.set_submodule(name, layer)
-        if name in names:
-            targets[name] = layer
     attention.install(model)
     model.eval()
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": recomputation})
         _train_nothing_but_checkpoints(model)
-    return Base(model, targets, dtype, device)
+    return Base(model, linears, {name: linears[name] for name in targets}, dtype, device, Head(model))

@@ -1,4 +1,4 @@
-"""Many adapters over one frozen linear layer.
+"""Many adapters over frozen linear layers.
 
 The tokens of a pack stand in one sequence without padding: x is (T, I), and each token is a slot's. The frozen layer is
 called once for all T; the adapters of all slots are then added in products that hold them all
@@ -6,16 +6,23 @@ called once for all T; the adapters of all slots are then added in products that
 and zeros as their gradient, so that they stay zero. A slot's arithmetic never sees another slot's numbers, and the norm of
 `int8` activations counts real entries alone.
 
-The quantizer is outside autograd: a `LayerAdapters` holds the quantized copies in the compute dtype, and their gradients
-are added straight into the latent weights' (straight-through).
+Layers that are given one input (queries, keys and values; gate and up) are a group, which is computed when the first of
+them is called: one product with the frozen weights of all, and one with their A. Which layers those are is seen from a run
+of the model (`bitlora.forward.inject.share_inputs`); at each call it is the tensor itself that must be the same. Where
+anything is dropped, each layer has a mask of its own, and so its adapters are computed by themselves.
 
-Axes: T tokens of the pack, N tokens of a slot, S slots, R the largest rank, I in, O out.
+The quantizer is outside autograd: a `GroupAdapters` holds the quantized copies in the compute dtype, B times the slot's
+scaling, and their gradients are added straight into the latent weights' (straight-through).
+
+Axes: T tokens of the pack, N tokens of a slot, S slots, R the largest rank, M layers of a group, I in, O out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -24,86 +31,147 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bitlora.base.linears import features
 from bitlora.forward.dropout import dropout_mask
 from bitlora.forward.forward_plan import ForwardPlan, Span, bound_plan
+from bitlora.forward.frozen import FrozenWeights
 from bitlora.forward.products import SlotProducts
 from bitlora.quantizers.activations import int8, int8_backward
 
 
 @dataclass(frozen=True, slots=True)
 class SlotTraits:
-    """What the forward pass must know of a slot, the same in all layers."""
+    """What the forward pass must know of a slot in a layer."""
 
     place: int
     """Of its matrices among the S."""
     rank: int
-    scaling: float
+    """0: it has no adapter there; its matrices are zero."""
     dropout: float
     int8: bool
 
 
-@dataclass(slots=True)
-class LayerAdapters:
-    """The adapters of all slots in one layer."""
-
-    a: Tensor  # (S, R, I) quantized, zero beyond a slot's rank; the adapters' products are computed in its dtype
-    b: Tensor  # (S, O, R) quantized, the same dtype
-    grad_a: Tensor  # (S, R, I) float32 (float64): views of the slots' flat gradients
-    grad_b: Tensor  # (S, O, R)
-
-
 NO_SLOTS: Final[Mapping[int, SlotTraits]] = {}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GroupAdapters:
+    """The adapters of all slots in layers that are given one input."""
+
+    slots: Mapping[int, SlotTraits]
+    members: tuple[int, ...]
+    """Which layers of their group those are; one, where a slot drops anything."""
+    a: Tensor  # (S, M * R, I) quantized, zero beyond a slot's rank; the adapters' products are computed in its dtype
+    b: tuple[Tensor, ...]  # each (S, O, R) quantized and times the slot's scaling, the same dtype
+    grad_a: Tensor  # (S, M * R, I) float32 (float64): views of the slots' flat gradients
+    grad_b: tuple[Tensor, ...]  # each (S, O, R)
+
+
+@dataclass(slots=True, eq=False)
+class LayerGroup:
+    """Layers that are given one input, and are computed together; or one layer."""
+
+    layers: tuple[MultiLoraLinear, ...]
+    frozen: FrozenWeights | None = None
+    """None, of one layer: its own."""
+    adapters: tuple[GroupAdapters, ...] = ()
+
+    def weights(self) -> FrozenWeights:
+        """Of all layers, (O, I) with O their outputs together."""
+        return self.frozen or FrozenWeights.of(self.layers[0].base, self.layers[0].dtype)
+
+    def outputs(self, x: Tensor, plan: ForwardPlan) -> tuple[Tensor, ...]:
+        """(..., I) -> each layer's (..., O)."""
+        anchor = None
+        if not x.requires_grad and torch.is_grad_enabled():
+            anchor = torch.empty(0, device=x.device, requires_grad=True)
+        owned = [(part, own) for part in self.adapters if (own := _ownership(plan, part, x.device)) is not None]
+        found = _BaseAndAdapters.apply(x.reshape(-1, x.shape[-1]), anchor, self, owned)  # type: ignore[no-untyped-call]
+        return tuple(y.view(*x.shape[:-1], -1) for y in found)
+
+
+@dataclass(slots=True, eq=False)
+class _Ready:
+    """What a group has computed of one input, until its layers ask for it."""
+
+    group: LayerGroup
+    x: Tensor
+    version: int
+    outputs: dict[MultiLoraLinear, Tensor]
+
+
+_READY: Final[WeakKeyDictionary[ForwardPlan, _Ready]] = WeakKeyDictionary()
+
+
+@dataclass(slots=True)
+class Heard:
+    """Which layer was called with what."""
+
+    calls: list[tuple[MultiLoraLinear, Tensor, int]] = field(default_factory=list)
+
+
+_LISTENING: Final[ContextVar[Heard | None]] = ContextVar("listening", default=None)
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[Heard]:
+    """The layers called inside compute nothing, and give zeros: it is noted what they are given."""
+    heard = Heard()
+    before = _LISTENING.set(heard)
+    try:
+        yield heard
+    finally:
+        _LISTENING.reset(before)
 
 
 class MultiLoraLinear(nn.Module):
     """A frozen linear layer with an adapter for each slot.
 
     Args:
-        base: the frozen layer: `nn.Linear` or bitsandbytes' `Linear4bit`.
+        base: the frozen layer: `nn.Linear`, bitsandbytes' `Linear4bit`, or transformers' `Conv1D`.
         name: its name in the model.
-        index: its number among the model's layers with adapters; the dropout masks hang on it.
+        index: its number among the linear layers of the model's blocks; the dropout masks hang on it.
         dtype: what the products are computed in.
     """
 
-    def __init__(self, base: nn.Linear, name: str, index: int, dtype: torch.dtype) -> None:
+    def __init__(self, base: nn.Module, name: str, index: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self.base = base
+        self.base: Any = base
+        self.in_features, self.out_features = features(base)
         self.name = name
         self.index = index
         self.dtype = dtype
         self.slots: Mapping[int, SlotTraits] = NO_SLOTS
-        """The slots that there are, by number; whoever changes them gives another mapping."""
-        self.adapters: LayerAdapters | None = None
-
-    @property
-    def in_features(self) -> int:
-        return self.base.in_features
-
-    @property
-    def out_features(self) -> int:
-        return self.base.out_features
-
-    def base_weight(self) -> Tensor:
-        """(O, I) in the compute dtype. NF4 is dequantized at each call, exactly as bitsandbytes' own products do it."""
-        weight: Any = self.base.weight
-        state = getattr(weight, "quant_state", None)
-        if state is None:
-            return weight.detach()  # type: ignore[no-any-return]
-        from bitsandbytes.functional import dequantize_4bit
-
-        return dequantize_4bit(weight.detach(), state).to(self.dtype)  # type: ignore[no-any-return]
+        """The slots that there are, by number; whoever changes them gives another mapping, the same one to all layers in
+        which they are alike."""
+        self.alone = self.group = LayerGroup((self,))
+        """By itself, and with those that are given the same input."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O), where the leading axes hold the T tokens of the plan that this call runs by."""
         plan = bound_plan()
-        if x[..., 0].numel() != plan.tokens:
+        if x.numel() != plan.tokens * x.shape[-1]:
             raise NotImplementedError(f"{self.name} is not called with every token: routed layers cannot be packed yet")
-        anchor = None
-        if not x.requires_grad and torch.is_grad_enabled():
-            anchor = torch.empty(0, device=x.device, requires_grad=True)
-        owned = _ownership(plan, self, x.device)
-        y: Tensor = _BaseAndAdapters.apply(x.reshape(-1, x.shape[-1]), anchor, self, owned)  # type: ignore[no-untyped-call]
-        return y.view(*x.shape[:-1], -1)
+        if (heard := _LISTENING.get()) is not None:
+            heard.calls.append((self, x, _version(x)))
+            return x.new_zeros(*x.shape[:-1], self.out_features)
+        if self.group is self.alone:
+            return self.alone.outputs(x, plan)[0]
+        ready = _READY.get(plan)
+        if ready is None or ready.group is not self.group:
+            outputs = dict(zip(self.group.layers, self.group.outputs(x, plan), strict=True))
+            ready = _READY[plan] = _Ready(self.group, x, _version(x), outputs)
+        elif ready.x is not x or ready.version != _version(x) or self not in ready.outputs:
+            return self.alone.outputs(x, plan)[0]  # the others are given something else here
+        y = ready.outputs.pop(self)
+        if not ready.outputs:
+            del _READY[plan]
+        return y
+
+
+def _version(x: Tensor) -> int:
+    """It grows whenever somebody writes into x."""
+    return x._version  # noqa: SLF001
 
 
 class _Int8Part(NamedTuple):
@@ -111,7 +179,7 @@ class _Int8Part(NamedTuple):
 
     start: int
     stop: int
-    rank: Tensor  # (stop - start, 1): of their slot
+    rank: Tensor  # (stop - start, 1, 1): of their slot
 
     @property
     def tokens(self) -> slice:
@@ -124,8 +192,7 @@ class _Ownership:
 
     slots: Mapping[int, SlotTraits]
     products: SlotProducts
-    scaling: Tensor  # (T, 1) float32 or float64
-    kept_share: Tensor | None  # (T, 1), the same: 1 - dropout; None where nothing is dropped
+    kept_share: Tensor | None  # (T, 1) float32 or float64: 1 - dropout; None where nothing is dropped
     masked: tuple[tuple[Span, float, tuple[tuple[int, int, int], ...]], ...]
     """The spans that drop, how much, and where their tokens stand: (first token in the span, start, stop)."""
     int8: tuple[_Int8Part, ...]
@@ -157,7 +224,7 @@ class _Ownership:
         return h
 
     def inside(self, z: Tensor) -> Tensor:
-        """What B is given of z (T, R): z itself where no slot has 8-bit activations, else a copy."""
+        """What B is given of z (T, M, R): z itself where no slot has 8-bit activations, else a copy."""
         if not self.int8:
             return z
         z = z.clone()
@@ -166,16 +233,18 @@ class _Ownership:
         return z
 
 
-_OWNERSHIP: Final[WeakKeyDictionary[ForwardPlan, _Ownership]] = WeakKeyDictionary()
+_OWNERSHIP: Final[WeakKeyDictionary[ForwardPlan, dict[int, _Ownership]]] = WeakKeyDictionary()
 
 
-def _ownership(plan: ForwardPlan, layer: MultiLoraLinear, device: torch.device) -> _Ownership | None:
-    """Whose the tokens of this pass are: found at its first layer. None: nobody's."""
-    if layer.adapters is None or not plan.spans:
+def _ownership(plan: ForwardPlan, adapters: GroupAdapters, device: torch.device) -> _Ownership | None:
+    """Whose the tokens of this pass are: found at the first of the layers in which the slots are alike. None: nobody's that
+    has an adapter in these layers."""
+    if not any(adapters.slots[span.slot].rank for span in plan.spans):
         return None
-    found = _OWNERSHIP.get(plan)
-    if found is None or found.slots is not layer.slots:
-        found = _OWNERSHIP[plan] = _make_ownership(plan, layer.slots, layer.adapters.a.dtype, device)
+    known = _OWNERSHIP.setdefault(plan, {})
+    found = known.get(id(adapters.slots))
+    if found is None or found.slots is not adapters.slots:
+        found = known[id(adapters.slots)] = _make_ownership(plan, adapters.slots, adapters.a.dtype, device)
     return found
 
 
@@ -204,7 +273,7 @@ def _make_ownership(
         if parts and parts[-1][1] == start:
             start = parts.pop()[0]
         parts.append((start, stop))
-    widths = column([one.rank for one in traits])
+    widths = column([one.rank for one in traits])[..., None]
     masked = tuple(
         (span, one.dropout, tuple(places))
         for span, one, places in zip(plan.spans, traits, stands, strict=True)
@@ -213,60 +282,103 @@ def _make_ownership(
     return _Ownership(
         slots,
         SlotProducts(plan, [one.place for one in traits], device),
-        column([one.scaling for one in traits]),
         column([1 - one.dropout for one in traits]) if masked else None,
         masked,
         tuple(_Int8Part(start, stop, widths[start:stop]) for start, stop in parts),
     )
 
 
+_Owned = Sequence[tuple[GroupAdapters, _Ownership]]
+
+
 class _BaseAndAdapters(torch.autograd.Function):
-    """The products of the base and of all adapters, with their gradients written out.
+    """The products of a group's frozen weights and of all its adapters, with their gradients written out.
 
     Autograd is told of x alone; `anchor` makes it call `backward` also where x needs no gradient (the first block).
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, anchor: Tensor | None, layer: MultiLoraLinear, owned: _Ownership | None) -> Tensor:
-        y = F.linear(x, layer.base_weight(), layer.base.bias)
-        ctx.layer, ctx.owned = layer, owned
-        if owned is None or layer.adapters is None:
-            ctx.save_for_backward(x)
-            return y
-        adapters = layer.adapters
-        keep = owned.drawn(layer.index, x)
-        h = owned.entering(owned.dropped(x.to(adapters.a.dtype), keep))
-        z = owned.products.times(h, adapters.a.mT)
-        scaled = owned.inside(z).mul_(owned.scaling)
-        owned.products.add_times(y, scaled, adapters.b.mT)
-        ctx.save_for_backward(x, scaled, keep, z if owned.int8 else None)
-        return y
+    def forward(ctx: Any, x: Tensor, anchor: Tensor | None, group: LayerGroup, owned: _Owned) -> tuple[Tensor, ...]:
+        weights = group.weights()
+        y = F.linear(x, weights.matrix(), weights.bias)
+        # `data`: each stands for itself, and whoever is given one may write into it.
+        ys = (y,) if len(group.layers) == 1 else tuple(part.data for part in y.split(_widths(group), dim=1))
+        kept: list[Tensor | None] = []
+        for part, own in owned:
+            layer = group.layers[part.members[0]]
+            keep = own.drawn(layer.index, x)
+            h = own.entering(own.dropped(x.to(part.a.dtype), keep))
+            z = own.products.times(h, part.a.mT)
+            entering = own.inside(_by_member(z, part))
+            for number, (member, b) in enumerate(zip(part.members, part.b, strict=True)):
+                own.products.add_times(ys[member], entering[:, number], b.mT)
+            kept += [keep, entering, z if own.int8 else None]
+        ctx.group, ctx.owned = group, owned
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, *kept)
+        return ys
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None]:
-        dy = grads[0].contiguous()
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, None, None]:
         x, *kept = ctx.saved_tensors
-        layer: MultiLoraLinear = ctx.layer
-        owned: _Ownership | None = ctx.owned
-        dx = dy @ layer.base_weight() if ctx.needs_input_grad[0] else None
-        if owned is None or layer.adapters is None:
-            return dx, None, None, None
-        adapters, products = layer.adapters, owned.products
-        scaled, keep, z = kept
-        dys = dy.to(adapters.b.dtype)
-        dropped = owned.dropped(x.to(adapters.a.dtype), keep)
-        dz = products.times(dys, adapters.b).mul_(owned.scaling)
-        products.add_outer(adapters.grad_b, dys, scaled)
-        for part in owned.int8:
-            dz[part.tokens] = int8_backward(dz[part.tokens], z[part.tokens], part.rank)
-        products.add_outer(adapters.grad_a, dz, owned.entering(dropped))
-        if dx is None:
-            return None, None, None, None
-        if keep is None and not owned.int8:
-            products.add_times(dx, dz, adapters.a)
-            return dx, None, None, None
-        dh = products.times(dz, adapters.a)
-        for part in owned.int8:
-            dh[part.tokens] = int8_backward(dh[part.tokens], dropped[part.tokens])
-        dx += owned.dropped(dh, keep)
+        group: LayerGroup = ctx.group
+        dys = [
+            x.new_zeros(len(x), width) if grad is None else grad.contiguous()
+            for grad, width in zip(grads, _widths(group), strict=True)
+        ]
+        dx = None
+        if ctx.needs_input_grad[0]:
+            for dy, weight in zip(dys, group.weights().matrix().split(_widths(group)), strict=True):
+                dx = dy @ weight if dx is None else dx.addmm_(dy, weight)
+        owned: _Owned = ctx.owned
+        for number, (part, own) in enumerate(owned):
+            _backward(part, own, x, [dys[member] for member in part.members], dx, *kept[3 * number : 3 * number + 3])
         return dx, None, None, None
+
+
+def _backward(
+    part: GroupAdapters,
+    own: _Ownership,
+    x: Tensor,  # (T, I)
+    dys: Sequence[Tensor],  # each (T, O)
+    dx: Tensor | None,  # (T, I)
+    keep: Tensor | None,
+    entering: Tensor,  # (T, M, R)
+    z: Tensor | None,
+) -> None:
+    """Add the gradients of the adapters, and to dx their share."""
+    products, dtype = own.products, part.a.dtype
+    dys = [dy.to(dtype) for dy in dys]
+    if len(dys) == 1:
+        dz = products.times(dys[0], part.b[0])
+    else:
+        dz = x.new_empty(len(x), part.a.shape[1], dtype=dtype)
+        for number, (dy, b) in enumerate(zip(dys, part.b, strict=True)):
+            products.times(dy, b, out=_by_member(dz, part)[:, number])
+    inner = _by_member(dz, part)
+    for number, (dy, grad_b) in enumerate(zip(dys, part.grad_b, strict=True)):
+        products.add_outer(grad_b, dy, entering[:, number])
+    for tokens in own.int8:
+        assert z is not None
+        before = _by_member(z, part)[tokens.tokens]
+        inner[tokens.tokens] = int8_backward(inner[tokens.tokens], before, tokens.rank)
+    dropped = own.dropped(x.to(dtype), keep)
+    products.add_outer(part.grad_a, dz, own.entering(dropped))
+    if dx is None:
+        return
+    if keep is None and not own.int8:
+        products.add_times(dx, dz, part.a)
+        return
+    dh = products.times(dz, part.a)
+    for tokens in own.int8:
+        dh[tokens.tokens] = int8_backward(dh[tokens.tokens], dropped[tokens.tokens])
+    dx += own.dropped(dh, keep)
+
+
+def _widths(group: LayerGroup) -> list[int]:
+    return [layer.out_features for layer in group.layers]
+
+
+def _by_member(z: Tensor, part: GroupAdapters) -> Tensor:
+    """(T, M * R) -> (T, M, R), a view."""
+    return z.view(len(z), len(part.members), -1)

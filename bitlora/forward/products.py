@@ -65,14 +65,16 @@ class SlotProducts:
                 _choice([places[tail.span] for tail in plan.tails], device),
             )
 
-    def times(self, x: Tensor, matrices: Tensor) -> Tensor:
-        """Each token's row by its slot's matrix: (T, K), (S, K, M) -> (T, M), of one dtype."""
+    def times(self, x: Tensor, matrices: Tensor, out: Tensor | None = None) -> Tensor:
+        """Each token's row by its slot's matrix: (T, K), (S, K, M) -> (T, M), of one dtype; `out` where it is given."""
         tails, grid = self._tails, self._on_grid(x)
-        if tails is None:
-            return torch.bmm(grid, matrices[self._chosen]).flatten(0, 1)
-        out = x.new_empty(len(x), matrices.shape[2])
+        if out is None:
+            if tails is None:
+                return torch.bmm(grid, matrices[self._chosen]).flatten(0, 1)
+            out = x.new_empty(len(x), matrices.shape[2])
         torch.bmm(grid, matrices[self._chosen], out=self._on_grid(out))
-        out[tails.start :] = tails.flat(torch.bmm(tails.padded(x), matrices[tails.chosen]))
+        if tails is not None:
+            out[tails.start :] = tails.flat(torch.bmm(tails.padded(x), matrices[tails.chosen]))
         return out
 
     def add_times(self, into: Tensor, x: Tensor, matrices: Tensor) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from bitlora.reading.json_lines import read_json
-from bitlora.reading.raw import RawRow
+from bitlora.reading.raw import OpenFile, RawRow
 from bitlora.reading.tables import read_arrow, read_csv, read_parquet
 
 SUFFIXES: Final = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".feather")
@@ -41,7 +41,9 @@ SAME: Final = {
 } | {"evaluation": "eval"}
 
 
-def read_path(name: str, label: str, split: str | None, errors: list[str]) -> Iterator[RawRow]:
+def read_path(
+    name: str, label: str, split: str | None, errors: list[str], opened: list[OpenFile] | None = None
+) -> Iterator[RawRow]:
     """The rows of a file or a folder.
 
     Args:
@@ -49,29 +51,44 @@ def read_path(name: str, label: str, split: str | None, errors: list[str]) -> It
         label: stands for it in the rows' ids.
         split: of a folder the split that is read.
         errors: gets what is wrong with it, a line each.
+        opened: gets the files that are opened.
     """
     path = Path(name).expanduser()
     if path.is_dir():
         for file in _files(path, name, split, errors):
             inside = file.relative_to(path).as_posix()
-            yield from read_file(file, f"{name.rstrip('/')}/{inside}", f"{label}/{inside}", errors)
+            yield from read_file(file, f"{name.rstrip('/')}/{inside}", f"{label}/{inside}", errors, opened)
         return
     if split is not None:
         errors.append(f"{name}: a split is of a folder or of a data set on the hub, and this is a file")
         return
-    yield from read_file(path, name, label, errors)
+    yield from read_file(path, name, label, errors, opened)
 
 
-def read_file(path: Path, name: str, label: str, errors: list[str]) -> Iterator[RawRow]:
+def files_read(path: Path, split: str | None) -> list[Path]:
+    """The files that `read_path` reads of a path; none where it would say what is wrong."""
+    if not path.is_dir():
+        return [path] if split is None else []
+    errors: list[str] = []
+    found = _files(path, "", split, errors)
+    return [] if errors else found
+
+
+def read_file(
+    path: Path, name: str, label: str, errors: list[str], opened: list[OpenFile] | None = None
+) -> Iterator[RawRow]:
     """The rows of one file.
 
     Args:
         name: stands for it in errors.
         label: stands for it in the rows' ids.
         errors: gets what is wrong with it, a line each.
+        opened: gets the file.
     """
     try:
         with path.open("rb") as file:
+            if opened is not None:
+                opened.append(OpenFile(file, path.stat().st_size))
             head = file.read(6)
             file.seek(0)
             yield from _rows(file, head, path, name, label, errors)

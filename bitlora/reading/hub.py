@@ -74,6 +74,16 @@ def read_hub(source: HubSource, label: str, errors: list[str], commits: dict[str
             yield RawRow(f"{label}:{number}", f"{label}: row {number}", dense(row))
 
 
+def hub_commit(source: HubSource) -> str | None:
+    """The commit that would be read; None: that is not known, or it cannot be read."""
+    if source.revision is not None and re.fullmatch(COMMIT, source.revision):
+        return source.revision
+    try:
+        return _commit(_load_hub(source))
+    except _HubError:
+        return None
+
+
 def _split(source: HubSource, splits: list[str], errors: list[str]) -> str | None:
     """The split that is read. None: it is said why there is none."""
     there = ", ".join(map(repr, splits))

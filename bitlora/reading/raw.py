@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
+
+
+class OpenFile(NamedTuple):
+    """A file that is being read, or has been."""
+
+    file: IO[bytes]
+    size: int
+    """In bytes."""
 
 
 class RawRow(NamedTuple):

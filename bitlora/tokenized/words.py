@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,14 @@ UNCHANGED: Final = ("NFC", "NFD", "NFKC", "NFKD")
 """Normalizers that leave ASCII as it is."""
 GPT2: Final = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """What `ByteLevel` cuts by."""
+ENDS: Final = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+LLAMA3: Final = ENDS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+DIGIT: Final = r"\p{N}"
+AT_SPACES: Final = (GPT2, LLAMA3, LLAMA3.replace(r"\p{N}{1,3}", DIGIT), DIGIT, f"{DIGIT}+")
+"""Expressions (GPT-2's, Llama 3's, Qwen's, of digits alone) of which no match has a space after anything but white space,
+and none looks beyond such a space."""
+RUNS: Final = ("  ", "\t ", "\n ", "\r ")
+"""Spaces that follow white space."""
 CLASSES: Final = {
     **{"L": "A-Za-z", "Lu": "A-Z", "Ll": "a-z", "N": "0-9", "Nd": "0-9"},
     **{"P": r"!-#%-*,-/:;?@\[-\]_{}", "S": r"$+<->\^`|~"},
@@ -44,7 +52,13 @@ ASCII: Final = tuple(map(chr, (9, 10, 13, *range(32, 127))))
 SAMPLES: Final = (*ASCII, *(one + other for one in ASCII for other in ASCII))
 """An expression that takes all of these takes all of every plain text."""
 
-Cut = Callable[[str], list[str]]
+
+class Cut(NamedTuple):
+    """How a plain text is cut into words."""
+
+    cut: Callable[[str], list[str]]
+    at_spaces: bool
+    """It cuts before every space that follows no white space, and between two of them as if there were nothing else."""
 
 
 class Words:
@@ -60,10 +74,13 @@ class Words:
         self._added = {content: _bytes([token]) for content, token in added.items()}
         longest_first = sorted(map(re.escape, self._added), key=len, reverse=True)
         self._at_added = re.compile(f"({'|'.join(longest_first)})").split if longest_first else lambda text: [text]
-        self._first, *self._further = cuts
-        self._known = _Known(backend)
+        self._cuts = [each.cut for each in cuts]
+        self._at_spaces = all(each.at_spaces for each in cuts)
+        self._known = _Remembered(_Model(backend).tokens)
+        self._spaced = _Remembered(lambda word: self._cut(f" {word}"))
         self._segment: Callable[[str], bytes] = lru_cache(SEGMENTS)(self._tokens)
-        strings = [backend.id_to_token(token) or "" for token in range(backend.get_vocab_size())]
+        last = max(backend.get_vocab().values())
+        strings = [backend.id_to_token(token) or "" for token in range(last + 1)]
         self._chars = np.array([len(string) for string in strings], np.int64)
         self._blank = np.array([string[-1:] in "ĠĊčĉ" for string in strings])
 
@@ -78,17 +95,41 @@ class Words:
         it ends in white space."""
         return None if len(tokens) and self._blank[tokens[-1]] else int(self._chars[tokens].sum())
 
+    def is_blank(self, token: int) -> bool:
+        """Does it end in white space?"""
+        return bool(self._blank[token])
+
     def _tokens(self, segment: str) -> bytes:
         if segment in self._added:
             return self._added[segment]
-        words = self._first(segment)
-        for cut in self._further:
+        if self._at_spaces and not any(run in segment for run in RUNS):
+            first, *others = segment.split(" ")
+            return self._cut(first) + b"".join(map(self._spaced.__getitem__, others))
+        return self._cut(segment)
+
+    def _cut(self, text: str) -> bytes:
+        words = [text]
+        for cut in self._cuts:
             words = [piece for word in words for piece in cut(word)]
         return b"".join(map(self._known.__getitem__, words))
 
 
-class _Known(dict[str, bytes]):
-    """Word -> its tokens."""
+class _Remembered(dict[str, bytes]):
+    """Text -> its tokens, as far as it was met before."""
+
+    def __init__(self, tokens: Callable[[str], bytes]) -> None:
+        self._tokens = tokens
+
+    def __missing__(self, text: str) -> bytes:
+        found = self._tokens(text)
+        if len(self) >= WORDS:
+            self.clear()
+        self[text] = found
+        return found
+
+
+class _Model:
+    """A byte-pair model, without what its tokenizer does before."""
 
     def __init__(self, backend: Tokenizer) -> None:
         from tokenizers import pre_tokenizers
@@ -97,12 +138,8 @@ class _Known(dict[str, bytes]):
         self._letters = {code: mapped.pre_tokenize_str(chr(code))[0][0] for code in range(128)}
         self._model = backend.model
 
-    def __missing__(self, word: str) -> bytes:
-        found = _bytes([token.id for token in self._model.tokenize(word.translate(self._letters))])
-        if len(self) >= WORDS:
-            self.clear()
-        self[word] = found
-        return found
+    def tokens(self, word: str) -> bytes:
+        return _bytes([token.id for token in self._model.tokenize(word.translate(self._letters))])
 
 
 def words_of(backend: Tokenizer) -> Words | None:
@@ -142,7 +179,7 @@ def cuts(steps: list[dict[str, Any]]) -> list[Cut] | None:
 
 def _cut(step: dict[str, Any]) -> Cut | None:
     if step["type"] == "Digits":
-        return _in_ascii(r"\p{N}" if step["individual_digits"] else r"\p{N}+")
+        return _in_ascii(DIGIT if step["individual_digits"] else f"{DIGIT}+")
     if step["type"] != "Split" or step["behavior"] != "Isolated" or step["invert"]:
         return None
     return _in_ascii(step["pattern"].get("Regex") or re.escape(step["pattern"]["String"]))
@@ -178,10 +215,11 @@ def _in_ascii(pattern: str) -> Cut | None:
         return None
     if made.groups:
         return None
+    at_spaces = pattern in AT_SPACES
     if all("".join(made.findall(text)) == text for text in SAMPLES):
-        return made.findall
+        return Cut(made.findall, at_spaces)
     around = re.compile(f"({plain})", re.ASCII).split
-    return lambda text: [piece for piece in around(text) if piece]
+    return Cut(lambda text: [piece for piece in around(text) if piece], at_spaces)
 
 
 def _bytes(tokens: list[int]) -> bytes:

@@ -64,6 +64,11 @@ def learning_curves(sweep: Sweep, best: str | None) -> Plot | None:
     """Eval loss over optimizer steps, trial by trial, with the points where trials were stopped."""
     about = sweep.trials.set_index("trial_id")
     curves = sweep.curves[sweep.curves["eval_loss"].notna()]
+    caption = "Eval loss at each evaluation. A cross marks where a trial was stopped; the best is drawn heavy."
+    if sweep.bare is not None:
+        begun = curves.drop_duplicates("trial_id").assign(step=0, eval_loss=sweep.bare.eval.loss)
+        curves = pd.concat([begun, curves]).sort_values(["trial_id", "step"], kind="stable", ignore_index=True)
+        caption += " Each begins with that of the base without an adapter."
     data = curves[["trial_id", "step", "eval_loss"]].assign(
         quantizer=curves["trial_id"].map(about["config.quantizer"].astype(str)),
         status=curves["trial_id"].map(about["status"]),
@@ -74,7 +79,7 @@ def learning_curves(sweep: Sweep, best: str | None) -> Plot | None:
         plots.learning_curves,
         data,
         "Eval loss of every trial at each of its evaluations, over optimizer steps.",
-        "Eval loss at each evaluation. A cross marks where a trial was stopped; the best is drawn heavy.",
+        caption,
     )
 
 

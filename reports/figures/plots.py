@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pandas as pd
 
-from reports.figures.plot_data import Panel, highest, outliers, tidy
+from reports.figures.plot_data import OUTLIER, Panel, highest, outliers, tidy
 from reports.figures.plot_parts import (
     ROWS,
     arrow_key,
@@ -128,7 +128,8 @@ def obstacles(
 
 def learning_curves(curves: pd.DataFrame, look: Look) -> Figure | None:
     """Eval loss by step, a line per trial; the mark at its end says how it ended. A curve far above the others leaves the
-    axes, with an arrow there. Of more than `CROWD` trials, only the best of each quantizer stands out.
+    axes, with an arrow there; step 0, which is the base's and the same for all, stays on them where it squashes no curve.
+    Of more than `CROWD` trials, only the best of each quantizer stands out.
 
     `curves`: `trial_id`, `quantizer`, `step`, `eval_loss`, `status` and `best` (bool), both of the whole trial.
     """
@@ -141,8 +142,13 @@ def learning_curves(curves: pd.DataFrame, look: Look) -> Figure | None:
     paths = np.split(curves[["step", "eval_loss"]].to_numpy(), first[1:])
     trials = curves.drop_duplicates("trial_id", keep="last", ignore_index=True)
     best, completed = trials["best"].astype(bool), trials["status"] == "completed"
-    ceiling = highest(pd.Series([path[:, 1].max() for path in paths]), curves["eval_loss"].min())
-    gone = [path[np.argmax(path[:, 1] > ceiling), 0] for path in paths if path[:, 1].max() > ceiling]
+    learned = [path[path[:, 0] > 0] if path[-1, 0] > 0 else path for path in paths]
+    lowest = curves["eval_loss"].min()
+    ceiling = highest(pd.Series([path[:, 1].max() for path in learned]), lowest)
+    gone = [path[np.argmax(path[:, 1] > ceiling), 0] for path in learned if (path[:, 1] > ceiling).any()]
+    begun = curves.loc[curves["step"] == 0, "eval_loss"].max()
+    if begun <= ceiling + OUTLIER * (ceiling - lowest):
+        ceiling = max(ceiling, begun)
     crowd, image = len(trials) > CROWD, len(curves) > MANY
     with look.context():
         figure, (axes,) = canvas()

@@ -37,17 +37,27 @@ def over_examples(apart: Numbers, weights: Numbers, groups: Codes | None = None)
         The variance [...] and its degrees of freedom: Kish's effective number of examples or groups, less one, since the
         residuals of long ones are large and few of these carry most of the variance. NaN for a single one.
     """
-    residuals = apart - ratio(apart, weights)[..., None] * weights
-    drawn = weights
-    if groups is not None:
-        order = np.argsort(groups, kind="stable")
-        starts = np.flatnonzero(np.diff(groups[order], prepend=groups[order[0]] - 1))
-        residuals, drawn = (np.add.reduceat(each[..., order], starts, axis=-1) for each in (residuals, weights))
+    left, drawn = residuals(apart, weights, groups)
     n = drawn.shape[-1]
     if n < 2:
-        return np.full(residuals.shape[:-1], np.nan), 1.0
-    effective = float((drawn**2).sum() ** 2 / (drawn**4).sum())
-    return n / (n - 1) * (residuals**2).sum(axis=-1) / weights.sum() ** 2, max(1.0, effective - 1)
+        return np.full(left.shape[:-1], np.nan), 1.0
+    return n / (n - 1) * (left**2).sum(axis=-1) / weights.sum() ** 2, freedom(drawn)
+
+
+def residuals(apart: Numbers, weights: Numbers, groups: Codes | None = None) -> tuple[Numbers, Numbers]:
+    """What is left of `apart` [..., n] without its ratio to `weights` [n], as [..., m], and the weights, as [m]: of each
+    example, or of each group."""
+    left = apart - ratio(apart, weights)[..., None] * weights
+    if groups is None:
+        return left, weights
+    order = np.argsort(groups, kind="stable")
+    starts = np.flatnonzero(np.diff(groups[order], prepend=groups[order[0]] - 1))
+    return np.add.reduceat(left[..., order], starts, axis=-1), np.add.reduceat(weights[order], starts)
+
+
+def freedom(drawn: Numbers) -> float:
+    """Degrees of freedom of what was drawn with these weights [m]: Kish's effective number, less one."""
+    return max(1.0, float((drawn**2).sum() ** 2 / (drawn**4).sum()) - 1)
 
 
 def over_seeds(losses: Numbers) -> tuple[Numbers, int]:

@@ -9,21 +9,13 @@ from typing import Any
 import pandas as pd
 
 from bitlora.files.record import TRIALS
+from reports.load.baseline import read_scores
 from reports.load.sweep import Sweep
 
 
 def load_scores(folder: Path, trial_id: str, name: str) -> pd.DataFrame | None:
-    """A trial's eval.parquet or test.parquet: `example_id`, `loss` (nats, summed), `tokens`, and `bytes` and
-    `group` (what examples belong together) where it has them.
-
-    None where there is none that can be read.
-    """
-    try:
-        frame = pd.read_parquet(folder / TRIALS / trial_id / name)
-    except (OSError, ValueError):  # pyarrow's errors are among these
-        return None
-    columns = [column for column in ("example_id", "loss", "tokens", "bytes", "group") if column in frame]
-    return frame[columns] if columns[:3] == ["example_id", "loss", "tokens"] else None
+    """A trial's eval.parquet or test.parquet (`reports.load.baseline.read_scores`)."""
+    return read_scores(folder / TRIALS / trial_id / name)
 
 
 def scores_of(sweep: Sweep, name: str) -> Callable[[dict[str, Any]], dict[int, pd.DataFrame]]:

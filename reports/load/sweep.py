@@ -11,6 +11,7 @@ from typing import Any, Final
 import pandas as pd
 
 from bitlora.files.record import TRIALS
+from reports.load.baseline import BareBase, load_baseline
 from reports.load.folder import SPEC, FolderReader
 from reports.load.values import as_text, finite
 
@@ -53,6 +54,8 @@ class Sweep:
     `config.steps`."""
     curves: pd.DataFrame
     """A row per evaluation: `trial_id`, `step`, `train_loss`, `eval_loss`, `learning_rate`, by trial_id and step."""
+    bare: BareBase | None
+    """What the base scored without an adapter; None where nobody scored it, or that cannot be used."""
     base: DistinctValues
     data: DistinctValues
     versions: DistinctValues
@@ -89,6 +92,7 @@ def load_sweep(folder: Path) -> Sweep:
         data_files=reader.data_files(),
         trials=_frame(rows),
         curves=pd.DataFrame(reader.curves, columns=CURVES),
+        bare=load_baseline(reader),
         base=_distinct(record.base for record in reader.records),
         data=_distinct(record.data for record in reader.records),
         versions=_distinct(record.versions for record in reader.records),

@@ -9,9 +9,9 @@ from reports.document.cells import cell, counted, gap, size, value, whole
 from reports.document.document import NOTHING, Block, Column, Document, Heading, Inline, Paragraph, Strong, Table, plain
 from reports.figures.figures import Plot, gaps_of
 from reports.load.sweep import Sweep
+from reports.pages.contenders import Contender, Group, contenders, grouped
 from reports.sections.parts import interval_cell
 from reports.statistics.comparable import Row
-from reports.statistics.contenders import Contender, Group, contenders, grouped
 
 SHOWN: Final = ("quantizer", "rank", "alpha", "learning_rate")
 

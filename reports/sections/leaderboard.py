@@ -15,12 +15,15 @@ from reports.sections.parts import (
     configuration_cells,
     configuration_columns,
     interval_cell,
+    kept_cell,
+    kept_columns,
     loss_cell,
     section,
 )
 from reports.statistics.comparable import rows
 from reports.statistics.edges import edges
 from reports.statistics.findings import Findings
+from reports.statistics.gain import Gains
 from reports.statistics.verdict import RIVALS, Verdict
 
 SHOWN: Final = 30
@@ -36,6 +39,7 @@ def confirmed(findings: Findings) -> Section | None:
         "The best of the search once more, on seeds that it had not used, scored on the test split:"
         f" {_test_rows(findings.sweep)} that nobody was tuned on.",
         confirmed_table(findings),
+        _test_note(findings),
     )
 
 
@@ -50,7 +54,7 @@ def leaderboard(findings: Findings) -> Section:
     if findings.search.rivals and len(ranked) > 1 + len(findings.search.rivals):
         which = "the best of each quantizer" if findings.search.across else f"the first {1 + RIVALS}"
         words += f" Intervals are those of {which}: the others were not tested."
-    return section("Leaderboard", words, ranked_table(ranked, findings.axes.varying, findings.search))
+    return section("Leaderboard", words, ranked_table(ranked, findings.axes.varying, findings.search, findings.gains))
 
 
 def other_budgets(findings: Findings) -> Section | None:
@@ -70,6 +74,16 @@ def pruned(findings: Findings) -> Section | None:
         return None
     why = "Not ranked: each stopped early, so its loss compares only with others at the same step."
     return section("Pruned", why, unranked_table("pruned", stopped, findings.axes.varying))
+
+
+def _test_note(findings: Findings) -> str | None:
+    """Against what the gain is, or why none is told; nothing where the base was not scored on these rows."""
+    found = findings.test_gains
+    if found is None:
+        return None
+    if found.untold:
+        return f"No share of the gain over the base is told: {found.untold}."
+    return f"Gain kept: over the base without an adapter, whose test loss is {loss(found.base)}."
 
 
 def _test_rows(sweep: Sweep) -> str:
@@ -95,6 +109,7 @@ def confirmed_table(findings: Findings) -> Table:
                 loss_cell(row, "test_loss"),
                 cell(gap(apart), apart),
                 interval_cell(verdict.interval(row)),
+                *kept_cell(findings.test_gains, row, "test_loss"),
                 cell(loss(row["eval_loss"]), row["eval_loss"]),
                 cell(loss(before.get("eval_loss")), before.get("eval_loss")),
                 *configuration_cells(row, keys, edges(row, findings.space)),
@@ -104,13 +119,14 @@ def confirmed_table(findings: Findings) -> Table:
     columns = [
         *(Column("place", True), Column("configuration of"), Column("seeds", True)),
         *(Column(n, True) for n in ("test loss", "gap to best", "95 % interval of the gap")),
+        *kept_columns(findings.test_gains),
         *(Column(n, True) for n in ("eval loss on these seeds", "in the search")),
         *(*configuration_columns(keys, groups.confirmed), Column("packed size", True)),
     ]
     return Table("confirmed", tuple(columns), tuple(lines))
 
 
-def ranked_table(ranked: pd.DataFrame, varying: Sequence[str], search: Verdict) -> Table:
+def ranked_table(ranked: pd.DataFrame, varying: Sequence[str], search: Verdict, gains: Gains | None = None) -> Table:
     """The leaderboard: `Comparable.ranked`, with the intervals of those that the verdict on the search compares."""
     lowest = ranked["eval_loss"].min()
     seeds = bool((ranked["seeds"] > 1).any())
@@ -122,6 +138,7 @@ def ranked_table(ranked: pd.DataFrame, varying: Sequence[str], search: Verdict) 
             loss_cell(row),
             cell(gap(row["eval_loss"] - lowest), row["eval_loss"] - lowest),
             interval_cell(search.interval(row)),
+            *kept_cell(gains, row, "eval_loss"),
             *([cell(str(row["seeds"]), row["seeds"])] if seeds else []),
             *configuration_cells(row, keys),
             cell(size(row["adapter_bytes"]), row["adapter_bytes"]),
@@ -131,6 +148,7 @@ def ranked_table(ranked: pd.DataFrame, varying: Sequence[str], search: Verdict) 
     columns = [
         *(Column("place", True), Column("trials" if seeds else "trial")),
         *(Column(name, True) for name in ("eval loss", "gap to best", "95 % interval of the gap")),
+        *kept_columns(gains),
         *([Column("seeds", True)] if seeds else []),
         *(*configuration_columns(keys, ranked), Column("packed size", True)),
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Final
 
 import pandas as pd
 
@@ -12,6 +13,7 @@ from reports.document.cells import cell, head, loss, missing, value
 from reports.document.document import NOTHING, Block, Cell, Column, Heading, Paragraph
 from reports.figures.figures import Plot
 from reports.statistics.comparable import Row
+from reports.statistics.gain import Gains
 from reports.statistics.paired import Interval
 
 
@@ -65,6 +67,34 @@ def loss_cell(row: Row, key: str = "eval_loss") -> Cell:
     if not isinstance(found, float) or not isinstance(error, float) or missing(found) or missing(error):
         return cell(loss(found, error), found)
     return cell(loss(found, error), found, ("", found), ("standard error", error))
+
+
+KEPT: Final = "gain kept, %"
+"""The column of `kept_cell`."""
+
+
+def kept_cell(gains: Gains | None, row: Row | None, key: str = "loss") -> list[Cell]:
+    """The cell of the share of the gain that a configuration keeps, with its interval, where shares are told; none else.
+
+    `key`: the column of `row` that has its loss on the split.
+    """
+    if gains is None or gains.untold:
+        return []
+    loss_there = row.get(key) if row else None
+    if row is None or not isinstance(loss_there, float) or missing(loss_there):
+        return [Cell(NOTHING)]
+    kept = gains.kept(row | {"loss": loss_there})
+    assert kept is not None
+    share = 100 * kept.share
+    if kept.low is None or kept.high is None:
+        return [cell(f"{share:z.2f}", share, ("", share))]
+    low, high = 100 * kept.low, 100 * kept.high
+    return [cell(f"{share:z.2f} ({low:z.2f} to {high:z.2f})", share, ("", share), ("low", low), ("high", high))]
+
+
+def kept_columns(gains: Gains | None) -> list[Column]:
+    """Its column."""
+    return [] if gains is None or gains.untold else [Column(KEPT, True)]
 
 
 def interval_cell(interval: Interval | None, digits: int = 4) -> Cell:

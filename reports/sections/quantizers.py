@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from reports.document.cells import bits, cell, gap, head, size, whole
+from reports.document.cells import bits, cell, gap, head, loss, size, whole
 from reports.document.document import NOTHING, Column, Table, plain
 from reports.figures import figures
-from reports.sections.parts import Section, configuration_cells, interval_cell, loss_cell, section
+from reports.sections.parts import (
+    Section,
+    configuration_cells,
+    interval_cell,
+    kept_cell,
+    kept_columns,
+    loss_cell,
+    section,
+)
 from reports.statistics.edges import edges
 from reports.statistics.findings import Findings
 from reports.statistics.full_precision import Against, against
+from reports.statistics.gain import Gains
 from reports.statistics.quantizers import QuantizerBest, quantizer_bests
 
 
@@ -20,9 +29,9 @@ def side_by_side(findings: Findings) -> Section:
     lines = quantizer_bests(findings.searched, findings.groups, findings.asked, findings.search)
     if not lines:
         return section("Quantizers side by side", "No trial, and no quantizer asked for.")
-    table, notes = quantizer_table(lines, findings.axes.varying, findings.space)
+    table, notes = quantizer_table(lines, findings.axes.varying, findings.space, findings.gains)
     figure = figures.gaps(findings.verdict, findings.confirmed, lines)
-    return section("Quantizers side by side", table, *notes, figure)
+    return section("Quantizers side by side", table, *notes, gain_note(findings.gains), figure)
 
 
 def full_precision(findings: Findings) -> Section | None:
@@ -37,13 +46,26 @@ def full_precision(findings: Findings) -> Section | None:
         "Against full precision",
         "The best of each quantizer against the best in full precision: how far its loss is above, in per cent, and its"
         " size in per cent of full precision's.",
-        against_table(bests, split),
+        against_table(bests, split, findings.test_gains if split == "test" else findings.gains),
         figures.size_gaps(bests),
     )
 
 
+def gain_note(gains: Gains | None) -> str | None:
+    """What a share of the gain is, or why none is told; nothing where the base was not scored."""
+    if gains is None:
+        return None
+    if gains.untold or gains.full is None:
+        return f"No share of the gain over the base is told: {gains.untold}."
+    return (
+        f"Gain kept: how far the loss is below that of the base without an adapter ({loss(gains.base)}), in per cent of"
+        f" what the best in full precision ({plain(gains.full['name'], 60)}, {loss(gains.full['loss'])}) is below it, with"
+        " a 95 % interval of each by itself; above 100 it gains more."
+    )
+
+
 def quantizer_table(
-    lines: Sequence[QuantizerBest], varying: Sequence[str], space: dict[str, Any]
+    lines: Sequence[QuantizerBest], varying: Sequence[str], space: dict[str, Any], gains: Gains | None = None
 ) -> tuple[Table, list[str]]:
     """One line per quantizer: its best configuration. With it the notes on what is not at equal budget, marked by †."""
     keys = ["rank", "alpha", "learning_rate", *(["activations"] if "activations" in varying else [])]
@@ -64,6 +86,7 @@ def quantizer_table(
                 loss_cell(best),
                 cell(gap(line.gap), line.gap),
                 interval_cell(line.interval),
+                *kept_cell(gains, best if line.gap is not None else None, "eval_loss"),
                 *configuration_cells(best, keys, edges(best, space) if line.gap is not None else {}),
                 cell(whole(best.get("adapter_params")), best.get("adapter_params")),
                 cell(size(best.get("adapter_bytes")), best.get("adapter_bytes")),
@@ -75,14 +98,15 @@ def quantizer_table(
         Column("at full budget", True),
         Column("best trial"),
         *(Column(name, True) for name in ("eval loss", "gap to best", "95 % interval of the gap")),
+        *kept_columns(gains),
         *(head(key, True) for key in keys),
         *(Column(name, True) for name in ("parameters", "packed size", "bits per parameter")),
     ]
     return Table("quantizers", tuple(columns), tuple(drawn)), notes
 
 
-def against_table(bests: Sequence[Against], split: str) -> Table:
-    """Full precision and the others, line by line; `split`: what the loss is on."""
+def against_table(bests: Sequence[Against], split: str, gains: Gains | None = None) -> Table:
+    """Full precision and the others, line by line; `split`: what the loss is on; `gains`: on that split."""
     lines = []
     for each in bests:
         row, spent = each.row, bits(each.row)
@@ -96,11 +120,13 @@ def against_table(bests: Sequence[Against], split: str) -> Table:
                 loss_cell(row, "loss"),
                 cell(f"{each.percent:z.2f}", each.percent),
                 interval_cell(each.interval, 2),
+                *kept_cell(gains, row),
             )
         )
     columns = (
         *(Column("quantizer"), Column("best trial"), Column("bits per parameter", True), Column("packed size", True)),
         *(Column("size, %", True), Column(f"{split} loss", True), Column("gap, %", True)),
         Column("95 % interval of the gap, %", True),
+        *kept_columns(gains),
     )
     return Table("full-precision", columns, tuple(lines))

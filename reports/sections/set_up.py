@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from reports.document.cells import counted, seconds, value
+from reports.document.cells import counted, loss, seconds, value
 from reports.document.document import NOTHING, Bullets, plain
 from reports.load.folder import SPEC
 from reports.load.sweep import DistinctValues, Sweep
@@ -36,6 +36,7 @@ def facts(sweep: Sweep, axes: Axes) -> Bullets:
     fixed = [f"{plain(key, 40).replace('_', ' ')} {value(key, held)}" for key, held in axes.fixed.items()]
     lines = {
         "Base": _summary(sweep.base or _scalars(mapping(sweep.spec, "base")), "model"),
+        **_bare(sweep),
         "Data": _summary(sweep.data or _scalars(mapping(sweep.spec, "data")), "source"),
         "Trials": asked,
         "Varied": "; ".join(varied),
@@ -46,6 +47,14 @@ def facts(sweep: Sweep, axes: Axes) -> Bullets:
         **_runs(sweep),
     }
     return Bullets(tuple((f"{title}: {line or NOTHING}",) for title, line in lines.items()))
+
+
+def _bare(sweep: Sweep) -> dict[str, str]:
+    """What the base scores without an adapter; nothing where nobody scored it."""
+    if sweep.bare is None:
+        return {}
+    test = f", test loss {loss(sweep.bare.test.loss)}" if sweep.bare.test is not None else ""
+    return {"Without an adapter": f"eval loss {loss(sweep.bare.eval.loss)}{test}, in nats per completion token"}
 
 
 def _optimizer(sweep: Sweep) -> dict[str, str]:

@@ -13,7 +13,8 @@ from reports.load.scores import scores_of
 from reports.load.sweep import Sweep
 from reports.load.values import mapping
 from reports.statistics.axes import Axes, axes
-from reports.statistics.comparable import Comparable, Row, ScoresOf, comparable
+from reports.statistics.comparable import Comparable, Row, ScoresOf, comparable, rows
+from reports.statistics.gain import Gains, gains
 from reports.statistics.verdict import Verdict, verdict
 
 ORDER: Final = tuple(QUANTIZERS)
@@ -40,6 +41,11 @@ class Findings:
     """What is on top of the page: of the confirmed, where there are any."""
     search: Verdict
     """The same of the search alone."""
+
+    gains: Gains | None
+    """Of the search, over the base on the eval split; None where the base was not scored."""
+    test_gains: Gains | None
+    """Of the confirmed, on the test split; None also where none was confirmed."""
 
     @property
     def confirmed(self) -> bool:
@@ -72,7 +78,10 @@ def findings(sweep: Sweep) -> Findings:
     space = mapping(sweep.spec, "search", "space")
     on_eval, on_test = scores_of(sweep, EVAL), scores_of(sweep, TEST)
     confirmed = len(groups.confirmed) > 0
-    search = verdict(groups.ranked.assign(loss=groups.ranked["eval_loss"]), on_eval)
+    ranked = groups.ranked.assign(loss=groups.ranked["eval_loss"])
+    search = verdict(ranked, on_eval)
+    top = verdict(groups.contest, on_test, confirmed) if confirmed else search
+    bare = sweep.bare
     return Findings(
         sweep=sweep,
         space=space,
@@ -81,6 +90,15 @@ def findings(sweep: Sweep) -> Findings:
         axes=axes(searched, space),
         on_eval=on_eval,
         on_test=on_test,
-        verdict=verdict(groups.contest, on_test, confirmed) if confirmed else search,
+        verdict=top,
         search=search,
+        gains=gains(bare.eval if bare else None, _in_full(ranked), search.held, on_eval),
+        test_gains=gains(bare.test if bare else None, _in_full(groups.contest), top.held, on_test)
+        if confirmed
+        else None,
     )
+
+
+def _in_full(contest: pd.DataFrame) -> Row | None:
+    """The best in full precision."""
+    return next(iter(rows(contest[contest["config.quantizer"] == "none"].head(1))), None)

@@ -30,7 +30,7 @@ def against(found: Verdict, scores: ScoresOf) -> tuple[Against, ...]:
 
     All that `found` compares are judged together here too: so a gap has one interval, whichever table shows it.
     """
-    held = [*found.best, *(rival.row for rival in found.rivals)]
+    held = found.held
     full = in_full(held)
     if full is None or not found.across or not full["loss"] or not math.isfinite(100 / full["loss"]):
         return ()

@@ -105,8 +105,8 @@ def together(first: Scores, others: Sequence[Scores], per: str = "tokens") -> li
     table = next(iter(first.values()), None)
     if table is None or per not in table:
         return [None] * len(others)
-    weights = ExampleWeights(table[per].to_numpy(dtype=float), _groups(table))
-    one, *sides = (_side(scores, table, weights, per) for scores in (first, *others))
+    weights = ExampleWeights(table[per].to_numpy(dtype=float), groups_in(table))
+    one, *sides = (side_of(scores, table, weights, per) for scores in (first, *others))
     if one is None or weights.units < FEWEST:
         return [None] * len(others)
     known = [one, *(side for side in sides if side is not None)]
@@ -139,7 +139,7 @@ def together(first: Scores, others: Sequence[Scores], per: str = "tokens") -> li
 def standard_error(table: pd.DataFrame) -> float:
     """Of one trial's loss, over its examples: that of a ratio estimator, in nats per token; NaN for a single example."""
     weights = table["tokens"].to_numpy(dtype=float)
-    variance, _ = over_examples(table["loss"].to_numpy(dtype=float), weights, _groups(table))
+    variance, _ = over_examples(table["loss"].to_numpy(dtype=float), weights, groups_in(table))
     return math.sqrt(variance)
 
 
@@ -150,7 +150,7 @@ def _pool(sides: Sequence[LossesBySeed]) -> tuple[list[int], list[LossesBySeed]]
     return (seeds, several) if len(seeds) > 1 else None
 
 
-def _side(scores: Scores, first: pd.DataFrame, weights: ExampleWeights, per: str) -> LossesBySeed | None:
+def side_of(scores: Scores, first: pd.DataFrame, weights: ExampleWeights, per: str) -> LossesBySeed | None:
     """None where one of its tables is not of the examples of `first`, with the same weights."""
     losses = {}
     for seed, table in scores.items():
@@ -161,7 +161,7 @@ def _side(scores: Scores, first: pd.DataFrame, weights: ExampleWeights, per: str
     return LossesBySeed(losses) if losses else None
 
 
-def _groups(table: pd.DataFrame) -> Codes | None:
+def groups_in(table: pd.DataFrame) -> Codes | None:
     """The group of each example, as a number; one without is its own. None where each is its own."""
     if "group" not in table or not table["group"].dropna().duplicated().any():
         return None

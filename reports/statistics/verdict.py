@@ -76,10 +76,14 @@ class Verdict:
         return "won" if all(interval and interval.seeds > 1 for interval in intervals) else "ahead"
 
     @property
+    def held(self) -> tuple[Row, ...]:
+        """All that are compared, by their loss."""
+        return (*self.best, *(rival.row for rival in self.rivals))
+
+    @property
     def quantizers(self) -> tuple[str, ...]:
         """Those that are compared, by their best loss."""
-        held = [*self.best, *(rival.row for rival in self.rivals)]
-        return tuple(dict.fromkeys(str(row["config.quantizer"]) for row in held))
+        return tuple(dict.fromkeys(str(row["config.quantizer"]) for row in self.held))
 
     def interval(self, row: Row) -> Interval | None:
         """That of the gap of this configuration; None also for one that is not compared."""

@@ -130,9 +130,8 @@ def _merged(trial: TrialFolder, part: Path, rows: Rows | None) -> list[str]:
 def _save_merged(trial: TrialFolder, part: Path, dtype: Any) -> None:
     from bitlora.adapter.apply import merge, save_merged
     from bitlora.adapter.latent import quantized_weights
-    from bitlora.config.trial import scaling_of
 
-    model = merge(trial.model(), quantized_weights(trial.latent, trial.config), scaling_of(trial.config), dtype)
+    model = merge(trial.model(), quantized_weights(trial.latent, trial.config), trial.config, dtype)
     save_merged(part, model, trial.tokenizer())
 
 

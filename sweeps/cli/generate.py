@@ -23,12 +23,14 @@ def generate(trial: TrialFolder, prompt: str, most: int) -> None:
 
     from bitlora.adapter.apply import attach_weights
     from bitlora.adapter.latent import quantized_weights
+    from bitlora.adapter.peft_folder import adapter_config
     from bitlora.data.chat import prompt_text
 
     tokenizer = trial.tokenizer()
     c = trial.config
     weights = quantized_weights(trial.latent, c)
-    model = attach_weights(trial.model(), weights, c.alpha, c.scaling == "rslora", c.activations)
+    described = adapter_config(c, trial.base.model, [*weights]) | {"activations": c.activations}
+    model = attach_weights(trial.model(), weights, described)
     text = prompt_text(prompt, tokenizer)
     ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids.to(model.device)
     model.generate(

@@ -23,7 +23,7 @@ from sweeps.spec.errors import InputError
 from sweeps.spec.spec import Spec, dump_spec
 
 if TYPE_CHECKING:
-    from bitlora.reading.source_file import SourceFile
+    from bitlora.files.source_file import SourceFile
 
 SCHEMES: Final = ("http://", "https://")
 """How the address of a job server begins."""

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from bitlora.adapter.cost import adapter_bytes, adapter_params
+from bitlora.base.info import adapted_params
 from bitlora.config.trial import TrialConfig
 from bitlora.quantizers.weights import Granularity, Quantizer
-from sweeps.driver.prepare import Prepared
-from sweeps.spec.space import extent
+from sweeps.driver.prepare import Prepared, possible_values
 from sweeps.spec.spec import PacksConfig, Spec
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterCost:
-    """What an adapter of one rank, quantizer and granularity costs."""
+    """What an adapter of one shape, quantizer and granularity costs."""
 
+    targets: str
     rank: int
+    rank_pattern: str
     quantizer: Quantizer
     granularity: Granularity
+    layers: int
     params: int
     bytes: int
 
@@ -40,10 +43,11 @@ class Plan:
     """Of a full trial with the spec's own batch size."""
     evaluations: int
     """Of a full trial."""
-    targets: int
+    layers: tuple[int, int]
+    """That have adapters: of the trials the fewest and the most."""
     base_params: int
-    adapted_params: int
-    """Of the base, in the layers that get adapters."""
+    adapted_params: tuple[int, int]
+    """Of the base, in the layers that get adapters: the fewest and the most."""
     adapters: tuple[AdapterCost, ...]
     packs: str
     """How many packs there may be, in words."""
@@ -58,19 +62,27 @@ def make_plan(spec: Spec, prepared: Prepared) -> Plan:
     if spec.search.sampler == "grid":
         trials = min(trials, len(spaces.grid(spec.search.space)))
     example: TrialConfig = prepared.trial(spec, {})
-    shapes = prepared.base.targets
-    costs = tuple(
-        AdapterCost(
-            rank,
-            quantizer,
-            granularity,
-            adapter_params(shapes, rank, quantizer),
-            adapter_bytes(shapes, rank, quantizer, granularity),
+    costs: list[AdapterCost] = []
+    adapted: list[int] = []
+    shape = ("targets", "rank", "rank_pattern", "quantizer", "granularity")
+    for values in product(*(possible_values(spec, axis) for axis in shape)):
+        trial = prepared.trial(spec, dict(zip(shape, values, strict=True)))
+        layers = prepared.base.layers(trial)
+        params = adapter_params(layers, trial.quantizer)
+        packed = adapter_bytes(layers, trial.quantizer, trial.granularity)
+        costs.append(
+            AdapterCost(
+                trial.targets,
+                trial.rank,
+                trial.rank_pattern,
+                trial.quantizer,
+                trial.granularity,
+                len(layers),
+                params,
+                packed,
+            )
         )
-        for rank, quantizer, granularity in product(
-            _values(spec, "rank"), _values(spec, "quantizer"), _values(spec, "granularity")
-        )
-    )
+        adapted.append(adapted_params(layers))
     evaluations = -(-example.steps // example.eval_every)
     confirming = most(spec.confirm, spec.search.space) if spec.confirm is not None else 0
     test_rows = prepared.dataset.summary.test_rows
@@ -80,10 +92,10 @@ def make_plan(spec: Spec, prepared: Prepared) -> Plan:
         test_rows,
         example.steps,
         evaluations,
-        len(shapes),
+        (min(cost.layers for cost in costs), max(cost.layers for cost in costs)),
         prepared.base.params,
-        prepared.base.adapted_params,
-        costs,
+        (min(adapted), max(adapted)),
+        tuple(costs),
         _packs(spec),
     )
 
@@ -101,17 +113,12 @@ def _packs(spec: Spec) -> str:
     return f"a pack for {share} that the cluster has or can start, one on CPUs (resources.packs: auto)"
 
 
-def _values(spec: Spec, axis: str) -> list[Any]:
-    """The values an axis can take: all of a list, the ends of a range, the fixed one."""
-    domain = spec.search.space.get(axis)
-    return sorted(extent(domain)) if domain is not None else [getattr(spec.adapter, axis)]
-
-
 def draw(console: Console, plan: Plan) -> None:
     """Print a plan."""
     console.print(
         f"{plan.trials} trials of at most {plan.steps} steps, {plan.evaluations} evaluations each; "
-        f"adapters on {plan.targets} layers, which hold {plan.adapted_params / plan.base_params:.0%} of the base's "
+        f"adapters on {_range(*plan.layers)} layers, which hold "
+        f"{_range(*(f'{params / plan.base_params:.0%}' for params in plan.adapted_params))} of the base's "
         f"{plan.base_params / 1e6:.1f} M parameters",
         highlight=False,
     )
@@ -122,9 +129,15 @@ def draw(console: Console, plan: Plan) -> None:
         )
     console.print(f"in {plan.packs}", highlight=False)
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("rank", "quantizer", "parameters", "bytes as packed", "a scale per"):
-        table.add_column(name, justify="left" if name in ("quantizer", "a scale per") else "right")
+    shaped = [name for name in ("targets", "rank_pattern") if len({getattr(cost, name) for cost in plan.adapters}) > 1]
+    for name in (*shaped, "rank", "quantizer", "parameters", "bytes as packed", "a scale per"):
+        table.add_column(name, justify="left" if name in (*shaped, "quantizer", "a scale per") else "right")
     for cost in plan.adapters:
         scale = {"none": "", "double_binary": "row"}.get(cost.quantizer, cost.granularity)
-        table.add_row(str(cost.rank), cost.quantizer, f"{cost.params:,}", f"{cost.bytes:,}", scale)
+        own = [escape(getattr(cost, name)) for name in shaped]
+        table.add_row(*own, str(cost.rank), cost.quantizer, f"{cost.params:,}", f"{cost.bytes:,}", scale)
     console.print(table)
+
+
+def _range(low: object, high: object) -> str:
+    return f"{low}" if low == high else f"{low} to {high}"

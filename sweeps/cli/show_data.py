@@ -13,11 +13,12 @@ from rich.console import Console
 from rich.text import Text
 
 from bitlora.files.writing import write_text
+from sweeps.driver.reading_bar import ReadingBar
 from sweeps.spec.errors import InputError
 from sweeps.spec.spec import Spec
 
 if TYPE_CHECKING:
-    from bitlora.data.rows import Rows
+    from bitlora.data.rows import Picked, Rows
     from bitlora.data.split import Dataset
 
 STYLES: Final = {True: ("bold black on green", "bold black on bright_green"), False: ("dim", "dim reverse")}
@@ -47,14 +48,17 @@ def read(spec: Spec) -> tuple[Dataset, Any]:
     from bitlora.data.examples import DataError
     from bitlora.data.split import prepare_data
 
+    bar = ReadingBar()
     try:
         tokenizer = load_tokenizer(spec.base.model, spec.base.revision)
         test_rows = 0 if spec.confirm is None else spec.confirm.rows
-        return prepare_data(spec.data, tokenizer, test_rows), tokenizer
+        return prepare_data(spec.data, tokenizer, test_rows, seen=bar.told), tokenizer
     except BaseError as error:
         raise InputError([str(error)]) from None
     except DataError as error:
         raise InputError(error.lines) from None
+    finally:
+        bar.end()
 
 
 def draw(console: Console, dataset: Dataset, tokenizer: Any, most: int) -> None:
@@ -87,10 +91,10 @@ def facts(dataset: Dataset) -> list[str]:
     return [*lines, *summary.notes]
 
 
-def shown(rows: Rows, number: int, tokenizer: Any) -> list[ShownToken]:
+def shown(rows: Picked | Rows, number: int, tokenizer: Any) -> list[ShownToken]:
     """The tokens of a row."""
-    place = slice(rows.offsets[number], rows.offsets[number + 1])
-    marked = zip(rows.tokens[place].tolist(), rows.learn[place].tolist(), strict=True)
+    row = rows.take([number])
+    marked = zip(row.tokens.tolist(), row.learn.tolist(), strict=True)
     return [ShownToken(_readable(token, tokenizer), learned) for token, learned in marked]
 
 
@@ -115,13 +119,13 @@ def write_page(path: Path, text: str) -> None:
         raise InputError([f"--html: {path}: {error.strerror or error}"]) from None
 
 
-def _splits(dataset: Dataset) -> Iterator[tuple[str, Rows]]:
+def _splits(dataset: Dataset) -> Iterator[tuple[str, Picked | Rows]]:
     for name, rows in (("train", dataset.train), ("eval", dataset.eval), ("test", dataset.test)):
         if len(rows):
             yield name, rows
 
 
-def _headline(name: str, rows: Rows, number: int) -> str:
+def _headline(name: str, rows: Picked | Rows, number: int) -> str:
     learned, length = rows.learn_tokens[number], rows.lengths[number]
     return f"{name} {rows.example_ids[number]}: {length} tokens, {learned} learned"
 

@@ -13,8 +13,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from bitlora.config.sections import Config, DataConfig
 from bitlora.files.record import DATA, KEPT
+from bitlora.files.source_file import SourceFile, digest
 from bitlora.files.writing import write_json
-from bitlora.reading.source_file import SourceFile, digest
 from sweeps.spec.errors import InputError
 
 MOST_BYTES: Final = 16 * 2**20

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import product
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from bitlora.config.targets import NO_PATTERN, OF_BASE, idle_key
 from bitlora.config.trial import TrialConfig, trial_config
 from bitlora.quantizers.weights import QUANTIZERS
+from sweeps.driver.reading_bar import ReadingBar
 from sweeps.spec.errors import InputError
 from sweeps.spec.space import extent
 from sweeps.spec.spec import Spec
@@ -47,13 +51,30 @@ class Prepared:
         """What takes the most memory of all trials of the sweep, axis by axis: there may be no such trial, but none takes
         more."""
         space = spec.search.space
-        growing = ("rank", "batch_size", "dropout")
+        growing = ("batch_size", "dropout")
         largest: dict[str, Any] = {axis: max(extent(space[axis])) for axis in growing if axis in space}
         if "activations" in space:
             largest["activations"] = "int8" if "int8" in extent(space["activations"]) else "full"
         if "quantizer" in space:
             largest["quantizer"] = max(extent(space["quantizer"]), key=_copies)
+        if space.keys() & {"rank", "targets", "rank_pattern"}:
+            largest |= self._widest_shape(spec)
         return self.trial(spec, largest)
+
+    def _widest_shape(self, spec: Spec) -> dict[str, Any]:
+        """Rank, targets and pattern of an adapter that has in each layer the most that any trial may have there: beside
+        each other in a pack, all of them take as much."""
+        if len(possible_values(spec, "targets")) == len(possible_values(spec, "rank_pattern")) == 1:
+            return {"rank": max(possible_values(spec, "rank"))}
+        axes = ("rank", "targets", "rank_pattern")
+        ranks: dict[str, int] = {}
+        for values in product(*(possible_values(spec, axis) for axis in axes)):
+            for layer in self.base.layers(self.trial(spec, dict(zip(axes, values, strict=True)))):
+                ranks[layer.name] = max(ranks.get(layer.name, 0), layer.rank)
+        rank = max(ranks.values())
+        others = ", ".join(f"{re.escape(name)}: {own}" for name, own in ranks.items() if own != rank)
+        names = ", ".join(shape.name for shape in self.base.linears if shape.name in ranks)
+        return {"rank": rank, "targets": names, "rank_pattern": others or NO_PATTERN}
 
     def pinned(self, spec: Spec) -> Spec:
         """The spec with the revisions that were found: what a sweep begins with, all of it has to the end."""
@@ -62,6 +83,14 @@ class Prepared:
         base = spec.base.model_copy(update={"revision": self.base.revision})
         data = spec.data.model_copy(update={"revision": alone or spec.data.revision})
         return spec.model_copy(update={"base": base, "data": data})
+
+
+def possible_values(spec: Spec, axis: str) -> list[Any]:
+    """The values that an axis of an adapter can take: all of a list, the ends of a range, the fixed one."""
+    domain = spec.search.space.get(axis)
+    if domain is not None:
+        return sorted(extent(domain))
+    return [OF_BASE if axis == "targets" else getattr(spec.adapter, axis)]
 
 
 def _copies(quantizer: str) -> tuple[bool, bool, str]:
@@ -89,12 +118,15 @@ def prepare(
     child = context.Process(target=_child, args=(theirs, spec, places), daemon=True)
     child.start()
     theirs.close()
+    bar = ReadingBar()
     try:
         meanwhile()
-        found: Prepared | list[str] = ours.recv()
+        while isinstance(found := ours.recv(), SoFar):
+            bar.told(*found)
     except EOFError:
         raise InputError(["base and data: the process that reads them died (out of memory?)"]) from None
     finally:
+        bar.end()
         child.terminate()
         child.join()
     if isinstance(found, Prepared):
@@ -127,10 +159,19 @@ def glance(spec: Spec, places: Mapping[str, Path] | None = None) -> list[str]:
 
 def _child(answer: Connection, spec: Spec, places: Mapping[str, Path] | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it here too; the parent ends this process
-    answer.send(_look(spec, places))
+    answer.send(_look(spec, places, lambda rows, share: answer.send(SoFar(rows, share))))
 
 
-def _look(spec: Spec, places: Mapping[str, Path] | None = None) -> Prepared | list[str]:
+class SoFar(NamedTuple):
+    """How far the reading is: rows, and which share of all."""
+
+    rows: int
+    share: float | None
+
+
+def _look(
+    spec: Spec, places: Mapping[str, Path] | None = None, seen: Callable[[int, float | None], object] = lambda *_: None
+) -> Prepared | list[str]:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     from bitlora.base.describe import describe_base
@@ -144,15 +185,16 @@ def _look(spec: Spec, places: Mapping[str, Path] | None = None) -> Prepared | li
     info = tokenizer = None
     try:
         info = describe_base(spec.base, spec.data.max_length)
+        errors += _misses(spec, info)
         tokenizer = load_tokenizer(spec.base.model, info.revision)
     except BaseError as error:
         errors.append(str(error))
     except Exception as error:  # what a model's own files can do wrong has no end
         errors.append(f"base.model: {spec.base.model}: {type(error).__name__}: {error}".splitlines()[0])
-    if info is not None and tokenizer is not None:
+    if info is not None and tokenizer is not None and not errors:
         try:
             test_rows = 0 if spec.confirm is None else spec.confirm.rows
-            dataset = prepare_data(spec.data, tokenizer, test_rows, places)
+            dataset = prepare_data(spec.data, tokenizer, test_rows, places, seen)
             return beyond(dataset, info.vocab_size, tokenizer) or Prepared(info, dataset)
         except DataError as error:
             return error.lines
@@ -163,4 +205,24 @@ def _look(spec: Spec, places: Mapping[str, Path] | None = None) -> Prepared | li
                 read_examples(source, How.of(spec.data, evaluation, places))
         except DataError as error:
             errors += error.lines
+    return errors
+
+
+def _misses(spec: Spec, info: BaseInfo) -> list[str]:
+    """What of targets and patterns matches no layer of the base."""
+    from bitlora.base.describe import check_targets
+    from bitlora.base.locate import BaseError
+
+    names = [shape.name for shape in info.linears]
+    space = spec.search.space
+    errors: list[str] = []
+    for text in possible_values(spec, "targets") if "targets" in space else ():
+        try:
+            check_targets("search.space.targets", text, names, info.experts)
+        except BaseError as error:
+            errors.append(str(error))
+    for axis in ("rank_pattern", "alpha_pattern"):
+        key = f"search.space.{axis}" if axis in space else f"adapter.{axis}"
+        idle = [found for text in possible_values(spec, axis) if (found := idle_key(text, names)) is not None]
+        errors += [f"{key}: {one!r} matches no linear layer of the base" for one in dict.fromkeys(idle)]
     return errors

@@ -156,7 +156,7 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
                 reason += f"; evaluated once more before it heard, at step {at}"
         ranked = last is not None and status != "diverged"
         tested = status == "completed" and (folder / record.TEST).exists()
-        shapes = self._prepared.base.targets
+        layers = self._prepared.base.layers(trial)
         computed: Origin | None = None
         with contextlib.suppress(OSError, ValueError):  # of a trial that was never evaluated there is no such file
             computed = record.origin_of(folder / record.EVAL)
@@ -171,9 +171,9 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
                 steps=last.step if last else 0,
                 tokens=last.tokens if last else 0,
                 seconds=last.seconds if last else 0.0,
-                adapter_params=adapter_params(shapes, trial.rank, trial.quantizer),
-                adapter_bytes=adapter_bytes(shapes, trial.rank, trial.quantizer, trial.granularity),
-                base=self._prepared.base.provenance() | _base(computed),
+                adapter_params=adapter_params(layers, trial.quantizer),
+                adapter_bytes=adapter_bytes(layers, trial.quantizer, trial.granularity),
+                base=self._prepared.base.provenance(trial) | _base(computed),
                 data=provenance(self._prepared),
                 versions=(computed and computed.versions) or self._versions,
                 test_loss=record.loss_of(folder / record.TEST) if tested else None,

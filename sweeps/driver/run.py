@@ -17,6 +17,7 @@ from rich.console import Console
 
 from bitlora import timeouts
 from bitlora.config.explain import one_line
+from bitlora.files.baseline import BASE
 from bitlora.files.record import DATA, KEPT, RUNS, Status
 from bitlora.files.storage import Storage
 from bitlora.files.writing import write_text
@@ -37,6 +38,7 @@ from sweeps.onray.schedulers import make_scheduler
 from sweeps.onray.trials import NoStatistics, trials_from
 from sweeps.pack.host import PackHost
 from sweeps.pack.settings import FAKE_GPUS, PackSettings
+from sweeps.pack.travel import travelling
 from sweeps.pool.feed import PoolFeed
 from sweeps.pool.pool import AHEAD, INTERRUPTED_REASON, POOL, Pool
 from sweeps.search.journal import mend
@@ -122,6 +124,7 @@ def run_sweep(
                 pack_limits(spec, nodes, more, resources),
                 spec.resources.patience or (timeouts.PACK_START_LOCAL_S if own else timeouts.PACK_START_CLUSTER_S),
                 host,
+                elsewhere=not own,
             )
             recorder = search.run(console, interrupt, lost)
             run = Run(
@@ -185,6 +188,10 @@ def _finish(storage: Storage, run: Run, code: int, console: Console) -> None:
     """Make the report and leave the exit code; that one cannot be written costs no trial."""
     with contextlib.suppress(OSError):
         note(storage.folder, run)
+    with contextlib.suppress(
+        OSError
+    ):  # a pack has written it, which may have been elsewhere; the trials' files are here
+        storage.pull(BASE)
     try:
         path = write_report([storage.folder])
         console.print(f"report: {path}", markup=False, highlight=False)
@@ -210,6 +217,7 @@ class _Search:
         limits: the fewest packs, and the most.
         patience: how long a pack may wait for a machine, in seconds.
         host: the class of the actors that run the packs.
+        elsewhere: packs may be on other machines.
     """
 
     def __init__(
@@ -222,6 +230,7 @@ class _Search:
         limits: tuple[int, int],
         patience: float,
         host: Any,
+        elsewhere: bool,
     ) -> None:
         self._spec = spec
         self._prepared = prepared
@@ -236,6 +245,7 @@ class _Search:
             begun_in=begun_in(storage.folder),
             checkpointing=spec.train.gradient_checkpointing,
             dataset=ray.put(prepared.dataset),
+            rows=travelling(prepared.dataset, elsewhere),
             slots=slots,
             slots_given=spec.resources.slots != "auto",
             widest=prepared.widest(spec),

@@ -22,6 +22,8 @@ from bitlora import timeouts
 from bitlora.config.explain import one_line
 from bitlora.config.trial import TrialConfig
 from bitlora.files import record, writing
+from bitlora.files.baseline import BASE
+from sweeps.pack.bare import BareScores, write_scores
 from sweeps.pool.messages import Attach, Command, Detach, Leave, StepProgress, Stop, TrialResult
 
 if TYPE_CHECKING:
@@ -51,6 +53,13 @@ class Link:
     def poll(self, wait: float) -> list[Command]:
         """The pool's commands, as soon as there are some; none after so many seconds."""
         return []
+
+    def wants_base(self) -> bool:
+        """Is the base to be scored here, before any trial?"""
+        return False
+
+    def base_scored(self, scores: BareScores) -> None:
+        """Write what the base comes to without an adapter."""
 
     def restore(self, trial_id: str, config: TrialConfig, reported: int) -> Checkpoint | None:
         """A trial begins, or goes on: what it goes on from."""
@@ -192,6 +201,18 @@ class FirstLink(Link):
                 taken.append(self._inbox.get_nowait())
         return taken
 
+    def wants_base(self) -> bool:
+        try:
+            known = self._storage.exists(f"{BASE}/{record.RECORD}")
+            return not known and bool(self._call(self._pool.scores_base))
+        except Exception as error:  # no trial needs it
+            self.log_event(f"the base is not scored: {one_line(error)}")
+            return False
+
+    def base_scored(self, scores: BareScores) -> None:
+        self._write(lambda: scores.write(self._settings, self._origin))
+        self.log_event(f"the base without an adapter: eval loss {scores.eval.loss:.4f}")
+
     def restore(self, trial_id: str, config: TrialConfig, reported: int) -> Checkpoint | None:
         from bitlora.engine.checkpoint import load_checkpoint
 
@@ -240,8 +261,7 @@ class FirstLink(Link):
             if not self._call(self._pool.evaluated, trial_id):
                 return
             for name, rows, scored in scores:
-                counts = scored.tokens, rows.text_bytes.tolist()
-                record.write_scores(folder / name, rows.example_ids, scored.losses, *counts, self._origin, rows.groups)
+                write_scores(folder / name, rows, scored, self._origin)
             model = self._settings.base.model
             writing.write_folder(folder / record.ADAPTER, lambda part: save_adapter(part, latent, config, model))
             record.append_metrics(folder, metrics)

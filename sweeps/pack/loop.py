@@ -21,9 +21,8 @@ from bitlora.engine.batch import Batch
 from bitlora.engine.checkpoint import TrialProgress
 from bitlora.engine.optim import LossScale, learning_rate
 from bitlora.engine.slot import SlotState
-from bitlora.engine.vector import VectorLayout
 from bitlora.files import record
-from bitlora.quantizers.weights import QUANTIZERS
+from sweeps.pack.bare import BARE, BareScores
 from sweeps.pool.messages import Attach, Command, Continue, Detach, Leave, StepProgress, Stop
 
 if TYPE_CHECKING:
@@ -94,6 +93,7 @@ class PackLoop:
     def run(self) -> None:
         """Train until the pool says stop, or is gone."""
         try:
+            self._score_base()
             while not self._stopped:
                 if self._workers.size == 1 or not self._trials:  # alone, agreeing costs nothing
                     self._synchronize(0.0 if self._trials else timeouts.WORKERS_MEET_S)
@@ -105,6 +105,23 @@ class PackLoop:
                     self._step()
         finally:
             self._link.close()
+
+    def _score_base(self) -> None:
+        """Have written what the base comes to without an adapter, where this pack is asked to. It costs no trial anything:
+        where it cannot be scored, the log says why."""
+        if not self._workers.broadcast(self._link.wants_base()):
+            return
+        slot = self._engine.attach(BARE)
+        result = self._engine.evaluate([slot], self._eval)[slot]
+        test = None
+        if len(self._test) and not result.failed:
+            test = self._engine.evaluate([slot], Batch.of(self._test, self._engine.base.device))[slot]
+        self._engine.detach(slot)
+        scores = BareScores(result, test)
+        if scores.unusable:
+            self._link.log_event(f"the base without an adapter could not be scored: {scores.unusable}")
+        elif self._workers.first:
+            self._link.base_scored(scores)
 
     def _post(self, wait: float = 0.0, *more: Settled) -> None:
         """Let the commands that have arrived go to all with the next sum."""
@@ -173,8 +190,7 @@ class PackLoop:
                 trial.losses.clear()
 
     def _broadcast_state(self, state: SlotState | None, step: int, config: TrialConfig) -> SlotState:
-        learns_scales = QUANTIZERS[config.quantizer].learns_scales
-        size = VectorLayout.make(self._engine.base.targets.values(), config.rank, learns_scales).size
+        size = self._engine.weights(config)
         dtype, device = self._engine.latent_dtype, self._engine.base.device
         own = [torch.zeros(size)] * 3 + [torch.zeros(len(LossScale._fields))]
         if state is not None:

@@ -11,6 +11,7 @@ from bitlora.config.trial import TrialConfig
 if TYPE_CHECKING:
     from bitlora.data.split import Dataset
     from bitlora.files.storage import Storage
+    from sweeps.pack.travel import TravellingRows
 
 
 FAKE_GPUS: Final = "BITLORA_FAKE_GPUS"
@@ -29,6 +30,8 @@ class PackSettings:
     checkpointing: bool
     dataset: Dataset
     """In the pool a reference to it: it may be large, and each machine fetches it once (`sweeps.pack.worker.fetched`)."""
+    rows: TravellingRows | None = None
+    """Of rows that are kept on the driver's machine."""
     slots: int
     """At most; a pack has as many as fit its memory."""
     slots_given: bool

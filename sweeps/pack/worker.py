@@ -14,6 +14,7 @@ from bitlora.config.explain import one_line
 from bitlora.config.sections import BaseConfig
 from bitlora.files.origin import Origin, cpu_name, versions
 from sweeps.pack.settings import FAKE_GPUS, PackSettings
+from sweeps.pack.travel import arrive
 from sweeps.pool.pool import POOL
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def fetched(settings: PackSettings) -> PackSettings:
     """The pool's settings, with the data themselves."""
     import ray
 
+    arrive(settings.rows)
     return replace(settings, dataset=ray.get(settings.dataset))
 
 

@@ -71,6 +71,8 @@ class Pool:
         self._memory = MeasuredMemory(settings)
         self._dtype = ""
         """What packs compute in, where the spec leaves it open; empty until one has said."""
+        self._base_scorer = ""
+        """The pack that scores the base without an adapter; empty: none has been asked to."""
         self._given_up = ""
         """Why the sweep cannot go on."""
         self._packs = Packs(
@@ -179,6 +181,12 @@ class Pool:
         """What the base computes in, for the whole sweep: what the first worker to ask would take."""
         self._dtype = self._dtype or dtype
         return self._dtype
+
+    async def scores_base(self, name: str) -> bool:
+        """Is it for this pack to score the base without an adapter? For the first to ask; and where that one goes without
+        having died of it, for the next."""
+        self._base_scorer = self._base_scorer or name
+        return self._base_scorer == name
 
     async def known_memory(self, name: str, key: str) -> dict[str, Any] | None:
         """What is known of how much memory `key` takes; None: the pack is to measure it."""
@@ -350,6 +358,8 @@ class Pool:
     def _pack_ended(self, name: str, pack: PackHandle, error: str) -> None:
         """Nothing of the pack is left: its trials are queued again, or have failed."""
         self._memory.ended(name, pack.innocent)
+        if self._base_scorer == name and (pack.innocent or pack.stopping):
+            self._base_scorer = ""
         for entry in self._trials.values():
             if entry.pack == name and entry.ended:
                 entry.released.set()

@@ -107,7 +107,7 @@ def _leaf(axis: str, raw: object, wrong: list[Problem], at: Path) -> Choices | R
         return _choices(axis, raw, wrong, at)
     if isinstance(raw, dict):
         return _range(axis, raw, wrong, at)
-    right = "a list of choices or {low: …, high: …} (a fixed value stands in adapter or train)"
+    right = "a list of choices or {low: …, high: …} (a fixed value stands in adapter, train or base)"
     wrong.append((at, f"found {show(raw)}; give {right}"))
     return None
 

@@ -146,15 +146,24 @@ def test_what_attention_may_be_asked_beside(config: Any, options: set[str], atte
 
 
 def test_the_head_runs_where_it_is_told_to(attention: _Attention) -> None:
-    """bitlora.engine.engine.Engine._losses: `logits_to_keep` takes a tensor of places; elsewhere the head, which is a large
-    part of the memory, computes nothing."""
+    """bitlora.forward.head.Head: `logits_to_keep` takes a tensor of places, of none too; elsewhere the head, most of the
+    memory, computes nothing. And a model's forward computes no more than the head where its decoder gives an
+    output that was made elsewhere."""
     model = _model(LlamaConfig(**GROUPED))
     everywhere = _packed(model, *ROWS)
     seen: list[int] = []
     model.lm_head.register_forward_hook(lambda head, given, out: seen.append(given[0].shape[1]))
     places = torch.tensor([1, 5])
     torch.testing.assert_close(_packed(model, *ROWS, logits_to_keep=places), everywhere[places])
-    assert seen == [2]
+    _packed(model, *ROWS, logits_to_keep=places[:0])
+    assert seen == [2, 0]
+    outputs: list[Any] = []
+    decoder = model.get_decoder()
+    decoder.register_forward_hook(lambda module, given, out: outputs.append(out))
+    _packed(model, *ROWS)
+    hidden = outputs[0].last_hidden_state
+    decoder.forward = lambda *args, **kwargs: type(outputs[0])(last_hidden_state=hidden[:, places])
+    torch.testing.assert_close(model(inputs_embeds=hidden[:, places], use_cache=False).logits[0], everywhere[places])
 
 
 @pytest.mark.parametrize("config", [LlamaConfig(**GROUPED), Gemma2Config(**GROUPED), GPTNeoXConfig(**SMALL)])

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from bitlora.base.info import LayerShape
+from bitlora.base.info import AdaptedLayer, LayerShape
 from bitlora.config.trial import TrialConfig
 
 WIDTHS = {"q": (576, 576), "k": (576, 192), "v": (576, 192), "o": (576, 576),
           "gate": (576, 1536), "up": (576, 1536), "down": (1536, 576)}  # fmt: skip
 SMOLLM2 = [LayerShape(f"{layer}.{name}", *widths) for layer in range(30) for name, widths in WIDTHS.items()]
+
+
+def of_rank(shapes: list[LayerShape], rank: int) -> list[AdaptedLayer]:
+    """The layers of an adapter of one rank."""
+    return [AdaptedLayer(shape.name, shape.in_features, shape.out_features, rank) for shape in shapes]
 
 
 def exact(model: Any) -> Any:

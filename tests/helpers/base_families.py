@@ -62,6 +62,11 @@ HELD = {
         "all-linear",
     ),
     "Phi-3": (_of("Phi3", **COMMON, **WINDOW), "all-linear"),
+    "GPT-2": (
+        _of("GPT2", **PLAIN, n_embd=64, n_layer=2, n_head=4, n_positions=128, embd_pdrop=0.0, attn_pdrop=0.0,
+            resid_pdrop=0.0),
+        "all-linear",
+    ),
     "GPT-NeoX": (
         _of("GPTNeoX", **_without("num_key_value_heads"), hidden_dropout=0.0, attention_dropout=0.0),
         "all-linear",
@@ -113,6 +118,5 @@ REFUSED = {
             interleave_moe_layer_step=1, intermediate_size_mlp=64),
         "'chunked_attention'",
     ),
-    "GPT-2": (_of("GPT2", **PLAIN, n_embd=64, n_layer=2, n_head=4, n_positions=128), "no linear layers"),
 }  # fmt: skip
 """Family -> its configuration, and what is said of it."""

@@ -38,7 +38,8 @@ def batch_of(rows):
 class Trial:
     """A trial's configuration in the engine's words and in the oracle's, and its own batches."""
 
-    def __init__(self, seed=1, sizes=(3, 4, 2), prefix=0, **recipe):
+    def __init__(self, seed=1, sizes=(3, 4, 2), prefix=0, own=None, **recipe):
+        """`own`: more of a `TrialConfig`, which the oracle has in words of its own."""
         self.recipe = oracle.Recipe(**{"steps": STEPS, **recipe})
         r = self.recipe
         self.seed = seed
@@ -61,14 +62,17 @@ class Trial:
             steps=r.steps,
             eval_every=5,
             seed=seed,
+            **(own or {}),
         )
         self.batches = [
             make_rows(1000 * seed + step, sizes[step % len(sizes)], prefix=prefix) for step in range(r.steps)
         ]
         self.held_out = make_rows(1000 * seed + 999, 5, prefix=prefix)
 
-    def alone(self, model, latents, row_order=None, targets="all-linear"):
-        """Its losses in the plain loop, and its eval loss at the end."""
+    def alone(self, model, latents, row_order=None, targets="all-linear", order=None):
+        """Its losses in the plain loop, and its eval loss at the end. `order`: the names of all of the base's linear
+        layers, whose numbers the dropout masks hang on, where `latents` has not all."""
+        order = order or [*latents]
         loop = oracle.PlainLoop(model, self.recipe, latents, row_order or (lambda n: list(range(n))), targets)
         losses = []
         for step, rows in enumerate(self.batches):
@@ -77,8 +81,8 @@ class Trial:
                 count = sum(len(tokens) for tokens, _ in rows)
                 span = Span(0, 0, count, 0, count, (self.seed, step))
                 masks = {
-                    name: dropout_mask(span, index, a.shape[1], self.recipe.dropout, CPU)
-                    for index, (name, (a, *_)) in enumerate(latents.items())
+                    name: dropout_mask(span, order.index(name), a.shape[1], self.recipe.dropout, CPU)
+                    for name, (a, *_) in latents.items()
                 }
             losses.append(loop.step(rows, masks))
         return [*losses, loop.evaluate(self.held_out)]

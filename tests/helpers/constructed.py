@@ -2,10 +2,29 @@
 
 import json
 
+from bitlora.files.baseline import Baseline, write_baseline
+from bitlora.files.record import EVAL, TEST, write_scores
+
 
 def spread(centre, apart, examples=40):
     """The mean losses of examples around `centre`, every other one `apart` above it and the rest below."""
     return [centre + (apart if index % 2 else -apart) for index in range(examples)]
+
+
+def write_base(folder, evals, tests=None):
+    """What the base scored without an adapter, of examples of ten tokens: their mean losses on both splits."""
+    for name, means in ((EVAL, evals), (TEST, tests)):
+        if means is not None:
+            ids = [f"{name}{index}" for index in range(len(means))]
+            write_scores(folder / "base" / name, ids, [10 * m for m in means], [10] * len(means), [40] * len(means))
+    bare = Baseline(
+        eval_loss=sum(evals) / len(evals),
+        test_loss=sum(tests) / len(tests) if tests is not None else None,
+        tokens=10 * len(evals),
+        base={"model": "tiny", "quantization": "nf4"},
+        versions={"torch": "2.13.0"},
+    )
+    write_baseline(folder / "base", bare)
 
 
 def write_run(folder):

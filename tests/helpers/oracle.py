@@ -6,11 +6,12 @@ handed to it.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from formulas import FORMULAS
 from peft import LoraConfig, get_peft_model
+from peft.optimizers import create_loraplus_optimizer
 from torch import nn
 from torch.nn import functional as F
 
@@ -98,6 +99,10 @@ class Recipe:
     steps: int = 20
     micro: int | None = None
     rslora: bool = False
+    betas: tuple = (0.9, 0.999)
+    loraplus: float = 1.0
+    peft: dict = field(default_factory=dict)
+    """More of PEFT's `LoraConfig`."""
 
 
 class PlainLoop:
@@ -113,6 +118,7 @@ class PlainLoop:
             target_modules=targets,
             bias="none",
             task_type="CAUSAL_LM",
+            **recipe.peft,
         )
         self.model = get_peft_model(model, config, autocast_adapter_dtype=False)
         self.model.train()
@@ -121,6 +127,7 @@ class PlainLoop:
         for name, (a, b, scale_a, scale_b) in latents.items():
             layer = modules[name]
             for side, value, axis, scale in ((layer.lora_A, a, 1, scale_a), (layer.lora_B, b, 0, scale_b)):
+                assert side["default"].weight.shape == value.shape
                 side["default"].weight.data = value.clone()
                 side["default"] = FakeQuantLinear(side["default"], recipe, axis, scale)
                 self.params += [*side["default"].parameters()]
@@ -128,7 +135,19 @@ class PlainLoop:
         trained = [p for p in self.model.parameters() if p.requires_grad]
         given = [part for values in latents.values() for part in values if part is not None]
         assert len(trained) == len(self.params) == len(given)
-        self.optimizer = torch.optim.AdamW(self.params, lr=recipe.rate, weight_decay=recipe.weight_decay)
+        self.optimizer = (
+            create_loraplus_optimizer(
+                self.model,
+                torch.optim.AdamW,
+                lr=recipe.rate,
+                loraplus_lr_ratio=recipe.loraplus,
+                betas=recipe.betas,
+                loraplus_weight_decay=recipe.weight_decay,
+            )
+            if recipe.loraplus != 1
+            else torch.optim.AdamW(self.params, lr=recipe.rate, weight_decay=recipe.weight_decay, betas=recipe.betas)
+        )
+        self.shares = [group["lr"] / recipe.rate for group in self.optimizer.param_groups]
         self.taken = 0
 
     def _rate(self):
@@ -178,7 +197,8 @@ class PlainLoop:
             loss.backward()
             total += float(loss.detach())
         torch.nn.utils.clip_grad_norm_(self.params, self.recipe.max_norm)
-        self.optimizer.param_groups[0]["lr"] = self._rate()
+        for group, share in zip(self.optimizer.param_groups, self.shares, strict=True):
+            group["lr"] = share * self._rate()
         self.optimizer.step()
         self.taken += 1
         return total

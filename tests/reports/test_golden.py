@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 import pytest
-from constructed import spread, write_run
+from constructed import spread, write_base, write_run
 
 from reports.load.sweep import load_sweep
 from reports.report import report
@@ -65,6 +65,12 @@ def confirmed(folder, add):
             add(trial, eval_loss=mean - 0.05, test=tests, quantizer=quantizer, seed=seed, confirms=name)
 
 
+def baseline(folder, add):
+    confirmed(folder, add)
+    add("t0008", "pruned", eval_loss=2.9, steps=8, quantizer="binary")
+    write_base(folder, spread(3.1, 0.3), spread(3.2, 0.25))
+
+
 def missing_eval(folder, add):
     add("a", eval_loss=2.5, quantizer="none", scores=spread(2.5, 0.1))
     add("b", eval_loss=2.6, quantizer="ternary")
@@ -91,7 +97,7 @@ def hostile(folder, add):
 
 SCENARIOS = (
     *(clear_winner, tie, all_failed, one_trial, three_seeds),
-    *(confirmed, missing_eval, nan, cut_short, hostile),
+    *(confirmed, baseline, missing_eval, nan, cut_short, hostile),
 )
 
 

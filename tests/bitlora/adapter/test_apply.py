@@ -12,13 +12,12 @@ from bitlora.adapter.apply import attach_weights, check_fit, load_packed_adapter
 from bitlora.adapter.codes_file import save_packed
 from bitlora.adapter.latent import quantized_weights
 from bitlora.adapter.loss import eval_loss, example_losses
-from bitlora.adapter.peft_folder import load_latent, save_adapter, save_lora_adapter
+from bitlora.adapter.peft_folder import adapter_config, load_latent, save_adapter, save_lora_adapter
 from bitlora.base.load import load_model, load_tokenizer
 from bitlora.config.sections import BaseConfig, DataConfig
 from bitlora.data.split import prepare_data
 from bitlora.engine.batch import Batch
 from bitlora.engine.engine import Engine
-from bitlora.engine.slot import scaling_of
 from bitlora.forward.forward_plan import ForwardPlan, Span
 from bitlora.forward.inject import load_base
 from bitlora.quantizers.weights import QUANTIZERS
@@ -96,16 +95,14 @@ def test_stock_peft_and_attached_weights_give_the_packs_logits(packed, tmp_path)
         stock = PeftModel.from_pretrained(load_model(base, torch.float32, CPU), str(folder))
         assert apart(logits(stock), expected) < NEAR[base.quantization], config
         weights = quantized_weights(latent, config)
-        ours = attach_weights(load_model(base, torch.float32, CPU), weights, config.alpha, rslora=True)
+        ours = attach_weights(load_model(base, torch.float32, CPU), weights, adapter_config(config, "", []))
         assert apart(logits(ours), logits(stock)) < 1e-6
 
 
 def test_merged_it_computes_what_it_did_unmerged(packed, tiny_base, tmp_path):
     base, trials = packed
     for number, (config, latent, expected, _) in enumerate(trials[:4]):
-        model = merge(
-            load_model(base, torch.float32, CPU), quantized_weights(latent, config), scaling_of(config), torch.float32
-        )
+        model = merge(load_model(base, torch.float32, CPU), quantized_weights(latent, config), config, torch.float32)
         save_merged(tmp_path / str(number), model, load_tokenizer(str(tiny_base)))
         written = json.loads((tmp_path / str(number) / "config.json").read_text())
         assert "quantization_config" not in written
@@ -125,7 +122,7 @@ def test_merged_is_rounded_once(packed, tiny_base):
     config, latent, _, _ = trials[1]
     weights = quantized_weights(latent, config)
     exact, half = (
-        merge(load_model(base, torch.float32, CPU), weights, scaling_of(config), dtype).state_dict()
+        merge(load_model(base, torch.float32, CPU), weights, config, dtype).state_dict()
         for dtype in (torch.float32, torch.bfloat16)
     )
     assert all(torch.equal(value.bfloat16(), half[name]) for name, value in exact.items())
@@ -158,7 +155,11 @@ def test_another_base_is_refused_by_the_layer_that_does_not_fit(tiny_base, float
     name = "model.layers.0.self_attn.k_proj"
     model = load_model(BaseConfig(model=str(tiny_base), quantization="none"), torch.float32, CPU)
     weights = {name: (torch.zeros(2, 64), torch.zeros(64, 2))}
-    for refused in (check_fit, lambda m, w: attach_weights(m, w, 1.0), lambda m, w: merge(m, w, 1.0, torch.float32)):
+    for refused in (
+        check_fit,
+        lambda m, w: attach_weights(m, w, {}),
+        lambda m, w: merge(m, w, trial("none"), torch.float32),
+    ):
         with pytest.raises(
             ValueError, match=f"{name} of the base has 64 inputs and 32 outputs, that of the adapter 64"
         ):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from adapters import SMOLLM2, trial
+from adapters import SMOLLM2, of_rank, trial
 from peft import PeftConfig
 
 from bitlora.adapter.codes_file import PACKED, load_packed, save_packed
@@ -47,7 +47,7 @@ def test_bit_by_bit_there_and_back_in_the_size_that_was_said(quantizer, granular
                 exact = there.half().float() if quantizer == "none" else there
                 assert found.dtype == torch.float32
                 assert torch.equal(found, exact)  # every bit but the sign of a zero
-        assert (folder / PACKED).stat().st_size == adapter_bytes(SHAPES, rank, quantizer, granularity)
+        assert (folder / PACKED).stat().st_size == adapter_bytes(of_rank(SHAPES, rank), quantizer, granularity)
 
 
 def test_float64_weights_are_quantized_in_float32(tmp_path):
@@ -73,7 +73,7 @@ def test_files_of_rank_32_on_smollm2_against_float16(quantizer, smaller, granula
         folder.mkdir()
         save_packed(folder, latent_of(SMOLLM2, config), config, "some/base")
         sizes[each] = (folder / PACKED).stat().st_size
-        assert sizes[each] == adapter_bytes(SMOLLM2, 32, each, granularity)
+        assert sizes[each] == adapter_bytes(of_rank(SMOLLM2, 32), each, granularity)
     assert sizes[quantizer] * smaller <= sizes["none"]
 
 

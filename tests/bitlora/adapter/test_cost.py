@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from adapters import SMOLLM2, WIDTHS
+from adapters import SMOLLM2, WIDTHS, of_rank
 from formulas import FORMULAS
 
 from bitlora.adapter.cost import adapter_bytes, adapter_params
@@ -23,7 +23,7 @@ def test_bytes_bit_by_bit(quantizer, granularity):
             data += 2 * sum(rank + shape.out_features for shape in SMOLLM2[:7])
         elif quantizer != "none":
             data += 4 * 2 * 7 * (rank if granularity == "component" else 1)
-        header = adapter_bytes(SMOLLM2[:7], rank, quantizer, granularity) - data
+        header = adapter_bytes(of_rank(SMOLLM2[:7], rank), quantizer, granularity) - data
         assert 0 < header < 200
         assert header % 8 == 0
 
@@ -32,7 +32,7 @@ def test_parameters():
     plain = sum(8 * (i + o) for i, o in WIDTHS.values())
     for quantizer in QUANTIZERS:
         scales = sum(8 + o for _, o in WIDTHS.values()) if quantizer == "double_binary" else 0
-        assert adapter_params(SMOLLM2[:7], 8, quantizer) == plain + scales
+        assert adapter_params(of_rank(SMOLLM2[:7], 8), quantizer) == plain + scales
 
 
 @pytest.mark.parametrize("granularity", ["tensor", "component"])
@@ -41,5 +41,5 @@ def test_parameters():
     [("binary", 14), ("ternary", 9), ("absmean", 9), ("twn", 9), ("int4", 3.8), ("double_binary", 12)],
 )
 def test_rank_32_on_smollm2_against_float16(quantizer, smaller, granularity):
-    half = 2 * adapter_params(SMOLLM2, 32)
-    assert adapter_bytes(SMOLLM2, 32, quantizer, granularity) * smaller <= half
+    half = 2 * adapter_params(of_rank(SMOLLM2, 32))
+    assert adapter_bytes(of_rank(SMOLLM2, 32), quantizer, granularity) * smaller <= half

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitlora.config.sections import DataConfig
+from bitlora.data import batches
 from bitlora.data.batches import batch_rows
 from bitlora.data.examples import DataError, Example, Message
 from bitlora.data.rows import Rows
@@ -367,3 +369,14 @@ def test_batches_depend_on_seed_and_epoch_and_on_nothing_else() -> None:
     assert batch_rows(100, 10, 0, 3).tolist() == first
     order = np.random.Generator(np.random.PCG64(np.random.SeedSequence([0, 1]))).permutation(100)
     assert batch_rows(100, 10, 0, 13).tolist() == order[30:40].tolist()
+
+
+def test_orders_of_many_rows_take_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "MOST_BYTES", 10_000)
+    monkeypatch.setattr(batches, "_KEPT", OrderedDict())
+    first = [batch_rows(1000, 7, seed, 200).tolist() for seed in range(40)]
+    assert first == [batch_rows(1000, 7, seed, 200).tolist() for seed in range(40)]
+    for seed, rows in enumerate(first):
+        order = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 1]))).permutation(1000)
+        assert rows == order[57 * 7 : 58 * 7].tolist()
+    assert len(batches._KEPT) == batches.LEAST

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from bitlora.config.sections import DataConfig
 from bitlora.data.examples import DataError
-from bitlora.data.groups import hold_out
-from bitlora.data.rows import Rows
+from bitlora.data.rows import Picked, Rows
 from bitlora.data.split import Dataset, prepare_data
+from bitlora.tokenized.groups import hold_out
 
 
 @pytest.fixture
@@ -29,7 +29,8 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
     return str(path)
 
 
-def texts(rows: Rows) -> set[bytes]:
+def texts(part: Picked | Rows) -> set[bytes]:
+    rows = part.take(range(len(part)))
     return {rows.tokens[a:b].tobytes() for a, b in zip(rows.offsets[:-1], rows.offsets[1:], strict=True)}
 
 

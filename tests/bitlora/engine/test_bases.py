@@ -17,7 +17,6 @@ from bitlora.adapter.peft_folder import save_lora_adapter
 from bitlora.base.describe import describe_base
 from bitlora.config.sections import BaseConfig
 from bitlora.engine.engine import Engine
-from bitlora.engine.slot import scaling_of
 from bitlora.forward.forward_plan import ForwardPlan, Span
 from bitlora.forward.inject import load_base
 
@@ -70,7 +69,7 @@ def test_two_trials_in_a_pack_are_as_each_alone(family, tmp_path):
         names = (
             "all-linear" if targets == "all-linear" and not hasattr(model.config, "vision_config") else [*starts[trial]]
         )
-        alone = trial.alone(model, starts[trial], targets=names)
+        alone = trial.alone(model, starts[trial], targets=names, order=[*engine.base.linears])
         assert worst(losses[trial], alone) < 1e-4
         assert losses[trial][-2] != losses[trial][0]
     tokens = torch.randint(3, VOCAB, (40,), generator=torch.Generator().manual_seed(9))
@@ -85,7 +84,7 @@ def test_two_trials_in_a_pack_are_as_each_alone(family, tmp_path):
         near = 1e-5 * max(1.0, float(ours.abs().max()))
         assert (logits(PeftModel.from_pretrained(stock, tmp_path / f"{number}"), tokens) - ours).abs().max() < near
         plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        merge(plain, quantized_weights(latent, trial.config), scaling_of(trial.config), torch.float32).save_pretrained(
+        merge(plain, quantized_weights(latent, trial.config), trial.config, torch.float32).save_pretrained(
             tmp_path / f"merged{number}"
         )
         merged = AutoModelForCausalLM.from_pretrained(tmp_path / f"merged{number}", dtype=torch.float32)

@@ -50,14 +50,16 @@ def test_checkpointing_keeps_a_block_s_input_alone(larger_folder):
 
 
 def test_weights_are_counted(larger_folder, monkeypatch):
-    """On a GPU, of which this process has nothing yet. NF4 has half a byte for a weight and 4 for 64."""
+    """On a GPU, of which this process has nothing yet. NF4 has half a byte for a weight and 4 for 64. A chunk of the head
+    has its logits in bfloat16, and twice in float32; beside them a gradient of the hidden states is little."""
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
     config = BaseConfig(model=str(larger_folder), quantization="none")
     linear, rest = 3 * (2 * 128 * 128 + 2 * 128 * 64 + 3 * 128 * 512), 2 * 1000 * 128 + 7 * 128
     gpu = torch.device("cuda")
     found = estimate(config, torch.bfloat16, gpu, False, trial("ternary", rank=8), LONGEST)
-    assert found.base == 2 * (linear + rest)
+    chunk = found.base - 2 * (linear + rest)
+    assert 256 * 1000 * (2 + 4 + 4) < chunk < 256 * 1000 * 11
     nf4 = estimate(
         BaseConfig(model=str(larger_folder), quantization="nf4"), torch.bfloat16, gpu, False, trial("none"), LONGEST
     )
-    assert nf4.base == 2 * rest + 0.5625 * linear + 2 * 2 * 128 * 512
+    assert nf4.base == 2 * rest + 0.5625 * linear + 2 * 2 * 128 * 512 + chunk

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bitlora.config.sections import BaseConfig
-from bitlora.config.trial import TrialConfig
+from bitlora.config.trial import TrialConfig, layer_adapter
 from bitlora.engine.checkpoint import TrialProgress, load_checkpoint, save_checkpoint
 from bitlora.engine.engine import Engine
 from bitlora.engine.optim import GROWTH_STEPS, LossScale
@@ -164,7 +164,7 @@ def test_a_layer_at_large_widths(quantizer, activations, width):
     plan = ForwardPlan.make([Span(0, 0, 6)], [[6]], [0], CPU)
     config = trial(quantizer, activations)
     bank = Bank([layer], torch.float32, torch.float16, CPU)
-    slot = bank.add(0, config)
+    slot = bank.add(0, config, [layer_adapter(config, "layer")])
     latent, gradient = slot.latent[0], slot.gradients[0]
     latent.b.copy_(torch.randn(latent.b.shape, generator=generator) * 5e-3)
     bank.quantize()
@@ -172,6 +172,7 @@ def test_a_layer_at_large_widths(quantizer, activations, width):
     with plan.bound():
         out = layer(leaf)
     out.backward((grad * slot.loss_scale.value).half())
+    bank.backward_to_latent([0])
 
     def plain(matrix, axis):
         linear = nn.Linear(1, 1, bias=False)

@@ -53,6 +53,8 @@ def test_eight_slots_are_at_most_a_quarter_more_than_one(base):
     one, eight = operations(base, 1), operations(base, 8)
     print(f"one slot {one.total}, eight {eight.total}")
     assert eight.total <= 1.25 * one.total
+    # Of a block with seven layers: 35 of the adapters, 14 products of the frozen ones, the rest is the model's own.
+    assert one.total <= 126 * LAYERS
 
 
 def test_products_are_as_many_whatever_the_slots_hold(base):

@@ -30,6 +30,7 @@ from bitlora.config.sections import BaseConfig
 from bitlora.engine.engine import Engine
 from bitlora.forward import multi_lora
 from bitlora.forward.forward_plan import ForwardPlan
+from bitlora.forward.head import CHUNK_ROWS
 from bitlora.forward.inject import load_base
 from bitlora.quantizers.weights import QUANTIZERS
 
@@ -59,8 +60,14 @@ def folders(tmp_path_factory):
     return root
 
 
+CHUNK = 7
+"""Rows of the head at once in all these tests: a step has several chunks, and a last one that is not full."""
+
+
 def open_engine(folder, dtype, quantization="none", slots=4, **options):
-    return Engine(load_base(BaseConfig(model=str(folder), quantization=quantization), dtype, CPU, **options), slots)
+    base = load_base(BaseConfig(model=str(folder), quantization=quantization), dtype, CPU, **options)
+    base.head.rows = CHUNK
+    return Engine(base, slots)
 
 
 def plain_model(folder, dtype, quantization="none"):
@@ -113,6 +120,7 @@ def snapped(monkeypatch):
 
 
 FULL = {"dropout": 0.1, "weight_decay": 0.1, "max_norm": 0.5, "warmup": 0.2, "floor": 0.1, "micro": 2}
+TOGETHER = {**FULL, "dropout": 0.0}  # where nothing is dropped, layers with one input are computed together
 SOME = [("none", True), ("binary", False), ("ternary", True)]
 ALL = [(q, int8) for q in ("none", "binary", "ternary") for int8 in (False, True)]
 
@@ -153,7 +161,7 @@ def one_of_each(component, **recipe):
 
 @pytest.mark.parametrize("component", [False, True])
 def test_every_quantizer_and_granularity_in_one_pack(folders, snapped, component):
-    trials = one_of_each(component, **FULL)
+    trials = one_of_each(component, **(TOGETHER if component else FULL))
     engine = open_engine(folders / "llama", torch.float64, slots=len(trials))
     starts, losses = run_pack(engine, [(t, 0, None) for t in trials], STEPS)
     for trial in trials:
@@ -181,8 +189,9 @@ def test_every_quantizer_in_float32(folders, component, quantization):
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
 def test_every_quantizer_starts_as_the_base_itself(folders, quantizer):
-    """Bit for bit: the adapter's output is exactly zero."""
+    """Bit for bit: the adapter's output is exactly zero. In one chunk: products of other numbers of rows sum otherwise."""
     engine = open_engine(folders / "llama", torch.float32)
+    engine.base.head.rows = CHUNK_ROWS
     held_out = Trial().held_out
     slots = [engine.attach(Trial(quantizer=q, rank=4).config) for q in ("none", quantizer)]
     scores = engine.evaluate(slots, batch_of(held_out))
@@ -200,7 +209,7 @@ def test_rows_that_begin_alike_are_computed_once(folders, snapped, monkeypatch, 
     trials = [
         Trial(seed=1, quantizer=quantizer, int8=int8, prefix=6, sizes=(4, 1, 3)),
         Trial(seed=2, quantizer=quantizer, int8=int8, prefix=1, micro=2, weight_decay=0.1),
-        Trial(seed=3, quantizer=quantizer, prefix=5, dropout=0.1),
+        Trial(seed=3, quantizer=quantizer, prefix=5, dropout=0.1 if int8 else 0.0),
     ]
     engine = open_engine(folders / "llama", torch.float64)
     engine.share_prefixes = True
@@ -219,7 +228,7 @@ def test_rows_that_begin_alike_are_computed_once(folders, snapped, monkeypatch, 
 
 
 def test_ranks_far_apart_share_a_pack(folders, snapped):
-    trials = [Trial(seed=r, rank=r, quantizer=q, int8=r == 4, alpha=r, dropout=0.05)
+    trials = [Trial(seed=r, rank=r, quantizer=q, int8=r == 4, alpha=r)
               for r, q in ((1, "binary"), (4, "ternary"), (16, "binary"), (64, "ternary"))]  # fmt: skip
     starts, losses = run_pack(open_engine(folders / "llama", torch.float64), [(t, 0, None) for t in trials], STEPS)
     for trial in trials:
@@ -242,7 +251,7 @@ def test_a_trial_that_joins_late_in_a_used_slot(folders, snapped):
 
 @pytest.mark.parametrize("slot", [0, 1, 3])
 def test_slot_and_neighbours_do_not_matter(folders, snapped, slot):
-    trial = Trial(seed=9, rank=4, quantizer="ternary", int8=True, **FULL)
+    trial = Trial(seed=9, rank=4, quantizer="ternary", int8=True, **TOGETHER)
     starts, alone = run_pack(open_engine(folders / "llama", torch.float64), [(trial, 0, 0)], STEPS)
     others = [Trial(seed=20 + i, rank=2 ** (i + 1), sizes=(i + 1,)) for i in range(2)]
     free = [s for s in range(4) if s != slot]
@@ -289,18 +298,19 @@ def test_bfloat16_stays_close(folders):
         assert worst(losses[trial], exact) < 2e-2
 
 
-def test_gradient_checkpointing_changes_nothing(folders):
-    trial = Trial(seed=4, quantizer="binary", int8=True, **FULL)
+@pytest.mark.parametrize("recipe", [FULL, TOGETHER])
+def test_gradient_checkpointing_changes_nothing(folders, recipe):
+    trial = Trial(seed=4, quantizer="binary", int8=True, **recipe)
     _, plain = run_pack(open_engine(folders / "llama", torch.float64), [(trial, 0, None)], STEPS)
     _, saved = run_pack(open_engine(folders / "llama", torch.float64, checkpointing=True), [(trial, 0, None)], STEPS)
     assert worst(saved[trial], plain[trial]) < 1e-12
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_a_neighbour_that_turns_nan_changes_nothing_to_the_last_bit(folders, dtype):
+@pytest.mark.parametrize(("dtype", "recipe"), [(torch.float64, FULL), (torch.float32, TOGETHER)])
+def test_a_neighbour_that_turns_nan_changes_nothing_to_the_last_bit(folders, dtype, recipe):
     def run(poison):
         engine = open_engine(folders / "llama", dtype)
-        trials = [Trial(seed=s, rank=4, quantizer=q, int8=s == 2, **FULL)
+        trials = [Trial(seed=s, rank=4, quantizer=q, int8=s == 2, **recipe)
                   for s, q in ((1, "ternary"), (2, "binary"), (3, "none"))]  # fmt: skip
         slots = [engine.attach(t.config) for t in trials]
         finite, losses = [], []

@@ -114,7 +114,7 @@ def test_what_is_remembered_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
         found = known.tokens(text)
         assert found is not None
         assert np.frombuffer(found, np.int32).tolist() == tokenizer.encode(text).ids
-    assert len(known._known) <= 3
+    assert max(len(known._known), len(known._spaced)) <= 3
 
 
 @pytest.mark.parametrize(

@@ -12,16 +12,19 @@ from pathlib import Path
 
 from printed_page import NUMBER
 from recount_beside import Beside
+from recount_gains import Gains
 from recount_tables import Tables
 from recount_words import Words
 
 
-class Recount(Words, Tables, Beside):
+class Recount(Words, Gains, Tables, Beside):
     def run(self) -> list[str]:
         self.files()
+        self.bare_files()
         self.title()
         self.verdict()
         self.setup()
+        self.bare()
         self.confirmed()
         self.quantizers()
         self.full_precision()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pandas as pd
@@ -111,7 +112,9 @@ class Beside(Cells):
         best = self.sweep.headline[0].ids[0] if self.sweep.headline else None
         expected = []
         for trial in self.sweep.trials:
-            for _, line in trial.metrics.iterrows():
+            begun = pd.DataFrame([{"step": 0, "eval_loss": self.sweep.bare_loss("eval")}]) if self.sweep.bare else None
+            evaluated = len(trial.metrics) and trial.metrics["eval_loss"].notna().any()
+            for _, line in (pd.concat([begun, trial.metrics]) if evaluated else trial.metrics).iterrows():
                 told = {"quantizer": trial.config["quantizer"], "status": trial.status, "best": trial.id == best}
                 expected.append(
                     {"trial_id": trial.id, "step": int(line["step"]), "eval_loss": line["eval_loss"], **told}
@@ -144,6 +147,10 @@ class Beside(Cells):
         if table is None:
             return
         self.page.holds("trials.csv: a row for each trial", sorted(table.index) == sorted(self.of))
+        gain = self.sweep.gain("eval")
+        kept = {
+            name: of for c in self.sweep.ranking if gain and not gain.untold and (of := gain.kept(c)) for name in c.ids
+        }
         places = {name: place for place, c in enumerate(self.sweep.ranking, 1) for name in c.ids}
         for trial in self.sweep.trials:
             if trial.id not in table.index or trial.problem:
@@ -151,6 +158,10 @@ class Beside(Cells):
             told = {key: trial.record.get(key) for key in ("status", "eval_loss", "steps", "tokens", "seconds")}
             told |= {key: trial.record.get(key) for key in ("adapter_params", "adapter_bytes", "test_loss")}
             told |= {"reason": trial.reason or None, "budget": trial.config.get("steps"), "place": places.get(trial.id)}
+            if self.sweep.bare:
+                told["base_loss"] = self.sweep.bare_loss("eval")
+                share, low, high = kept.get(trial.id, (None, None, None))
+                told |= {"gain_kept": share, "gain_kept_low": low, "gain_kept_high": high}
             told |= {f"config.{key}": value for key, value in trial.config.items()}
             for column, value in told.items():
                 self.near(f"trials.csv, {trial.id}, {column}", table.loc[trial.id].get(column, math.nan), value)
@@ -158,15 +169,20 @@ class Beside(Cells):
 
     def beside(self) -> None:
         """Each number of tables/*.csv is what the page rounds."""
+        share = {"gain kept, %": fixed(2)}
         for name, title, columns in (
-            ("confirmed", "Confirmed", {"test loss": fixed(4), "gap to best": fixed(4), "in the search": fixed(4)}),
-            ("quantizers", "Quantizers side by side", {"eval loss": fixed(4), "gap to best": fixed(4)}),
+            (
+                "confirmed",
+                "Confirmed",
+                {"test loss": fixed(4), "gap to best": fixed(4), "in the search": fixed(4), **share},
+            ),
+            ("quantizers", "Quantizers side by side", {"eval loss": fixed(4), "gap to best": fixed(4), **share}),
             (
                 "full-precision",
                 "Against full precision",
-                {"size, %": fixed(2), "gap, %": fixed(2), "test loss": fixed(4), "eval loss": fixed(4)},
+                {**share, "size, %": fixed(2), "gap, %": fixed(2), "test loss": fixed(4), "eval loss": fixed(4)},
             ),
-            ("leaderboard", "Leaderboard", {"eval loss": fixed(4), "gap to best": fixed(4)}),
+            ("leaderboard", "Leaderboard", {"eval loss": fixed(4), "gap to best": fixed(4), **share}),
             ("pareto", "Quality against size", {"eval loss": fixed(4)}),
             ("pruned", "Pruned", {"eval loss there": fixed(4), "learning rate": short}),
             (
@@ -187,6 +203,6 @@ class Beside(Cells):
                 for column, holds in numbers.items():
                     if column not in row or column not in table.columns or pd.isna(values[column]):
                         continue
-                    printed, value = row[column].text.partition(" ± ")[0], values[column]
+                    printed, value = re.split(r" ± | \(", row[column].text)[0], values[column]
                     where = f"tables/{name}.csv, row {index}, {column}: {value}, on the page {printed}"
                     self.page.holds(where, holds(printed, float(value)))

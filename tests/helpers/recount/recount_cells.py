@@ -49,6 +49,21 @@ class Cells:
         self.page.check(f"{where}, gap", row["gap to best"], other.loss - best.loss, fixed(4))
         self.interval(f"{where}, interval", row["95 % interval of the gap"], found)
 
+    def gain(self, where: str, row: dict[str, Cell], configuration: Configuration) -> None:
+        """The share of the gain that is kept, with its interval where it has one; no such column where none is told."""
+        of, there = self.sweep.gain(configuration.split), "gain kept, %" in row
+        told = of is not None and not of.untold
+        self.page.holds(f"{where}: shares of the gain are {'' if told else 'not '}told", there == told)
+        if of is None or not told or not there:
+            return
+        cell, (share, low, high) = row["gain kept, %"], of.kept(configuration)
+        if match := self.page.one(where, cell, r"^(-?[\d.]+)(?: \((-?[\d.]+) to (-?[\d.]+)\))?$"):
+            self.page.check(f"{where}, gain kept", cell.part(match, 1), 100 * share, fixed(2))
+            self.page.holds(f"{where}: interval of the gain kept", bool(match[2]) == (low is not None))
+            if match[2] and low is not None and high is not None:
+                self.page.check(f"{where}, gain kept, low end", cell.part(match, 2), 100 * low, fixed(2))
+                self.page.check(f"{where}, gain kept, high end", cell.part(match, 3), 100 * high, fixed(2))
+
     def settings(self, where: str, row: dict[str, Cell], config: dict[str, Any], record: dict[str, Any]) -> None:
         """The columns that show a trial's configuration and size, as far as the table has them."""
         for name, cell in row.items():

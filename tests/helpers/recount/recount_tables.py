@@ -39,6 +39,7 @@ class Tables(Cells):
             page.check(f"{where}, seeds", row["seeds"], len(configuration.trials), count)
             self.loss(f"{where}, test loss", row["test loss"], configuration)
             self.behind(where, row, ranking[0], configuration)
+            self.gain(where, row, configuration)
             evals = pd.Series([trial.loss("eval") for trial in configuration.trials])
             page.check(f"{where}, eval loss on these seeds", row["eval loss on these seeds"], evals.mean(), fixed(4))
             page.check(f"{where}, in the search", row["in the search"], of.loss("eval"), fixed(4))
@@ -67,6 +68,7 @@ class Tables(Cells):
                 page.holds(f"{where}: best is {by[name].ids}", row["best trial"].text in by[name].ids)
                 self.loss(f"{where}, eval loss", row["eval loss"], by[name])
                 self.behind(where, row, sweep.ranking[0], by[name])
+                self.gain(where, row, by[name])
                 self.settings(where, row, by[name].config, by[name].trials[0].record)
             elif "†" in row["best trial"].text:
                 self.unranked(where, row, with_it, cell)
@@ -90,6 +92,7 @@ class Tables(Cells):
             self.loss(f"{where}, loss", row.get("test loss") or row["eval loss"], configuration)
             page.check(f"{where}, gap", row["gap, %"], 100 * (configuration.loss / full.loss - 1), fixed(2))
             self.interval(f"{where}, interval", row["95 % interval of the gap, %"], found, 100 / full.loss, 2)
+            self.gain(where, row, configuration)
 
     def unranked(self, where: str, row: dict[str, Cell], with_it: list[Trial], cell: Cell) -> None:
         """The best of a quantizer of which none got to the end: the lowest loss of those that were stopped."""
@@ -125,6 +128,7 @@ class Tables(Cells):
             page.check(where, row.get("trial") or row["trials"], ", ".join(configuration.ids))
             self.loss(f"{where}, eval loss", row["eval loss"], configuration)
             self.behind(where, row, ranking[0], configuration)
+            self.gain(where, row, configuration)
             if "seeds" in row:
                 page.check(f"{where}, seeds", row["seeds"], len(configuration.trials), count)
             self.settings(where, row, configuration.config, configuration.trials[0].record)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from judged import Gap, gaps, ratio
+from kept import Gain
 
 
 @dataclass
@@ -177,6 +178,32 @@ class Sweep:
                 found[held[1 + number].trials[0].id] = of
         return found
 
+    @cached_property
+    def bare(self) -> dict[str, pd.DataFrame]:
+        """What the base scored without an adapter, by split; {} where nobody scored it."""
+        folder = self.folder / "base"
+        if not (folder / "record.json").exists():
+            return {}
+        return {
+            split: read_scores(folder, split) for split in ("eval", "test") if (folder / f"{split}.parquet").exists()
+        }
+
+    def bare_loss(self, split: str) -> float:
+        return ratio(self.bare[split])
+
+    @cached_property
+    def gains(self) -> dict[str, Gain]:
+        """By split, the gain over the base of the search and of the confirmed."""
+        of = {"eval": (self.ranking, self.compared if self.ranking else []), "test": (self.confirmed, self.confirmed)}
+        return {
+            split: Gain(self.bare[split], next((c for c in ranking if c.quantizer == "none"), None), compared)
+            for split, (ranking, compared) in of.items()
+            if split in self.bare and ranking
+        }
+
+    def gain(self, split: str) -> Gain | None:
+        return self.gains.get(split)
+
     def gap(self, other: Configuration) -> Gap | None:
         return self.behind.get(other.trials[0].id)
 
@@ -234,13 +261,17 @@ def edge(key: str, config: dict[str, Any], spec: dict[str, Any]) -> str:
     return "lowest" if at <= low else "highest" if at >= high else ""
 
 
+def read_scores(path: Path, split: str) -> pd.DataFrame:
+    return pd.read_parquet(path / f"{split}.parquet").set_index("example_id")
+
+
 def read_trial(path: Path) -> Trial:
     curve = path / "metrics.jsonl"
     lines = [json.loads(line) for line in curve.read_text().splitlines()] if curve.exists() else []
     scores = {}
     for split in ("eval", "test"):
         if (path / f"{split}.parquet").exists():
-            scores[split] = pd.read_parquet(path / f"{split}.parquet").set_index("example_id")
+            scores[split] = read_scores(path, split)
     problem = ""
     try:
         record = json.loads((path / "record.json").read_text())

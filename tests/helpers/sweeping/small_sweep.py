@@ -77,6 +77,7 @@ def _write(folder: Path, spec: Spec, dataset: Dataset, engine: Engine, slot: int
     numbers = {"tokens": 100, "eval_loss": scored.loss, "seconds": 1.0}
     record.append_metrics(folder, record.Metrics(step=6, train_loss=2.0, learning_rate=0.0, **numbers))
     info = describe_base(spec.base)
+    layers = info.layers(config)
     record.write_record(
         folder,
         record.Record(
@@ -85,9 +86,9 @@ def _write(folder: Path, spec: Spec, dataset: Dataset, engine: Engine, slot: int
             reason="",
             config=config.model_dump(mode="json"),
             steps=6,
-            adapter_params=adapter_params(info.targets, config.rank, config.quantizer),
-            adapter_bytes=adapter_bytes(info.targets, config.rank, config.quantizer, config.granularity),
-            base=info.provenance() | {"dtype": spec.train.dtype},
+            adapter_params=adapter_params(layers, config.quantizer),
+            adapter_bytes=adapter_bytes(layers, config.quantizer, config.granularity),
+            base=info.provenance(config) | {"dtype": spec.train.dtype},
             data={"source": dataset.summary.source, "train_rows": len(dataset.train), "eval_rows": len(rows)},
             versions=origin.versions(),
             **numbers,

@@ -13,8 +13,8 @@ from constructed import spread
 
 from bitlora.files.record import write_scores
 from reports.load.sweep import load_sweep
+from reports.pages.contenders import BITS, NATS, contenders, grouped
 from reports.report import write_report
-from reports.statistics.contenders import BITS, NATS, contenders, grouped
 
 
 @pytest.fixture

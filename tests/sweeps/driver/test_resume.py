@@ -33,7 +33,9 @@ def test_a_worker_is_killed(bitlora, resumable, undisturbed, tmp_path):
     assert process.returncode == 0, out + err
     assert contract.statuses(contract.holds(folder)) == {"completed": 4}
     same(results(folder), undisturbed)
-    _, second = events(folder)
+    first, second = events(folder)
+    scored = [["the base without an adapter" in event["event"] for event in log].count(True) for log in (first, second)]
+    assert scored == [1, 0]
     assert "(as measured before)" in second[0]["event"]
     begun = {trial for event in second if event["event"] == "attach" for trial in event["trials"]}
     assert sum(len(event["trials"]) for event in second if event["event"] == "step") < 400 * len(begun)

@@ -4,6 +4,7 @@ import json
 import platform
 
 import contract
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -59,9 +60,13 @@ def losses(folder):
 def test_one_slot_and_four_give_the_same_losses(bitlora, write_spec, tmp_path):
     sections = {
         "search": {
-            "trials": 6,
+            "trials": 8,
             "sampler": "grid",
-            "space": {"quantizer": ["none", "binary", "ternary"], "rank": [2, 8]},
+            "space": {
+                "quantizer": ["none", "ternary"],
+                "targets": ["attention", ["gate_proj", "down_proj"]],
+                "rank_pattern": [{}, {"q_proj": 2, "layers.0.mlp.down_proj": 8}],
+            },
         },
         "adapter": {"dropout": 0.1},
         "train": {"dtype": "float64", "weight_decay": 0.01, "batch_size": 3},
@@ -71,10 +76,26 @@ def test_one_slot_and_four_give_the_same_losses(bitlora, write_spec, tmp_path):
         assert bitlora("sweep", spec).code == 0
     one, four = losses(tmp_path / "slots1"), losses(tmp_path / "slots4")
     assert one.keys() == four.keys()
-    assert len(one) == 6
+    assert len(one) == 8
     for config, (loss, curve) in one.items():
         assert four[config][0] == pytest.approx(loss, rel=1e-9)
         assert four[config][1] == pytest.approx(curve, rel=1e-9)
+    costs = {
+        (record["config"]["targets"], record["config"]["rank_pattern"]): (
+            record["adapter_params"], record["base"]["targets"]
+        )
+        for record in contract.holds(tmp_path / "slots4").values()
+    }  # fmt: skip
+    pattern = "q_proj: 2, layers.0.mlp.down_proj: 8"
+    attention, mlp = "attention", "gate_proj, down_proj"
+    rank, layers, hidden, middle = 4, 2, 64, 128
+    assert costs[attention, "none"] == (layers * rank * (2 * 2 * hidden + 2 * (hidden + hidden // 2)), 4 * layers)
+    assert costs[attention, pattern][0] == costs[attention, "none"][0] - layers * 2 * 2 * hidden
+    assert costs[mlp, "none"] == (layers * rank * 2 * (hidden + middle), 2 * layers)
+    assert costs[mlp, pattern][0] == costs[mlp, "none"][0] + 4 * (hidden + middle)
+    report = (tmp_path / "slots4" / "report" / "report.md").read_text()
+    for text in (attention, mlp, pattern):
+        assert text in report
 
 
 def chats(path):
@@ -111,7 +132,14 @@ def test_chats_and_the_adapters_on_disk_are_what_was_scored(bitlora, write_spec,
     assert "8 rows have an empty completion and were dropped (first: chat.jsonl:1)" in ended.out
     source = json.loads(spec.read_text())["data"]
     rows = prepare_data(DataConfig(**source), AutoTokenizer.from_pretrained(tiny_base)).eval
+    alone = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
+    bare = json.loads((tmp_path / "quick" / "base" / "record.json").read_text())
+    assert bare["eval_loss"] == pytest.approx(stock_loss(alone, rows), rel=1e-5)
+    assert bare["test_loss"] is None
+    assert pd.read_parquet(tmp_path / "quick" / "base" / "eval.parquet")["example_id"].tolist() == [*rows.example_ids]
     for trial_id, record in contract.holds(tmp_path / "quick").items():
+        assert bare["base"].items() <= record["base"].items()
+        assert bare["versions"] == record["versions"]
         assert record["base"]["dtype"] == "float32"
         origin = origin_of(tmp_path / "quick" / "trials" / trial_id / "eval.parquet")
         assert (origin.dtype, origin.device, origin.host) == ("float32", record["base"]["device"], platform.node())

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import math
 import threading
 from types import SimpleNamespace
 
+import numpy as np
+import pandas as pd
 import pytest
 import ray
 
+from bitlora.config.sections import BaseConfig
+from bitlora.data.rows import Rows
+from bitlora.data.split import Dataset
+from bitlora.engine.engine import EvalResult
+from bitlora.files import record
 from bitlora.files.origin import Origin
 from sweeps.pack import link
+from sweeps.pack.bare import BareScores
 from sweeps.pool.messages import Attach, Stop
 
 
@@ -120,3 +130,71 @@ def test_a_log_that_cannot_be_written_stops_the_pack_and_raises_in_no_step(full)
     assert "No space left" in why
     assert first.poll(0) == [Stop()]
     first.close()
+
+
+# ---- the base without an adapter
+
+
+@pytest.fixture
+def scoring(tmp_path, monkeypatch):
+    """A link to a pool whose packs are given the base to score, over a store; and the names that were put there."""
+    monkeypatch.setattr(link.FirstLink, "_listen", lambda self: None)
+    monkeypatch.setattr(ray, "get", lambda answer: answer)
+    pool, pushed = Pool(), []
+    pool.scores_base = SimpleNamespace(remote=lambda name: True)
+    storage = SimpleNamespace(
+        folder=tmp_path, push=lambda *names: pushed.extend(names), exists=lambda name: (tmp_path / name).exists()
+    )
+    tokens = np.arange(24, dtype=np.int32)
+    rows = Rows(tokens, tokens % 8 > 3, np.arange(0, 25, 8), ("a", "b", "c"), np.array([9, 8, 7]))
+    base = BaseConfig(model="m", quantization="nf4", revision="abc")
+    settings = SimpleNamespace(storage=storage, dataset=Dataset(rows, rows, rows.take([0, 1]), None), base=base)
+    origin = Origin(dtype="float32", device="a CPU", versions={"torch": "2"})
+    return link.FirstLink("p0", pool, settings, "base", origin), storage, pushed
+
+
+def test_what_the_base_scores_is_written_as_a_trials_scores_are_and_its_record_last(scoring, tmp_path):
+    first, _, pushed = scoring
+    assert first.wants_base()
+    first.base_scored(BareScores(EvalResult([4.0, 8.0, 6.0], [4, 4, 4]), EvalResult([2.0, 3.0], [4, 4])))
+    first.close()
+    assert pushed == ["base/eval.parquet", "base/test.parquet", "base/record.json", "logs/p0.jsonl"]
+    table = pd.read_parquet(tmp_path / "base" / "eval.parquet")
+    assert table.columns.tolist() == ["example_id", "loss", "tokens", "bytes", "group"]
+    assert (table["loss"].tolist(), table["bytes"].tolist()) == ([4.0, 8.0, 6.0], [9, 8, 7])
+    assert record.origin_of(tmp_path / "base" / "test.parquet").device == "a CPU"
+    assert json.loads((tmp_path / "base" / "record.json").read_text()) == {
+        "eval_loss": 1.5,
+        "test_loss": 0.625,
+        "tokens": 12,
+        "base": {"model": "m", "quantization": "nf4", "revision": "abc", "dtype": "float32", "device": "a CPU"},
+        "versions": {"torch": "2"},
+    }
+    assert not first.wants_base()  # it is known now, and so it is to a sweep that goes on
+
+
+def test_a_store_that_does_not_answer_costs_the_base_its_score_and_nothing_else(scoring, tmp_path):
+    first, storage, _ = scoring
+
+    def silent(name):
+        raise OSError("no answer")
+
+    storage.exists = silent
+    assert not first.wants_base()
+    first.close()
+    assert "the base is not scored: no answer" in (tmp_path / "logs" / "p0.jsonl").read_text()
+    assert first._pool.failures == []
+
+
+@pytest.mark.parametrize(
+    ("scores", "why"),
+    [
+        (BareScores(EvalResult([1.0], [1]), None), ""),
+        (BareScores(EvalResult([0.0], [1], "no room"), None), "no room"),
+        (BareScores(EvalResult([math.nan], [1]), None), "its loss is not finite"),
+        (BareScores(EvalResult([1.0], [1]), EvalResult([math.inf], [1])), "its loss is not finite"),
+        (BareScores(EvalResult([1.0], [1]), EvalResult([math.nan], [1], "no room")), "no room"),
+    ],
+)
+def test_scores_of_the_base_that_cannot_be_used_say_why(scores, why):
+    assert scores.unusable == why

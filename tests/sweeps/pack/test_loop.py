@@ -1,6 +1,7 @@
 """A pack from inside, without Ray: a link that plays the pool's part and keeps what it is told."""
 
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -48,10 +49,20 @@ def rows(count, seed):
 class Played(Link):
     """`script`: what arrives after a moment: (event, trial) of the log -> commands."""
 
+    scores_base = False
+
     def __init__(self, script, found=None):
         self.script, self.found = script, found or {}
         self.log, self.saved, self.metrics, self.tests, self.waits = [], {}, {}, {}, []
         self.inbox = list(script.pop("at first"))
+        self.base, self.said = [], []
+
+    def wants_base(self):
+        return self.scores_base
+
+    def base_scored(self, scores):
+        assert not self.log  # no trial has begun
+        self.base.append(scores)
 
     def _happened(self, event, trial):
         self.log.append((event, trial))
@@ -86,6 +97,7 @@ class Played(Link):
         self._happened("released", trial_id)
 
     def log_event(self, event, *trials):
+        self.said += [event] if not trials else []
         for trial in trials:
             self._happened(event, trial)
 
@@ -98,10 +110,11 @@ def attach(*trials, reported=0, **config):
 @pytest.fixture
 def run(tiny_base):
     base = load_base(BaseConfig(model=str(tiny_base), quantization="none"), torch.float64, torch.device("cpu"))
-    dataset = Dataset(rows(10, 1), rows(4, 2), rows(3, 3), None)
 
-    def run_pack(script, found=None, checkpoint_every=None, slots=2):
+    def run_pack(script, found=None, checkpoint_every=None, slots=2, scores_base=False, tested=3):
+        dataset = Dataset(rows(10, 1), rows(4, 2), rows(tested, 3), None)
         link = Played(script, found)
+        link.scores_base = scores_base
         settings = SimpleNamespace(dataset=dataset, checkpoint_every=checkpoint_every)
         engine = Engine(base, slots)
         try:
@@ -191,3 +204,55 @@ def test_a_trial_that_confirms_is_scored_on_the_test_split_at_its_end_alone(run)
         ("b", 8): 3,
     }
     assert link.metrics["a"][1].eval_loss == pytest.approx(link.metrics["b"][1].eval_loss, rel=1e-12)
+
+
+# ---- the base without an adapter
+
+
+def own_losses(model, scored):
+    """Of each row, in nats, by a plain loop over the model as transformers has it."""
+    found = []
+    for row in range(len(scored)):
+        one = scored.take([row])
+        ids, learn = torch.tensor(one.tokens).long()[None], torch.tensor(one.learn)
+        with torch.no_grad():
+            logp = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        found.append(-float(logp.gather(1, ids[0, 1:, None])[:, 0][learn[1:]].sum()))
+    return found
+
+
+@pytest.mark.parametrize("tested", [0, 3])
+def test_the_base_is_scored_before_the_first_trial_and_is_what_it_is_without_us(run, tiny_base, tested):
+    from transformers import AutoModelForCausalLM
+
+    script = {"at first": attach("a"), ("released", "a", 1): [Stop()]}
+    link = run(script, slots=1, scores_base=True, tested=tested)
+    [scores] = link.base
+    model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float64)
+    assert scores.eval.losses == pytest.approx(own_losses(model, rows(4, 2)), rel=1e-9)
+    assert scores.eval.tokens == [3] * 4
+    assert not scores.unusable
+    if tested:
+        assert scores.test.losses == pytest.approx(own_losses(model, rows(3, 3)), rel=1e-9)
+    else:
+        assert scores.test is None
+    # and the trial is what it is where nobody asks for the base
+    plain = run({"at first": attach("a"), ("released", "a", 1): [Stop()]})
+    assert plain.base == []
+    assert link.metrics["a"][1].eval_loss == plain.metrics["a"][1].eval_loss
+
+
+def test_a_base_that_cannot_be_scored_costs_no_trial(run, monkeypatch):
+    real = Engine.evaluate
+
+    def failing(self, slots, batch):
+        found = real(self, slots, batch)
+        if self.slots[slots[0]].config.steps == 1:
+            return {slot: replace(each, failed="RuntimeError: no room") for slot, each in found.items()}
+        return found
+
+    monkeypatch.setattr(Engine, "evaluate", failing)
+    link = run({"at first": attach("a"), ("released", "a", 1): [Stop()]}, slots=1, scores_base=True)
+    assert link.base == []
+    assert link.said == ["the base without an adapter could not be scored: RuntimeError: no room"]
+    assert [metrics.step for metrics in link.metrics["a"]] == [4, 8]

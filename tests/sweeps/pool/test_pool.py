@@ -297,3 +297,20 @@ def test_a_pack_gets_as_many_trials_as_it_says_it_has_slots_for(world):
         assert len(await world.told(second)) == 3 + AHEAD
 
     world(scenario, slots=3)
+
+
+def test_one_pack_scores_the_base_and_where_it_goes_innocently_another(world):
+    async def scenario(w):
+        await w.attach(*range(6))
+        first, second, third = w.hosts
+        for host in w.hosts:
+            await w.ready(host)
+        assert [await w.pool.scores_base(host.name) for host in (second, first, second, third)] == [1, 0, 1, 0]
+        second.fails(ray.exceptions.RayActorError())  # its host died: not of the base
+        await w.until(lambda: second.name in w.removed and second.name not in w.pool._packs.named)
+        assert await w.pool.scores_base(third.name)
+        third.fails(RuntimeError("killed: out of memory"))  # nobody is to die of it again
+        await w.until(lambda: third.name in w.removed and third.name not in w.pool._packs.named)
+        assert not await w.pool.scores_base(first.name)
+
+    world(scenario, limits=(0, 3))

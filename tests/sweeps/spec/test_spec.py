@@ -152,12 +152,21 @@ scheduler: {name: pbt}
         ("train: {quantizer: none}", "train.quantizer: unknown key; did you mean adapter.quantizer?"),
         (
             "adapter: {init: pissa}",
-            "adapter.init: not available: a pack's adapters share one base and start as exact no-ops; "
-            "PiSSA and LoftQ would change the base of each",
+            "adapter.init: found 'pissa'; give default, gaussian or orthogonal",
+        ),
+        (
+            "adapter: {init: orthogonal, quantizer: ternary}",
+            "adapter.init: orthogonal starts where B times A is zero, and quantized they no longer are; "
+            "give quantizer: none",
+        ),
+        (
+            "adapter: {init: orthogonal, rank_pattern: {q_proj: 3}}",
+            "adapter.init: orthogonal needs even ranks; give a list of even ones, or a range with a step of 2",
         ),
         (
             "adapter: {use_dora: true}",
-            "adapter.use_dora: not available: DoRA normalizes each layer's merged weight, which a pack never forms",
+            "adapter.use_dora: not available: DoRA scales each layer's outputs by the norms of the merged weight's rows, "
+            "which packs do not compute yet",
         ),
         ("adapter: {granularity: row}", "adapter.granularity: found 'row'; give tensor or component"),
         ("train: {dtype: float64}", "train.dtype: float64 needs base.quantization: none"),
@@ -243,7 +252,7 @@ def test_a_default_in_the_place_of_a_wrong_value_raises_no_second_error(file: Pa
     ]
     assert errors(file, SMALLEST + "search: {space: {rank: 3}, first: [{rank: 3}]}\n") == [
         "small.yaml:3: search.space.rank: found 3; give a list of choices or {low: …, high: …} "
-        "(a fixed value stands in adapter or train)"
+        "(a fixed value stands in adapter, train or base)"
     ]
 
 

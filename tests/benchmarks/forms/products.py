@@ -1,6 +1,6 @@
 """The adapters' products of a layer, forward and backward, in four forms, in milliseconds beside the frozen layer's own.
 
-    python tests/benchmarks/products.py [SLOTS]
+    python tests/benchmarks/forms/products.py [SLOTS]
 
 In turn, medians of 30. Shapes of SmolLM2-135M, rank 16, float32.
 """

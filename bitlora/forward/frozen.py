@@ -1,0 +1,102 @@
+"""The frozen weights of a layer, or of layers that are given one input, as one matrix.
+
+Layers that share an input are one product: their weights stand in one tensor, of which each layer's own is then a view. In
+NF4 it is the codes and their scales that stand together, so that one call dequantizes all, to the same numbers.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitlora.base.linears import features, is_conv1d, plain_weight
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FrozenWeights:
+    """Of layers with O outputs together and I inputs."""
+
+    weight: Tensor  # (O, I), or NF4 codes
+    state: Any
+    """What dequantizes the codes (bitsandbytes' `QuantState`); None where the weights are plain."""
+    bias: Tensor | None  # (O,)
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, layer: Any, dtype: torch.dtype) -> FrozenWeights:
+        """Those of one layer: `nn.Linear`, bitsandbytes' `Linear4bit`, or transformers' `Conv1D`.
+
+        Args:
+            dtype: what the products are computed in.
+        """
+        state = getattr(layer.weight, "quant_state", None)
+        bias = None if layer.bias is None else layer.bias.detach()
+        return cls(plain_weight(layer) if state is None else layer.weight.detach(), state, bias, dtype)
+
+    @classmethod
+    def together(cls, layers: Sequence[Any], dtype: torch.dtype) -> FrozenWeights | None:
+        """Those of layers with one input, of which each is given a view of its own. None: they are not of one kind, or
+        blocks of NF4 scales run over a layer's end; nothing is changed then."""
+        states: list[Any] = [getattr(layer.weight, "quant_state", None) for layer in layers]
+        weights = [layer.weight.detach() for layer in layers]
+        first, state = weights[0], states[0]
+        if any(map(is_conv1d, layers)):
+            return None
+        if any(weight.dtype != first.dtype or weight.device != first.device for weight in weights):
+            return None
+        bias = None
+        if any(layer.bias is not None for layer in layers):
+            rows = [features(layer)[1] for layer in layers]
+            blank = next(layer.bias for layer in layers if layer.bias is not None).detach()
+            bias = torch.cat(
+                [blank.new_zeros(count) if layer.bias is None else layer.bias.detach()
+                 for layer, count in zip(layers, rows, strict=True)]
+            )  # fmt: skip
+        if state is None:
+            if any(each is not None for each in states):
+                return None
+            whole = torch.cat(weights)
+            for layer, part in zip(layers, whole.split([len(weight) for weight in weights]), strict=True):
+                layer.weight.data = part
+            return cls(whole, None, bias, dtype)
+        if not all(_stands_alone(each, state) for each in states):
+            return None
+        codes = torch.cat([weight.flatten() for weight in weights])
+        scales = torch.cat([each.absmax for each in states])
+        parts = zip(
+            layers,
+            codes.split([weight.numel() for weight in weights]),
+            scales.split([len(each.absmax) for each in states]),
+            states,
+            weights,
+            strict=True,
+        )
+        for layer, part, absmax, own, weight in parts:
+            layer.weight.data = part.view(weight.shape)
+            own.absmax = absmax
+        both = copy.copy(state)
+        both.absmax = scales
+        both.shape = torch.Size([sum(each.shape[0] for each in states), state.shape[1]])
+        return cls(codes[:, None], both, bias, dtype)
+
+    def matrix(self) -> Tensor:
+        """(O, I) in the compute dtype. NF4 is dequantized at each call, exactly as bitsandbytes' own products do it."""
+        if self.state is None:
+            return self.weight
+        from bitsandbytes.functional import dequantize_4bit
+
+        return dequantize_4bit(self.weight, self.state).to(self.dtype)  # type: ignore[no-any-return]
+
+
+def _stands_alone(state: Any, like: Any) -> bool:
+    """Can these codes stand before and behind others that `like` dequantizes? No block of theirs is shared."""
+    if state is None or like.nested or state.nested:
+        return False
+    entries = state.shape[0] * state.shape[1]
+    same = (state.blocksize, state.quant_type, state.dtype, state.shape[1])
+    return entries % state.blocksize == 0 and same == (like.blocksize, like.quant_type, like.dtype, like.shape[1])

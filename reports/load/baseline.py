@@ -1,0 +1,82 @@
+"""What the base scored without an adapter, as the sweep's folder has it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pandas as pd
+
+from bitlora.files.baseline import BASE, read_baseline
+from bitlora.files.record import EVAL, RECORD, TEST, TRIALS
+from reports.load.folder import FolderReader
+from reports.load.values import finite
+
+COLUMNS: Final = ("example_id", "loss", "tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class BareLoss:
+    """The base without an adapter on one split."""
+
+    loss: float
+    """Nats per completion token."""
+    scores: pd.DataFrame
+    """Of each example, as a trial's (`reports.load.scores`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class BareBase:
+    """The base without an adapter."""
+
+    eval: BareLoss
+    test: BareLoss | None
+    """None where there is no test split, or its scores cannot be used."""
+
+
+def load_baseline(reader: FolderReader) -> BareBase | None:
+    """What `base/` holds, if its examples are those of the trials; else that is noted. None: there is nothing to be used,
+    as in all sweeps of before."""
+    folder = reader.root / BASE
+    if not folder.exists():
+        return None
+    try:
+        record = read_baseline(folder)
+    except (OSError, ValueError) as error:
+        reader.note_error(folder / RECORD, error)
+        return None
+    found = _split(reader, folder / EVAL, record.eval_loss)
+    test = None if record.test_loss is None else _split(reader, folder / TEST, record.test_loss)
+    return None if found is None else BareBase(found, test)
+
+
+def _split(reader: FolderReader, path: Path, told: object) -> BareLoss | None:
+    loss = finite(told)
+    table = read_scores(path)
+    if loss is None or table is None:
+        reader.note(path, ": cannot be read" if table is None else f": the record's loss of it is {told}")
+        return None
+    for trial in reader.trial_folders():
+        other = read_scores(trial / path.name)
+        if other is not None:
+            if _examples(other) != _examples(table):
+                reader.note(path, f": other examples than those of {TRIALS}/{trial.name}; the base's loss is left out")
+                return None
+            break
+    return BareLoss(loss, table)
+
+
+def _examples(table: pd.DataFrame) -> dict[str, int]:
+    return dict(zip(table["example_id"], table["tokens"], strict=True))
+
+
+def read_scores(path: Path) -> pd.DataFrame | None:
+    """An eval.parquet or test.parquet: `example_id`, `loss` (nats, summed), `tokens`, and `bytes` and `group` (what
+    examples belong together) where it has them. None where there is none that can be read."""
+    try:
+        frame = pd.read_parquet(path)
+    except (OSError, ValueError):  # pyarrow's errors are among these
+        return None
+    columns = [column for column in (*COLUMNS, "bytes", "group") if column in frame]
+    return frame[columns] if tuple(columns[:3]) == COLUMNS else None

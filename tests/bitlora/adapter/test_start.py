@@ -1,0 +1,44 @@
+"""Where adapters start: as PEFT itself draws them, one layer at a time."""
+
+import pytest
+import torch
+from adapters import trial
+from peft import LoraConfig
+from peft.tuners.lora.layer import Linear
+from torch import nn
+
+from bitlora.adapter.latent import Latent
+from bitlora.adapter.start import start_adapter
+from bitlora.quantizers.weights import QUANTIZERS
+
+
+@pytest.mark.parametrize("rank", [2, 8])
+@pytest.mark.parametrize("init", ["default", "gaussian", "orthogonal"])
+def test_a_layer_starts_as_peft_starts_it(init, rank):
+    config = LoraConfig(r=rank, init_lora_weights=True if init == "default" else init)
+    stock = Linear(nn.Linear(30, 12), "one", config, r=rank, lora_alpha=4)
+    torch.manual_seed(7)
+    if init == "orthogonal":
+        stock.orthogonal_init("one")
+    else:
+        stock.reset_lora_parameters("one", config.init_lora_weights)
+    ours = Latent(torch.zeros(rank, 30), torch.zeros(12, rank))
+    start_adapter([ours], trial("none", init=init, seed=7, rank=rank))
+    assert torch.allclose(ours.a, stock.lora_A["one"].weight, rtol=0, atol=1e-7)
+    assert torch.allclose(ours.b, stock.lora_B["one"].weight, rtol=0, atol=1e-7)
+    assert (ours.b @ ours.a).abs().max() < 1e-7
+    assert ours.a.abs().min() > 0
+
+
+@pytest.mark.parametrize("init", ["default", "gaussian"])
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_quantized_it_starts_as_nothing_at_all(quantizer, init):
+    learned = [torch.zeros(8, 1), torch.zeros(12, 1)] if QUANTIZERS[quantizer].learns_scales else []
+    config = trial(quantizer, init=init, rank=8)
+    latent = Latent(torch.zeros(8, 300), torch.zeros(12, 8), *learned)
+    start_adapter([latent], config)
+    weights = latent.quantized(config)
+    assert not (weights.b @ weights.a).any()
+    assert weights.a.any()
+    if learned:
+        assert float(latent.a_scales[0]) == pytest.approx(float(latent.a.abs().mean()), rel=0.05)
