@@ -212,5 +212,14 @@ def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def fill(page: Path, path: Path) -> None:
+    """Put the tables of `path` between the marks of a page."""
+    text = page.read_text(encoding="utf-8")
+    marks = (f"<!-- measured: {path.name} -->", "<!-- end of measured -->")
+    before, _, rest = text.partition(marks[0])
+    _, _, after = rest.partition(marks[1])
+    page.write_text(f"{before}{marks[0]}\n\n{markdown(path)}\n\n{marks[1]}{after}", encoding="utf-8")
+
+
 if __name__ == "__main__":
-    print(markdown(DATA / "cpu.csv"))
+    fill(ROOT / "README.md", DATA / "cpu.csv")

@@ -70,7 +70,8 @@ def spec_of(folder: Path, model: str, settings: Settings) -> dict[str, Any]:
     }
 
 
-def as_lists(rows: Rows) -> list[Any]:
+def as_lists(split: Any) -> list[Any]:
+    rows: Rows = split.take(range(len(split)))
     ends = rows.offsets.tolist()
     return [[rows.tokens[a:b].tolist(), rows.learn[a:b].tolist()] for a, b in pairwise(ends)]
 

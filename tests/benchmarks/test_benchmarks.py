@@ -59,5 +59,5 @@ def test_all_ways_run_equally_often_and_once_before():
 
 
 def test_the_readme_has_the_measured_numbers():
-    """`python tests/benchmarks/measuring.py` prints them as they stand there."""
+    """`.venv/bin/python tests/benchmarks/measuring.py` puts them there."""
     assert measuring.markdown(measuring.DATA / "cpu.csv") in (measuring.ROOT / "README.md").read_text()
