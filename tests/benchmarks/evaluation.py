@@ -20,7 +20,7 @@ from measuring import Ratio, Settings, cells, in_turn, ratio, table
 from bitlora.engine.batch import Batch
 from bitlora.engine.engine import Engine
 
-SLOTS = [4, 1, 8]
+SLOTS = [1, 4, 8]
 ROWS = {"cpu": 12, "cuda": 192}
 
 
