@@ -14,7 +14,7 @@ from bitlora.base.describe import block_linears
 from bitlora.base.load import load_model
 from bitlora.config.sections import BaseConfig
 from bitlora.engine.batch import Batch
-from bitlora.forward.inject import Base, inject_adapters
+from bitlora.forward.inject import Base, inject_adapters, share_inputs
 
 RANK = 16
 LLAMA = {"num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False}
@@ -64,23 +64,25 @@ def plain(model: str, dtype: torch.dtype, device: torch.device) -> Any:
 
 
 def base(model: str, dtype: torch.dtype, device: torch.device) -> Base:
-    """The same with room for adapters."""
-    return inject_adapters(plain(model, dtype, device), base_config(model), dtype, device)
+    """The same with room for adapters, as `bitlora.forward.inject.load_base` makes it, without its check."""
+    made = inject_adapters(plain(model, dtype, device), base_config(model), dtype, device)
+    share_inputs(made)
+    return made
 
 
-def batch(tokens: int, longest: int, vocabulary: int, seed: int, device: torch.device) -> Batch:
+def batch(tokens: int, longest: int, vocabulary: int, seed: int) -> Batch:
     """Rows of equal length, `tokens` in all, of which the second halves are learned."""
     length = min(tokens, longest)
     rows = tokens // length
     drawn = torch.randint(3, vocabulary, (rows * length,), generator=torch.Generator().manual_seed(seed))
     learn = (torch.arange(length) >= length // 2).repeat(rows)
-    return Batch(drawn.to(device), learn.to(device), (length,) * rows)
+    return Batch(drawn, learn, (length,) * rows)
 
 
-def as_padded(given: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+def as_padded(given: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Of a batch with rows of equal length ids and labels as transformers takes them: (rows, length) int64 each."""
     ids = given.tokens.view(len(given.lengths), -1)
-    return ids, ids.masked_fill(~given.learn.view_as(ids), -100)
+    return ids.to(device), ids.masked_fill(~given.learn.view_as(ids), -100).to(device)
 
 
 def save_shape(model: str, folder: Path, tokenizer: Any) -> None:

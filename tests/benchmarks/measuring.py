@@ -114,13 +114,13 @@ def machine() -> str:
     """The processor or the GPU, and the load of this minute."""
     import torch
 
-    cores = len(os.sched_getaffinity(0))
+    cores = f"{torch.get_num_threads()} of {len(os.sched_getaffinity(0))} cores of"
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
              if line.startswith("model name")]  # fmt: skip
     width = "AVX-512" if torch.backends.cpu.get_cpu_capability().startswith("AVX512") else "no AVX-512"
-    return f"{cores} cores {names[0] if names else 'unknown'} ({width})"
+    return f"{cores} {names[0] if names else 'unknown'} ({width})"
 
 
 def commit() -> str:
@@ -172,3 +172,54 @@ def table(measure: Callable[[Settings], Iterable[Ratio]], plan: Callable[[Settin
         rows.append(row)
         if path is not None:
             write(path, [row])
+
+
+def markdown(path: Path) -> str:
+    """A file of ratios as two tables for a page, the steps by slots and tokens and all else, and where they are from."""
+    with path.open() as file:
+        rows = [*csv.DictReader(file)]
+    names = {"smollm2": "SmolLM2-135M"}
+    steps: dict[tuple[str, str, str], dict[str, str]] = {}
+    others = []
+    for row in rows:
+        model = f"{names.get(row['model'], row['model'])}, {row['dtype']}"
+        spread = f" ({float(row['lowest']):.2f} to {float(row['highest']):.2f})" if int(row["rounds"]) > 1 else ""
+        found = f"{float(row['ratio']):.2f}{spread}"
+        if row["table"] == "step":
+            steps.setdefault((model, row["slots"], row["tokens"]), {})[row["what"]] = found
+            continue
+        numbers = f"{float(row['above']):,.4g} / {float(row['below']):,.4g} {row['unit']}".rstrip()
+        others.append((row["table"], model, row["slots"], row["tokens"], row["what"], found, numbers))
+    heads = [*dict.fromkeys(what for each in steps.values() for what in each)]
+    first = [(*about, *(each.get(what, "") for what in heads)) for about, each in sorted(steps.items(), key=_order)]
+    about = " and ".join(dict.fromkeys(row["machine"] for row in rows))
+    when = " and ".join(dict.fromkeys(row["date"] for row in rows))
+    loads = [float(row["load"]) for row in rows]
+    commits = " and ".join(dict.fromkeys(row["commit"] for row in rows))
+    where = f"{about}, {when}, commit {commits}; load of the machine while it ran {min(loads):.0f} to {max(loads):.0f}."
+    second = ("table", "base", "slots", "tokens", "what", "ratio", "numbers")
+    return "\n\n".join([where, _table(("base", "slots", "tokens each", *heads), first), _table(second, others)])
+
+
+def _order(item: tuple[tuple[str, str, str], object]) -> tuple[str, int, int]:
+    model, slots, tokens = item[0]
+    return model, int(tokens), int(slots)
+
+
+def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    right = {"slots", "tokens", "tokens each"}
+    lines = [heads, tuple("---:" if head in right else "---" for head in heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def fill(page: Path, path: Path) -> None:
+    """Put the tables of `path` between the marks of a page."""
+    text = page.read_text(encoding="utf-8")
+    marks = (f"<!-- measured: {path.name} -->", "<!-- end of measured -->")
+    before, _, rest = text.partition(marks[0])
+    _, _, after = rest.partition(marks[1])
+    page.write_text(f"{before}{marks[0]}\n\n{markdown(path)}\n\n{marks[1]}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    fill(ROOT / "README.md", DATA / "cpu.csv")

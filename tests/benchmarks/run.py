@@ -12,12 +12,14 @@ does all of it up to the first call of CUDA. Only what Python itself has is impo
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -26,6 +28,10 @@ SITE = Path("/tmp/bench-site")
 """Where the wheels are unpacked, so that the machine's own packages stay as they are."""
 GRACE_S = 60
 """A table that is still running so long after its share is ended."""
+STOP_S = 20
+"""How long what is ended has for that."""
+MOST_S = {"cpu": 11.5 * 60, "gpu": 7.5 * 60}
+"""Of the whole command."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +45,13 @@ class Part:
 
 
 CPU = (
-    Part("step_operations", 30),
+    Part("steps", 170),
+    Part("stock_sweep", 230),
+    Part("base_start", 40),
+    Part("step_operations", 30, cells="1x32,8x32"),
+    Part("evaluation", 50),
     Part("memory_by_slots", 20, "large-vocabulary", "1x512,8x512"),
     Part("memory_by_slots", 40),
-    Part("base_start", 40),
-    Part("steps", 170),
-    Part("evaluation", 50),
-    Part("stock_sweep", 240),
 )
 GPU = (
     Part("steps", 60, "1B"),
@@ -84,20 +90,30 @@ def command(part: Part, device: str, dtype: str, csv: Path, dry: bool) -> list[s
     return [sys.executable, str(HERE / f"{part.table}.py"), *options]
 
 
-def measured(part: Part, device: str, dtype: str, csv: Path, env: dict[str, str]) -> bool:
-    """Run a table; False where it did not end well."""
+def measured(part: Part, device: str, dtype: str, csv: Path, env: dict[str, str], most: float) -> str:
+    """Run a table, at most so many seconds; gives what went wrong. What it has measured by then stands in the file."""
     began = time.monotonic()
-    process = subprocess.Popen(command(part, device, dtype, csv, False), env=env, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command(part, device, dtype, csv, False), env=env, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
-        _, said = process.communicate(timeout=part.seconds + GRACE_S)
-    except subprocess.TimeoutExpired:
-        process.terminate()
-        process.communicate()
-        print(f"{part.table}: ended after {time.monotonic() - began:.0f} s; what it had measured stands", flush=True)
-        return True
-    if process.returncode:
-        print(f"{part.table}: failed\n{said[-3000:]}", flush=True)
-    return process.returncode == 0
+        _, said = process.communicate(timeout=max(1, min(most, part.seconds + GRACE_S)))
+    except BaseException as error:
+        ended(process)
+        if isinstance(error, subprocess.TimeoutExpired):
+            return f"{part.table} of {part.model}: ended after {time.monotonic() - began:.0f} s"
+        raise
+    return f"{part.table} of {part.model}: failed\n{said[-3000:]}" if process.returncode else ""
+
+
+def ended(process: subprocess.Popen[str]) -> None:
+    """End a table with all that it has started: as a Ctrl-C does it, which a sweep ends by in order; then for good."""
+    for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, sign)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=STOP_S)
+            return
 
 
 def no_gpu() -> str:
@@ -131,6 +147,9 @@ def main() -> int:
     parser.add_argument("on", choices=("cpu", "gpu"))
     parser.add_argument("--wheels", type=Path)
     parser.add_argument("--dry", action="store_true")
+    parser.add_argument(
+        "--times", type=float, default=1, help="so many times the time, where others use the machine too"
+    )
     parser.add_argument("--only", help="one table; its lines are added to those that are there")
     given = parser.parse_args()
     why = "asked for by --dry" if given.dry else (no_gpu() if given.on == "gpu" else "")
@@ -142,20 +161,26 @@ def main() -> int:
             install(given.wheels, site, bool(why))
     env = environment(None if why else site)
     parts, device, dtype = (CPU, "cpu", "float32") if given.on == "cpu" else (GPU, "cuda", "bfloat16")
-    parts = tuple(part for part in parts if given.only in (None, part.table))
+    parts = tuple(
+        replace(part, seconds=round(given.times * part.seconds)) for part in parts if given.only in (None, part.table)
+    )
     csv = HERE / "data" / f"{given.on}.csv"
     if why:
         return dry_run(parts, device, dtype, csv, env)
-    failed = []
+    began, failed = time.monotonic(), []
     if given.on == "gpu" and not given.only:
         tests = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *gpu_tests()]
-        failed += ["tests"] if subprocess.run(tests, env=env, cwd=ROOT, timeout=TESTS_S).returncode else []
+        failed += ["tests"] if subprocess.run(tests, env=env, cwd=ROOT, timeout=2 * TESTS_S).returncode else []
     if not given.only:
         csv.unlink(missing_ok=True)
     for part in parts:
+        left = given.times * MOST_S[given.on] - (time.monotonic() - began)
         print(f"\n{part.table} of {part.model}, {part.seconds} s; load {os.getloadavg()[0]:.1f}", flush=True)
-        failed += [] if measured(part, device, dtype, csv, env) else [part.table]
-    print(f"\nwritten: {csv.relative_to(ROOT)}" + (f"; failed: {', '.join(failed)}" if failed else ""), flush=True)
+        why = (
+            measured(part, device, dtype, csv, env, left) if left > 0 else f"{part.table} of {part.model}: no time left"
+        )
+        failed += [why] if why else []
+    print("", *failed, f"written: {csv.relative_to(ROOT)}", sep="\n", flush=True)
     return int(bool(failed))
 
 

@@ -36,8 +36,9 @@ from bitlora.data.split import prepare_data
 from sweeps.spec.spec import load_spec
 
 STEPS = 4
-BATCH = 4
-EVAL_ROWS = 24
+BATCH = 2
+EVAL_ROWS = 16
+MAX_LENGTH = 80
 TRIALS = {"cpu": 8, "cuda": 16}
 STOCK = 2
 """Trials of the stock sweep that are run."""
@@ -50,7 +51,7 @@ def spec_of(folder: Path, model: str, settings: Settings) -> dict[str, Any]:
         "name": "stock",
         "out": str(folder / "sweep"),
         "base": {"model": model, "quantization": "nf4"},
-        "data": {"source": "pydoc", "max_length": 128, "eval_rows": EVAL_ROWS},
+        "data": {"source": "pydoc", "max_length": MAX_LENGTH, "eval_rows": EVAL_ROWS},
         "adapter": {"quantizer": "none", "alpha": 16, "dropout": 0.0},
         "train": {
             "steps": STEPS,
@@ -69,7 +70,8 @@ def spec_of(folder: Path, model: str, settings: Settings) -> dict[str, Any]:
     }
 
 
-def as_lists(rows: Rows) -> list[Any]:
+def as_lists(split: Any) -> list[Any]:
+    rows: Rows = split.take(range(len(split)))
     ends = rows.offsets.tolist()
     return [[rows.tokens[a:b].tolist(), rows.learn[a:b].tolist()] for a, b in pairwise(ends)]
 

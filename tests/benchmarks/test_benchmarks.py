@@ -56,3 +56,8 @@ def test_all_ways_run_equally_often_and_once_before():
     assert ran[:2] == ["a", "b"]
     assert {name: len(each) for name, each in took.items()} == {"a": 3, "b": 3}
     assert ran.count("a") == ran.count("b") == 4
+
+
+def test_the_readme_has_the_measured_numbers():
+    """`.venv/bin/python tests/benchmarks/measuring.py` puts them there."""
+    assert measuring.markdown(measuring.DATA / "cpu.csv") in (measuring.ROOT / "README.md").read_text()

@@ -13,6 +13,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+SECONDS = "seconds.json"
+"""In a trial's folder: what its worker spent."""
+
 
 def rows_of(path: str, part: str) -> list[dict[str, Any]]:
     """Tokens and labels of each row."""
@@ -53,7 +56,6 @@ def padded(chosen: list[dict[str, Any]]) -> dict[str, Any]:
 def train(work: dict[str, Any]) -> None:
     """What a worker does for one trial."""
     began = time.time()
-    import ray.train
     from peft import LoraConfig, get_peft_model
     from torch.utils.data import SequentialSampler
     from transformers import Trainer, TrainingArguments
@@ -97,7 +99,8 @@ def train(work: dict[str, Any]) -> None:
     trainer.train()
     trained = time.time()
     model.save_pretrained(work["out"])
-    ray.train.report({"loaded": loaded - began, "trained": trained - loaded})
+    # Metrics that are reported without a checkpoint do not come back in the result.
+    (Path(work["out"]) / SECONDS).write_text(json.dumps({"loaded": loaded - began, "trained": trained - loaded}))
 
 
 def main(file: str) -> None:
@@ -114,13 +117,13 @@ def main(file: str) -> None:
         started = time.time()
         own = {**work, **work["configs"][chosen["number"]]}
         resources = {"CPU": work["cpus"]} | ({"GPU": 1} if work["gpus"] else {})
-        result = TorchTrainer(
+        TorchTrainer(
             train,
             train_loop_config=own,
             scaling_config=ScalingConfig(num_workers=1, use_gpu=bool(work["gpus"]), resources_per_worker=resources),
             run_config=RunConfig(name=f"trial{chosen['number']}", storage_path=work["storage"]),
         ).fit()
-        tune.report({**result.metrics, "trial": time.time() - started})
+        tune.report({**json.loads((Path(own["out"]) / SECONDS).read_text()), "trial": time.time() - started})
 
     tuner = tune.Tuner(
         tune.with_resources(one, {"CPU": 0, "node:__internal_head__": 0.001}),
