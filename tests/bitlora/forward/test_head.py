@@ -163,7 +163,7 @@ def test_a_step_and_an_evaluation_hold_no_more_than_chunks(many_words):
     """Eight slots, 4 rows of 128 tokens each: all logits in float32 would be 2 GB, and twice that in a backward pass."""
     engine = Engine(many_words, SLOTS)
     slots = [engine.attach(trial("none", batch_size=ROWS, seed=number)) for number in range(SLOTS)]
-    batch, less = (LongestRow(LENGTH, LENGTH - 1).rows(rows, MANY, CPU) for rows in (ROWS, 1))
+    batch, less = (LongestRow(LENGTH, LENGTH - 1).rows(rows, MANY) for rows in (ROWS, 1))
     chunk = CHUNK_ROWS * MANY * 4
     for work in (lambda: engine.step(dict.fromkeys(slots, batch)), lambda: engine.evaluate(slots, less)):
         before = held(CPU)
