@@ -201,7 +201,7 @@ def test_one_row_that_does_not_fit_is_said_and_so_is_one_that_cannot_be_computed
 
 
 def test_the_longest_row_differs_from_its_neighbours_and_is_learned_at_its_end():
-    rows = LongestRow(10, 4).rows(3, 50, CPU)
+    rows = LongestRow(10, 4).rows(3, 50)
     assert rows.lengths == (10, 10, 10)
     assert rows.learn.view(3, 10).sum(1).tolist() == [4, 4, 4]
     assert not rows.learn.view(3, 10)[:, 0].any()
