@@ -18,6 +18,8 @@ from bitlora.tokenized.groups import RowKeys, key, prompt_key
 
 BLOCK: Final = 10_000
 """Rows that are copied at once."""
+TOUCHED: Final = 1000
+"""Rows that are read of a file before what they touched is let go of: a row brings 64 kB and more along, as Linux maps."""
 DTYPES: Final[dict[str, type]] = {
     **{"tokens": np.int32, "learn": np.bool_, "ends": np.int64, "learned": np.int64, "text_bytes": np.int64},
     **{"ids": np.uint8, "id_ends": np.int64, "groups": np.uint8, "group_ends": np.int64},
@@ -131,7 +133,7 @@ class Rows:
             tokens[first:last], learn[first:last] = self.tokens[places], self.learn[places]
             if self.kept is not None:
                 self.kept.taken += len(lengths[block])
-                if self.kept.taken >= BLOCK:  # pages of files are memory, too, for as long as they are mapped
+                if self.kept.taken >= TOUCHED:  # pages of files are memory, too, for as long as they are mapped
                     let_go(self.tokens)
                     let_go(self.learn)
                     self.kept.taken = 0
