@@ -14,7 +14,7 @@ from bitlora.base.describe import block_linears
 from bitlora.base.load import load_model
 from bitlora.config.sections import BaseConfig
 from bitlora.engine.batch import Batch
-from bitlora.forward.inject import Base, inject_adapters
+from bitlora.forward.inject import Base, inject_adapters, share_inputs
 
 RANK = 16
 LLAMA = {"num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False}
@@ -65,7 +65,9 @@ def plain(model: str, dtype: torch.dtype, device: torch.device) -> Any:
 
 def base(model: str, dtype: torch.dtype, device: torch.device) -> Base:
     """The same with room for adapters."""
-    return inject_adapters(plain(model, dtype, device), base_config(model), dtype, device)
+    made = inject_adapters(plain(model, dtype, device), base_config(model), dtype, device)
+    share_inputs(made)
+    return made
 
 
 def batch(tokens: int, longest: int, vocabulary: int, seed: int) -> Batch:
