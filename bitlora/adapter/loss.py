@@ -42,10 +42,12 @@ def example_losses(model: Any, rows: Rows) -> list[float]:
         tokens, learn, mask = (part.to(model.device) for part in (tokens, learn, mask.long()))
         with torch.no_grad():
             logits = model(input_ids=tokens, attention_mask=mask, use_cache=False).logits[:, :-1]
-        high = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        each = F.cross_entropy(high.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(len(chosen), -1)
-        for row, loss in zip(chosen, (each.double() * learn[:, 1:]).sum(1).tolist(), strict=True):
-            losses[row] = loss
+        for place, row in enumerate(chosen):  # in high precision one row alone: these are the largest tensors there are
+            length = lengths[row]
+            own = logits[place, : length - 1]
+            high = own.to(torch.promote_types(own.dtype, torch.float32))
+            each = F.cross_entropy(high, tokens[place, 1:length], reduction="none")
+            losses[row] = float((each.double() * learn[place, 1:length]).sum())
     return losses
 
 

@@ -149,7 +149,7 @@ def describe_base(config: BaseConfig, longest: int | None = None) -> BaseInfo:
     vocab_size = found.config.get_text_config().vocab_size
     return BaseInfo(
         config.model,
-        config.quantization,
+        config.quantized_as,
         found.revision,
         shapes,
         targets,

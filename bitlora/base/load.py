@@ -60,11 +60,15 @@ def load_model(config: BaseConfig, dtype: torch.dtype, device: torch.device) -> 
         if dtype == torch.float64:
             raise BaseError("train.dtype: float64 needs base.quantization: none")
         options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_use_double_quant=config.double_quantization,
+            bnb_4bit_quant_storage=config.quant_storage,
         )
     place, revision = pinned(config.model, config.revision)
     weights = weights_revision(config.model, config.revision) if "quantization_config" in options else None
-    kept = None if weights is None else quantized_place(config.model, weights, dtype)
+    kept = None if weights is None else quantized_place(config.model, weights, dtype, config.quantized_as)
     model = load_kept(kept, {name: options[name] for name in ("dtype", "device_map")}) if kept is not None else None
     if model is None:
         model = _hub(config.model, lambda: AutoModelForCausalLM.from_pretrained(place, **options, **revision))

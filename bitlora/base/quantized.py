@@ -27,14 +27,15 @@ SEAL: Final = "fingerprint"
 """The file that holds `bitlora.base.revision.fingerprint` of all others, as they were written."""
 
 
-def quantized_place(model: str, weights: str, dtype: torch.dtype) -> CachePlace:
+def quantized_place(model: str, weights: str, dtype: torch.dtype, quantized_as: str = "nf4") -> CachePlace:
     """Where the base in NF4 is kept, if it is. The same weights in another folder have the same place.
 
     Args:
         weights: `bitlora.base.revision.weights_revision`.
+        quantized_as: `bitlora.config.sections.BaseConfig`'s.
     """
     name = model.rpartition(":")[2].rstrip("/").rpartition("/")[2]
-    return CachePlace.of(KEPT, name, [weights, "nf4", str(dtype), *(version(each) for each in MADE_BY)])
+    return CachePlace.of(KEPT, name, [weights, quantized_as, str(dtype), *(version(each) for each in MADE_BY)])
 
 
 def load_kept(place: CachePlace, options: dict[str, Any]) -> Any | None:

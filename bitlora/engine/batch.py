@@ -4,51 +4,57 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from bitlora.data.rows import Rows
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows of one trial, without padding, on the base's device."""
+    """Rows of one trial, without padding, in host memory: what a pass is made of is made there, and sent in one copy."""
 
     tokens: Tensor  # (N,) int64
     learn: Tensor  # (N,) bool: the token is predicted, and counts in the loss
     lengths: tuple[int, ...]
 
     @classmethod
-    def of(cls, rows: Rows, device: torch.device) -> Batch:
+    def of(cls, rows: Rows) -> Batch:
         """The rows as tensors."""
-        tokens = torch.from_numpy(rows.tokens).to(device, torch.long)
-        return cls(tokens, torch.from_numpy(rows.learn).to(device), tuple(rows.lengths.tolist()))
+        tokens = torch.from_numpy(rows.tokens.astype(np.int64, copy=False))
+        return cls(tokens, torch.from_numpy(rows.learn), tuple(rows.lengths.tolist()))
+
+    @property
+    def learned(self) -> int:
+        """How many tokens count in the loss."""
+        return int(np.count_nonzero(self.learn.numpy()))
 
     def common_prefix(self) -> int:
         """How many first tokens all rows have in common, short of what is learned and of the token that predicts it."""
-        starts = [sum(self.lengths[:row]) for row in range(len(self.lengths))]
-        if len(starts) == 1:
+        if len(self.lengths) == 1:
             return 0
         limit = min(self.lengths)
-        heads = torch.stack([self.tokens[start : start + limit] for start in starts])
-        learn = torch.stack([self.learn[start : start + limit] for start in starts])
-        differs = (heads != heads[0]).any(0) | learn.any(0)
-        first = int(differs.nonzero()[0]) if bool(differs.any()) else limit
-        return max(0, first - 1)
+        at = np.cumsum((0, *self.lengths[:-1]))[:, None] + np.arange(limit)
+        heads, learn = self.tokens.numpy()[at], self.learn.numpy()[at]
+        differs = np.flatnonzero((heads != heads[0]).any(0) | learn.any(0))
+        return max(0, (int(differs[0]) if len(differs) else limit) - 1)
 
-    def folded(self, shared: int) -> tuple[Tensor, Tensor]:
+    def folded(self, shared: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Tokens and mask with the `shared` first tokens of all rows but the first left out."""
+        tokens, learn = self.tokens.numpy(), self.learn.numpy()
         if not shared:
-            return self.tokens, self.learn
-        keep = torch.ones_like(self.learn)
-        start = 0
-        for length in self.lengths[:-1]:
-            start += length
+            return tokens, learn
+        keep = np.ones_like(learn)
+        for start in accumulate(self.lengths[:-1]):
             keep[start : start + shared] = False
-        return self.tokens[keep], self.learn[keep]
+        return tokens[keep], learn[keep]
 
     def rows(self, start: int, stop: int) -> tuple[Batch, int]:
         """Rows `start` to `stop`, and the tokens before them."""

@@ -30,6 +30,7 @@ from bitlora.engine.slot import Bank, Slot, SlotState
 from bitlora.engine.vector import VectorLayout
 from bitlora.engine.workers import Workers
 from bitlora.forward.forward_plan import ForwardPlan, Span
+from bitlora.forward.host import read, send
 from bitlora.forward.inject import Base
 from bitlora.quantizers.weights import QUANTIZERS
 
@@ -164,44 +165,56 @@ class Engine:
         Raises:
             torch.AcceleratorError: the device is lost, which is no slot's fault.
         """
-        counts = {slot: int(batch.learn.sum()) for slot, batch in sorted(batches.items())}
+        counts = {slot: batch.learned for slot, batch in sorted(batches.items())}
         reasons: dict[int, str] = {}
         for slot in counts:
             self.slots[slot].grad.zero_()
         found, error = attempt(self._backward, self._passes(batches), counts)
-        sums = torch.tensor([(found or {}).get(slot, 0.0) for slot in counts], dtype=torch.float64)
+        sums = torch.zeros(len(counts), dtype=torch.float64, device=self.base.device) if found is None else found
         if self.workers.sum([sums, *(self.slots[slot].grad for slot in counts)], self.latent_dtype, bool(error)):
             sums, reasons = self._step_slot_by_slot(batches, counts)
-        totals = dict(zip(counts, sums.tolist(), strict=True))
-        losses = {slot: totals[slot] / counts[slot] for slot in counts if slot not in reasons}
-        tokens = {slot: sum(batch.lengths) for slot, batch in batches.items()}
         failed = {slot: StepStats(math.nan, 0, math.nan, False, failed=why) for slot, why in reasons.items()}
-        return failed | self._update(losses, tokens)
+        states = {slot: self.slots[slot] for slot in counts if slot not in reasons}
+        if not states:
+            return failed
+        for state in states.values():
+            if state.loss_scale.value != 1:
+                state.grad.div_(state.loss_scale.value)
+        self.bank.backward_to_latent(states)
+        norms = torch.stack([torch.linalg.vector_norm(state.grad) for state in states.values()])
+        found_sums, found_norms = np.split(read(torch.cat([sums, norms.double()])), [len(counts)])
+        totals = dict(zip(counts, found_sums.tolist(), strict=True))
+        losses = {slot: totals[slot] / counts[slot] for slot in states}
+        tokens = {slot: sum(batch.lengths) for slot, batch in batches.items()}
+        return failed | self._update(losses, dict(zip(states, found_norms.tolist(), strict=True)), tokens)
 
-    def _backward(self, passes: Iterable[Sequence[Piece]], counts: Mapping[int, int]) -> dict[int, float]:
-        """Forward and backward of these passes: gradients are added to the slots', summed losses are given by slot.
+    def _backward(self, passes: Iterable[Sequence[Piece]], counts: Mapping[int, int]) -> Tensor:
+        """Forward and backward of these passes: gradients are added to the slots'.
 
         Args:
             counts: tokens that count in the loss, of each slot's whole batch.
+
+        Returns:
+            The summed losses of the slots in `counts`, (slots,) float64.
         """
-        totals = dict.fromkeys(counts, 0.0)
+        totals = dict.fromkeys(counts, torch.zeros((), dtype=torch.float64, device=self.base.device))
         for pieces in passes:
             ordered = self._by_place(pieces)
             hidden, targets, learned = self._hidden(ordered)
             shares = [self.slots[piece.slot].loss_scale.value / counts[piece.slot] for piece in ordered]
-            weights = torch.from_numpy(np.repeat(shares, learned)).to(hidden.device, self.latent_dtype)
-            losses = self.base.head.backward(hidden, targets, weights)
-            sums = torch.stack([loss.sum() for loss in losses.split(learned)])
-            for piece, total in zip(ordered, sums.tolist(), strict=True):
-                totals[piece.slot] += total
-        return totals
+            (weights,) = send([np.repeat(shares, learned)], self.base.device)
+            losses = self.base.head.backward(hidden, targets, weights.to(self.latent_dtype))
+            sums = torch.stack([loss.sum() for loss in losses.split(learned)]).double()
+            for piece, total in zip(ordered, sums.unbind(), strict=True):
+                totals[piece.slot] = totals[piece.slot] + total
+        return torch.stack([*totals.values()])
 
     def _step_slot_by_slot(
         self, batches: Mapping[int, Batch], counts: Mapping[int, int]
     ) -> tuple[Tensor, dict[int, str]]:
         """The sums and gradients of a step whose passes raised; and of the slots that cannot take it, why."""
         passes = self._passes(batches)
-        sums = torch.zeros(len(counts), dtype=torch.float64)
+        sums = torch.zeros(len(counts), dtype=torch.float64, device=self.base.device)
         reasons: dict[int, str] = {}
         largest = 0
         for place, slot in enumerate(counts):
@@ -212,7 +225,7 @@ class Engine:
                 self.slots[slot].grad.zero_()
                 found, error = attempt(self._backward, cut, {slot: counts[slot]})
                 if found is not None:
-                    sums[place] = found[slot]
+                    sums[place] = found[0]
                     largest = max([largest, *(len(part.batch.tokens) for (part,) in cut)])
                     break
                 if rows == 1:
@@ -227,21 +240,16 @@ class Engine:
             self.pass_tokens = max(largest, together // 2, 1)
         return sums, reasons
 
-    def _update(self, losses: Mapping[int, float], tokens: Mapping[int, int]) -> dict[int, StepStats]:
-        """The optimizer steps of slots with these losses, along the gradients that all workers have summed."""
-        if not losses:
-            return {}
+    def _update(
+        self, losses: Mapping[int, float], norms: Mapping[int, float], tokens: Mapping[int, int]
+    ) -> dict[int, StepStats]:
+        """The optimizer steps of slots with these losses, along gradients with these norms."""
         states = [self.slots[slot] for slot in losses]
-        grads = [state.grad for state in states]
-        for state, grad in zip(states, grads, strict=True):
-            if state.loss_scale.value != 1:
-                grad.div_(state.loss_scale.value)
-        self.bank.backward_to_latent(losses)
-        norms = clip(grads, [state.config.max_grad_norm for state in states])
+        clip([state.grad for state in states], [*norms.values()], [state.config.max_grad_norm for state in states])
         stats: dict[int, StepStats] = {}
         changed: list[int] = []
-        for state, norm in zip(states, norms, strict=True):
-            loss = losses[state.number]
+        for state in states:
+            loss, norm = losses[state.number], norms[state.number]
             finite = math.isfinite(norm)
             skipped = not finite and math.isfinite(loss) and state.loss_scale.value > 1 and not state.parked
             state.parked = state.parked or not (math.isfinite(loss) and (finite or skipped))
@@ -260,7 +268,8 @@ class Engine:
 
         Where a pass raises, all is scored again slot by slot and row by row, as in `step`.
         """
-        tokens = [int(part.sum()) for part in batch.learn.split(batch.lengths)]
+        ends = np.cumsum(batch.lengths)
+        tokens = np.diff(np.cumsum(batch.learn.numpy())[ends - 1], prepend=0).tolist()
         losses = torch.zeros(len(slots), len(tokens), dtype=torch.float64)
         first, last = self.workers.share(len(tokens))
         reasons: dict[int, str] = {}
@@ -297,6 +306,8 @@ class Engine:
             most: tokens of a pass, but at least one row.
         """
         start = rows.start
+        found: list[Tensor] = []
+        of: list[tuple[int, int]] = []  # of each part of `found` the place of its slot and its row
         with torch.no_grad():
             while start < rows.stop:
                 stop = start + 1
@@ -304,12 +315,14 @@ class Engine:
                     stop += 1
                 chosen, _ = batch.rows(start, stop)
                 ordered = self._by_place([Piece(slots[place], chosen) for place in places])
-                hidden, targets, learned = self._hidden(ordered)
-                found = self.base.head.losses(hidden, targets).double().split(learned)
-                for piece, loss in zip(ordered, found, strict=True):
-                    parts = loss.split(list(tokens[start:stop]))
-                    losses[slots.index(piece.slot), start:stop] = torch.stack([part.sum() for part in parts]).cpu()
+                hidden, targets, _ = self._hidden(ordered)
+                found.append(self.base.head.losses(hidden, targets))
+                of += [(slots.index(piece.slot), row) for piece in ordered for row in range(start, stop)]
                 start = stop
+        if found:
+            parts = np.split(read(torch.cat(found)), np.cumsum([tokens[row] for _, row in of])[:-1])
+            for (place, row), part in zip(of, parts, strict=True):
+                losses.numpy()[place, row] = part.sum()
 
     def _passes(self, batches: Mapping[int, Batch]) -> list[list[Piece]]:
         """This worker's rows as forward passes, none larger than what is known to fit."""
@@ -346,10 +359,9 @@ class Engine:
             for piece, start, end in zip(pieces, [0, *ends], ends, strict=False)
         ]
         plan = ForwardPlan.make(spans, [piece.batch.lengths for piece in pieces], shared, self.base.device)
-        tokens = torch.cat([tokens for tokens, _ in folded])
-        learn = torch.cat([learn for _, learn in folded])
-        hidden = self.base.hidden(plan, tokens, learn.nonzero().flatten() - 1)
-        return hidden, tokens[learn], [int(learn.sum()) for _, learn in folded]
+        tokens, learn = (np.concatenate(parts) for parts in zip(*folded, strict=True))
+        inputs, keep, targets = send([tokens, np.flatnonzero(learn) - 1, tokens[learn]], self.base.device)
+        return self.base.hidden(plan, inputs, keep), targets, [int(np.count_nonzero(own)) for _, own in folded]
 
 
 def attempt(work: Callable[..., T], *arguments: Any) -> tuple[T | None, str]:

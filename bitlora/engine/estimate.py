@@ -27,6 +27,8 @@ from bitlora.forward.inject import Base, inject_adapters
 META: Final = torch.device("meta")
 NF4_BYTES: Final = 0.5 + 4 / 64
 """Of a weight in NF4: four bits, and a float32 scale for 64."""
+DOUBLE_BYTES: Final = 0.5 + (1 + 4 / 256) / 64
+"""With double quantization: the scale is a byte, and a float32 for 256 of them."""
 
 
 def estimate(
@@ -77,13 +79,14 @@ def _base_bytes(model: Any, config: BaseConfig, dtype: torch.dtype) -> float:
     everything: float = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
     if config.quantization == "none":
         return everything
+    bytes_ = DOUBLE_BYTES if config.double_quantization else NF4_BYTES
     sizes = [math.prod(features(linear)) for linear in block_linears(model).values()]
-    return everything - sum(sizes) * (dtype.itemsize - NF4_BYTES) + 2 * max(sizes) * dtype.itemsize
+    return everything - sum(sizes) * (dtype.itemsize - bytes_) + 2 * max(sizes) * dtype.itemsize
 
 
 def _kept_bytes(base: Base, longest: LongestRow, rows: int) -> int:
     """What is kept of a forward pass for the backward pass."""
-    batch = longest.rows(rows, base.vocab_size, torch.device("cpu"))
+    batch = longest.rows(rows, base.vocab_size)
     count = len(batch.tokens)
     plan = ForwardPlan.make([Span(0, 0, count)], [batch.lengths], [0], META)
     learned = torch.empty(rows * longest.learned, dtype=torch.long, device=META)

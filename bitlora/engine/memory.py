@@ -47,10 +47,10 @@ class LongestRow:
         tokens = max(int(rows.lengths.max()) for rows in splits)
         return cls(tokens, min(tokens - 1, max(int(rows.learn_tokens.max()) for rows in splits)))
 
-    def rows(self, count: int, vocabulary: int, device: torch.device) -> Batch:
+    def rows(self, count: int, vocabulary: int) -> Batch:
         """So many rows of it. They differ from their first token on, so that nothing of them is computed once."""
-        tokens = torch.arange(self.tokens, device=device) * 7 + torch.arange(count, device=device)[:, None]
-        learn = (torch.arange(self.tokens, device=device) >= self.tokens - self.learned).repeat(count)
+        tokens = torch.arange(self.tokens) * 7 + torch.arange(count)[:, None]
+        learn = (torch.arange(self.tokens) >= self.tokens - self.learned).repeat(count)
         return Batch((tokens % vocabulary).flatten(), learn, (self.tokens,) * count)
 
 
@@ -263,7 +263,7 @@ class _DryRun:
         """
         engine, device = self._engine, self._engine.base.device
         engine.pass_tokens, engine.eval_tokens = None, EVAL_TOKENS
-        batch = self._longest.rows(rows * engine.workers.size, engine.base.vocab_size, device)
+        batch = self._longest.rows(rows * engine.workers.size, engine.base.vocab_size)
         scored = None
         try:
             self._agree(attempt(self._attach, slots)[1])

@@ -9,7 +9,6 @@ import math
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
@@ -63,18 +62,12 @@ def take_step(
         )  # fmt: skip
 
 
-def clip(grads: Sequence[Tensor], max_norms: Sequence[float]) -> list[float]:
+def clip(grads: Sequence[Tensor], norms: Sequence[float], max_norms: Sequence[float]) -> None:
     """Scale each of `grads` (P,) in place so that its 2-norm is at most its maximum, as `torch.nn.utils.clip_grad_norm_`
-    does.
-
-    Returns:
-        The norms before clipping; not finite where an entry is not, and that gradient is then left alone.
-    """
-    norms: list[float] = torch.stack([torch.linalg.vector_norm(grad) for grad in grads]).tolist()
+    does. One whose norm is not finite is left alone."""
     for grad, norm, most in zip(grads, norms, max_norms, strict=True):
         if math.isfinite(norm) and norm + 1e-6 > most:
             grad.mul_(most / (norm + 1e-6))
-    return norms
 
 
 GROWTH_STEPS: Final = 2000

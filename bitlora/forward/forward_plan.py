@@ -25,6 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitlora.forward.host import send
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -113,17 +115,16 @@ class ForwardPlan:
             position, pad, unpad = position[order], inverse[pad], unpad[order]
         plain = len(pad) == tokens and np.array_equal(pad, np.arange(tokens))
 
-        def sent(indices: NDArray[np.int64] | None) -> Tensor | None:
-            return None if indices is None else torch.from_numpy(indices).to(device)
-
+        arrays = [position, *([] if plain else [pad, unpad]), *([] if order is None else [order, inverse])]
+        sent = iter(send(arrays, device))
         return cls(
             tuple(spans),
-            torch.from_numpy(position)[None].to(device),
+            next(sent)[None],
             longest,
-            None if plain else sent(pad),
-            None if plain else sent(unpad),
-            sent(order),
-            sent(None if order is None else inverse),
+            None if plain else next(sent),
+            None if plain else next(sent),
+            None if order is None else next(sent),
+            None if order is None else next(sent),
             grid,
             grid_tokens,
             tails,

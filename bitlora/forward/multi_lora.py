@@ -35,6 +35,7 @@ from bitlora.base.linears import features
 from bitlora.forward.dropout import dropout_mask
 from bitlora.forward.forward_plan import ForwardPlan, Span, bound_plan
 from bitlora.forward.frozen import FrozenWeights
+from bitlora.forward.host import send
 from bitlora.forward.products import SlotProducts
 from bitlora.quantizers.activations import int8, int8_backward
 
@@ -264,7 +265,7 @@ def _make_ownership(
     high = torch.promote_types(dtype, torch.float32)
 
     def column(values: Sequence[float]) -> Tensor:
-        return torch.tensor(values, dtype=high)[torch.from_numpy(owner), None].to(device)
+        return send([np.array(values, dtype=np.float64)[owner]], device)[0][:, None].to(high)
 
     parts: list[tuple[int, int]] = []
     for start, stop in sorted(

@@ -12,10 +12,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bitlora.forward.forward_plan import ForwardPlan
+from bitlora.forward.host import send
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,7 +63,7 @@ class SlotProducts:
                 plan.tails[0].start,
                 len(plan.tails),
                 longest,
-                torch.tensor(place, device=device),
+                send([np.array(place)], device)[0],
                 _choice([places[tail.span] for tail in plan.tails], device),
             )
 
@@ -102,7 +104,7 @@ def _choice(places: Sequence[int], device: torch.device) -> slice | Tensor:
     """These places, as a slice (which copies nothing) where they stand next to each other."""
     if [*places] == [*range(places[0], places[0] + len(places))]:
         return slice(places[0], places[0] + len(places))
-    return torch.tensor(places, device=device)
+    return send([np.array(places)], device)[0]
 
 
 def _add_outer(into: Tensor, chosen: slice | Tensor, left: Tensor, right: Tensor) -> None:

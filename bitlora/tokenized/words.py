@@ -156,6 +156,8 @@ def words_of(backend: Tokenizer) -> Words | None:
         return None
     if len({each["normalized"] for each in added}) > 1:  # they are looked for in two turns
         return None
+    if any(each["normalized"] and not each["content"].isascii() for each in added):  # ASCII may be what it becomes
+        return None
     if not all(step["type"] in UNCHANGED for step in _steps(description["normalizer"], "normalizers")):
         return None
     letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

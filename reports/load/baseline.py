@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -35,9 +36,9 @@ class BareBase:
     """None where there is no test split, or its scores cannot be used."""
 
 
-def load_baseline(reader: FolderReader) -> BareBase | None:
-    """What `base/` holds, if its examples are those of the trials; else that is noted. None: there is nothing to be used,
-    as in all sweeps of before."""
+def load_baseline(reader: FolderReader, trials: Sequence[Path]) -> BareBase | None:
+    """What `base/` holds, if its examples are those of `trials`, which are their folders; else that is noted. None: there
+    is nothing to be used, as in all sweeps of before."""
     folder = reader.root / BASE
     if not folder.exists():
         return None
@@ -46,18 +47,18 @@ def load_baseline(reader: FolderReader) -> BareBase | None:
     except (OSError, ValueError) as error:
         reader.note_error(folder / RECORD, error)
         return None
-    found = _split(reader, folder / EVAL, record.eval_loss)
-    test = None if record.test_loss is None else _split(reader, folder / TEST, record.test_loss)
+    found = _split(reader, trials, folder / EVAL, record.eval_loss)
+    test = None if record.test_loss is None else _split(reader, trials, folder / TEST, record.test_loss)
     return None if found is None else BareBase(found, test)
 
 
-def _split(reader: FolderReader, path: Path, told: object) -> BareLoss | None:
+def _split(reader: FolderReader, trials: Sequence[Path], path: Path, told: object) -> BareLoss | None:
     loss = finite(told)
     table = read_scores(path)
     if loss is None or table is None:
         reader.note(path, ": cannot be read" if table is None else f": the record's loss of it is {told}")
         return None
-    for trial in reader.trial_folders():
+    for trial in trials:
         other = read_scores(trial / path.name)
         if other is not None:
             if _examples(other) != _examples(table):

@@ -81,7 +81,8 @@ def load_sweep(folder: Path) -> Sweep:
         raise ValueError(f"{folder}: not a sweep's folder: it has neither {SPEC} nor {TRIALS}/")
     reader = FolderReader(folder)
     spec = reader.spec()
-    rows = [reader.trial(path) for path in reader.trial_folders()]
+    trials = reader.trial_folders()
+    rows = [reader.trial(path) for path in trials]
     name = spec.get("name")
     return Sweep(
         folder=folder,
@@ -92,7 +93,7 @@ def load_sweep(folder: Path) -> Sweep:
         data_files=reader.data_files(),
         trials=_frame(rows),
         curves=pd.DataFrame(reader.curves, columns=CURVES),
-        bare=load_baseline(reader),
+        bare=load_baseline(reader, trials),
         base=_distinct(record.base for record in reader.records),
         data=_distinct(record.data for record in reader.records),
         versions=_distinct(record.versions for record in reader.records),

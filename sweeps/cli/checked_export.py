@@ -214,7 +214,8 @@ def use(trial: TrialFolder, form: Form, folder: str) -> str:
     lines += [f"from bitlora.export import {', '.join(ours)}"] if ours else []
     lines += [""] if lines[-1] else []
     lines += [f"base = converted({name.removeprefix('pypi:')!r})" if packaged else f"base = {name!r}"]
-    lines += ['four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")'] if nf4 else []
+    double = ", bnb_4bit_use_double_quant=True" * trial.spec.base.double_quantization
+    lines += [f'four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"{double})'] if nf4 else []
     commit = trial.base.revision or ""
     revision = f", revision={commit!r}" if re.fullmatch("[0-9a-f]{40}", commit) else ""  # on the hub; a folder has none
     options = revision + (", quantization_config=four_bits" if nf4 else "")

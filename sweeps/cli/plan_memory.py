@@ -112,7 +112,7 @@ def _calibrate(spec: Spec, prepared: Prepared, engine: Engine) -> Calibration:
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=spec.search.seed))
-    device, train = engine.base.device, prepared.dataset.train
+    train = prepared.dataset.train
     trials: dict[int, Any] = {}
     for _ in range(engine.size):
         config = prepared.trial(spec, spaces.suggest(study.ask(), spec.search.space))
@@ -122,13 +122,13 @@ def _calibrate(spec: Spec, prepared: Prepared, engine: Engine) -> Calibration:
         if step == 1:
             began, tokens = time.monotonic(), 0
         batches = {
-            slot: Batch.of(train.take(batch_rows(len(train), config.batch_size, config.seed, step)), device)
+            slot: Batch.of(train.take(batch_rows(len(train), config.batch_size, config.seed, step)))
             for slot, config in trials.items()
         }
         stats = engine.step(batches)  # its losses are numbers here, so what is computed there has been
         tokens += sum(each.tokens for each in stats.values())
     stepped = time.monotonic()
-    engine.evaluate(list(trials), Batch.of(prepared.dataset.eval, device))
+    engine.evaluate(list(trials), Batch.of(prepared.dataset.eval))
     evaluation = time.monotonic() - stepped
     for slot in trials:
         engine.detach(slot)

@@ -75,7 +75,7 @@ class PackLoop:
         self._link = link
         self._checkpoint_every = settings.checkpoint_every
         self._train = settings.dataset.train
-        self._eval = Batch.of(settings.dataset.eval, engine.base.device)
+        self._eval = Batch.of(settings.dataset.eval)
         self._test = settings.dataset.test
         self._uniform = math.log(engine.base.vocab_size)
         self._trials: dict[str, SlottedTrial] = {}
@@ -115,7 +115,7 @@ class PackLoop:
         result = self._engine.evaluate([slot], self._eval)[slot]
         test = None
         if len(self._test) and not result.failed:
-            test = self._engine.evaluate([slot], Batch.of(self._test, self._engine.base.device))[slot]
+            test = self._engine.evaluate([slot], Batch.of(self._test))[slot]
         self._engine.detach(slot)
         scores = BareScores(result, test)
         if scores.unusable:
@@ -213,7 +213,7 @@ class PackLoop:
         for trial in self._trials.values():
             step = self._engine.slots[trial.slot].step
             rows = batch_rows(len(self._train), trial.config.batch_size, trial.config.seed, step)
-            batches[trial.slot] = Batch.of(self._train.take(rows), self._engine.base.device)
+            batches[trial.slot] = Batch.of(self._train.take(rows))
         self._link.log_event("step", *self._trials)
         if self._workers.size > 1:
             self._post()
@@ -287,7 +287,7 @@ class PackLoop:
             self._post()
         results = self._engine.evaluate([trial.slot for trial in trials], self._eval)
         tested = [t.slot for t in trials if t.config.confirms and self._at(t) == t.config.steps and len(self._test)]
-        tests = self._engine.evaluate(tested, Batch.of(self._test, self._engine.base.device)) if tested else {}
+        tests = self._engine.evaluate(tested, Batch.of(self._test)) if tested else {}
         for trial in trials:
             test = tests.get(trial.slot)
             if failed := results[trial.slot].failed or (test.failed if test is not None else ""):

@@ -52,9 +52,11 @@ def travelling(dataset: Dataset, elsewhere: bool) -> TravellingRows | None:
 
 
 def arrive(rows: TravellingRows | None) -> None:
-    """Have them here, before the data set is unpickled that they belong to."""
+    """Have them here, before the data set is unpickled that they belong to. Raises ArraysError: they are nowhere."""
     if rows is None or _is_here(rows.folder):
         return
+    if not rows.chunks:
+        raise ArraysError(f"{rows.folder} was removed while the sweep ran: go on with the sweep, and it is made again")
     place = CachePlace(cache_folder() / KIND / rows.folder.name)
     with place.alone():
         if not _is_here(place.folder):

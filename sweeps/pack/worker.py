@@ -176,5 +176,5 @@ def identity(base: Base, config: BaseConfig) -> str:
     """What tells a base and its targets from others, for checkpoints: which weights a latent vector belongs to, of which
     revision, and what they are computed in, since a trial is to end in what it began in."""
     shapes = [(name, layer.in_features, layer.out_features) for name, layer in base.targets.items()]
-    over = f"{config.model} {config.revision} {config.quantization} {base.dtype}"
+    over = f"{config.model} {config.revision} {config.quantized_as} {base.dtype}"
     return f"{over} {hashlib.sha256(repr(shapes).encode()).hexdigest()[:16]}"

@@ -70,19 +70,19 @@ def base(model: str, dtype: torch.dtype, device: torch.device) -> Base:
     return made
 
 
-def batch(tokens: int, longest: int, vocabulary: int, seed: int, device: torch.device) -> Batch:
+def batch(tokens: int, longest: int, vocabulary: int, seed: int) -> Batch:
     """Rows of equal length, `tokens` in all, of which the second halves are learned."""
     length = min(tokens, longest)
     rows = tokens // length
     drawn = torch.randint(3, vocabulary, (rows * length,), generator=torch.Generator().manual_seed(seed))
     learn = (torch.arange(length) >= length // 2).repeat(rows)
-    return Batch(drawn.to(device), learn.to(device), (length,) * rows)
+    return Batch(drawn, learn, (length,) * rows)
 
 
-def as_padded(given: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+def as_padded(given: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Of a batch with rows of equal length ids and labels as transformers takes them: (rows, length) int64 each."""
     ids = given.tokens.view(len(given.lengths), -1)
-    return ids, ids.masked_fill(~given.learn.view_as(ids), -100)
+    return ids.to(device), ids.masked_fill(~given.learn.view_as(ids), -100).to(device)
 
 
 def save_shape(model: str, folder: Path, tokenizer: Any) -> None:

@@ -73,9 +73,10 @@ def write_rows(path: Path, count: int) -> None:
             file.write(json.dumps({"prompt": f"{number}: {asked}?", "completion": f"{said}."}) + "\n")
 
 
-def watched(command: list[str], env: dict[str, str]) -> tuple[str, dict[str, float]]:
+def watched(command: list[str], env: dict[str, str]) -> tuple[str, dict[str, Any]]:
     """Run a command; its output, and the memory of it and all that it started, in GB."""
-    seen = {"process": 0.0, "together": 0.0}
+    seen: dict[str, Any] = {"together": 0.0}
+    sets: dict[int, tuple[float, str]] = {}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env, cwd=env.get("PYTHONPATH", ROOT))
     stop = threading.Event()
 
@@ -87,7 +88,7 @@ def watched(command: list[str], env: dict[str, str]) -> tuple[str, dict[str, flo
                     found = one.memory_full_info()
                 except psutil.Error:
                     continue
-                seen["process"] = max(seen["process"], found.rss / 1e9)
+                sets[one.pid] = max(sets.get(one.pid, (0.0, "")), (found.rss / 1e9, " ".join(one.cmdline())[:60]))
                 together += found.pss / 1e9
             seen["together"] = max(seen["together"], together)
 
@@ -96,6 +97,7 @@ def watched(command: list[str], env: dict[str, str]) -> tuple[str, dict[str, flo
     out, _ = process.communicate()
     stop.set()
     thread.join()
+    seen["processes"] = sorted(sets.values(), reverse=True)
     if process.returncode:
         raise SystemExit(f"{command[:4]}: exit code {process.returncode}")
     return out, seen
@@ -150,13 +152,14 @@ def tiny_base(folder: Path) -> None:
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
-def sweep(source: Path, base: Path, folder: Path, env: dict[str, str]) -> dict[str, float]:
+def sweep(source: Path, base: Path, folder: Path, env: dict[str, str]) -> dict[str, Any]:
     """A sweep of two trials over the data."""
     spec = {
         "name": "size",
         "base": {"model": str(base), "quantization": "none"},
         "data": {"source": str(source), "max_length": LENGTH},
-        "train": {"steps": 20, "batch_size": 8, "eval_every": 10},
+        "train": {"steps": 20, "batch_size": 2, "eval_every": 10},
+        "resources": {"slots": 1},
         "search": {"trials": 2, "sampler": "random", "space": {"rank": [4, 8]}},
     }
     path = folder / "size.yaml"
@@ -194,9 +197,11 @@ def main() -> None:
         said("second", timed(READ, source, base, ROOT, env))
         found = sweep(source, base, folder, env)
         print(
-            f"sweep: {found['seconds']:.0f} s, at most {found['process']:.2f} GB resident in a process, "
-            f"{found['together']:.2f} GB in all of them"
+            f"sweep: {found['seconds']:.0f} s, at most {found['processes'][0][0]:.2f} GB resident in a process, "
+            f"{found['together']:.2f} GB in all of them; the largest:"
         )
+        for resident, name in found["processes"][:5]:
+            print(f"  {resident:.2f} GB  {name}")
 
 
 if __name__ == "__main__":

@@ -24,13 +24,13 @@ SLOTS = [1, 4, 8]
 ROWS = {"cpu": 12, "cuda": 192}
 
 
-def rows(count: int, vocabulary: int, device: torch.device) -> Batch:
+def rows(count: int, vocabulary: int) -> Batch:
     """So many, of which the second halves are learned."""
     seed = torch.Generator().manual_seed(0)
     lengths = torch.randint(32, 129, (count,), generator=seed).tolist()
     tokens = torch.randint(3, vocabulary, (sum(lengths),), generator=seed)
     learn = torch.cat([torch.arange(length) >= length // 2 for length in lengths])
-    return Batch(tokens.to(device), learn.to(device), tuple(lengths))
+    return Batch(tokens, learn, tuple(lengths))
 
 
 def trainer(model: Any, given: Batch, folder: str) -> Any:
@@ -62,7 +62,7 @@ def measure(settings: Settings) -> Iterator[Ratio]:
     device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
     end = time.monotonic() + settings.seconds
     loaded = base(settings.model, dtype, device)
-    given = rows(ROWS[device.type], loaded.vocab_size, device)
+    given = rows(ROWS[device.type], loaded.vocab_size)
     with tempfile.TemporaryDirectory() as folder:
         stock = trainer(plain(settings.model, dtype, device), given, folder)
         for slots, _ in cells(settings, [(each, 0) for each in SLOTS]):

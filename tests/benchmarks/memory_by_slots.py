@@ -33,7 +33,7 @@ def measure(settings: Settings) -> Iterator[Ratio]:
         engine = Engine(loaded, slots)
         for number in range(slots):
             engine.attach(trial("none", rank=RANK, seed=number, learning_rate=1e-4))
-        batches = {number: batch(tokens, 128, loaded.vocab_size, number, device) for number in range(slots)}
+        batches = {number: batch(tokens, 128, loaded.vocab_size, number) for number in range(slots)}
         trim()
         before = held(device)
         _, peak = peak_during(lambda engine=engine, batches=batches: engine.step(batches), device)

@@ -27,7 +27,7 @@ def measure(settings: Settings) -> Iterator[Ratio]:
         engine = Engine(loaded, slots)
         for number in range(slots):
             engine.attach(trial(("none", "binary", "ternary", "twn")[number % 4], rank=RANK, seed=number))
-        batches = {number: batch(tokens, 128, loaded.vocab_size, number, device) for number in range(slots)}
+        batches = {number: batch(tokens, 128, loaded.vocab_size, number) for number in range(slots)}
         engine.step(batches)
         with CountOperations() as counted:
             engine.step(batches)

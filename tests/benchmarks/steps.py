@@ -34,7 +34,7 @@ def frozen(model: Any) -> Callable[[Batch], None]:
     model.get_input_embeddings().register_forward_hook(lambda module, given, out: out.requires_grad_())
 
     def step(given: Batch) -> None:
-        ids, labels = as_padded(given)
+        ids, labels = as_padded(given, model.device)
         hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
         learned = labels[:, 1:] != -100
         F.cross_entropy(model.lm_head(hidden[learned]).float(), labels[:, 1:][learned]).backward()
@@ -54,7 +54,7 @@ def peft_alone(model: Any) -> Callable[[Batch], None]:
     wrapped.train()
 
     def step(given: Batch) -> None:
-        ids, labels = as_padded(given)
+        ids, labels = as_padded(given, model.device)
         wrapped(input_ids=ids, labels=labels, use_cache=False).loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
@@ -90,7 +90,7 @@ def measure(settings: Settings) -> Iterator[Ratio]:
         for number in range(slots):
             engine.attach(trial("none", rank=RANK, seed=number, learning_rate=1e-4))
         longest = 128 if settings.device == "cpu" else 512
-        batches = [batch(tokens, longest, loaded.vocab_size, number, device) for number in range(slots)]
+        batches = [batch(tokens, longest, loaded.vocab_size, number) for number in range(slots)]
         all_rows = together(batches)
         began = time.monotonic()
 

@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, 
 from bitlora.adapter.apply import attach_weights
 from bitlora.adapter.latent import quantized_weights
 from bitlora.config.sections import BaseConfig
-from bitlora.engine.batch import Batch
 from bitlora.engine.engine import Engine
 from bitlora.engine.workers import Workers
+from bitlora.forward.host import read
 from bitlora.forward.inject import load_base
 
 ON_CPU = os.environ.get("BITLORA_GPU_TESTS_ON") == "cpu"
@@ -59,22 +59,17 @@ def stock(folder, dtype, quantization):
     return exact(AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options))
 
 
-def there(rows):
-    given = batch_of(rows)
-    return Batch(given.tokens.to(DEVICE), given.learn.to(DEVICE), given.lengths)
-
-
 def train(engine, trials):
     """Starts and losses of each; the slots stay."""
     slots = [engine.attach(trial.config) for trial in trials]
     starts = [engine.latent(slot) for slot in slots]
     losses = [[] for _ in trials]
     for step in range(STEPS):
-        stats = engine.step({slot: there(trial.batches[step]) for slot, trial in zip(slots, trials, strict=True)})
+        stats = engine.step({slot: batch_of(trial.batches[step]) for slot, trial in zip(slots, trials, strict=True)})
         for slot, each in zip(slots, losses, strict=True):
             each.append(stats[slot].loss)
     for slot, trial, each in zip(slots, trials, losses, strict=True):
-        each.append(engine.evaluate([slot], there(trial.held_out))[slot].loss)
+        each.append(engine.evaluate([slot], batch_of(trial.held_out))[slot].loss)
     return slots, starts, losses
 
 
@@ -107,7 +102,7 @@ def test_a_neighbour_that_turns_nan_changes_nothing_to_the_last_bit(folder):
             if step == 3 and poison:
                 engine.slots[slots[1]].latent[0].a[0, 1] = float("nan")
                 engine.bank.quantize()
-            stats = engine.step({slot: there(each.batches[step]) for slot, each in zip(slots, trials, strict=True)})
+            stats = engine.step({slot: batch_of(each.batches[step]) for slot, each in zip(slots, trials, strict=True)})
             losses.append([stats[slot].loss for slot in (slots[0], slots[2])])
         return losses, [engine.state(slot).latent for slot in (slots[0], slots[2])]
 
@@ -125,7 +120,7 @@ def test_two_packs_on_one_gpu(folder):
     losses = []
     for step in range(STEPS):
         for engine, slot, trial in zip(engines, slots, trials, strict=True):
-            losses.append(engine.step({slot: there(trial.batches[step])})[slot].loss)
+            losses.append(engine.step({slot: batch_of(trial.batches[step])})[slot].loss)
     assert worst(losses[::2], alone[0][:-1]) < 1e-6
 
 
@@ -165,3 +160,30 @@ def test_sums_by_nccl(folder, tmp_path):
         dist.destroy_process_group()
     for one, other in zip(summed, plain, strict=True):
         assert worst(one, other) < 1e-6
+
+
+@pytest.mark.skipif(ON_CPU, reason="it is CUDA that tells of a host that waits")
+@pytest.mark.parametrize("recipe", [{}, {"dropout": 0.1, "int8": True, "micro": 2}])
+def test_the_host_waits_in_one_place_alone(folder, monkeypatch, recipe):
+    def reads(tensor):
+        torch.cuda.set_sync_debug_mode("default")
+        try:
+            return read(tensor)
+        finally:
+            torch.cuda.set_sync_debug_mode("error")
+
+    engine = open_engine(folder, torch.bfloat16, "nf4", 4)
+    trials = [Trial(seed=1, quantizer="ternary", prefix=4, **recipe), Trial(seed=2, rank=4, sizes=(1, 5), **recipe)]
+    slots = [engine.attach(trial.config) for trial in trials]
+    batches = [dict(zip(slots, (batch_of(t.batches[n]) for t in trials), strict=True)) for n in range(3)]
+    held_out = batch_of(trials[0].held_out)
+    engine.step(batches[0])  # what is made once waits
+    engine.evaluate(slots, held_out)
+    monkeypatch.setattr("bitlora.engine.engine.read", reads)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for given in batches[1:]:
+            assert all(stats.finite for stats in engine.step(given).values())
+        assert not any(result.failed for result in engine.evaluate(slots, held_out).values())
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

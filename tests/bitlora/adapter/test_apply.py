@@ -63,7 +63,7 @@ def packed(request, tiny_base, rows):
         plan = ForwardPlan.make([Span(slot, 0, n)], [[n]], [0], CPU)
         with torch.no_grad():
             out = engine.base.logits(plan, TOKENS[0], torch.arange(n))[None]
-        losses = engine.evaluate([slot], Batch.of(rows, CPU))[slot]
+        losses = engine.evaluate([slot], Batch.of(rows))[slot]
         found.append((config, engine.latent(slot), out, losses))
     return base, found
 

@@ -7,15 +7,19 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from adapters import exact, trial
 from bitsandbytes.nn import Linear4bit
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
 from bitlora import timeouts
+from bitlora.adapter.apply import merge
 from bitlora.base import load as loading
 from bitlora.base.load import load_model
 from bitlora.base.quantized import KEPT
 from bitlora.base.revision import config_digest
 from bitlora.config.sections import BaseConfig
+from bitlora.forward.forward_plan import ForwardPlan
+from bitlora.forward.inject import load_base
 
 CPU = torch.device("cpu")
 
@@ -142,3 +146,36 @@ def test_many_processes_at_once_keep_one(base, tmp_path):
     assert len(kept(tmp_path)) == 1
     first = state(models[0])
     assert all(torch.equal(first[name], value) for model in models[1:] for name, value in state(model).items())
+
+
+@pytest.mark.parametrize("storage", ["uint8", "bfloat16", "float32"])
+@pytest.mark.parametrize("double", [False, True])
+def test_with_bitsandbytes_options_it_computes_what_stock_layers_do(double, storage, tiny_base, tmp_path, monkeypatch):
+    """Loaded anew and from what is kept: the pack's logits are transformers' own, and so is what is merged from it."""
+    monkeypatch.setenv("BITLORA_CACHE", str(tmp_path / "cache"))
+    config = BaseConfig(model=str(tiny_base), double_quantization=double, quant_storage=storage)
+    options = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32,
+        bnb_4bit_use_double_quant=double, bnb_4bit_quant_storage=storage,
+    )  # fmt: skip
+    stock = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32, quantization_config=options)
+    tokens = torch.randint(3, 90, (20,), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = exact(stock)(tokens[None]).logits[0]
+        for _ in range(2):
+            base = load_base(config, torch.float32, CPU)
+            layer = next(iter(base.linears.values())).base
+            assert layer.weight.quant_state.nested is double
+            assert str(layer.weight.dtype) == f"torch.{storage}"
+            found = base.logits(ForwardPlan.make([], [[20]], [0], CPU), tokens, torch.arange(20))
+            assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
+        assert len(kept(tmp_path)) == 1
+        merged = merge(load_model(config, torch.float32, CPU), {}, trial("none"), torch.float32)
+        assert torch.allclose(merged(tokens[None]).logits[0], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_other_options_have_places_of_their_own(tiny_base, tmp_path, monkeypatch):
+    monkeypatch.setenv("BITLORA_CACHE", str(tmp_path / "cache"))
+    for options in ({}, {"double_quantization": True}, {"quant_storage": "bfloat16"}):
+        load_model(BaseConfig(model=str(tiny_base), **options), torch.float32, CPU)
+    assert len(kept(tmp_path)) == 3

@@ -38,8 +38,10 @@ def test_slots_are_counted(larger_folder):
     found = estimate(config, torch.float32, CPU, False, trial("ternary", rank=8), LONGEST)
     # weights, gradient, moments, quantized copies; and the four that wait to be written
     assert found.slot == 8 * outs_and_ins * (4 + 4 + 8 + 4 + 16)
-    plain = estimate(config, torch.float32, CPU, False, trial("none", rank=8), LONGEST)
+    plain = estimate(config, torch.float32, CPU, False, trial("none", rank=8, alpha=8), LONGEST)
     assert plain.slot == 8 * outs_and_ins * (4 + 4 + 8 + 16)
+    scaled = estimate(config, torch.float32, CPU, False, trial("none", rank=8, alpha=7), LONGEST)  # B times 7 / 8
+    assert scaled.slot == found.slot
 
 
 def test_checkpointing_keeps_a_block_s_input_alone(larger_folder):

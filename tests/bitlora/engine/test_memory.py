@@ -107,7 +107,7 @@ def test_a_real_engine_takes_what_was_measured(larger_base, dropout):
     found = {}
     for slots in (1, 2, 3):
         engine.attach(widest.model_copy(update={"seed": slots}))
-        rows_of = longest.rows(rows, larger_base.vocab_size, CPU)
+        rows_of = longest.rows(rows, larger_base.vocab_size)
         engine.step(dict.fromkeys(engine.slots, rows_of))
         _, found[slots] = peak_during(lambda given=rows_of: engine.step(dict.fromkeys(engine.slots, given)), CPU)
     for slot in list(engine.slots):

@@ -1,13 +1,15 @@
-"""What a step costs on a GPU whatever it computes: how many operations it is does not grow with the slots."""
+"""What a step costs on a GPU whatever it computes: how many operations it is does not grow with the slots, and the host
+waits for the device once in a step and once in an evaluation."""
 
 import pytest
 import torch
 from adapters import trial
 from both_ways import batch_of, make_rows
-from operations import CountOperations
+from operations import CountOperations, CountReadBacks
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bitlora.config.sections import BaseConfig
+from bitlora.engine import engine as engine_module
 from bitlora.engine.engine import Engine
 from bitlora.forward.inject import load_base
 
@@ -68,3 +70,38 @@ def test_products_are_as_many_whatever_the_slots_hold(base):
     assert products(8) == products(8, rank=lambda number: 2 + number) == even
     ragged = {slots: products(slots, rows=lambda number: 1 + number % 4) for slots in (2, 4, 8)}
     assert even < ragged[2] == ragged[4] == ragged[8] < 2 * even
+
+
+@pytest.mark.parametrize("recipe", [{}, {"dropout": 0.2}, {"activations": "int8", "micro_batch": 1}])
+def test_a_step_asks_once_and_so_does_an_evaluation(base, monkeypatch, recipe):
+    """Rows of different lengths, prefixes in common, tails, passes in parts, every kind of quantizer."""
+    monkeypatch.setattr(engine_module, "EVAL_TOKENS", 64)  # several passes
+    engine = Engine(base, 4)
+    for number, quantizer in enumerate(("none", "ternary", "twn", "double_binary")):
+        engine.attach(trial(quantizer, rank=2 + number, seed=number, **recipe))
+    batches = {number: batch_of(make_rows(number, 2 + number % 2, prefix=4)) for number in range(4)}
+    held_out = batch_of(make_rows(99, 6))
+    with CountReadBacks() as step:
+        stats = engine.step(batches)
+    assert all(stat.finite for stat in stats.values())
+    assert step == {"cpu": 1}
+    with CountReadBacks() as evaluation:
+        engine.evaluate([*range(4)], held_out)
+    evaluation.pop("tolist")  # of the scores, which are on the host by then
+    assert evaluation == {"cpu": 1}
+
+
+def test_they_are_counted():
+    x = torch.arange(4.0)
+    with CountReadBacks() as found:
+        x.sum().item()
+        bool(x.any())
+        x[x > 1]
+        x.nonzero()
+        x[x > 2] = 0
+        x.tolist()
+        x.cpu()
+    assert found["tolist"] == found["cpu"] == found["item"] == found["__bool__"] == 1
+    assert found["_local_scalar_dense.default"] == 2
+    assert found["nonzero"] == found["nonzero.default"] == 1
+    assert sum(count for name, count in found.items() if name.startswith("index")) == 2

@@ -130,6 +130,7 @@ def test_what_is_remembered_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
         made(byte_level(), normalizers.Sequence([normalizers.NFC(), normalizers.Prepend("x")])),
         made(byte_level(), added=(AddedToken("<x>", lstrip=True),)),
         made(byte_level(), added=(AddedToken("<x>", normalized=True), AddedToken("<y>", normalized=False))),
+        made(byte_level(), normalizers.NFKC(), added=(AddedToken("①", normalized=True),)),
         Tokenizer(models.WordLevel({"a": 0}, unk_token="a")),
     ],
 )

@@ -59,7 +59,7 @@ def small_sweep(
         batches = {}
         for trial_id, config in configs.items():
             chosen = batch_rows(len(dataset.train), config.batch_size, config.seed, step)
-            batches[slots[trial_id]] = Batch.of(dataset.train.take(chosen), CPU)
+            batches[slots[trial_id]] = Batch.of(dataset.train.take(chosen))
         engine.step(batches)
     writing.write_text(folder / "sweep.yaml", dump_spec(spec))
     for trial_id, config in configs.items():
@@ -69,7 +69,7 @@ def small_sweep(
 
 def _write(folder: Path, spec: Spec, dataset: Dataset, engine: Engine, slot: int, config: TrialConfig) -> None:
     rows = dataset.eval
-    scored = engine.evaluate([slot], Batch.of(rows, CPU))[slot]
+    scored = engine.evaluate([slot], Batch.of(rows))[slot]
     writing.write_json(folder / record.CONFIG, config.model_dump(mode="json"))
     record.write_scores(folder / record.EVAL, rows.example_ids, scored.losses, scored.tokens, rows.text_bytes.tolist())
     latent = engine.latent(slot)

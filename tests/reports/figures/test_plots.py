@@ -301,6 +301,20 @@ def test_a_diverging_curve_leaves_the_axes_and_is_counted():
     assert not any("beyond" in text.get_text() for text in calm.legends[0].get_texts())
 
 
+def test_the_base_stays_on_the_axes_unless_it_would_squash_the_curves_and_is_never_counted_as_one_that_left():
+    frame = figures.curves()
+    calm = frame[frame["status"] != "diverged"]
+    lowest, highest = calm["eval_loss"].min(), calm["eval_loss"].max()
+    begun = calm.drop_duplicates("trial_id").assign(step=0)
+    for above, shown in ((2, True), (40, False)):
+        own = highest + above * (highest - lowest)
+        drawing = plots.learning_curves(pd.concat([begun.assign(eval_loss=own), calm]), LIGHT)
+        top = drawing.axes[0].get_ylim()[1]
+        assert (top > own) if shown else (highest <= top < highest + 1)
+        assert drawing.axes[0].get_xlim()[0] <= 0
+        assert not any("beyond" in text.get_text() for text in drawing.legends[0].get_texts())
+
+
 def test_importances_are_sorted_and_printed():
     axes = plots.importances(figures.bars(), LIGHT).axes[0]
     assert [bar.get_width() for bar in axes.patches] == [0.71, 0.2, 0.002]

@@ -10,6 +10,7 @@ from families import CHATML, tokenizer
 from bitlora.config.sections import DataConfig
 from bitlora.data import cached, rows
 from bitlora.data.split import prepare_data
+from bitlora.tokenized.arrays import ArraysError
 from sweeps.pack import travel
 from sweeps.pack.travel import arrive, travelling
 
@@ -38,6 +39,13 @@ def test_on_one_machine_nothing_travels(data):
     arrive(sent)
     assert rows.MOVED == {}
     assert tokens(pickle.loads(pickle.dumps(data))) == tokens(data)
+
+
+def test_rows_that_were_removed_meanwhile_are_named(data, tmp_path):
+    sent = travelling(data, elsewhere=False)
+    (tmp_path / "driver").rename(tmp_path / "away")
+    with pytest.raises(ArraysError, match="was removed while the sweep ran"):
+        arrive(sent)
 
 
 @pytest.mark.parametrize("room", [True, False])

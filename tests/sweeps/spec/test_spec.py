@@ -343,3 +343,13 @@ def test_a_chat_template_is_kept_as_its_text(file: Path) -> None:
     assert line.endswith(
         "none.jinja: cannot be read as a file (No such file or directory), and is no template: it has no {"
     )
+
+
+def test_options_of_nf4_go_with_nf4(file: Path) -> None:
+    text = "base: {model: a, quantization: none, quant_storage: bfloat16}\ndata: {source: b}\n"
+    assert errors(file, text) == [
+        "small.yaml:1: base.quant_storage: an option of base.quantization: nf4, which is none"
+    ]
+    spec = load(file, text.replace("none", "nf4").replace("quant_storage: bfloat16", "double_quantization: true"))
+    assert spec.base.quantized_as == "nf4-double"
+    assert load(file, SMALLEST).base.quantized_as == "nf4"
