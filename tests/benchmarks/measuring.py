@@ -174,8 +174,12 @@ def table(measure: Callable[[Settings], Iterable[Ratio]], plan: Callable[[Settin
             write(path, [row])
 
 
-def markdown(path: Path) -> str:
-    """A file of ratios as two tables for a page, the steps by slots and tokens and all else, and where they are from."""
+def markdown(path: Path, whole: bool = True) -> str:
+    """A file of ratios as two tables for a page, the steps by slots and tokens and all else, and where they are from.
+
+    Args:
+        whole: False: the steps alone.
+    """
     with path.open() as file:
         rows = [*csv.DictReader(file)]
     names = {"smollm2": "SmolLM2-135M"}
@@ -198,7 +202,8 @@ def markdown(path: Path) -> str:
     commits = " and ".join(dict.fromkeys(row["commit"] for row in rows))
     where = f"{about}, {when}, commit {commits}; load of the machine while it ran {min(loads):.0f} to {max(loads):.0f}."
     second = ("table", "base", "slots", "tokens", "what", "ratio", "numbers")
-    return "\n\n".join([where, _table(("base", "slots", "tokens each", *heads), first), _table(second, others)])
+    tables = [_table(("base", "slots", "tokens each", *heads), first), _table(second, others)]
+    return "\n\n".join([where, *tables[: 2 if whole else 1]])
 
 
 def _order(item: tuple[tuple[str, str, str], object]) -> tuple[str, int, int]:
@@ -212,14 +217,19 @@ def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+PAGES = {ROOT / "README.md": False, ROOT / "reports/examples/speed/README.md": True}
+"""Where the tables stand, and whether all of them."""
+
+
 def fill(page: Path, path: Path) -> None:
     """Put the tables of `path` between the marks of a page."""
     text = page.read_text(encoding="utf-8")
     marks = (f"<!-- measured: {path.name} -->", "<!-- end of measured -->")
     before, _, rest = text.partition(marks[0])
     _, _, after = rest.partition(marks[1])
-    page.write_text(f"{before}{marks[0]}\n\n{markdown(path)}\n\n{marks[1]}{after}", encoding="utf-8")
+    page.write_text(f"{before}{marks[0]}\n\n{markdown(path, PAGES[page])}\n\n{marks[1]}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    fill(ROOT / "README.md", DATA / "cpu.csv")
+    for page in PAGES:
+        fill(page, DATA / "cpu.csv")

@@ -130,7 +130,9 @@ def test_an_adapter_that_is_handed_on_does_what_it_did(folder, quantizer):
     engine = open_engine(folder, torch.float32, "nf4", 1)
     (slot,), _, (losses,) = train(engine, [trial])
     weights = quantized_weights(engine.latent(slot), trial.config)
-    model = attach_weights(stock(folder, torch.float32, "nf4"), weights, trial.config.alpha)
+    model = attach_weights(
+        stock(folder, torch.float32, "nf4"), weights, {"r": trial.config.rank, "lora_alpha": trial.config.alpha}
+    )
     total = count = 0.0
     with torch.no_grad():
         for tokens, learn in trial.held_out:
