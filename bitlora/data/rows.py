@@ -26,6 +26,8 @@ DTYPES: Final[dict[str, type]] = {
     **{"source_keys": np.uint64, "row_keys": np.uint64, "prompt_keys": np.uint64, "largest": np.int32},
 }
 """The arrays that rows are kept in, by the names of their files."""
+ENDS: Final = {"tokens": "ends", "ids": "id_ends", "groups": "group_ends"}
+"""Those in which a row has several values -> where each row ends in them."""
 
 
 @dataclass(slots=True)
@@ -215,7 +217,7 @@ class RowsWriter:
     def __init__(self, folder: Path | None) -> None:
         self._writer = ArrayWriter(DTYPES, folder)
         self._count = 0
-        self._places = {"tokens": 0, "ids": 0, "groups": 0}
+        self._places = dict.fromkeys(ENDS, 0)
 
     def add(
         self,
@@ -244,6 +246,26 @@ class RowsWriter:
         self._writer.add("row_keys", key(content))
         self._writer.add("prompt_keys", prompt_key(content[: prompt * tokens.itemsize], prompt, self._count))
         self._count += 1
+
+    def extend(self, more: Arrays) -> None:
+        """What another writer in memory was given (`arrays`), after what is here."""
+        more = dict(more)
+        first = np.concatenate([np.zeros(1, np.int64), more["ends"][:-1]])
+        alone = np.flatnonzero(more["learn"][first + 1]) if len(more["ends"]) else ()
+        prompts = more["prompt_keys"].tolist()
+        for number in alone:  # they have no prompt, and are numbered
+            prompts[number] = int.from_bytes(prompt_key(b"", 1, self._count + int(number)), sys.byteorder)
+        more["prompt_keys"] = np.array(prompts, np.uint64)
+        self._count += len(more["ends"])
+        for name, ends in ENDS.items():
+            more[ends] = more[ends] + self._places[name]
+            self._places[name] += len(more[name])
+        for name, values in more.items():
+            self._writer.add(name, values.tobytes())
+
+    def arrays(self) -> Arrays:
+        """All of them, where they are in memory."""
+        return self._writer.close({})
 
     def _grow(self, name: str, ends: str, values: bytes, count: int) -> None:
         self._writer.add(name, values)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from bitlora.data.chat import ChatTemplate
+from bitlora.data.chat import ChatTemplate, Fitting
 from bitlora.data.examples import DataError, Example
-from bitlora.data.learned import Noticed, Rendered, is_learned, render_all
+from bitlora.data.learned import Noticed, Rendered, is_learned, learned_turns, render_all
 from bitlora.data.rows import Rows, RowsWriter
+from bitlora.tokenized.arrays import Arrays
+from bitlora.tokenized.processes import each_made
 from bitlora.tokenized.words import TOKEN, words_of
 
 if TYPE_CHECKING:
@@ -21,8 +24,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-CHUNK: Final = 1000
-"""Texts in one call of the tokenizer: enough to be fast, few enough that their offsets stay small."""
+CHUNK: Final = 250
+"""Examples whose rows are made at once: enough to be fast, few enough that their offsets stay small, and that two chunks of
+them lie in a pipe to another process."""
+MANY: Final = 4000
+"""Examples that are made in about the time in which another process has started."""
 
 
 @dataclass(slots=True)
@@ -70,6 +76,7 @@ def tokenize_into(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     skipped: list[str] | None,
+    others: int = 0,
 ) -> Counts:
     """Examples as rows of tokens, with the completions marked: the writer gets those with something to learn, in order.
 
@@ -81,6 +88,7 @@ def tokenize_into(
     Args:
         max_length: tokens; a longer row is cut at its end.
         skipped: gets a line for each example that the template refuses, which is then left out; None: that is raised.
+        others: other processes that may help where there are many; what comes of it is the same.
 
     Returns:
         What became of the others.
@@ -93,26 +101,76 @@ def tokenize_into(
         raise DataError(
             [f"{type(tokenizer).__name__}: not a fast tokenizer, so completions cannot be located in tokens"]
         )
-    endings = tuple(tokenizer.get_added_vocab())
     counts, noticed, errors = Counts(), Noticed(), list[str]()
-    rendered = render_all(_speaking(examples, counts), ChatTemplate(tokenizer), endings, noticed, errors)
-    encoder, last_tokens = _Encoder(tokenizer, max_length), _Endings(endings)
-    while chunk := list(islice(rendered, CHUNK)):
-        if errors and skipped is None:  # nothing comes of it: the other errors are still to be found
-            continue
-        for row, found in zip(chunk, encoder.rows(chunk), strict=True):
-            if not found.learn.any():
-                counts.full.append(row.example_id)
-                continue
-            counts.truncated += found.length > max_length
-            text_bytes = _bytes(row, found.begin, found.end, last_tokens)
-            writer.add(row.example_id, row.row, found.ids, found.learn, text_bytes)
+    make = _Make(tokenizer, max_length)
+    chunks = _chunks(_speaking(examples, counts), make.template)
+    with closing(each_made(make, chunks, others, MANY // CHUNK)) as all_made:
+        for made in all_made:
+            errors += made.errors
+            noticed.add(made.noticed)
+            if not errors or skipped is not None:  # else nothing comes of it: the other errors are still to be found
+                counts.full += made.full
+                counts.truncated += made.truncated
+                writer.extend(made.rows)
     if errors and skipped is None:
         raise DataError(errors)
     if skipped is not None:
         skipped += errors
     counts.template = noticed.notes()
     return counts
+
+
+class Chunk(NamedTuple):
+    """Examples whose rows are made at once."""
+
+    examples: list[Example]
+    forms: dict[object, Fitting]
+    """How a template is given conversations of the makes that hang on more than the make: as the first of all says."""
+
+
+class MadeRows(NamedTuple):
+    """What became of some examples."""
+
+    rows: Arrays
+    truncated: int
+    full: list[str]
+    """As in `Counts`."""
+    noticed: Noticed
+    errors: list[str]
+
+
+class _Make:
+    """Makes rows of examples, here or in another process."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+        self._tokenizer, self._max_length = tokenizer, max_length
+        self.template = ChatTemplate(tokenizer)
+        self._endings = tuple(tokenizer.get_added_vocab())
+        self._last_tokens = _Endings(self._endings)
+        self._encoder = _Encoder(tokenizer, max_length)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Make, (self._tokenizer, self._max_length)
+
+    def __call__(self, chunk: Chunk) -> MadeRows:
+        self.template.goes_by(chunk.forms)
+        noticed, errors, full, truncated = Noticed(), list[str](), list[str](), 0
+        rows = list(render_all(chunk.examples, self.template, self._endings, noticed, errors))
+        writer = RowsWriter(None)
+        for row, found in zip(rows, self._encoder.rows(rows), strict=True):
+            if not found.learn.any():
+                full.append(row.example_id)
+                continue
+            truncated += found.length > self._max_length
+            text_bytes = _bytes(row, found.begin, found.end, self._last_tokens)
+            writer.add(row.example_id, row.row, found.ids, found.learn, text_bytes)
+        return MadeRows(writer.arrays(), truncated, full, noticed, errors)
+
+
+def _chunks(examples: Iterator[Example], template: ChatTemplate) -> Iterator[Chunk]:
+    while some := list(islice(examples, CHUNK)):
+        told = [each for each in some if each.tools or any(turn.calls or turn.more for turn in each.messages)]
+        yield Chunk(some, dict(template.fitting(each, learned_turns(each)) for each in told if each.text is None))
 
 
 def tokenize(
