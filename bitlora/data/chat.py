@@ -208,11 +208,13 @@ class ChatTemplate:
 
     def _plainly(self, turns: Sequence[Mapping[str, Any]], prompt: bool) -> str:
         """The same for turns that say something and nothing else, without what has to be done for others: half the time."""
-        from transformers.utils.chat_template_utils import _compile_jinja_template
-
         if self._compiled is None:
+            from transformers.utils.chat_template_utils import _compile_jinja_template
+
             with _refusals():
                 self._compiled = _compile_jinja_template(self._source(False))
+            # each rendering copies them, which takes long of a chain of dictionaries
+            self._compiled.globals = dict(self._compiled.globals)
         with _refusals():
             # as `render_jinja_template` calls it; a template may write to what it is given
             text: str = self._compiled.render(

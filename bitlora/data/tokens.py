@@ -14,7 +14,7 @@ import numpy.typing as npt
 from bitlora.data.chat import ChatTemplate, Fitting
 from bitlora.data.examples import DataError, Example
 from bitlora.data.learned import Noticed, Rendered, is_learned, learned_turns, render_all
-from bitlora.data.rows import Rows, RowsWriter
+from bitlora.data.rows import MadeRow, Rows, RowsWriter, arrays_of
 from bitlora.tokenized.arrays import Arrays
 from bitlora.tokenized.processes import each_made
 from bitlora.tokenized.words import TOKEN, words_of
@@ -111,7 +111,8 @@ def tokenize_into(
             if not errors or skipped is not None:  # else nothing comes of it: the other errors are still to be found
                 counts.full += made.full
                 counts.truncated += made.truncated
-                writer.extend(made.rows)
+                if made.rows is not None:
+                    writer.extend(made.rows)
     if errors and skipped is None:
         raise DataError(errors)
     if skipped is not None:
@@ -131,7 +132,8 @@ class Chunk(NamedTuple):
 class MadeRows(NamedTuple):
     """What became of some examples."""
 
-    rows: Arrays
+    rows: Arrays | None
+    """None: there are none."""
     truncated: int
     full: list[str]
     """As in `Counts`."""
@@ -156,15 +158,15 @@ class _Make:
         self.template.goes_by(chunk.forms)
         noticed, errors, full, truncated = Noticed(), list[str](), list[str](), 0
         rows = list(render_all(chunk.examples, self.template, self._endings, noticed, errors))
-        writer = RowsWriter(None)
+        made: list[MadeRow] = []
         for row, found in zip(rows, self._encoder.rows(rows), strict=True):
             if not found.learn.any():
                 full.append(row.example_id)
                 continue
             truncated += found.length > self._max_length
             text_bytes = _bytes(row, found.begin, found.end, self._last_tokens)
-            writer.add(row.example_id, row.row, found.ids, found.learn, text_bytes)
-        return MadeRows(writer.arrays(), truncated, full, noticed, errors)
+            made.append(MadeRow(row.example_id, row.row, found.ids, found.learn, text_bytes))
+        return MadeRows(arrays_of(made) if made else None, truncated, full, noticed, errors)
 
 
 def _chunks(examples: Iterator[Example], template: ChatTemplate) -> Iterator[Chunk]:

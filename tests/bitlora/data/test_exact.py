@@ -200,8 +200,16 @@ def test_errors_and_counts_are_the_same_where_several_processes_find_them(sent: 
         counts = tokens.tokenize_into(writer, examples(), has, 24, skipped, others)
         with pytest.raises(DataError) as raised:
             tokens.tokenize_into(RowsWriter(None), examples(), has, 24, None, others)
-        arrays = {name: array.tolist() for name, array in writer.arrays().items()}
-        return [arrays, counts, counts.notes(24), skipped, raised.value.errors]
+        rows = writer.close({})
+        arrays = (rows.tokens, rows.learn, rows.offsets, rows.text_bytes, *(rows.keys or ()))
+        return [
+            [array.tolist() for array in arrays],
+            list(rows.example_ids),
+            counts,
+            counts.notes(24),
+            skipped,
+            raised.value.errors,
+        ]
 
     one = found(0)
     assert not sent
