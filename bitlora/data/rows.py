@@ -138,8 +138,8 @@ class Rows:
                     let_go(self.tokens)
                     let_go(self.learn)
                     self.kept.taken = 0
-        ids = tuple(self.example_ids[index] for index in chosen.tolist())
-        groups = tuple(self.groups[index] for index in chosen.tolist()) if self.groups else ()
+        ids = tuple(_at(self.example_ids, chosen))
+        groups = tuple(_at(self.groups, chosen)) if self.groups else ()
         keys = None if self.keys is None else self.keys.at(chosen)
         learned = None if self.learned is None else self.learned[chosen]
         largest = None if self.largest is None else self.largest[chosen]
