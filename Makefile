@@ -35,9 +35,10 @@ bench: .venv/.ready
 	$(BIN)/python tests/benchmarks/run.py cpu
 
 # The same on a GPU, after the tests that need one: on a machine with nothing but Python and WHEELS, a folder with the wheels
-# that it lacks. Without a GPU, or with DRY=1, it says what it would do.
+# that it lacks; where `make quickstart` or `make test` was run, with their .venv. Without a GPU, or with DRY=1, it says what it
+# would do.
 bench-gpu:
-	$(PYTHON) tests/benchmarks/run.py gpu $(if $(WHEELS),--wheels $(WHEELS)) $(if $(DRY),--dry)
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) tests/benchmarks/run.py gpu $(if $(WHEELS),--wheels $(WHEELS)) $(if $(DRY),--dry)
 
 # Torch first and by its exact version: an open range takes a CUDA build of several GB. Without a CUDA device the CPU
 # build is asked for by name; where its index cannot be reached, the plain version has to do.

@@ -10,3 +10,4 @@ from bitlora.adapter.apply import load_packed_adapter as load_packed_adapter
 from bitlora.adapter.peft_layers import BitLoraConfig as BitLoraConfig
 from bitlora.adapter.peft_layers import load_adapter as load_adapter
 from bitlora.base.locate import converted as converted
+from bitlora.base.locate import packaged_weights as packaged_weights

@@ -46,13 +46,16 @@ class Score:
     over: str
 
 
-def model_card(sweep: Sweep, trial_id: str, form: str, use: str, library: str = "peft") -> str:
+def model_card(
+    sweep: Sweep, trial_id: str, form: str, use: str, library: str = "peft", language: str = "python"
+) -> str:
     """The card of a trial's adapter as it is handed on: the hub's metadata, then Markdown.
 
     Args:
         form: what was exported, in a few words.
-        use: Python that loads and runs it.
+        use: the lines that load and run it.
         library: what the hub is told that does so.
+        language: what those lines are written in.
 
     Raises:
         KeyError: the sweep has no such trial.
@@ -65,7 +68,7 @@ def model_card(sweep: Sweep, trial_id: str, form: str, use: str, library: str = 
     scores = _scores(sweep, trial_id)
     name = f"{sweep.name}-{trial_id}"
     data = _data(sweep, about, scores, name, library)
-    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_body(sweep, about, scores, name, form, use)}")
+    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_body(sweep, about, scores, name, form, Listing(language, use))}")
     return str(card)
 
 
@@ -116,7 +119,7 @@ def _result(score: Score, source: str) -> EvalResult:
     )
 
 
-def _body(sweep: Sweep, about: dict[str, Any], scores: list[Score], name: str, form: str, use: str) -> str:
+def _body(sweep: Sweep, about: dict[str, Any], scores: list[Score], name: str, form: str, use: Listing) -> str:
     config = {str(key).removeprefix("config."): each for key, each in about.items() if str(key).startswith("config.")}
     entries = [(key, value(key, each)) for key, each in config.items() if key not in LEFT_OUT]
     lines = tuple((Cell(plain(key).replace("_", " ")), Cell(text)) for key, text in entries if text != NOTHING)
@@ -129,7 +132,7 @@ def _body(sweep: Sweep, about: dict[str, Any], scores: list[Score], name: str, f
         Paragraph(("Cross-entropy in nats per completion token, with its standard error; lower is better.",)),
         Bullets(results) if results else Paragraph(("No score could be read.",)),
         Heading(2, "How to use it"),
-        Listing("python", use),
+        use,
         Heading(2, "How it was trained"),
         Bullets(
             (

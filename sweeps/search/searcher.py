@@ -1,8 +1,9 @@
 """The searcher over Optuna, as Ray Tune drives it.
 
 What Ray's own OptunaSearch gets wrong is put right here: a pruned trial is told PRUNED and not COMPLETE, so that a
-sampler never mixes budgets; a diverged or failed one is told FAIL and does not stay RUNNING for ever; every result is
-reported at its own step. The study's journal is the only truth: Tune's checkpoints of the searcher stay empty.
+sampler never mixes budgets; a failed one is told FAIL and does not stay RUNNING for ever; one that diverged is told PRUNED
+with a constraint that it violates, since of a FAIL a sampler learns nothing and goes there again and again; every result
+is reported at its own step. The study's journal is the only truth: Tune's checkpoints of the searcher stay empty.
 
 A sweep that goes on has a new searcher over the same journal. A trial that was interrupted is WAITING in it, one of a
 driver that died is RUNNING: both are the same Optuna trials again, under their own numbers, when they go on.
@@ -108,7 +109,8 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
             if trial.state.is_finished():
                 status = trial.user_attrs.get("status", "failed")
                 reason = trial.user_attrs.get("reason", "")
-                self.ended[name] = EndedTrial(status, reason, self._config_of(trial), trial.value)
+                value = None if status == "diverged" else trial.value
+                self.ended[name] = EndedTrial(status, reason, self._config_of(trial), value)
                 self._count += 1
                 self._confirming += REPEATS in trial.user_attrs
             else:
@@ -259,12 +261,14 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         trial.set_user_attr("status", status)
         if reason:
             trial.set_user_attr("reason", reason)
+        if status == "diverged":
+            trial.set_constraint("diverged", 1.0)
         if status == "completed" and finite(value) is not None:
             self._study.tell(trial, value)
         elif status == "interrupted":  # not ended for the study: it goes on when the sweep does
             set_aside(self._study, trial)
         else:
-            self._study.tell(trial, state=TrialState.PRUNED if status == "pruned" else TrialState.FAIL)
+            self._study.tell(trial, state=TrialState.PRUNED if status in ("pruned", "diverged") else TrialState.FAIL)
         self._changed()
 
     def unfinished(self) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -188,6 +189,9 @@ def dry_run(parts: tuple[Part, ...], device: str, dtype: str, csv: Path, env: di
     """Each step up to the device: the tests' names, and each table's own plan in one process that imports all of it."""
     if device == "cuda":
         print(f"run the tests marked gpu, at most {TESTS_S} s: {', '.join(gpu_tests())}", flush=True)
+    if find_spec("torch") is None:
+        print(f"{sys.executable} has no torch, so the tables say nothing here: make .venv/.ready, or WHEELS=FOLDER")
+        return 1
     tables = [(part.table, part.model, part.cells, part.seconds) for part in parts]
     plans = (
         "import importlib, sys, torch; from measuring import Settings\n"

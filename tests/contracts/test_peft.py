@@ -296,5 +296,15 @@ def test_an_ordinary_adapter_is_found_by_its_layer(tmp_path: Path) -> None:
     torch.testing.assert_close(layer.get_delta_weight("default"), torch.full((64, 64), 4.0))
 
 
+def test_of_patterns_the_first_key_counts_and_files_have_them_sorted(tmp_path: Path) -> None:
+    """bitlora.adapter.peft_folder._patterns writes whole names of layers: of keys that match a layer the first counts, and
+    a file has them in another order (PEFT 0.21.2: findings/peft-saves-patterns-in-another-order.sh)."""
+    options = {"r": 4, "target_modules": ["up"], "alpha_pattern": {"up": 32, ".*": 8}}
+    made = get_peft_model(_Base(), LoraConfig(**options))
+    made.save_pretrained(str(tmp_path))
+    loaded = PeftModel.from_pretrained(_Base(), str(tmp_path))
+    assert [model.base_model.model.up.scaling["default"] for model in (made, loaded)] == [8.0, 2.0]
+
+
 def _layers(model: PeftModel) -> list[Any]:
     return [model.base_model.model.up, model.base_model.model.down]

