@@ -212,23 +212,22 @@ class MadeRow(NamedTuple):
     example_id: str
     source: str
     """The row of the source that it is from."""
-    tokens: npt.NDArray[np.int32]
-    """[tokens], at least two."""
-    learn: npt.NDArray[np.bool_]
-    """[tokens], of which one is True, and the first is not."""
+    tokens: bytes
+    """As int32, in native order; at least two."""
+    learn: bytes
+    """Of each token 1 where it is learned, and 0: one is, and the first is not."""
     text_bytes: int
 
 
 def arrays_of(rows: Sequence[MadeRow]) -> Arrays:
     """Rows as the arrays of DTYPES; the prompt keys of those that have no prompt are for `RowsWriter` to number."""
-    lengths = np.array([len(row.tokens) for row in rows], np.int64)
+    content = b"".join(row.tokens for row in rows)
+    tokens, learn = np.frombuffer(content, np.int32), _together((row.learn for row in rows), np.bool_)
+    lengths = np.array([len(row.learn) for row in rows], np.int64)
     ends = np.cumsum(lengths)
     starts = ends - lengths
-    tokens = np.concatenate([np.empty(0, np.int32), *(row.tokens for row in rows)])
-    learn = np.concatenate([np.empty(0, np.bool_), *(row.learn for row in rows)])
     places = np.flatnonzero(learn)
     answers = places[np.searchsorted(places, starts)]
-    content = tokens.tobytes()
     bounds = (np.stack([starts, answers, ends]) * tokens.itemsize).T.tolist()
     ids, sources = ([name.encode() for name in names] for names in zip(*(row[:2] for row in rows), strict=True))
     return {

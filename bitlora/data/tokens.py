@@ -160,7 +160,7 @@ class _Make:
         rows = list(render_all(chunk.examples, self.template, self._endings, noticed, errors))
         made: list[MadeRow] = []
         for row, found in zip(rows, self._encoder.rows(rows), strict=True):
-            if not found.learn.any():
+            if 1 not in found.learn:
                 full.append(row.example_id)
                 continue
             truncated += found.length > self._max_length
@@ -208,9 +208,10 @@ def _is_excluded(example: Example) -> bool:
 class EncodedRow(NamedTuple):
     """The tokens of a row, cut to the length that is asked for, and what of its text they learn."""
 
-    ids: npt.NDArray[np.int32]
-    learn: npt.NDArray[np.bool_]
-    """[tokens] as `ids`."""
+    ids: bytes
+    """As int32, in native order."""
+    learn: bytes
+    """Of each token 1 where it is learned, and 0."""
     length: int
     """Tokens before it was cut."""
     begin: int
@@ -266,23 +267,23 @@ class _Encoder:
             if piece.learned:
                 learned.append((place, place + count, piece))
             place += count
-        ids = np.frombuffer(b"".join(tokens), np.int32)
-        learn = np.zeros(len(ids), np.bool_)
+        ids, learn = b"".join(tokens), bytearray(place)
         for first, after, _ in learned:
-            learn[first:after] = True
-        learn[:1] = False  # nothing stands before it that could predict it
-        begin = words.end(ids[:1]) if row.spans[0][0] == 0 else 0
+            learn[first:after] = b"\1" * (after - first)
+        learn[:1] = bytes(len(learn[:1]))  # nothing stands before it that could predict it
+        begin = words.end(ids[:TOKEN]) if row.spans[0][0] == 0 else 0
+        most = self._max_length
         end: int | None = 0
         for first, after, piece in learned:
-            if max(first, 1) < min(after, self._max_length):
-                if after > self._max_length:
-                    end = words.end(ids[first : self._max_length])
+            if max(first, 1) < min(after, most):
+                if after > most:
+                    end = words.end(ids[first * TOKEN : most * TOKEN])
                 else:
-                    end = None if words.is_blank(int(ids[after - 1])) else len(piece.text)
+                    end = None if words.is_blank(ids[(after - 1) * TOKEN : after * TOKEN]) else len(piece.text)
                 end = None if end is None else end + piece.start
         if begin is None or end is None:
             return None
-        return EncodedRow(ids[: self._max_length], learn[: self._max_length], len(ids), begin, end)
+        return EncodedRow(ids[: most * TOKEN], bytes(learn[:most]), place, begin, end)
 
     def _by_tokenizer(self, rows: Sequence[Rendered]) -> Iterator[EncodedRow]:
         pieces = [piece for row in rows for piece in _pieces(row)]
@@ -295,7 +296,8 @@ class _Encoder:
             learn[:1] = False
             kept = learn[: self._max_length]
             end = int(ends[: len(kept)][kept][-1]) if kept.any() else 0
-            yield EncodedRow(ids[: self._max_length], kept, len(ids), int(ends[0]) if len(ends) else 0, end)
+            cut = ids[: self._max_length].tobytes()
+            yield EncodedRow(cut, kept.tobytes(), len(ids), int(ends[0]) if len(ends) else 0, end)
 
 
 def _pieces(row: Rendered) -> list[TextPiece]:
