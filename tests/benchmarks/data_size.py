@@ -86,10 +86,10 @@ def watched(command: list[str], env: dict[str, str]) -> tuple[str, dict[str, Any
             together = 0.0
             for one in _family(process.pid):
                 try:
-                    found = one.memory_full_info()
+                    found, command = one.memory_full_info(), " ".join(one.cmdline())[:60]
                 except psutil.Error:
                     continue
-                sets[one.pid] = max(sets.get(one.pid, (0.0, "")), (found.rss / 1e9, " ".join(one.cmdline())[:60]))
+                sets[one.pid] = max(sets.get(one.pid, (0.0, "")), (found.rss / 1e9, command))
                 together += found.pss / 1e9
             seen["together"] = max(seen["together"], together)
 
