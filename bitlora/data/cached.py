@@ -26,6 +26,7 @@ from bitlora.data.sources import How, bytes_of, contents, stream_examples
 from bitlora.data.tokens import tokenize_into
 from bitlora.files.machine_cache import CachePlace
 from bitlora.tokenized.arrays import ArraysError, read_about
+from bitlora.tokenized.processes import cores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -119,7 +120,7 @@ class _Making:
         """Write them to a folder that becomes `place`. Raises DataError; OSError: that cannot be."""
         writer = RowsWriter(folder)
         try:
-            writer.close(self._fill(writer))
+            writer.close(self._fill(writer, cores() - 1))
         finally:
             writer.abandon()
         if _place(self._source, self._how, self._tokenizer, self._max_length) != place:
@@ -131,13 +132,13 @@ class _Making:
         about = self._fill(writer)
         return _loaded(writer.close({}), about)
 
-    def _fill(self, writer: RowsWriter) -> dict[str, Any]:
-        """Write the rows; gives what `LoadedRows` has beside them."""
+    def _fill(self, writer: RowsWriter, others: int = 0) -> dict[str, Any]:
+        """Write the rows, with the help of other processes; gives what `LoadedRows` has beside them."""
         if self._begun:
             self._begin()
         self._begun, reading = True, self._reading
         skipped = reading.skipped if self._how.skip else None
-        counts = tokenize_into(writer, self._examples, self._tokenizer, self._max_length, skipped)
+        counts = tokenize_into(writer, self._examples, self._tokenizer, self._max_length, skipped, others)
         return {
             "read": counts.read,
             "truncated": counts.truncated,

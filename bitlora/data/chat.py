@@ -38,6 +38,10 @@ class Form(NamedTuple):
     """The arguments of a call are JSON as a string, not an object."""
 
 
+Fitting = tuple[Form, list[str]]
+"""And what of a conversation is left out even so, in words."""
+
+
 class RenderError(Exception):
     """The template cannot write a conversation; the message says why, without naming the conversation."""
 
@@ -61,7 +65,7 @@ class ChatTemplate:
         self._special = dict(tokenizer.special_tokens_map)
         self._sources: dict[bool, str] = {}
         self._compiled: Any = None
-        self._forms: dict[object, tuple[Form, list[str]]] = {}
+        self._forms: dict[object, Fitting] = {}
         self.developers_are_system = False
         """Whether a developer's turn had to be written as a system turn."""
 
@@ -104,10 +108,7 @@ class ChatTemplate:
         Raises:
             RenderError: the template leaves something out.
         """
-        key = _make(example, learned)
-        if key not in self._forms:
-            self._forms[key] = self._fitting(example, learned)
-        form, missing = self._forms[key]
+        form, missing = self.fitting(example, learned)[1]
         if missing:
             subject = "the chat template leaves" if self.given else "a base without a chat template would leave"
             raise RenderError(
@@ -115,7 +116,18 @@ class ChatTemplate:
             )
         return form
 
-    def _fitting(self, example: Example, learned: Sequence[int]) -> tuple[Form, list[str]]:
+    def fitting(self, example: Example, learned: Sequence[int]) -> tuple[object, Fitting]:
+        """How all conversations of this make are handed over, as the first of them says, and what names the make."""
+        key = _make(example, learned)
+        if key not in self._forms:
+            self._forms[key] = self._fitting(example, learned)
+        return key, self._forms[key]
+
+    def goes_by(self, forms: Mapping[object, Fitting]) -> None:
+        """Of some makes the first conversation was met elsewhere (`fitting`)."""
+        self._forms.update(forms)
+
+    def _fitting(self, example: Example, learned: Sequence[int]) -> Fitting:
         developers = any(turn.role == "developer" for turn in example.messages)
         silent = any(turn.calls and not turn.content for turn in example.messages)
         calls = any(turn.calls for turn in example.messages)
@@ -126,7 +138,7 @@ class ChatTemplate:
             for text in ((False, True) if calls else (False,))
         ]
         probe = _probe(example)
-        found: list[tuple[Form, list[str]]] = []
+        found: list[Fitting] = []
         for form in forms:
             try:
                 missing = self._missing(probe, form, learned)
@@ -196,11 +208,13 @@ class ChatTemplate:
 
     def _plainly(self, turns: Sequence[Mapping[str, Any]], prompt: bool) -> str:
         """The same for turns that say something and nothing else, without what has to be done for others: half the time."""
-        from transformers.utils.chat_template_utils import _compile_jinja_template
-
         if self._compiled is None:
+            from transformers.utils.chat_template_utils import _compile_jinja_template
+
             with _refusals():
                 self._compiled = _compile_jinja_template(self._source(False))
+            # each rendering copies them, which takes long of a chain of dictionaries
+            self._compiled.globals = dict(self._compiled.globals)
         with _refusals():
             # as `render_jinja_template` calls it; a template may write to what it is given
             text: str = self._compiled.render(
@@ -268,7 +282,8 @@ def _make(example: Example, learned: Sequence[int]) -> object:
         for turn in example.messages
     )
     tools = tuple(tuple(sorted(map(str, tool["function"]))) for tool in example.tools)
-    return turns, tuple(learned), tools, json.dumps(example.options, sort_keys=True, default=str)
+    options = json.dumps(example.options, sort_keys=True, default=str) if example.options else ""
+    return turns, tuple(learned), tools, options
 
 
 def _probe(example: Example) -> Example:

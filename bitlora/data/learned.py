@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from bitlora.data.chat import THINK, THOUGHT, ChatTemplate, Form, RenderError, Span
@@ -13,6 +14,11 @@ def is_learned(turn: Message) -> bool:
     """An assistant's turn that says something and may be learned."""
     said = turn.content.strip() or turn.reasoning.strip() or turn.calls
     return turn.role == "assistant" and turn.learned and bool(said)
+
+
+def learned_turns(example: Example) -> list[int]:
+    """The places of the turns that are learned."""
+    return [place for place, turn in enumerate(example.messages) if is_learned(turn)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +52,17 @@ class Noticed:
     opened: int = 0
     """Answers without reasoning after a prompt that opens a think block."""
     developers: bool = False
+
+    def add(self, later: Noticed) -> None:
+        """What was noticed of conversations that come after these."""
+        self.conversations += later.conversations
+        self.rows += later.rows
+        self.opened += later.opened
+        if self.first is None:
+            self.first, self.ignores = later.first, later.ignores
+        if self.endless is None:
+            self.endless = later.endless
+        self.developers |= later.developers
 
     def notes(self) -> list[str]:
         """Plain sentences."""
@@ -119,7 +136,7 @@ def _rows(example: Example, template: ChatTemplate, endings: tuple[str, ...], no
     if example.text is not None:
         text = template.text(example.text)
         return [Rendered(example.example_id, row, text, ((0, len(text)),), plain=True)]
-    learned = [place for place, turn in enumerate(example.messages) if is_learned(turn)]
+    learned = learned_turns(example)
     form = template.form(example, learned)
     if template.marks:
         return [_by_marks(example, row, template, form)]
@@ -244,7 +261,8 @@ def _notice(
         before, after = learned[: learned.find(said)], learned[learned.rfind(said) + len(said) :]
         if before.strip() and noticed.first is None:
             noticed.first = before
-            noticed.ignores = prefix == template.render(example, place, form, False)
+            with suppress(RenderError):  # some refuse a conversation that ends in a question
+                noticed.ignores = prefix == template.render(example, place, form, False)
         if not learned.endswith(endings) and noticed.endless is None:
             noticed.endless = after
 

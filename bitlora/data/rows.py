@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +25,8 @@ DTYPES: Final[dict[str, type]] = {
     **{"source_keys": np.uint64, "row_keys": np.uint64, "prompt_keys": np.uint64, "largest": np.int32},
 }
 """The arrays that rows are kept in, by the names of their files."""
+ENDS: Final = {"tokens": "ends", "ids": "id_ends", "groups": "group_ends"}
+"""Those in which a row has several values -> where each row ends in them."""
 
 
 @dataclass(slots=True)
@@ -137,8 +138,8 @@ class Rows:
                     let_go(self.tokens)
                     let_go(self.learn)
                     self.kept.taken = 0
-        ids = tuple(self.example_ids[index] for index in chosen.tolist())
-        groups = tuple(self.groups[index] for index in chosen.tolist()) if self.groups else ()
+        ids = tuple(_at(self.example_ids, chosen))
+        groups = tuple(_at(self.groups, chosen)) if self.groups else ()
         keys = None if self.keys is None else self.keys.at(chosen)
         learned = None if self.learned is None else self.learned[chosen]
         largest = None if self.largest is None else self.largest[chosen]
@@ -205,6 +206,49 @@ class Picked:
             yield self.take(np.arange(start, min(start + BLOCK, len(self))))
 
 
+class MadeRow(NamedTuple):
+    """A row before it is among others."""
+
+    example_id: str
+    source: str
+    """The row of the source that it is from."""
+    tokens: bytes
+    """As int32, in native order; at least two."""
+    learn: bytes
+    """Of each token 1 where it is learned, and 0: one is, and the first is not."""
+    text_bytes: int
+
+
+def arrays_of(rows: Sequence[MadeRow]) -> Arrays:
+    """Rows as the arrays of DTYPES; the prompt keys of those that have no prompt are for `RowsWriter` to number."""
+    content = b"".join(row.tokens for row in rows)
+    tokens, learn = np.frombuffer(content, np.int32), _together((row.learn for row in rows), np.bool_)
+    lengths = np.array([len(row.learn) for row in rows], np.int64)
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    places = np.flatnonzero(learn)
+    answers = places[np.searchsorted(places, starts)]
+    bounds = (np.stack([starts, answers, ends]) * tokens.itemsize).T.tolist()
+    ids, sources = ([name.encode() for name in names] for names in zip(*(row[:2] for row in rows), strict=True))
+    return {
+        "tokens": tokens,
+        "learn": learn,
+        "ends": ends,
+        "learned": np.add.reduceat(learn, starts, dtype=np.int64),
+        "text_bytes": np.array([row.text_bytes for row in rows], np.int64),
+        **{"ids": _together(ids, np.uint8), "id_ends": np.cumsum(list(map(len, ids)), dtype=np.int64)},
+        **{"groups": _together(sources, np.uint8), "group_ends": np.cumsum(list(map(len, sources)), dtype=np.int64)},
+        "source_keys": _together(map(key, sources), np.uint64),
+        "row_keys": _together([key(content[first:last]) for first, _, last in bounds], np.uint64),
+        "prompt_keys": _together([key(content[first:answer]) for first, answer, _ in bounds], np.uint64),
+        "largest": np.maximum.reduceat(tokens, starts),
+    }
+
+
+def _together(parts: Iterable[bytes], dtype: type) -> npt.NDArray[Any]:
+    return np.frombuffer(b"".join(parts), dtype)
+
+
 class RowsWriter:
     """Rows as they grow.
 
@@ -215,40 +259,22 @@ class RowsWriter:
     def __init__(self, folder: Path | None) -> None:
         self._writer = ArrayWriter(DTYPES, folder)
         self._count = 0
-        self._places = {"tokens": 0, "ids": 0, "groups": 0}
+        self._places = dict.fromkeys(ENDS, 0)
 
-    def add(
-        self,
-        example_id: str,
-        source: str,
-        tokens: npt.NDArray[np.int32],
-        learn: npt.NDArray[np.bool_],
-        text_bytes: int,
-    ) -> None:
-        """One more.
-
-        Args:
-            source: the row of the source that it is from.
-            tokens: [tokens], at least one; `learn` as well, of which one is True.
-        """
-        content, prompt = tokens.tobytes(), int(learn.argmax())
-        self._grow("tokens", "ends", content, len(tokens))
-        self._writer.add("learn", learn.tobytes())
-        for names, ends, name in (("ids", "id_ends", example_id), ("groups", "group_ends", source)):
-            text = name.encode()
-            self._grow(names, ends, text, len(text))
-        self._writer.add("learned", int(np.count_nonzero(learn)).to_bytes(8, sys.byteorder))
-        self._writer.add("text_bytes", text_bytes.to_bytes(8, sys.byteorder))
-        self._writer.add("largest", int(tokens.max()).to_bytes(4, sys.byteorder))
-        self._writer.add("source_keys", key(source.encode()))
-        self._writer.add("row_keys", key(content))
-        self._writer.add("prompt_keys", prompt_key(content[: prompt * tokens.itemsize], prompt, self._count))
-        self._count += 1
-
-    def _grow(self, name: str, ends: str, values: bytes, count: int) -> None:
-        self._writer.add(name, values)
-        self._places[name] += count
-        self._writer.add(ends, self._places[name].to_bytes(8, sys.byteorder))
+    def extend(self, more: Arrays) -> None:
+        """Rows as the arrays of DTYPES (`arrays_of`), after those that are here."""
+        more = dict(more)
+        for name, ends in ENDS.items():
+            more[ends] = more[ends] + self._places[name]
+            self._places[name] += len(more[name])
+        starts = more["ends"] - np.diff(more["ends"], prepend=self._places["tokens"] - len(more["tokens"]))
+        alone = np.flatnonzero(more["learn"][starts - starts[:1] + 1])
+        more["prompt_keys"] = more["prompt_keys"].copy()
+        for number in alone.tolist():
+            more["prompt_keys"][number] = np.frombuffer(prompt_key(b"", 1, self._count + number), np.uint64)[0]
+        self._count += len(starts)
+        for name, values in more.items():
+            self._writer.add(name, values.tobytes())
 
     def close(self, about: Mapping[str, Any]) -> Rows:
         """All of them; with what is to be known of them (`bitlora.tokenized.arrays.read_about`). Raises OSError."""

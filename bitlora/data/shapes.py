@@ -168,7 +168,7 @@ def examples_of(row: object, example_id: str, where: str, reading: Reading) -> l
         return []
     fields = Fields(row, where, reading)
     for key in REFUSED:
-        if fields.given(key) and row[key] not in ("", [], {}):
+        if key in row and fields.given(key) and row[key] not in ("", [], {}):
             fields.wrong(f"{key!r} would change what is learned, and is not read: only text is")
     found = fitting.read(fields)
     tools, options = tools_of(fields), _options(fields)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from bitlora.data.chat import ChatTemplate
+from bitlora.data.chat import ChatTemplate, Fitting
 from bitlora.data.examples import DataError, Example
-from bitlora.data.learned import Noticed, Rendered, is_learned, render_all
-from bitlora.data.rows import Rows, RowsWriter
+from bitlora.data.learned import Noticed, Rendered, is_learned, learned_turns, render_all
+from bitlora.data.rows import MadeRow, Rows, RowsWriter, arrays_of
+from bitlora.tokenized.arrays import Arrays
+from bitlora.tokenized.processes import each_made
 from bitlora.tokenized.words import TOKEN, words_of
 
 if TYPE_CHECKING:
@@ -21,8 +24,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-CHUNK: Final = 1000
-"""Texts in one call of the tokenizer: enough to be fast, few enough that their offsets stay small."""
+CHUNK: Final = 250
+"""Examples whose rows are made at once: enough to be fast, few enough that their offsets stay small, and that two chunks of
+them lie in a pipe to another process."""
+MANY: Final = 4000
+"""Examples that are made in about the time in which another process has started."""
 
 
 @dataclass(slots=True)
@@ -70,6 +76,7 @@ def tokenize_into(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     skipped: list[str] | None,
+    others: int = 0,
 ) -> Counts:
     """Examples as rows of tokens, with the completions marked: the writer gets those with something to learn, in order.
 
@@ -81,6 +88,7 @@ def tokenize_into(
     Args:
         max_length: tokens; a longer row is cut at its end.
         skipped: gets a line for each example that the template refuses, which is then left out; None: that is raised.
+        others: other processes that may help where there are many; what comes of it is the same.
 
     Returns:
         What became of the others.
@@ -93,26 +101,78 @@ def tokenize_into(
         raise DataError(
             [f"{type(tokenizer).__name__}: not a fast tokenizer, so completions cannot be located in tokens"]
         )
-    endings = tuple(tokenizer.get_added_vocab())
     counts, noticed, errors = Counts(), Noticed(), list[str]()
-    rendered = render_all(_speaking(examples, counts), ChatTemplate(tokenizer), endings, noticed, errors)
-    encoder, last_tokens = _Encoder(tokenizer, max_length), _Endings(endings)
-    while chunk := list(islice(rendered, CHUNK)):
-        if errors and skipped is None:  # nothing comes of it: the other errors are still to be found
-            continue
-        for row, found in zip(chunk, encoder.rows(chunk), strict=True):
-            if not found.learn.any():
-                counts.full.append(row.example_id)
-                continue
-            counts.truncated += found.length > max_length
-            text_bytes = _bytes(row, found.begin, found.end, last_tokens)
-            writer.add(row.example_id, row.row, found.ids, found.learn, text_bytes)
+    make = _Make(tokenizer, max_length)
+    chunks = _chunks(_speaking(examples, counts), make.template)
+    with closing(each_made(make, chunks, others, MANY // CHUNK)) as all_made:
+        for made in all_made:
+            errors += made.errors
+            noticed.add(made.noticed)
+            if not errors or skipped is not None:  # else nothing comes of it: the other errors are still to be found
+                counts.full += made.full
+                counts.truncated += made.truncated
+                if made.rows is not None:
+                    writer.extend(made.rows)
     if errors and skipped is None:
         raise DataError(errors)
     if skipped is not None:
         skipped += errors
     counts.template = noticed.notes()
     return counts
+
+
+class Chunk(NamedTuple):
+    """Examples whose rows are made at once."""
+
+    examples: list[Example]
+    forms: dict[object, Fitting]
+    """How a template is given conversations of the makes that hang on more than the make: as the first of all says."""
+
+
+class MadeRows(NamedTuple):
+    """What became of some examples."""
+
+    rows: Arrays | None
+    """None: there are none."""
+    truncated: int
+    full: list[str]
+    """As in `Counts`."""
+    noticed: Noticed
+    errors: list[str]
+
+
+class _Make:
+    """Makes rows of examples, here or in another process."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+        self._tokenizer, self._max_length = tokenizer, max_length
+        self.template = ChatTemplate(tokenizer)
+        self._endings = tuple(tokenizer.get_added_vocab())
+        self._last_tokens = _Endings(self._endings)
+        self._encoder = _Encoder(tokenizer, max_length)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Make, (self._tokenizer, self._max_length)
+
+    def __call__(self, chunk: Chunk) -> MadeRows:
+        self.template.goes_by(chunk.forms)
+        noticed, errors, full, truncated = Noticed(), list[str](), list[str](), 0
+        rows = list(render_all(chunk.examples, self.template, self._endings, noticed, errors))
+        made: list[MadeRow] = []
+        for row, found in zip(rows, self._encoder.rows(rows), strict=True):
+            if 1 not in found.learn:
+                full.append(row.example_id)
+                continue
+            truncated += found.length > self._max_length
+            text_bytes = _bytes(row, found.begin, found.end, self._last_tokens)
+            made.append(MadeRow(row.example_id, row.row, found.ids, found.learn, text_bytes))
+        return MadeRows(arrays_of(made) if made else None, truncated, full, noticed, errors)
+
+
+def _chunks(examples: Iterator[Example], template: ChatTemplate) -> Iterator[Chunk]:
+    while some := list(islice(examples, CHUNK)):
+        told = [each for each in some if each.tools or any(turn.calls or turn.more for turn in each.messages)]
+        yield Chunk(some, dict(template.fitting(each, learned_turns(each)) for each in told if each.text is None))
 
 
 def tokenize(
@@ -148,9 +208,10 @@ def _is_excluded(example: Example) -> bool:
 class EncodedRow(NamedTuple):
     """The tokens of a row, cut to the length that is asked for, and what of its text they learn."""
 
-    ids: npt.NDArray[np.int32]
-    learn: npt.NDArray[np.bool_]
-    """[tokens] as `ids`."""
+    ids: bytes
+    """As int32, in native order."""
+    learn: bytes
+    """Of each token 1 where it is learned, and 0."""
     length: int
     """Tokens before it was cut."""
     begin: int
@@ -206,23 +267,23 @@ class _Encoder:
             if piece.learned:
                 learned.append((place, place + count, piece))
             place += count
-        ids = np.frombuffer(b"".join(tokens), np.int32)
-        learn = np.zeros(len(ids), np.bool_)
+        ids, learn = b"".join(tokens), bytearray(place)
         for first, after, _ in learned:
-            learn[first:after] = True
-        learn[:1] = False  # nothing stands before it that could predict it
-        begin = words.end(ids[:1]) if row.spans[0][0] == 0 else 0
+            learn[first:after] = b"\1" * (after - first)
+        learn[:1] = bytes(len(learn[:1]))  # nothing stands before it that could predict it
+        begin = words.end(ids[:TOKEN]) if row.spans[0][0] == 0 else 0
+        most = self._max_length
         end: int | None = 0
         for first, after, piece in learned:
-            if max(first, 1) < min(after, self._max_length):
-                if after > self._max_length:
-                    end = words.end(ids[first : self._max_length])
+            if max(first, 1) < min(after, most):
+                if after > most:
+                    end = words.end(ids[first * TOKEN : most * TOKEN])
                 else:
-                    end = None if words.is_blank(int(ids[after - 1])) else len(piece.text)
+                    end = None if words.is_blank(ids[(after - 1) * TOKEN : after * TOKEN]) else len(piece.text)
                 end = None if end is None else end + piece.start
         if begin is None or end is None:
             return None
-        return EncodedRow(ids[: self._max_length], learn[: self._max_length], len(ids), begin, end)
+        return EncodedRow(ids[: most * TOKEN], bytes(learn[:most]), place, begin, end)
 
     def _by_tokenizer(self, rows: Sequence[Rendered]) -> Iterator[EncodedRow]:
         pieces = [piece for row in rows for piece in _pieces(row)]
@@ -235,7 +296,8 @@ class _Encoder:
             learn[:1] = False
             kept = learn[: self._max_length]
             end = int(ends[: len(kept)][kept][-1]) if kept.any() else 0
-            yield EncodedRow(ids[: self._max_length], kept, len(ids), int(ends[0]) if len(ends) else 0, end)
+            cut = ids[: self._max_length].tobytes()
+            yield EncodedRow(cut, kept.tobytes(), len(ids), int(ends[0]) if len(ends) else 0, end)
 
 
 def _pieces(row: Rendered) -> list[TextPiece]:

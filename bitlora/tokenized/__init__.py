@@ -1,1 +1,1 @@
-"""Tokens as arrays on this machine's disk, and words that were tokenized before."""
+"""Tokens as arrays on this machine's disk, words that were tokenized before, and several processes that make them."""

@@ -14,6 +14,8 @@ import numpy.typing as npt
 
 ABOUT: Final = "about.json"
 BUFFER: Final = 2**20
+BLOCK: Final = 10_000
+"""Names of which the places are read at once."""
 
 Arrays = dict[str, npt.NDArray[Any]]
 Dtypes = Mapping[str, npt.DTypeLike]
@@ -113,7 +115,8 @@ class Names(Sequence[str]):
         ends: npt.NDArray[np.int64],
         index: npt.NDArray[np.int64] | None = None,
     ) -> None:
-        self._text, self._ends, self._index = text, ends, index
+        self._text, self._ends = text.view(np.ndarray), ends.view(np.ndarray)  # each piece of a mapped array costs more
+        self._index = index
 
     def __len__(self) -> int:
         return len(self._ends if self._index is None else self._index)
@@ -124,7 +127,7 @@ class Names(Sequence[str]):
     def __getitem__(self, place: slice) -> tuple[str, ...]: ...
     def __getitem__(self, place: int | slice) -> str | tuple[str, ...]:
         if isinstance(place, slice):
-            return tuple(self[each] for each in range(*place.indices(len(self))))
+            return tuple(self.at(np.arange(*place.indices(len(self)))))
         if not -len(self) <= place < len(self):
             raise IndexError(place)
         number = place % len(self) if self._index is None else int(self._index[place])
@@ -132,7 +135,14 @@ class Names(Sequence[str]):
         return self._text[first : int(self._ends[number])].tobytes().decode()
 
     def __iter__(self) -> Iterator[str]:
-        return (self[place] for place in range(len(self)))
+        text = self._text.data
+        for start in range(0, len(self), BLOCK):
+            numbers = np.arange(start, min(start + BLOCK, len(self)))
+            if self._index is not None:
+                numbers = self._index[numbers]
+            firsts = np.where(numbers > 0, self._ends[numbers - 1], 0)
+            for first, last in zip(firsts.tolist(), self._ends[numbers].tolist(), strict=True):
+                yield str(text[first:last], "utf-8")
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Names | tuple | list):

@@ -14,7 +14,6 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -82,7 +81,7 @@ class Words:
         last = max(backend.get_vocab().values())
         strings = [backend.id_to_token(token) or "" for token in range(last + 1)]
         self._chars = np.array([len(string) for string in strings], np.int64)
-        self._blank = np.array([string[-1:] in "ĠĊčĉ" for string in strings])
+        self._blank = {_bytes([token]) for token, string in enumerate(strings) if string[-1:] in "ĠĊčĉ"}
 
     def tokens(self, text: str) -> bytes | None:
         """Its token ids as int32, in native order; None: the text is not plain."""
@@ -90,14 +89,14 @@ class Words:
             return None
         return b"".join(map(self._segment, self._at_added(text)))
 
-    def end(self, tokens: npt.NDArray[np.int32]) -> int | None:
+    def end(self, tokens: bytes) -> int | None:
         """Characters of the plain text that these tokens are; None: tokenizers do not agree where the last one ends, since
         it ends in white space."""
-        return None if len(tokens) and self._blank[tokens[-1]] else int(self._chars[tokens].sum())
+        return None if self.is_blank(tokens[-TOKEN:]) else int(self._chars[np.frombuffer(tokens, np.int32)].sum())
 
-    def is_blank(self, token: int) -> bool:
+    def is_blank(self, token: bytes) -> bool:
         """Does it end in white space?"""
-        return bool(self._blank[token])
+        return token in self._blank
 
     def _tokens(self, segment: str) -> bytes:
         if segment in self._added:

@@ -4,7 +4,8 @@
 
 Writes a file of rows, reads it in a process of its own, reads it again in another, and trains a few steps of a tiny base on
 it in a sweep of two trials. With `--before`, a checkout of commit 7bab3ae, the same file is tokenized as it was there, in
-the same run. Seconds are on the clock and, since a machine may be busy, of the processors. Memory is the largest resident
+the same run. Seconds are on the clock and, since a machine may be busy, of the processors, those of processes that helped
+among them. Memory is the largest resident
 set of a process, and the largest sum of all processes' proportional sets, in which what several share counts once.
 """
 
@@ -30,31 +31,31 @@ ROOT = HERE.parents[2]
 LENGTH = 256
 
 READ = """
-import sys, time, resource
+import os, sys, time, resource
 import transformers
 from bitlora.base.load import load_tokenizer
 from bitlora.config.sections import DataConfig
 from bitlora.data.split import prepare_data
 has = load_tokenizer(sys.argv[2], None)
-began, before = time.perf_counter(), time.process_time()
+began, before = time.perf_counter(), sum(os.times()[:4])
 data = prepare_data(DataConfig(source=sys.argv[1], max_length=int(sys.argv[3])), has)
 took = time.perf_counter() - began
 used = resource.getrusage(resource.RUSAGE_SELF)
 tokens = int(data.train.lengths.sum() + data.eval.lengths.sum())
-print(took, time.process_time() - before, tokens, used.ru_maxrss)
+print(took, sum(os.times()[:4]) - before, tokens, used.ru_maxrss)
 """
 BEFORE = """
-import sys, time, resource
+import os, sys, time, resource
 from transformers import AutoTokenizer
 from bitlora.data import prepare_data
 from bitlora.config import DataConfig
 has = AutoTokenizer.from_pretrained(sys.argv[2])
-began, before = time.perf_counter(), time.process_time()
+began, before = time.perf_counter(), sum(os.times()[:4])
 data = prepare_data(DataConfig(source=sys.argv[1], max_length=int(sys.argv[3])), has)
 took = time.perf_counter() - began
 used = resource.getrusage(resource.RUSAGE_SELF)
 tokens = int(data.train.lengths.sum() + data.eval.lengths.sum())
-print(took, time.process_time() - before, tokens, used.ru_maxrss)
+print(took, sum(os.times()[:4]) - before, tokens, used.ru_maxrss)
 """
 
 
@@ -85,10 +86,10 @@ def watched(command: list[str], env: dict[str, str]) -> tuple[str, dict[str, Any
             together = 0.0
             for one in _family(process.pid):
                 try:
-                    found = one.memory_full_info()
+                    found, command = one.memory_full_info(), " ".join(one.cmdline())[:60]
                 except psutil.Error:
                     continue
-                sets[one.pid] = max(sets.get(one.pid, (0.0, "")), (found.rss / 1e9, " ".join(one.cmdline())[:60]))
+                sets[one.pid] = max(sets.get(one.pid, (0.0, "")), (found.rss / 1e9, command))
                 together += found.pss / 1e9
             seen["together"] = max(seen["together"], together)
 

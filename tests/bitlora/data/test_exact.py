@@ -14,7 +14,11 @@ import pytest
 from families import FAMILIES, tokenizer
 
 from bitlora.config.sections import DataConfig
+from bitlora.data import cached, tokens
+from bitlora.data.examples import DataError, Example, Message, ToolCall, pair
+from bitlora.data.rows import RowsWriter
 from bitlora.data.split import Dataset, prepare_data
+from bitlora.tokenized import processes
 
 WORDS = (
     *(
@@ -138,3 +142,80 @@ def test_data_are_what_they_were_before_there_was_a_cache(family: str, tmp_path:
     for name, (keys, test_rows) in cases(tmp_path).items():
         found[name] = digest(prepare_data(DataConfig(**keys), has, test_rows), tmp_path)
     assert " ".join(found.values()) == EXPECTED[family]
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Few rows go to another process, too; gets what was sent."""
+    monkeypatch.setattr(tokens, "MANY", 10)
+    monkeypatch.setattr(tokens, "CHUNK", 5)
+    started, sent = processes._team, list[object]()
+
+    def ready(*args: Any) -> Any:
+        team = started(*args)
+        for other in team:
+            other.collect(wait=True)
+            give = other.give
+            other.give = lambda *given, give=give: sent.append(given) or give(*given)
+        return team
+
+    monkeypatch.setattr(processes, "_team", ready)
+    return sent
+
+
+def test_they_are_the_same_where_several_processes_make_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: list[object]
+) -> None:
+    monkeypatch.setenv("BITLORA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(cached, "SMALL", 10)
+    monkeypatch.setattr(cached, "cores", lambda: 2)
+    for family, case in (("gemma", "plain"), ("qwen3", "broken")):
+        given = FAMILIES[family]
+        keys, test_rows = cases(tmp_path)[case]
+        data = prepare_data(DataConfig(**keys), tokenizer(given.jinja, given.bos, given.eos), test_rows)
+        expected = dict(zip(cases(tmp_path), EXPECTED[family].split(), strict=True))
+        assert digest(data, tmp_path) == expected[case]
+        assert len(sent) > 3
+        sent.clear()
+
+
+REFUSES = (
+    "{% for m in messages %}{% if 'no' in m.content %}{{ raise_exception('it says ' + m.content) }}{% endif %}"
+    "<|im_start|>{{ m.role }}\n{% if m.content != 'lost' %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_errors_and_counts_are_the_same_where_several_processes_find_them(sent: list[object]) -> None:
+    def examples() -> list[Example]:
+        said = ["yes", "no 1", "", "a word too many " * 9, "no 2"]
+        made = [Example(f"f:{n}", pair(f"q {n}", said[n * n % 5] + f" {n}" * (n % 5 > 2))) for n in range(90)]
+        calls = (ToolCall("find", {"what": "x"}),)
+        made[70] = Example("f:70", (Message("user", "q"), Message("assistant", "", calls=calls)))
+        return made
+
+    def found(others: int) -> list[Any]:
+        skipped: list[str] = []
+        writer, has = RowsWriter(None), tokenizer(REFUSES)
+        counts = tokens.tokenize_into(writer, examples(), has, 24, skipped, others)
+        with pytest.raises(DataError) as raised:
+            tokens.tokenize_into(RowsWriter(None), examples(), has, 24, None, others)
+        rows = writer.close({})
+        arrays = (rows.tokens, rows.learn, rows.offsets, rows.text_bytes, *(rows.keys or ()))
+        return [
+            [array.tolist() for array in arrays],
+            list(rows.example_ids),
+            counts,
+            counts.notes(24),
+            skipped,
+            raised.value.errors,
+        ]
+
+    one = found(0)
+    assert not sent
+    assert found(1) == one
+    assert len(sent) > 3
+    *_, skipped, errors = one
+    assert len(skipped) > 10
+    assert any("leave out" in line or "leaves out" in line for line in skipped)
+    assert list(errors) == skipped
