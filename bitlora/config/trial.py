@@ -69,11 +69,6 @@ class TrialConfig(Config):
     beta2: Fraction = 0.999
     loraplus_ratio: PositiveFloat = 1.0
 
-    @property
-    def layer_ranks(self) -> tuple[int, ...]:
-        """Every rank that a layer may have."""
-        return (self.rank, *(int(rank) for rank in pattern(self.rank_pattern).values()))
-
 
 AXES: Final[tuple[str, ...]] = (
     *AdapterConfig.model_fields,

@@ -8,7 +8,7 @@ import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from bitlora.files.writing import write_folder, write_text
 from sweeps.cli.trial_folder import TrialFolder
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 
 Form = Literal["packed", "peft", "gguf", "merged"]
-FORMS: Final[tuple[Form, ...]] = get_args(Form)
 CARD: Final = "README.md"
 TEMPLATE: Final = "chat_template.jinja"
 LIBRARY: Final[dict[Form, str]] = {"packed": "bitlora", "peft": "peft", "gguf": "gguf", "merged": "transformers"}

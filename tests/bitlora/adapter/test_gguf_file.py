@@ -8,13 +8,14 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from adapters import trial
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from bitlora.adapter.gguf_check import compare_gguf, load_gguf
 from bitlora.adapter.gguf_file import ARCHITECTURES, save_gguf
 from bitlora.adapter.latent import Latent, Weights, quantized_weights
-from bitlora.config.trial import TrialConfig
 
+SHAPE = {"rank": 6, "alpha": 24.5}
 HIDDEN, HEADS, GROUPS, WIDTH = 24, 6, 2, 8
 SHAPES = {
     "self_attn.q_proj": (HIDDEN, HEADS * WIDTH),
@@ -31,24 +32,6 @@ GGUF_NAMES = {
     "self_attn.o_proj": "attn_output",
     "mlp.gate_proj": "ffn_gate",
     "mlp.down_proj": "ffn_down",
-}
-COMMON = {
-    "activations": "full",
-    "rank": 6,
-    "alpha": 24.5,
-    "dropout": 0.0,
-    "scaling": "lora",
-    "learning_rate": 1e-3,
-    "weight_decay": 0.0,
-    "batch_size": 1,
-    "micro_batch": None,
-    "max_grad_norm": 1.0,
-    "schedule": "constant",
-    "warmup": 0.0,
-    "floor": 0.0,
-    "steps": 1,
-    "eval_every": 1,
-    "seed": 0,
 }
 CASES = {
     "plain": ({}, {"": 24.5 / 6}),
@@ -104,7 +87,7 @@ def scale_of(scales, layer):
 @pytest.mark.parametrize("case", CASES)
 def test_every_layer_adds_what_the_adapter_adds(case, quantizer, tmp_path):
     varied, scales = CASES[case]
-    config = TrialConfig(**{**COMMON, "quantizer": quantizer, **varied})
+    config = trial(**{"quantizer": quantizer, **SHAPE, **varied})
     weights = adapter(config)
     save_gguf(tmp_path / "a.gguf", weights, config, base("qwen2"))
     tensors, fields = opened(tmp_path / "a.gguf")
@@ -126,7 +109,7 @@ def test_every_layer_adds_what_the_adapter_adds(case, quantizer, tmp_path):
 def test_attention_scores_are_those_of_transformers(kind, tmp_path):
     """llama.cpp turns neighbours in a Llama and halves in the others; a score of a query and a key says whether the rows
     that are turned together are those that transformers turns together, in every head and group."""
-    config = TrialConfig(**COMMON, quantizer="none")
+    config = trial("none", **SHAPE)
     weights = adapter(config)
     save_gguf(tmp_path / "a.gguf", weights, config, base(kind))
     tensors, fields = opened(tmp_path / "a.gguf")
@@ -166,7 +149,7 @@ def test_the_rotation_above_is_transformers(tmp_path):
 
 def test_fused_projections_go_to_fused_tensors(tmp_path):
     shapes = {"self_attn.qkv_proj": (HIDDEN, 80), "mlp.gate_up_proj": (HIDDEN, 80)}
-    config = TrialConfig(**COMMON, quantizer="none")
+    config = trial("none", **SHAPE)
     weights = adapter(config, shapes)
     save_gguf(tmp_path / "a.gguf", weights, config, base("phi3"))
     tensors, fields = opened(tmp_path / "a.gguf")
@@ -179,14 +162,14 @@ def test_fused_projections_go_to_fused_tensors(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_check_reads_back_what_was_written(kind, dtype, tmp_path):
     shapes = {"self_attn.qkv_proj": (HIDDEN, 80), "mlp.gate_up_proj": (HIDDEN, 80)} if kind == "phi3" else SHAPES
-    config = TrialConfig(**{**COMMON, "quantizer": "none", **CASES["all of them"][0]})
+    config = trial(**{"quantizer": "none", **SHAPE, **CASES["all of them"][0]})
     weights = adapter(config, shapes, dtype)
     save_gguf(tmp_path / "a.gguf", weights, config, base(kind))
     compare_gguf(load_gguf(tmp_path / "a.gguf", weights, base(kind)), weights, config)
 
 
 def test_the_check_sees_every_slip(tmp_path):
-    config = TrialConfig(**COMMON, quantizer="ternary")
+    config = trial("ternary", **SHAPE)
     weights = adapter(config)
     path = tmp_path / "a.gguf"
 
@@ -212,7 +195,7 @@ def test_the_check_sees_every_slip(tmp_path):
 
 
 def test_what_llama_cpp_has_not_is_refused(tmp_path):
-    config = TrialConfig(**COMMON, quantizer="none")
+    config = trial("none", **SHAPE)
     with pytest.raises(ValueError, match=r"the base is a gpt_neox; adapters are written for gemma, .*, qwen3$"):
         save_gguf(tmp_path / "a.gguf", adapter(config), config, base("gpt_neox"))
     odd = adapter(config, {"self_attn.latent_proj": (HIDDEN, 16)})

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from adapters import trial
 from llama_cpp import Job, installed, scored, write_base
 from tokenizers import pre_tokenizers
 
@@ -13,7 +14,7 @@ from bitlora.adapter.latent import Latent, quantized_weights
 from bitlora.adapter.peft_folder import adapter_config
 from bitlora.base.describe import block_linears
 from bitlora.base.linears import features
-from bitlora.config.trial import TrialConfig, layer_adapter
+from bitlora.config.trial import layer_adapter
 
 TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
 SIZES = {
@@ -50,24 +51,6 @@ TRIALS = [
         "alpha_pattern": "k_proj: 9.5, up_proj: 2",
     },
 ]
-COMMON = {
-    "activations": "full",
-    "rank": 6,
-    "alpha": 24.5,
-    "dropout": 0.0,
-    "scaling": "lora",
-    "learning_rate": 1e-3,
-    "weight_decay": 0.0,
-    "batch_size": 1,
-    "micro_batch": None,
-    "max_grad_norm": 1.0,
-    "schedule": "constant",
-    "warmup": 0.0,
-    "floor": 0.0,
-    "steps": 1,
-    "eval_every": 1,
-    "seed": 0,
-}
 
 
 def tiny(kind):
@@ -109,7 +92,7 @@ def test_llama_cpp_says_what_the_adapter_says(kind, tmp_path):
     base = write_base(tmp_path / "base.gguf", tiny(kind), TOKENS)
     jobs, expected = [Job(base, None, rows)], [logits(tiny(kind), rows)]
     for number, varied in enumerate(TRIALS):
-        config = TrialConfig(**{**COMMON, **varied})
+        config = trial(**{"rank": 6, "alpha": 24.5, **varied})
         model = tiny(kind)
         weights = adapter(model, config)
         save_gguf(tmp_path / f"{number}.gguf", weights, config, model.config)
