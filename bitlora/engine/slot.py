@@ -23,7 +23,15 @@ from bitlora.adapter.start import start_adapter
 from bitlora.config.trial import LayerAdapter, TrialConfig
 from bitlora.engine.optim import UNSCALED, LossScale, take_step
 from bitlora.engine.vector import PackLayout, Vectors
-from bitlora.forward.multi_lora import NO_SLOTS, GroupAdapters, LayerGroup, MultiLoraLinear, SlotTraits
+from bitlora.forward.forward_plan import ForwardPlan
+from bitlora.forward.multi_lora import (
+    NO_SLOTS,
+    GroupAdapters,
+    LayerGroup,
+    MultiLoraLinear,
+    SlotTraits,
+    lay_out_slots,
+)
 from bitlora.quantizers.codes import quantize
 from bitlora.quantizers.weights import QUANTIZERS, double_binary
 
@@ -177,6 +185,8 @@ class Bank:
         self._latent_dtype = latent_dtype
         self._dtype = dtype
         self._device = device
+        self._owning: list[GroupAdapters] = []
+        """For each way in which slots are alike in a layer, the adapters of one such layer."""
         self._nowhere = Vectors.make(PackLayout.make([], [], False), (), latent_dtype, None, device)
 
     def add(
@@ -260,6 +270,11 @@ class Bank:
                     assert scales_grad is not None
                     _through_scales(kind.of(latent, rank), scales, kind.of(grads, rank), scales_grad)
 
+    def lay_out(self, plan: ForwardPlan) -> None:
+        """Make what the layers need to know of a pass before they are called with it."""
+        for adapters in self._owning:
+            lay_out_slots(plan, adapters, self._device)
+
     def _alike(self, numbers: Collection[int] | None) -> Iterator[list[Slot]]:
         """These slots, those that are alike and next to each other together."""
         chosen = [slot for slot in self.slots.values() if numbers is None or slot.number in numbers]
@@ -335,6 +350,8 @@ class Bank:
                 if number in weights:
                     alike.setdefault(number if drops else id(layers[number].slots), []).append(number)
             group.adapters = tuple(adapters(group, own) for own in alike.values())
+        parts = [part for layer in layers for part in layer.alone.adapters]
+        self._owning = [*{id(part.slots): part for part in parts}.values()]
 
 
 def _carry_over(slot: Slot, into: Vectors, place: int) -> None:

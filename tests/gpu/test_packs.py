@@ -178,14 +178,16 @@ def test_the_host_waits_in_one_place_alone(folder, monkeypatch, recipe):
     trials = [Trial(seed=1, quantizer="ternary", prefix=4, **recipe), Trial(seed=2, rank=4, sizes=(1, 5), **recipe)]
     slots = [engine.attach(trial.config) for trial in trials]
     batches = [dict(zip(slots, (batch_of(t.batches[n]) for t in trials), strict=True)) for n in range(3)]
-    held_out = batch_of(trials[0].held_out)
+    held_out, others = (batch_of(trial.held_out) for trial in trials)
     engine.step(batches[0])  # what is made once waits
     engine.evaluate(slots, held_out)
+    following = [*batches[1:], {}]
     monkeypatch.setattr("bitlora.engine.engine.read", reads)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for given in batches[1:]:
-            assert all(stats.finite for stats in engine.step(given).values())
-        assert not any(result.failed for result in engine.evaluate(slots, held_out).values())
+        for given, coming in zip(batches[1:], following[1:], strict=True):  # laid out in it, and laid out before it
+            assert all(stats.finite for stats in engine.step(given, lambda coming=coming: coming).values())
+        for _ in range(2):  # laid out in it, and kept
+            assert not any(result.failed for result in engine.evaluate(slots, others).values())
     finally:
         torch.cuda.set_sync_debug_mode("default")

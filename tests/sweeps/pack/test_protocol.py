@@ -80,7 +80,7 @@ class Engine:
     def detach(self, slot):
         del self.slots[slot]
 
-    def step(self, batches):
+    def step(self, batches, ahead=None):
         self.workers.sum()
         for slot in batches:
             self.slots[slot].step += 1
