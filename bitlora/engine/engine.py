@@ -223,6 +223,7 @@ class Engine:
         self, batches: Mapping[int, Batch], counts: Mapping[int, int]
     ) -> tuple[Tensor, dict[int, str]]:
         """The sums and gradients of a step whose passes raised; and of the slots that cannot take it, why."""
+        spared = self.base.keep_values(False)  # what nothing needs goes first
         passes = self._passes(batches)
         sums = torch.zeros(len(counts), dtype=torch.float64, device=self.base.device)
         reasons: dict[int, str] = {}
@@ -247,7 +248,7 @@ class Engine:
                 rows //= 2
         reasons = _first_of(self.workers.gather(reasons))
         self.workers.sum([sums, *(self.slots[slot].grad for slot in counts)], self.latent_dtype)
-        if not reasons:  # together they did not fit
+        if not reasons and not spared:  # together they did not fit
             together = max(sum(len(piece.batch.tokens) for piece in each) for each in passes) if passes else 0
             self.pass_tokens = max(largest, together // 2, 1)
         return sums, reasons
@@ -289,13 +290,14 @@ class Engine:
         _, error = attempt(self._score, slots, all_slots, batch, tokens, rows, losses, self.eval_tokens)
         if self.workers.sum([losses], torch.float64, bool(error)):
             losses.zero_()
+            spared = self.base.keep_values(False)  # what nothing needs goes first
             for place, slot in enumerate(slots):
                 _, error = attempt(self._score, slots, [place], batch, tokens, rows, losses, 1)
                 if error:
                     reasons[slot] = error
             reasons = _first_of(self.workers.gather(reasons))
             self.workers.sum([losses], torch.float64)
-            if not reasons:  # together they did not fit
+            if not reasons and not spared:  # together they did not fit
                 self.eval_tokens = max(1, self.eval_tokens // 2)
         return {
             slot: EvalResult(row, tokens, reasons.get(slot, ""))
@@ -351,8 +353,8 @@ class Engine:
     def _lay_out_step(self, batches: Mapping[int, Batch], later: int) -> StepLayout:
         """A step that begins so many steps later."""
         counts = {slot: batch.learned for slot, batch in batches.items()}
-        passes = tuple(self._lay_out(pieces, counts) for pieces in self._passes(batches, later))
         steps = {slot: self.slots[slot].step + later for slot in batches}
+        passes = tuple(self._lay_out(pieces, counts) for pieces in self._passes(batches, later))
         return StepLayout(self.slots, batches, steps, self.pass_tokens, passes)
 
     def _lay_out(self, pieces: Sequence[Piece], counts: Mapping[int, int]) -> LaidOutPass:

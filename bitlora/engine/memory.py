@@ -135,6 +135,16 @@ def fit(needs: MemoryNeeds, budget: float, slots: int, rows: int, given: bool = 
     )
 
 
+def has_room_for(extra: float, needs: MemoryNeeds, found: MemoryFit, budget: float, rows: int) -> bool:
+    """Are so many bytes more in `budget` with the same slots and passes?
+
+    Args:
+        found, rows: as `fit` gave and was given them.
+    """
+    beside = fit(replace(needs, base=needs.base + extra), budget, found.slots, rows, given=True)
+    return found.fits and beside == found
+
+
 class NotMeasured(RuntimeError):
     """A dry step of a single row of a single slot raised.
 

@@ -75,10 +75,16 @@ class LayerGroup:
     layers: tuple[MultiLoraLinear, ...]
     frozen: FrozenWeights | None = None
     """None, of one layer: its own."""
+    values: FrozenWeights | None = None
+    """The same as plain numbers, where those of a quantized base are kept (`bitlora.forward.inject.Base.keep_values`)."""
     adapters: tuple[GroupAdapters, ...] = ()
 
     def weights(self) -> FrozenWeights:
         """Of all layers, (O, I) with O their outputs together."""
+        return self.values or self.quantized()
+
+    def quantized(self) -> FrozenWeights:
+        """As the base holds them."""
         return self.frozen or FrozenWeights.of(self.layers[0].base, self.layers[0].dtype)
 
     def outputs(self, x: Tensor, plan: ForwardPlan) -> tuple[Tensor, ...]:
