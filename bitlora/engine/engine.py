@@ -10,33 +10,28 @@ The promise: what a trial goes through is what it would go through alone, in a p
 
 from __future__ import annotations
 
-import gc
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bitlora.adapter.latent import Latent
-from bitlora.config.explain import one_line
 from bitlora.config.trial import TrialConfig
 from bitlora.engine.batch import Batch, Piece, split_pass, split_rows, split_rows_by_tokens
 from bitlora.engine.optim import clip, learning_rate
 from bitlora.engine.passes import KeptLayouts, LaidOutPass, StepLayout, micro_batches
 from bitlora.engine.slot import Bank, Slot, SlotState
 from bitlora.engine.vector import VectorLayout
-from bitlora.engine.workers import Workers
-from bitlora.forward.host import read, send
+from bitlora.engine.workers import Workers, attempt, first_reasons
+from bitlora.forward.host import Coming, read, send
 from bitlora.forward.inject import Base
 from bitlora.quantizers.weights import QUANTIZERS
 
 EVAL_TOKENS = 4096
 """Tokens of one forward pass in evaluation, about, until so many do not fit."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,21 +131,30 @@ class Engine:
         """
         self.bank.remove(slot)
 
-    def latent(self, slot: int) -> dict[str, Latent]:
-        """Copies of a slot's latent weights, of the layers that its adapter is on: layer name -> A (R, I), B (O, R), and
-        where scales are learned theirs."""
+    def fetch_latent(self, slot: int) -> Coming[dict[str, Latent]]:
+        """Copies of a slot's latent weights on their way into host memory, of the layers that its adapter is on: layer name
+        -> A (R, I), B (O, R), and where scales are learned theirs."""
         state = self.slots[slot]
         names = [name for name, layer in zip(self.base.linears, state.layers, strict=True) if layer is not None]
-        return dict(zip(names, state.latent_layers(), strict=True))
+        coming = state.fetch_latent()
+        return Coming(lambda: dict(zip(names, coming.arrived(), strict=True)))
+
+    def latent(self, slot: int) -> dict[str, Latent]:
+        """As `fetch_latent`; the host waits for them."""
+        return self.fetch_latent(slot).arrived()
 
     def weights(self, config: TrialConfig) -> int:
         """How many numbers a trial's adapter has: the length of the vectors of its `state`."""
         layers = [(self.base.linears[name], found.rank) for name, found in self.base.adapter_layers(config).items()]
         return VectorLayout.make(layers, QUANTIZERS[config.quantizer].learns_scales).size
 
+    def fetch_state(self, slot: int) -> Coming[SlotState]:
+        """A copy of what a trial would go on from, on its way into host memory."""
+        return self.slots[slot].fetch_state()
+
     def state(self, slot: int) -> SlotState:
-        """A copy of what a trial would go on from."""
-        return self.slots[slot].state()
+        """As `fetch_state`; the host waits for it."""
+        return self.fetch_state(slot).arrived()
 
     def step(
         self, batches: Mapping[int, Batch], ahead: Callable[[], Mapping[int, Batch]] | None = None
@@ -246,7 +250,7 @@ class Engine:
                     reasons[slot] = error
                     break
                 rows //= 2
-        reasons = _first_of(self.workers.gather(reasons))
+        reasons = first_reasons(self.workers.gather(reasons))
         self.workers.sum([sums, *(self.slots[slot].grad for slot in counts)], self.latent_dtype)
         if not reasons and not spared:  # together they did not fit
             together = max(sum(len(piece.batch.tokens) for piece in each) for each in passes) if passes else 0
@@ -295,7 +299,7 @@ class Engine:
                 _, error = attempt(self._score, slots, [place], batch, tokens, rows, losses, 1)
                 if error:
                     reasons[slot] = error
-            reasons = _first_of(self.workers.gather(reasons))
+            reasons = first_reasons(self.workers.gather(reasons))
             self.workers.sum([losses], torch.float64)
             if not reasons and not spared:  # together they did not fit
                 self.eval_tokens = max(1, self.eval_tokens // 2)
@@ -371,27 +375,3 @@ class Engine:
     def _by_place(self, pieces: Sequence[Piece]) -> list[Piece]:
         """The pieces in the order of their slots' places in the bank."""
         return sorted(pieces, key=lambda piece: self.slots[piece.slot].place)
-
-
-def attempt(work: Callable[..., T], *arguments: Any) -> tuple[T | None, str]:
-    """What `work` gives, or None and the error that it raised in one line, with the memory that it held freed.
-
-    Raises:
-        torch.AcceleratorError: the device itself is lost: nothing that is tried on it again tells anything.
-    """
-    try:
-        return work(*arguments), ""
-    except torch.AcceleratorError:
-        raise
-    except Exception as error:  # whatever a layer raises is its trial's, until more is known
-        reason = f"{type(error).__name__}: {one_line(error)}"
-    # Outside the handler: the error's frames, and what they held, are gone.
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return None, reason
-
-
-def _first_of(reasons: Sequence[Mapping[int, str]]) -> dict[int, str]:
-    """Of each slot the reason of the first worker that has one."""
-    return {slot: why for each in reversed(reasons) for slot, why in each.items()}

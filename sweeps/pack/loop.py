@@ -285,7 +285,7 @@ class PackLoop:
             losses=list(trial.losses),
             first_loss=trial.first_loss,
         )
-        self._link.save(trial.trial_id, trial.config, self._engine.state(trial.slot), progress)
+        self._link.save(trial.trial_id, trial.config, self._engine.fetch_state(trial.slot), progress)
 
     def _evaluate(self, trials: list[SlottedTrial]) -> None:
         """Score trials, all at once, have written what they came to, and report it."""
@@ -328,7 +328,7 @@ class PackLoop:
             )
             trial.losses.clear()
             if self._workers.first:
-                latent = self._engine.latent(trial.slot)
+                latent = self._engine.fetch_latent(trial.slot)
                 self._link.evaluated(trial.trial_id, trial.config, metrics, result, latent, test)
             if step == trial.config.steps:
                 self._detach(trial)

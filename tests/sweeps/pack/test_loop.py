@@ -93,7 +93,7 @@ class Played(Link):
         self._happened("evaluated", trial_id)
 
     def save(self, trial_id, config, state, progress):
-        self.saved.setdefault(trial_id, []).append(Checkpoint(state, progress))
+        self.saved.setdefault(trial_id, []).append(Checkpoint(state.arrived(), progress))
 
     def released(self, trial_id):
         self._happened("released", trial_id)

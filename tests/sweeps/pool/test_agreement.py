@@ -124,10 +124,10 @@ class Engine:
     def evaluate(self, slots, batch):
         return {slot: EvalResult([2.0], [1]) for slot in slots}
 
-    def latent(self, slot):
+    def fetch_latent(self, slot):
         return {}
 
-    def state(self, slot):
+    def fetch_state(self, slot):
         return None
 
 
