@@ -152,7 +152,7 @@ class Display(DriverOnly, Callback):  # type: ignore[misc]
         budgets = [config["steps"] for config in self._running.values()]
         packs, left = self._status.packs, self._total - self._done - len(self._ended)
         if steps:
-            now = f"{len(running)} training, at {_span(min(steps), max(steps))} of {max(budgets, default=0)}"
+            now = f"{len(steps)} training, at {_span(min(steps), max(steps))} of {max(budgets, default=0)}"
         elif packs.waiting and not packs.ready:
             now = f"packs that wait for a machine: {packs.waiting}"
         elif not packs.ready:
