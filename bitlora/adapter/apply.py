@@ -10,17 +10,21 @@ package.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
+from torch import Tensor
 
 from bitlora.adapter.codes_file import load_packed
-from bitlora.adapter.latent import AdapterLatent, AdapterWeights
+from bitlora.adapter.latent import AdapterLatent, AdapterWeights, Weights
+from bitlora.adapter.peft_folder import as_parameter, tensor_place
 from bitlora.adapter.peft_layers import BitLoraConfig
+from bitlora.base.experts import ExpertWeights, named_experts
 from bitlora.base.linears import features, is_linear, plain_weight, same_kind
 from bitlora.config.trial import TrialConfig, layer_adapter
 
@@ -38,20 +42,29 @@ def attach_weights(model: Any, weights: AdapterWeights, described: Mapping[str, 
     Raises:
         ValueError: see `check_fit`.
     """
-    from peft import get_peft_model
+    from peft import LoraConfig, get_peft_model
 
     check_fit(model, weights)
-    keys = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "activations")
-    config = BitLoraConfig(
-        task_type="CAUSAL_LM",
-        inference_mode=True,
-        target_modules=[*weights],
-        **{key: described[key] for key in keys if key in described},
+    experts = named_experts(model).keys() & weights.keys()
+    spelled = {name: as_parameter(name, experts) for name in weights}
+    options = {key: described[key] for key in ("r", "lora_alpha", "use_rslora") if key in described}
+    for key in ("rank_pattern", "alpha_pattern"):
+        options[key] = {spelled.get(name) or name: number for name, number in described.get(key, {}).items()}
+    kind: Callable[..., Any] = partial(BitLoraConfig, activations=described.get("activations", "full"))
+    if experts:  # which have no activations of their own
+        kind = partial(LoraConfig, target_parameters=[own for own in spelled.values() if own is not None])
+    peft = get_peft_model(
+        model,
+        kind(
+            task_type="CAUSAL_LM",
+            inference_mode=True,
+            target_modules=[name for name, own in spelled.items() if own is None],
+            **options,
+        ),
     )
-    peft = get_peft_model(model, config)
     with torch.no_grad():
         for name, (a, b) in weights.items():
-            layer = peft.base_model.model.get_submodule(name)
+            layer = peft.base_model.model.get_submodule(tensor_place(name, experts))
             layer.lora_A["default"].weight.copy_(a)
             layer.lora_B["default"].weight.copy_(b)
     return peft.eval()
@@ -85,6 +98,9 @@ def merge(model: Any, weights: AdapterWeights, config: TrialConfig, dtype: torch
         ValueError: see `check_fit`.
     """
     check_fit(model, weights)
+    for name, layer in named_experts(model).items():
+        if name in weights:
+            layer.set_weight(_with_experts(layer, weights[name], layer_adapter(config, name).scaling).to(dtype))
     for name, linear in [*model.named_modules()]:
         if name not in weights and not isinstance(linear, Linear4bit):
             continue
@@ -98,6 +114,15 @@ def merge(model: Any, weights: AdapterWeights, config: TrialConfig, dtype: torch
     if getattr(model, "hf_quantizer", None) is not None:
         model.hf_quantizer.remove_quantization_config(model)
     return model.to(dtype)
+
+
+def _with_experts(layer: ExpertWeights, added: Weights, scaling: float) -> Tensor:
+    """The weights of routed experts (experts, out, in) with their adapters, in float32 or float64."""
+    weight = layer.weight.to(torch.promote_types(layer.weight.dtype, torch.float32))
+    a, b = (part.to(weight) for part in added)
+    each_a = a.unflatten(0, (layer.experts, -1))
+    each_b = b.unflatten(1, (-1, layer.experts)).movedim(2, 0)
+    return torch.baddbmm(weight, each_b, each_a, alpha=scaling)
 
 
 def save_merged(folder: Path, model: Any, tokenizer: Any) -> None:
@@ -116,7 +141,12 @@ def check_fit(model: Any, weights: AdapterLatent | AdapterWeights) -> None:
         ValueError: the base has no such layer, or one of another shape.
     """
     modules = dict(model.named_modules())
+    experts = named_experts(model)
     for name, (a, b, *_) in weights.items():
+        if (layer := experts.get(name)) is not None:
+            if (layer.in_features, layer.out_features) != (a.shape[1], b.shape[0]) or len(a) % layer.experts:
+                raise ValueError(f"{name} of the base has other experts than that of the adapter")
+            continue
         linear = modules.get(name)
         if linear is None or not is_linear(linear):
             raise ValueError(f"the base has no linear layer {name}: give the base that the adapter was trained over")
