@@ -10,8 +10,8 @@ package.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from bitlora.adapter.codes_file import load_packed
 from bitlora.adapter.latent import AdapterLatent, AdapterWeights, Weights
-from bitlora.adapter.peft_folder import as_parameter, tensor_place
+from bitlora.adapter.peft_folder import tensor_place
 from bitlora.adapter.peft_layers import BitLoraConfig
 from bitlora.base.experts import ExpertWeights, named_experts
 from bitlora.base.linears import features, is_linear, plain_weight, same_kind
@@ -46,28 +46,33 @@ def attach_weights(model: Any, weights: AdapterWeights, described: Mapping[str, 
 
     check_fit(model, weights)
     experts = named_experts(model).keys() & weights.keys()
-    spelled = {name: as_parameter(name, experts) for name in weights}
-    options = {key: described[key] for key in ("r", "lora_alpha", "use_rslora") if key in described}
-    for key in ("rank_pattern", "alpha_pattern"):
-        options[key] = {spelled.get(name) or name: number for name, number in described.get(key, {}).items()}
-    kind: Callable[..., Any] = partial(BitLoraConfig, activations=described.get("activations", "full"))
-    if experts:  # which have no activations of their own
-        kind = partial(LoraConfig, target_parameters=[own for own in spelled.values() if own is not None])
-    peft = get_peft_model(
-        model,
-        kind(
-            task_type="CAUSAL_LM",
-            inference_mode=True,
-            target_modules=[name for name, own in spelled.items() if own is None],
-            **options,
-        ),
-    )
+    keys = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
+    options = {key: described[key] for key in keys if key in described}
+    options |= {"task_type": "CAUSAL_LM", "inference_mode": True}
+    options["target_modules"] = [name for name in weights if name not in experts]
+    if experts:  # beside which there are no 8-bit activations
+        with _unknown_to_peft(model):
+            peft = get_peft_model(model, LoraConfig(target_parameters=[*experts], **options))
+    else:
+        peft = get_peft_model(model, BitLoraConfig(activations=described.get("activations", "full"), **options))
     with torch.no_grad():
         for name, (a, b) in weights.items():
             layer = peft.base_model.model.get_submodule(tensor_place(name, experts))
             layer.lora_A["default"].weight.copy_(a)
             layer.lora_B["default"].weight.copy_(b)
     return peft.eval()
+
+
+@contextlib.contextmanager
+def _unknown_to_peft(model: Any) -> Iterator[None]:
+    """Inside, PEFT does not know what kind of model it is. Otherwise (0.21.2) it takes every `gate_proj`, `up_proj` and
+    `down_proj` that a list names for the experts', in the layout of an earlier transformers."""
+    kind = model.config.model_type
+    model.config.model_type = ""
+    try:
+        yield
+    finally:
+        model.config.model_type = kind
 
 
 def load_packed_adapter(model: Any, folder: str | Path) -> PeftModel:

@@ -12,7 +12,7 @@ One file is replaced in one step on a disk and is one object in a store; nothing
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Final
 
@@ -83,9 +83,9 @@ def as_parameter(name: str, experts: Collection[str]) -> str | None:
     return f"{name}.weight" if experts and name.rpartition(".")[2] in FUSED else None
 
 
-def experts_among(ranks: Iterable[tuple[str, int, int]]) -> frozenset[str]:
-    """Those of the layers (their name, rank, and rows of A) that are routed experts': A has the rank's rows for each."""
-    return frozenset(name for name, rank, rows in ranks if rows != rank)
+def adapted_experts(latent: AdapterLatent, config: TrialConfig) -> frozenset[str]:
+    """The layers of an adapter that are routed experts': A has the rank's rows for each of them."""
+    return frozenset(name for name, layer in latent.items() if len(layer.a) != layer_adapter(config, name).rank)
 
 
 def tensor_place(name: str, experts: Collection[str]) -> str:
@@ -124,7 +124,7 @@ def save_adapter(folder: Path, latent: AdapterLatent, config: TrialConfig, base_
     """Write the latent weights into `folder`, which exists and is empty (`bitlora.files.writing.write_folder`)."""
     from safetensors.torch import save_file
 
-    experts = experts_among((name, layer_adapter(config, name).rank, len(layer.a)) for name, layer in latent.items())
+    experts = adapted_experts(latent, config)
     tensors = {}
     for name, layer in latent.items():
         for key, part in zip(KEYS, layer, strict=True):

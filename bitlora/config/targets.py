@@ -119,8 +119,8 @@ def targets_text(value: Any) -> Any:
         return ", ".join(dict.fromkeys(value))
     if not isinstance(value, str) or not value.strip():
         raise ValueError(
-            f"found {show(value)}; give a list of layers' names, all-linear, attention, mlp or a regular expression, with "
-            "' in layers FIRST-LAST' behind it or not"
+            f"found {show(value)}; give a list of layers' names, all-linear, attention, mlp, experts or a regular "
+            "expression, with ' in layers FIRST-LAST' behind it or not"
         )
     choice = TargetChoice.parse(value)
     if choice.layers is not None and choice.layers[0] > choice.layers[1]:
@@ -169,7 +169,7 @@ _PATTERN: Final = "a mapping of names to {}, or `none`"
 Targets = Annotated[
     str,
     BeforeValidator(targets_text),
-    Field(description="`all-linear`, `attention`, `mlp`, a list of names, or a regular expression"),
+    Field(description="`all-linear`, `attention`, `mlp`, `experts`, a list of names, or a regular expression"),
 ]
 RankPattern = Annotated[
     str,
