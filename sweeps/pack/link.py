@@ -25,6 +25,7 @@ from bitlora.files import record, writing
 from bitlora.files.baseline import BASE
 from sweeps.pack.bare import BareScores, write_scores
 from sweeps.pool.messages import Attach, Command, Detach, Leave, StepProgress, Stop, TrialResult
+from sweeps.search.rules import Wave
 
 if TYPE_CHECKING:
     from bitlora.adapter.latent import Latent
@@ -74,8 +75,14 @@ class Link:
         result: EvalResult,
         latent: Coming[dict[str, Latent]],
         test: EvalResult | None,
+        wave: Wave,
     ) -> None:
-        """Write what an evaluation came to, and report it. `test`: on the test split, at the end of a confirming trial."""
+        """Write what an evaluation came to, and report it.
+
+        Args:
+            test: on the test split, at the end of a confirming trial.
+            wave: what was evaluated together with it.
+        """
 
     def save(self, trial_id: str, config: TrialConfig, state: Coming[SlotState], progress: TrialProgress) -> None:
         """Write a checkpoint."""
@@ -235,7 +242,7 @@ class FirstLink(Link):
             self._storage.push(f"{where}/{record.CONFIG}", f"{where}/{record.METRICS}")
             for line in record.read_metrics(folder):
                 if line.step > reported:
-                    self._report(trial_id, "running", line)
+                    self._report(trial_id, "running", line, {})
 
         self._write(write)
         self.log_event("attach", trial_id)
@@ -249,6 +256,7 @@ class FirstLink(Link):
         result: EvalResult,
         latent: Coming[dict[str, Latent]],
         test: EvalResult | None,
+        wave: Wave,
     ) -> None:
         folder, where = self._storage.folder / "trials" / trial_id, f"trials/{trial_id}"
         scores = [(record.EVAL, self._settings.dataset.eval, result)]
@@ -269,7 +277,7 @@ class FirstLink(Link):
             record.append_metrics(folder, metrics)
             files = [name for name, _, _ in scores]
             self._storage.push(*(f"{where}/{name}" for name in (*files, record.ADAPTER, record.METRICS)))
-            self._report(trial_id, "completed" if done else "running", metrics)
+            self._report(trial_id, "completed" if done else "running", metrics, wave)
 
         self._backlog.acquire()
         self._write(write, self._backlog.release)
@@ -340,9 +348,11 @@ class FirstLink(Link):
             self._log.close()
             self._storage.push(self._log_name)
 
-    def _report(self, trial_id: str, status: Literal["running", "completed"], metrics: record.Metrics) -> None:
+    def _report(
+        self, trial_id: str, status: Literal["running", "completed"], metrics: record.Metrics, wave: Wave
+    ) -> None:
         result = TrialResult(
-            trial_id=trial_id, status=status, step=metrics.step, eval_loss=metrics.eval_loss, metrics=metrics
+            trial_id=trial_id, status=status, step=metrics.step, eval_loss=metrics.eval_loss, metrics=metrics, wave=wave
         )
         if result.ended:
             self._call(self._pool.report, result)

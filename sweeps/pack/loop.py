@@ -24,6 +24,7 @@ from bitlora.engine.slot import SlotState
 from bitlora.files import record
 from sweeps.pack.bare import BARE, BareScores
 from sweeps.pool.messages import Attach, Command, Continue, Detach, Leave, StepProgress, Stop
+from sweeps.search.rules import Wave
 
 if TYPE_CHECKING:
     from bitlora.engine.engine import Engine, EvalResult, StepStats
@@ -300,40 +301,49 @@ class PackLoop:
         results = self._engine.evaluate([trial.slot for trial in trials], self._eval)
         tested = [t.slot for t in trials if t.config.confirms and self._at(t) == t.config.steps and len(self._test)]
         tests = self._engine.evaluate(tested, Batch.of(self._test)) if tested else {}
+        scored = []
         for trial in trials:
             test = tests.get(trial.slot)
             if failed := results[trial.slot].failed or (test.failed if test is not None else ""):
                 self._failed(trial, f"in its evaluation at step {self._at(trial)}: {failed}")
+            elif why := self._worthless(trial, results[trial.slot].loss):
+                self._diverged(trial, why)
             else:
-                self._scored(trial, results[trial.slot], test)
+                scored.append(trial)
+        wave = {t.trial_id: (self._at(t), results[t.slot].loss) for t in scored if not t.config.confirms}
+        for trial in scored:
+            self._scored(trial, results[trial.slot], tests.get(trial.slot), wave)
         if self._workers.size > 1:
             self._apply_commands()
         self._await_verdicts()
 
-    def _scored(self, trial: SlottedTrial, result: EvalResult, test: EvalResult | None) -> None:
-        step = self._at(trial)
+    def _worthless(self, trial: SlottedTrial, loss: float) -> str:
+        """Why a trial has diverged by its eval loss; empty: it has not."""
         worst = max(UNIFORM * self._uniform, DIVERGED * (trial.first_loss or 0.0))
-        if not math.isfinite(result.loss) or result.loss > worst:
-            found = f"{result.loss:.4g}" if math.isfinite(result.loss) else "not finite"
-            guess = f"no better than guessing (uniform: {self._uniform:.4g} nats)"
-            self._diverged(trial, f"the eval loss at step {step} was {found}, {guess}")
+        if math.isfinite(loss) and loss <= worst:
+            return ""
+        found = f"{loss:.4g}" if math.isfinite(loss) else "not finite"
+        guess = f"no better than guessing (uniform: {self._uniform:.4g} nats)"
+        return f"the eval loss at step {self._at(trial)} was {found}, {guess}"
+
+    def _scored(self, trial: SlottedTrial, result: EvalResult, test: EvalResult | None, wave: Wave) -> None:
+        step = self._at(trial)
+        metrics = record.Metrics(
+            step=step,
+            tokens=trial.tokens,
+            train_loss=math.fsum(trial.losses) / len(trial.losses),
+            eval_loss=result.loss,
+            learning_rate=learning_rate(trial.config, step),
+            seconds=time.monotonic() - trial.began,
+        )
+        trial.losses.clear()
+        if self._workers.first:
+            latent = self._engine.fetch_latent(trial.slot)
+            self._link.evaluated(trial.trial_id, trial.config, metrics, result, latent, test, wave)
+        if step == trial.config.steps:
+            self._detach(trial)
         else:
-            metrics = record.Metrics(
-                step=step,
-                tokens=trial.tokens,
-                train_loss=math.fsum(trial.losses) / len(trial.losses),
-                eval_loss=result.loss,
-                learning_rate=learning_rate(trial.config, step),
-                seconds=time.monotonic() - trial.began,
-            )
-            trial.losses.clear()
-            if self._workers.first:
-                latent = self._engine.fetch_latent(trial.slot)
-                self._link.evaluated(trial.trial_id, trial.config, metrics, result, latent, test)
-            if step == trial.config.steps:
-                self._detach(trial)
-            else:
-                self._undecided.add(trial.trial_id)
+            self._undecided.add(trial.trial_id)
 
     def _failed(self, trial: SlottedTrial, reason: str) -> None:
         """It cannot be trained or scored: its own rows raise an error."""

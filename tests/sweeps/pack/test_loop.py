@@ -55,7 +55,7 @@ class Played(Link):
 
     def __init__(self, script, found=None):
         self.script, self.found = script, found or {}
-        self.log, self.saved, self.metrics, self.tests, self.waits = [], {}, {}, {}, []
+        self.log, self.saved, self.metrics, self.tests, self.waves, self.waits = [], {}, {}, {}, {}, []
         self.inbox = list(script.pop("at first"))
         self.base, self.said = [], []
 
@@ -87,9 +87,10 @@ class Played(Link):
         self._happened("begin", trial_id)
         return self.found.get(trial_id)
 
-    def evaluated(self, trial_id, config, metrics, result, latent, test):
+    def evaluated(self, trial_id, config, metrics, result, latent, test, wave):
         self.metrics.setdefault(trial_id, []).append(metrics)
         self.tests[trial_id, metrics.step] = test
+        self.waves[trial_id, metrics.step] = wave
         self._happened("evaluated", trial_id)
 
     def save(self, trial_id, config, state, progress):
@@ -312,3 +313,30 @@ def test_a_base_that_cannot_be_scored_costs_no_trial(run, monkeypatch):
     assert link.base == []
     assert link.said == ["the base without an adapter could not be scored: RuntimeError: no room"]
     assert [metrics.step for metrics in link.metrics["a"]] == [4, 8]
+
+
+def test_a_wave_is_of_those_that_search_and_came_to_a_loss(run, monkeypatch):
+    """Whoever failed, diverged or confirms is no peer; a slot that is filled again later has peers at other steps."""
+    real = Engine.evaluate
+
+    def failing(self, slots, batch):
+        found = real(self, slots, batch)
+        broken = {slot: {"failed": "RuntimeError: no room"} for slot in slots if self.slots[slot].config.seed == 3}
+        broken |= {slot: {"losses": [1e9] * 4} for slot in slots if self.slots[slot].config.seed == 4}
+        return {slot: replace(each, **broken.get(slot, {})) for slot, each in found.items()}
+
+    monkeypatch.setattr(Engine, "evaluate", failing)
+    alone = [attach(trial, seed=seed)[0] for trial, seed in (("fails", 3), ("diverges", 4))]
+    script = {
+        "at first": [*attach("a", "b"), *alone, *attach("confirms", confirms="t9", seed=5), *attach("late", steps=4)],
+        ("released", "late", 1): [Stop()],
+    }
+    link = run(script, slots=5)
+    loss = {(trial, one.step): one.eval_loss for trial, found in link.metrics.items() for one in found}
+    together = [{"a": 4, "b": 4}, {"a": 8, "b": 8, "late": 4}]
+    waves = [{trial: (step, loss[trial, step]) for trial, step in each.items()} for each in together]
+    assert link.waves == {
+        **{(trial, 4): waves[0] for trial in ("a", "b", "confirms")},
+        **{(trial, 8): waves[1] for trial in ("a", "b", "confirms")},
+        ("late", 4): waves[1],
+    }

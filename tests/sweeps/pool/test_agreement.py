@@ -83,10 +83,10 @@ class BareLink(link.FirstLink):
     def restore(self, trial_id, config, reported):
         return None
 
-    def evaluated(self, trial_id, config, metrics, result, latent, test):
+    def evaluated(self, trial_id, config, metrics, result, latent, test, wave):
         def write():
             if self._call(self._pool.evaluated, trial_id):
-                self._report(trial_id, "completed" if metrics.step == config.steps else "running", metrics)
+                self._report(trial_id, "completed" if metrics.step == config.steps else "running", metrics, wave)
 
         self._write(write)
 

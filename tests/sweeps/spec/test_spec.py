@@ -128,8 +128,8 @@ scheduler: {name: pbt}
         f"small.yaml:6: adapter.quantizer: found 'bianry'; give {', '.join(names)} or {last}; did you mean binary?",
         "small.yaml:8: train.learning_rte: unknown key; did you mean learning_rate?",
         "small.yaml:9: train.eval_every: found 'epcoh'; give a whole number or epoch; did you mean epoch?",
-        "small.yaml:10: scheduler.name: pbt pauses or clones trials, which trials cannot do yet; "
-        "give asha, median or none",
+        "small.yaml:10: scheduler.name: pbt clones trials, which trials cannot do yet; "
+        "give asha, hyperband, bohb, median or none",
         "--set train.batch_size=x: found 'x'; give a whole number",
         "--set train.stps=3: unknown key; did you mean steps?",
         "--set data.rows=2: found 2; give a number of at least 3",
@@ -178,7 +178,15 @@ scheduler: {name: pbt}
             "scheduler.grace: 12 is between evaluations, which come every 8 steps (train.eval_every); "
             "give a multiple of it, such as 16",
         ),
-        ("scheduler: {name: ashaa}", "scheduler.name: found 'ashaa'; give asha, median or none; did you mean asha?"),
+        (
+            "scheduler: {name: ashaa}",
+            "scheduler.name: found 'ashaa'; give asha, hyperband, bohb, median or none; did you mean asha?",
+        ),
+        (
+            "scheduler: {name: bohb}\nsearch: {sampler: random}",
+            "scheduler.name: bohb is HyperBand with configurations of TPE's; give search.sampler: tpe, or "
+            "scheduler.name: hyperband",
+        ),
         (
             "confirm: {by: rank}",
             "confirm.by: found 'rank'; give an axis of search.space that is a list",
