@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args
 
-from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, PlainValidator, ValidationError
 
 from bitlora.config.explain import explain, nearest, show
 from bitlora.config.sections import (
@@ -78,6 +78,27 @@ class SchedulerConfig(Config):
     """ASHA: one in so many goes on from each rung to the next, which is so many times further."""
 
 
+_MARGIN: Final = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*%\s*(?:of\s+(?:the\s+)?(loss|gain))?\s*")
+
+
+class MarginConfig(Config):
+    """By how much a loss may be above full precision's and still count as no worse."""
+
+    share: Annotated[float, Field(gt=0, lt=1)]
+    of: Literal["loss", "gain"] = "loss"
+    """Of full precision's loss, or of what it gains over the base without an adapter."""
+
+
+def _margin(value: Any) -> Any:
+    """`0.5 %`, `0.5 % of loss`, `5 % of gain`."""
+    if value is None or isinstance(value, dict | MarginConfig):
+        return value
+    found = _MARGIN.fullmatch(value) if isinstance(value, str) else None
+    if found is None or not 0 < float(found[1]) < 100:
+        raise ValueError(f"found {show(value)}; give a share such as '0.5 %' (of the loss) or '5 % of gain'")
+    return {"share": float(found[1]) / 100, "of": found[2] or "loss"}
+
+
 class ConfirmConfig(Config):
     """The best once more, on fresh seeds, scored at the end on rows that nobody was tuned on."""
 
@@ -89,6 +110,9 @@ class ConfirmConfig(Config):
     """On how many fresh seeds each is run again."""
     rows: Positive | None = None
     """Of the test split, at most: what the eval split has beyond the rows that are evaluated."""
+    margin: Annotated[MarginConfig | None, BeforeValidator(_margin)] = None
+    """The report says of each quantizer whether it is shown to be worse than full precision by less than this: `0.5 %` (of
+    the loss), or `5 % of gain` (over the base)."""
 
 
 MOST_PACKS: Final = 990
@@ -217,6 +241,7 @@ def _validate(data: dict[Any, Any]) -> tuple[Spec, list[Problem]]:
     """A spec out of `data` with defaults in the place of what is wrong with it, and what that is."""
     data = copy.deepcopy(data)
     problems: dict[spaces.Path, str] = {}
+    filled: set[spaces.Path] = set()
     while True:
         data.setdefault("base", {})
         data.setdefault("data", {})
@@ -233,7 +258,10 @@ def _validate(data: dict[Any, Any]) -> tuple[Spec, list[Problem]]:
             if not inner and not any(_overlap(path, known) for known in problems):
                 problems[path] = _message(path, group, data)
         for path, group in found.items():
-            _drop(data, path, group[0]["type"] == "missing")
+            missing = group[0]["type"] == "missing"
+            # What stands in for a required key may be no value for it: then what it is a key of has to go.
+            _drop(data, path[:-1] if path in filled and not missing else path, missing)
+            filled |= {path} if missing else set()
 
 
 def _path(loc: tuple[str | int, ...], data: Any, missing: bool) -> spaces.Path:

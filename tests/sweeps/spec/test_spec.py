@@ -184,6 +184,12 @@ scheduler: {name: pbt}
             "confirm.by: found 'rank'; give an axis of search.space that is a list",
         ),
         (
+            "confirm: {margin: 0.5}",
+            "confirm.margin: found 0.5; give a share such as '0.5 %' (of the loss) or '5 % of gain'",
+        ),
+        ("confirm: {margin: {share: 2}}", "confirm.margin.share: found 2; give a number below 1"),
+        ("confirm: {margin: {of: loss}}", "confirm.margin.share: required key is missing"),
+        (
             "trackers: [wandv]",
             "trackers.0: found 'wandv'; give tensorboard, wandb or mlflow; did you mean wandb?",
         ),
@@ -353,3 +359,14 @@ def test_options_of_nf4_go_with_nf4(file: Path) -> None:
     spec = load(file, text.replace("none", "nf4").replace("quant_storage: bfloat16", "double_quantization: true"))
     assert spec.base.quantized_as == "nf4-double"
     assert load(file, SMALLEST).base.quantized_as == "nf4"
+
+
+@pytest.mark.parametrize(
+    ("written", "share", "of"),
+    [("0.5 %", 0.005, "loss"), ("5% of the gain", 0.05, "gain"), ("{share: 0.02, of: gain}", 0.02, "gain")],
+)
+def test_a_margin_is_a_share_of_the_loss_or_of_the_gain(write_spec, tmp_path, written, share, of):
+    spec = load_spec(write_spec("quick"), [f"confirm.margin={written}"])
+    assert (spec.confirm.margin.share, spec.confirm.margin.of) == (pytest.approx(share), of)
+    (tmp_path / "again.yaml").write_text(dump_spec(spec))
+    assert load_spec(tmp_path / "again.yaml").confirm == spec.confirm
