@@ -10,8 +10,8 @@ from typing import Any, Final
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from sweeps.spec.confirm import ConfirmConfig
 from sweeps.spec.space import Choices, Space
-from sweeps.spec.spec import ConfirmConfig
 
 REPEATS: Final = "repeats"
 """Attribute of a trial of the study that confirms another: the seed it has, and which one it `confirms`."""

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, PlainValidator, ValidationError
+from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator, ValidationError
 
 from bitlora.config.explain import explain, nearest, show
 from bitlora.config.sections import (
@@ -31,13 +31,16 @@ from bitlora.config.sections import (
 from bitlora.config.targets import pattern
 from bitlora.config.trial import AXES
 from sweeps.spec import space as spaces
+from sweeps.spec.confirm import ConfirmConfig
 from sweeps.spec.draft import Draft, yaml
 from sweeps.spec.errors import SpecError
 from sweeps.spec.parse_space import parse, parse_points
 from sweeps.spec.space import Problem, Space
 
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
-_CLONES: Final = ("pbt", "pb2", "hyperband", "bohb", "hb_bohb")
+_CLONES: Final = ("pbt", "pb2")
+_RUNGS: Final = ("asha", "hyperband", "bohb")
+"""Schedulers that judge at rungs, where there must be an evaluation."""
 
 
 def _space(value: Any) -> Space:
@@ -70,49 +73,14 @@ class SearchConfig(Config):
 class SchedulerConfig(Config):
     """Which trials are stopped before their budget."""
 
-    name: Literal["asha", "median", "none"] = "asha"
-    """ASHA (arXiv 1810.05934), Ray Tune's median stopping rule, or nobody is stopped."""
+    name: Literal["asha", "hyperband", "bohb", "median", "none"] = "asha"
+    """ASHA (arXiv 1810.05934); HyperBand (arXiv 1603.06560), in brackets of which each judges later than the one before;
+    BOHB (arXiv 1807.01774), which is HyperBand under `search.sampler: tpe`; the median stopping rule; or nobody is stopped.
+    Whichever it is, all that were evaluated together are known before one of them is judged."""
     grace: Positive = 8
-    """Steps that every trial gets: for ASHA a multiple of `train.eval_every`. Left out, 8 or what fits."""
+    """Steps that every trial gets: but for the median rule a multiple of `train.eval_every`. Left out, 8 or what fits."""
     reduction: Annotated[int, Field(ge=2)] = 2
-    """ASHA: one in so many goes on from each rung to the next, which is so many times further."""
-
-
-_MARGIN: Final = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*%\s*(?:of\s+(?:the\s+)?(loss|gain))?\s*")
-
-
-class MarginConfig(Config):
-    """By how much a loss may be above full precision's and still count as no worse."""
-
-    share: Annotated[float, Field(gt=0, lt=1)]
-    of: Literal["loss", "gain"] = "loss"
-    """Of full precision's loss, or of what it gains over the base without an adapter."""
-
-
-def _margin(value: Any) -> Any:
-    """`0.5 %`, `0.5 % of loss`, `5 % of gain`."""
-    if value is None or isinstance(value, dict | MarginConfig):
-        return value
-    found = _MARGIN.fullmatch(value) if isinstance(value, str) else None
-    if found is None or not 0 < float(found[1]) < 100:
-        raise ValueError(f"found {show(value)}; give a share such as '0.5 %' (of the loss) or '5 % of gain'")
-    return {"share": float(found[1]) / 100, "of": found[2] or "loss"}
-
-
-class ConfirmConfig(Config):
-    """The best once more, on fresh seeds, scored at the end on rows that nobody was tuned on."""
-
-    top: Positive = 3
-    """So many of the best configurations, seeds apart."""
-    by: Annotated[str, Field(min_length=1)] | None = None
-    """An axis of the search space: the best of each of its values."""
-    seeds: Positive = 3
-    """On how many fresh seeds each is run again."""
-    rows: Positive | None = None
-    """Of the test split, at most: what the eval split has beyond the rows that are evaluated."""
-    margin: Annotated[MarginConfig | None, BeforeValidator(_margin)] = None
-    """The report says of each quantizer whether it is shown to be worse than full precision by less than this: `0.5 %` (of
-    the loss), or `5 % of gain` (over the base)."""
+    """But for the median rule: one in so many goes on from each rung to the next, which is so many times further."""
 
 
 MOST_PACKS: Final = 990
@@ -300,7 +268,7 @@ def _message(path: spaces.Path, errors: list[Any], data: Any) -> str:
     if any(error["loc"][-1] == "[key]" for error in errors):
         return "the name of a key is text"
     if path == ("scheduler", "name") and str(data).lower() in _CLONES:
-        return f"{data} pauses or clones trials, which trials cannot do yet; give asha, median or none"
+        return f"{data} clones trials, which trials cannot do yet; give asha, hyperband, bohb, median or none"
     return explain(errors, data)
 
 
@@ -365,8 +333,9 @@ def _clashes(spec: Spec) -> Iterator[tuple[str, tuple[str, ...], str]]:
         yield "name", (), f"found {show(spec.name)}; give a folder's name out of letters, digits, '.', '_' and '-'"
     if spec.train.dtype == "float64" and spec.base.quantization != "none":
         yield "train.dtype", ("base.quantization",), "float64 needs base.quantization: none"
-    if spec.base.quantization == "none" and spec.base.quantized_as != "none":
+    if spec.base.quantization == "none" and (spec.base.quantized_as != "none" or spec.base.cache is True):
         key = "double_quantization" if spec.base.double_quantization else "quant_storage"
+        key = "cache" if spec.base.cache is True else key
         yield f"base.{key}", ("base.quantization",), "an option of base.quantization: nf4, which is none"
     if "batch_size" in spec.search.space and (spec.train.epochs is not None or spec.train.eval_every == "epoch"):
         message = "with epochs, trials of different batch size take different steps; count in steps instead"
@@ -396,10 +365,13 @@ def _clashes(spec: Spec) -> Iterator[tuple[str, tuple[str, ...], str]]:
     if spec.scheduler.name != "none" and steps is not None and grace > steps:
         others = ("train.steps", "scheduler.name")
         yield "scheduler.grace", others, f"{grace} is more than train.steps {steps}; give at most {steps}"
-    elif spec.scheduler.name == "asha" and every != "epoch" and grace % every:
+    elif spec.scheduler.name in _RUNGS and every != "epoch" and grace % every:
         right = f"give a multiple of it, such as {-(-grace // every) * every}"
         message = f"{grace} is between evaluations, which come every {every} steps (train.eval_every); {right}"
         yield "scheduler.grace", ("train.eval_every", "train.steps", "scheduler.name"), message
+    if spec.scheduler.name == "bohb" and spec.search.sampler != "tpe":
+        right = "give search.sampler: tpe, or scheduler.name: hyperband"
+        yield "scheduler.name", ("search.sampler",), f"bohb is HyperBand with configurations of TPE's; {right}"
     if len(spec.search.first) > spec.search.trials:
         yield "search.first", ("search.trials",), f"more configurations than search.trials {spec.search.trials}"
     if spec.search.sampler == "grid":
