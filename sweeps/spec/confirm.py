@@ -44,5 +44,5 @@ class ConfirmConfig(Config):
     rows: Positive | None = None
     """Of the test split, at most: what the eval split has beyond the rows that are evaluated."""
     margin: Annotated[MarginConfig | None, BeforeValidator(_margin)] = None
-    """What the report holds each quantizer to: is it shown to be worse by less than this? Also as text: `0.5 %` (of the loss),
-    `5 % of gain`."""
+    """What the report holds each quantizer to: is it shown to be worse by less than this? Also as text: `0.5 %` (of the
+    loss), `5 % of gain`."""
