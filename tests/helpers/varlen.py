@@ -1,4 +1,4 @@
-"""Attention over rows of unlike lengths, written from its documentation, in the place of PyTorch's, which runs on no CPU."""
+"""Attention over rows of unlike length, after its documentation, in the place of PyTorch's, which needs a GPU."""
 
 from __future__ import annotations
 
