@@ -28,6 +28,7 @@ from transformers import (
     Phi3ForCausalLM,
 )
 from transformers.models.llama import modeling_llama
+from varlen import without_padding
 
 from bitlora.config.sections import BaseConfig
 from bitlora.engine.engine import Engine
@@ -254,6 +255,20 @@ def test_a_trial_that_joins_late_in_a_used_slot(folders, snapped):
     assert all(not layer.slots for layer in engine.base.targets.values())
 
 
+def test_attention_without_padding(folders, snapped, monkeypatch):
+    calls = without_padding(monkeypatch)
+    engine = open_engine(folders / "llama", torch.float64)
+    engine.share_prefixes = True  # as in other dtypes; here it is seen in the eighth digit
+    first = Trial(seed=5, rank=16, quantizer="binary", steps=5)
+    neighbour = Trial(seed=6, rank=8, quantizer="none", prefix=6)
+    late = Trial(seed=7, rank=4, quantizer="ternary", int8=True, **FULL)
+    starts, losses = run_pack(engine, [(first, 0, 2), (neighbour, 0, 0), (late, 5, 2)], STEPS + 5)
+    assert len(calls) > 2 * STEPS
+    for trial in (first, neighbour, late):
+        alone = trial.alone(plain_model(folders / "llama", torch.float64), starts[trial])
+        assert worst(losses[trial], alone) < (1e-6 if trial is neighbour else 1e-9)
+
+
 @pytest.mark.parametrize("slot", [0, 1, 3])
 def test_slot_and_neighbours_do_not_matter(folders, snapped, slot):
     trial = Trial(seed=9, rank=4, quantizer="ternary", int8=True, **TOGETHER)
@@ -311,8 +326,14 @@ def test_gradient_checkpointing_changes_nothing(folders, recipe):
     assert worst(saved[trial], plain[trial]) < 1e-12
 
 
-@pytest.mark.parametrize(("dtype", "recipe"), [(torch.float64, FULL), (torch.float32, TOGETHER)])
-def test_a_neighbour_that_turns_nan_changes_nothing_to_the_last_bit(folders, dtype, recipe):
+@pytest.mark.parametrize(
+    ("dtype", "recipe", "padded"),
+    [(torch.float64, FULL, True), (torch.float32, TOGETHER, True), (torch.float32, {"prefix": 6}, False)],
+)
+def test_a_neighbour_that_turns_nan_changes_nothing_to_the_last_bit(folders, monkeypatch, dtype, recipe, padded):
+    if not padded:
+        without_padding(monkeypatch)
+
     def run(poison):
         engine = open_engine(folders / "llama", dtype)
         trials = [Trial(seed=s, rank=4, quantizer=q, int8=s == 2, **recipe)
