@@ -282,6 +282,7 @@ class _Search:
             storage.folder / JOURNAL,
             configure=lambda chosen: self._prepared.trial(spec, chosen).model_dump(),
             changed=lambda: storage.push_soon(JOURNAL),
+            essence=self._prepared.essence,
         )
         searcher.set_attributes(began_with(self._prepared))
         past = look(storage.folder)
@@ -306,6 +307,7 @@ class _Search:
             ) as display,
             trials_from(PoolFeed(pool, scheduler.heard)) as trainable,
         ):
+            recorder.tell = display.end_twin
             tuner = tune.Tuner(
                 trainable,
                 tune_config=tune.TuneConfig(
