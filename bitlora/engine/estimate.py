@@ -67,7 +67,7 @@ def estimate(
     passing = 4 * text.hidden_size + 3 * max(layer.out_features for layer in base.targets.values())
     return MemoryNeeds(
         base=held(device) + weights + CHUNK_ROWS * head_bytes(base),
-        slot=float(place.nbytes + copied_bytes(place, device)),
+        slot=float(place.nbytes + copied_bytes(place)),
         token=token + longest.learned / longest.tokens * base.head.width * dtype.itemsize,
         eval_token=float(passing * dtype.itemsize),
         row=longest.tokens,

@@ -23,7 +23,16 @@ from bitlora.adapter.start import start_adapter
 from bitlora.config.trial import LayerAdapter, TrialConfig
 from bitlora.engine.optim import UNSCALED, LossScale, take_step
 from bitlora.engine.vector import PackLayout, Vectors
-from bitlora.forward.multi_lora import NO_SLOTS, GroupAdapters, LayerGroup, MultiLoraLinear, SlotTraits
+from bitlora.forward.forward_plan import ForwardPlan
+from bitlora.forward.host import Coming, fetch
+from bitlora.forward.multi_lora import (
+    NO_SLOTS,
+    GroupAdapters,
+    LayerGroup,
+    MultiLoraLinear,
+    SlotTraits,
+    lay_out_slots,
+)
 from bitlora.quantizers.codes import quantize
 from bitlora.quantizers.weights import QUANTIZERS, double_binary
 
@@ -117,13 +126,11 @@ class Slot:
         vectors = (v.latent[place], v.grad[place], v.exp_avg[place], v.exp_avg_sq[place])
         take_step(vectors, self.taken, rate, self.config, v.layout)
 
-    def state(self) -> SlotState:
-        """A copy of what the trial would go on from, in host memory."""
-        vectors = self.vectors
-        latent, first, second = (
-            _on_host(_flat(self._views(vector))) for vector in (vectors.latent, vectors.exp_avg, vectors.exp_avg_sq)
-        )
-        return SlotState(self.step, latent, first, second, self.loss_scale)
+    def fetch_state(self) -> Coming[SlotState]:
+        """A copy of what the trial would go on from, on its way into host memory."""
+        v, step, scale = self.vectors, self.step, self.loss_scale
+        vectors = [_flat(self._views(vector)) for vector in (v.latent, v.exp_avg, v.exp_avg_sq)]
+        return fetch(vectors, lambda copies: SlotState(step, copies[0], copies[1], copies[2], scale))
 
     def restore(self, state: SlotState) -> None:
         """Go on from `state`.
@@ -148,11 +155,15 @@ class Slot:
             for view, part in zip(views, parts, strict=True):
                 view.copy_(part.view(view.shape))
 
-    def latent_layers(self) -> list[Latent]:
-        """Copies of the latent weights, layer by layer, in host memory."""
-        layers = self.latent
-        parts = iter(_on_host(_flat(layers)).split([part.numel() for layer in layers for part in layer.tensors]))
-        return [Latent(*(next(parts).view(part.shape) for part in layer.tensors)) for layer in layers]
+    def fetch_latent(self) -> Coming[list[Latent]]:
+        """Copies of the latent weights, layer by layer, on their way into host memory."""
+        shapes = [[part.shape for part in layer.tensors] for layer in self.latent]
+
+        def make(copies: list[Tensor]) -> list[Latent]:
+            parts = iter(copies[0].split([shape.numel() for layer in shapes for shape in layer]))
+            return [Latent(*(next(parts).view(shape) for shape in layer)) for layer in shapes]
+
+        return fetch([_flat(self.latent)], make)
 
     def _views(self, vectors: Tensor) -> list[Latent]:
         return [*self.vectors.layout.of(vectors[self.place], self.place, self.learns_scales).values()]
@@ -177,6 +188,8 @@ class Bank:
         self._latent_dtype = latent_dtype
         self._dtype = dtype
         self._device = device
+        self._owning: list[GroupAdapters] = []
+        """For each way in which slots are alike in a layer, the adapters of one such layer."""
         self._nowhere = Vectors.make(PackLayout.make([], [], False), (), latent_dtype, None, device)
 
     def add(
@@ -260,6 +273,11 @@ class Bank:
                     assert scales_grad is not None
                     _through_scales(kind.of(latent, rank), scales, kind.of(grads, rank), scales_grad)
 
+    def lay_out(self, plan: ForwardPlan) -> None:
+        """Make what the layers need to know of a pass before they are called with it."""
+        for adapters in self._owning:
+            lay_out_slots(plan, adapters, self._device)
+
     def _alike(self, numbers: Collection[int] | None) -> Iterator[list[Slot]]:
         """These slots, those that are alike and next to each other together."""
         chosen = [slot for slot in self.slots.values() if numbers is None or slot.number in numbers]
@@ -335,6 +353,8 @@ class Bank:
                 if number in weights:
                     alike.setdefault(number if drops else id(layers[number].slots), []).append(number)
             group.adapters = tuple(adapters(group, own) for own in alike.values())
+        parts = [part for layer in layers for part in layer.alone.adapters]
+        self._owning = [*{id(part.slots): part for part in parts}.values()]
 
 
 def _carry_over(slot: Slot, into: Vectors, place: int) -> None:
@@ -364,11 +384,3 @@ def _through_scales(w: Tensor, scales: Tensor, grad: Tensor, scales_grad: Tensor
 def _flat(layers: Sequence[Latent]) -> Tensor:
     """A copy (P,), in the model's order."""
     return torch.cat([part.reshape(-1) for layer in layers for part in layer.tensors])
-
-
-def _on_host(tensor: Tensor) -> Tensor:
-    """It in host memory, where it may wait to be written; pinned where it comes from a GPU."""
-    if tensor.device.type == "cpu":
-        return tensor
-    host = torch.empty_like(tensor, device="cpu", pin_memory=True)
-    return host.copy_(tensor)

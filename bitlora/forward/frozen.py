@@ -92,6 +92,19 @@ class FrozenWeights:
 
         return dequantize_4bit(self.weight, self.state).to(self.dtype)  # type: ignore[no-any-return]
 
+    def with_values(self) -> FrozenWeights:
+        """The same numbers in the compute dtype in the place of NF4's codes, with nothing to dequantize."""
+        return self if self.state is None else FrozenWeights(self.matrix(), None, self.bias, self.dtype)
+
+    def rows(self, counts: Sequence[int]) -> list[FrozenWeights]:
+        """Views of plain weights, of so many outputs each."""
+        assert self.state is None
+        biases = [None] * len(counts) if self.bias is None else [*self.bias.split([*counts])]
+        return [
+            FrozenWeights(weight, None, bias, self.dtype)
+            for weight, bias in zip(self.weight.split([*counts]), biases, strict=True)
+        ]
+
 
 def _stands_alone(state: Any, like: Any) -> bool:
     """Can these codes stand before and behind others that `like` dequantizes? No block of theirs is shared."""

@@ -61,6 +61,31 @@ class Base:
         with plan.bound():
             return self.head.hidden(keep, input_ids=tokens[None], position_ids=plan.positions)
 
+    @property
+    def values_bytes(self) -> int:
+        """What `keep_values` takes of memory; 0 where nothing is quantized."""
+        quantized = [layer for layer in self.linears.values() if layer.alone.quantized().state is not None]
+        return sum(layer.in_features * layer.out_features for layer in quantized) * self.dtype.itemsize
+
+    def keep_values(self, kept: bool = True) -> bool:
+        """Keep the values of quantized weights in the compute dtype beside the codes, so that no pass dequantizes them; or
+        no longer. No number hangs on it.
+
+        Returns:
+            Whether they were kept before.
+        """
+        before = any(layer.group.values is not None for layer in self.linears.values())
+        for group in {layer.group for layer in self.linears.values()}:
+            held = group.quantized()
+            if held.state is None:
+                continue
+            group.values = held.with_values() if kept else None
+            widths = [layer.out_features for layer in group.layers]
+            parts = group.values.rows(widths) if group.values is not None else [None] * len(widths)
+            for layer, part in zip(group.layers, parts, strict=True):
+                layer.alone.values = part
+        return before
+
     def logits(self, plan: ForwardPlan, tokens: Tensor, keep: Tensor) -> Tensor:
         """As `hidden`, and what the head makes of it: (K, vocabulary) in the base's dtype, all at once."""
         return self.head.logits(self.hidden(plan, tokens, keep))

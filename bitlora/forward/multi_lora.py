@@ -75,10 +75,16 @@ class LayerGroup:
     layers: tuple[MultiLoraLinear, ...]
     frozen: FrozenWeights | None = None
     """None, of one layer: its own."""
+    values: FrozenWeights | None = None
+    """The same as plain numbers, where those of a quantized base are kept (`bitlora.forward.inject.Base.keep_values`)."""
     adapters: tuple[GroupAdapters, ...] = ()
 
     def weights(self) -> FrozenWeights:
         """Of all layers, (O, I) with O their outputs together."""
+        return self.values or self.quantized()
+
+    def quantized(self) -> FrozenWeights:
+        """As the base holds them."""
         return self.frozen or FrozenWeights.of(self.layers[0].base, self.layers[0].dtype)
 
     def outputs(self, x: Tensor, plan: ForwardPlan) -> tuple[Tensor, ...]:
@@ -237,9 +243,14 @@ class _Ownership:
 _OWNERSHIP: Final[WeakKeyDictionary[ForwardPlan, dict[int, _Ownership]]] = WeakKeyDictionary()
 
 
+def lay_out_slots(plan: ForwardPlan, adapters: GroupAdapters, device: torch.device) -> None:
+    """Make what layers in which the slots are alike need to know of a pass, before they are called with it."""
+    _ownership(plan, adapters, device)
+
+
 def _ownership(plan: ForwardPlan, adapters: GroupAdapters, device: torch.device) -> _Ownership | None:
-    """Whose the tokens of this pass are: found at the first of the layers in which the slots are alike. None: nobody's that
-    has an adapter in these layers."""
+    """Whose the tokens of this pass are: found before it, or at the first of the layers in which the slots are alike. None:
+    nobody's that has an adapter in these layers."""
     if not any(adapters.slots[span.slot].rank for span in plan.spans):
         return None
     known = _OWNERSHIP.setdefault(plan, {})

@@ -20,7 +20,7 @@ from bitlora.config.essence import essence
 from bitlora.config.targets import NO_PATTERN, OF_BASE, idle_key
 from bitlora.config.trial import TrialConfig, adapter_layers, trial_config
 from bitlora.quantizers.weights import QUANTIZERS
-from sweeps.driver.reading_bar import ReadingBar
+from sweeps.driver.meanwhile import ReadingBar
 from sweeps.spec.errors import InputError
 from sweeps.spec.space import extent
 from sweeps.spec.spec import Spec

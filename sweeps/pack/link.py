@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from bitlora.engine.engine import EvalResult
     from bitlora.engine.slot import SlotState
     from bitlora.files.origin import Origin
+    from bitlora.forward.host import Coming
     from sweeps.pack.settings import PackSettings
 
 
@@ -42,7 +43,7 @@ BACKLOG: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What a trial goes on from: written, or read again."""
+    """What a trial goes on from, as it was read."""
 
     state: SlotState
     progress: TrialProgress
@@ -72,7 +73,7 @@ class Link:
         config: TrialConfig,
         metrics: record.Metrics,
         result: EvalResult,
-        latent: dict[str, Latent],
+        latent: Coming[dict[str, Latent]],
         test: EvalResult | None,
         wave: Wave,
     ) -> None:
@@ -83,7 +84,7 @@ class Link:
             wave: what was evaluated together with it.
         """
 
-    def save(self, trial_id: str, config: TrialConfig, state: SlotState, progress: TrialProgress) -> None:
+    def save(self, trial_id: str, config: TrialConfig, state: Coming[SlotState], progress: TrialProgress) -> None:
         """Write a checkpoint."""
 
     def ended(self, trial_id: str, status: Literal["diverged", "failed"], step: int, reason: str) -> None:
@@ -127,7 +128,7 @@ class FirstLink(Link):
         self._saver = ThreadPoolExecutor(1, thread_name_prefix="saver")
         """Checkpoints are large, and nobody waits for them: they have a thread of their own."""
         self._backlog = threading.Semaphore(BACKLOG)
-        self._checkpoints: dict[str, Checkpoint] = {}
+        self._checkpoints: dict[str, tuple[Coming[SlotState], TrialProgress]] = {}
         """Of each trial the newest that waits to be written; an older one is dropped: slow storage fills no memory."""
         self._puller = ThreadPoolExecutor(1, thread_name_prefix="puller")
         """Files of trials that were in a pack before may be far away: no other command waits for them."""
@@ -253,7 +254,7 @@ class FirstLink(Link):
         config: TrialConfig,
         metrics: record.Metrics,
         result: EvalResult,
-        latent: dict[str, Latent],
+        latent: Coming[dict[str, Latent]],
         test: EvalResult | None,
         wave: Wave,
     ) -> None:
@@ -268,10 +269,11 @@ class FirstLink(Link):
 
             if not self._call(self._pool.evaluated, trial_id):
                 return
+            weights = latent.arrived()
             for name, rows, scored in scores:
                 write_scores(folder / name, rows, scored, self._origin)
             model = self._settings.base.model
-            writing.write_folder(folder / record.ADAPTER, lambda part: save_adapter(part, latent, config, model))
+            writing.write_folder(folder / record.ADAPTER, lambda part: save_adapter(part, weights, config, model))
             record.append_metrics(folder, metrics)
             files = [name for name, _, _ in scores]
             self._storage.push(*(f"{where}/{name}" for name in (*files, record.ADAPTER, record.METRICS)))
@@ -281,8 +283,8 @@ class FirstLink(Link):
         self._write(write, self._backlog.release)
         self.log_event("evaluated", trial_id)
 
-    def save(self, trial_id: str, config: TrialConfig, state: SlotState, progress: TrialProgress) -> None:
-        step = state.step
+    def save(self, trial_id: str, config: TrialConfig, state: Coming[SlotState], progress: TrialProgress) -> None:
+        step = progress.step
 
         def submit() -> None:
             self._saver.submit(self._guarded, write)
@@ -292,15 +294,16 @@ class FirstLink(Link):
 
             with self._lock:
                 newest = self._checkpoints.get(trial_id)
-                if newest is None or newest.state.step != step:  # a newer one comes behind it, or the trial has gone
+                if newest is None or newest[1].step != step:  # a newer one comes behind it, or the trial has gone
                     return
                 del self._checkpoints[trial_id]
             folder = self._storage.folder / "trials" / trial_id
-            save_checkpoint(folder, newest.state, newest.progress, config, self._base)
+            coming, reached = newest
+            save_checkpoint(folder, coming.arrived(), reached, config, self._base)
             self._storage.push(f"trials/{trial_id}/{record.CHECKPOINT}")
 
         with self._lock:
-            self._checkpoints[trial_id] = Checkpoint(state, progress)
+            self._checkpoints[trial_id] = state, progress
         # Through the writer: never before the evaluations that come before it.
         self._write(submit)
 

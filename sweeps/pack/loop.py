@@ -57,6 +57,8 @@ class SlottedTrial:
     losses: list[float] = field(default_factory=list)
     """Of the steps since the last evaluation."""
     first_loss: float | None = None
+    ready: tuple[int, Batch] | None = None
+    """The newest batch that was made, and the steps before it."""
 
     def due(self, step: int) -> bool:
         """Is it evaluated at this step?"""
@@ -135,13 +137,15 @@ class PackLoop:
         self._apply_commands()
 
     def _await_verdicts(self) -> None:
-        """Wait, shortly, for what becomes of the trials that were evaluated."""
+        """Wait, shortly, for what becomes of the trials that were evaluated, where there are no others to go on with: a
+        step that others take too costs little more with a trial that is to be stopped."""
         end = time.monotonic() + min(timeouts.VERDICT_S, self._step_s)
         self._settling = True
-        while self._settling and not self._stopped:
-            left = end - time.monotonic() if self._undecided else 0.0
+        while self._settling and not self._stopped and self._undecided.issuperset(self._trials) and self._trials:
+            left = end - time.monotonic()
             self._synchronize(max(0.0, left), *([Settled()] if left <= 0 else []))
-        self._undecided.clear()
+        if not self._settling:
+            self._undecided.clear()
 
     def _apply_commands(self) -> None:
         """Do what has arrived with the sums, and fill the free slots."""
@@ -210,17 +214,13 @@ class PackLoop:
 
     def _step(self) -> None:
         """One optimizer step of every trial, then the evaluations and checkpoints that are due."""
-        batches = {}
-        for trial in self._trials.values():
-            step = self._engine.slots[trial.slot].step
-            rows = batch_rows(len(self._train), trial.config.batch_size, trial.config.seed, step)
-            batches[trial.slot] = Batch.of(self._train.take(rows))
+        batches = self._batches()
         self._link.log_event("step", *self._trials)
         if self._workers.size > 1:
             self._post()
         began = time.monotonic()
         fitted = self._engine.pass_tokens
-        stats = self._engine.step(batches)
+        stats = self._engine.step(batches, lambda: self._batches(1))
         self._step_s = time.monotonic() - began
         if self._engine.pass_tokens != fitted:
             self._link.log_event(f"from now on at most {self._engine.pass_tokens} tokens a pass: more did not fit")
@@ -240,6 +240,18 @@ class PackLoop:
                     self._save(trial)
         if due:
             self._evaluate(due)
+
+    def _batches(self, later: int = 0) -> dict[int, Batch]:
+        """What each slot's trial meets in its next step, or in one that comes so many steps later, where it has one."""
+        steps = {trial.trial_id: self._at(trial) + later for trial in self._trials.values()}
+        going_on = [trial for trial in self._trials.values() if steps[trial.trial_id] < trial.config.steps]
+        return {trial.slot: self._batch(trial, steps[trial.trial_id]) for trial in going_on}
+
+    def _batch(self, trial: SlottedTrial, step: int) -> Batch:
+        if trial.ready is None or trial.ready[0] != step:
+            rows = batch_rows(len(self._train), trial.config.batch_size, trial.config.seed, step)
+            trial.ready = step, Batch.of(self._train.take(rows))
+        return trial.ready[1]
 
     def _is_attached(self, trial: SlottedTrial) -> bool:
         return self._trials.get(trial.trial_id) is trial
@@ -274,7 +286,7 @@ class PackLoop:
             losses=list(trial.losses),
             first_loss=trial.first_loss,
         )
-        self._link.save(trial.trial_id, trial.config, self._engine.state(trial.slot), progress)
+        self._link.save(trial.trial_id, trial.config, self._engine.fetch_state(trial.slot), progress)
 
     def _evaluate(self, trials: list[SlottedTrial]) -> None:
         """Score trials, all at once, have written what they came to, and report it."""
@@ -326,7 +338,7 @@ class PackLoop:
         )
         trial.losses.clear()
         if self._workers.first:
-            latent = self._engine.latent(trial.slot)
+            latent = self._engine.fetch_latent(trial.slot)
             self._link.evaluated(trial.trial_id, trial.config, metrics, result, latent, test, wave)
         if step == trial.config.steps:
             self._detach(trial)

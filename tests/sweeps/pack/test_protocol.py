@@ -80,7 +80,7 @@ class Engine:
     def detach(self, slot):
         del self.slots[slot]
 
-    def step(self, batches):
+    def step(self, batches, ahead=None):
         self.workers.sum()
         for slot in batches:
             self.slots[slot].step += 1
@@ -90,10 +90,10 @@ class Engine:
         self.workers.sum()
         return {slot: EvalResult([2.0], [1]) for slot in slots}
 
-    def latent(self, slot):
+    def fetch_latent(self, slot):
         return {}
 
-    def state(self, slot):
+    def fetch_state(self, slot):
         return None
 
 
