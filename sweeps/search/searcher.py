@@ -1,9 +1,10 @@
 """The searcher over Optuna, as Ray Tune drives it.
 
 What Ray's own OptunaSearch gets wrong is put right here: a pruned trial is told PRUNED and not COMPLETE, so that a
-sampler never mixes budgets; a failed one is told FAIL and does not stay RUNNING for ever; one that diverged is told PRUNED
-with a constraint that it violates, since of a FAIL a sampler learns nothing and goes there again and again; every result
-is reported at its own step. The study's journal is the only truth: Tune's checkpoints of the searcher stay empty.
+sampler never mixes budgets; a diverged or failed one is told FAIL and does not stay RUNNING for ever, and of the diverged
+the sampler hears as of trials that violate a constraint (`sweeps.search.study`), since of a FAIL it learns nothing and goes
+there again and again; every result is reported at its own step. The study's journal is the only truth: Tune's checkpoints
+of the searcher stay empty.
 
 A sweep that goes on has a new searcher over the same journal. A trial that was interrupted is WAITING in it, one of a
 driver that died is RUNNING: both are the same Optuna trials again, under their own numbers, when they go on.
@@ -23,7 +24,7 @@ from ray.tune.search import Searcher
 from bitlora.files.record import Status
 from sweeps.search.confirm import REPEATS, most, repeats
 from sweeps.search.metric import METRIC, STEP, finite
-from sweeps.search.study import open_study, reopen, searching, set_aside, sync
+from sweeps.search.study import DIVERGED, open_study, reopen, searching, set_aside, sync
 from sweeps.search.twins import SAME_AS, SETTLED, Firsts, Outcome, Twin, reason_of
 from sweeps.spec import space as spaces
 from sweeps.spec.spec import Spec
@@ -123,12 +124,11 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
             if trial.state.is_finished():
                 status = trial.user_attrs.get("status", "failed")
                 reason = trial.user_attrs.get("reason", "")
-                value = None if status == "diverged" else trial.value
                 config, same_as = self._config_of(trial), trial.user_attrs.get(SAME_AS, "")
-                self.ended[name] = EndedTrial(status, reason, config, value, same_as)
+                self.ended[name] = EndedTrial(status, reason, config, trial.value, same_as)
                 if status in SETTLED and config is not None and not same_as:
                     self._firsts.enter(name, config)
-                    self._settled[name] = Outcome(status, reason, value, trial.intermediate_values)
+                    self._settled[name] = Outcome(status, reason, trial.value, trial.intermediate_values)
                 self._count += 1
                 self._confirming += REPEATS in trial.user_attrs
             else:
@@ -313,14 +313,14 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         trial.set_user_attr("status", status)
         if reason:
             trial.set_user_attr("reason", reason)
-        if status == "diverged":
-            trial.set_constraint("diverged", 1.0)
+        if status == DIVERGED:
+            trial.set_constraint(DIVERGED, 1.0)
         if status == "completed" and finite(value) is not None:
             self._study.tell(trial, value)
         elif status == "interrupted":  # not ended for the study: it goes on when the sweep does
             set_aside(self._study, trial)
         else:
-            self._study.tell(trial, state=TrialState.PRUNED if status in ("pruned", "diverged") else TrialState.FAIL)
+            self._study.tell(trial, state=TrialState.PRUNED if status == "pruned" else TrialState.FAIL)
         if status in SETTLED:
             self._settled[trial_id] = came_to
         else:
