@@ -299,11 +299,7 @@ class _Search:
         scheduler = make_scheduler(
             spec,
             self._prepared.trial(spec, {}).steps,
-            past={
-                trial_id: [(line.step, line.eval_loss) for line in lines]
-                for trial_id, lines in past.metrics.items()
-                if not past.configs.get(trial_id, {}).get("confirms")
-            },
+            past=past.curves,
         )
         with (
             Display(

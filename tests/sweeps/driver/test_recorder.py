@@ -21,8 +21,10 @@ from bitlora.data.split import prepare_data
 from bitlora.files import origin, record
 from bitlora.files.opening import open_storage
 from bitlora.files.origin import Origin
+from bitlora.files.writing import write_json
 from sweeps.driver.prepare import Prepared
 from sweeps.driver.recorder import Recorder, provenance
+from sweeps.driver.resume import look
 from sweeps.search.twins import Twin
 from sweeps.spec.spec import Spec, load_spec
 
@@ -211,6 +213,13 @@ def test_a_twin_has_the_files_of_the_first_and_says_whose_they_are(
     assert json.loads((folders[1] / record.CONFIG).read_text()) == found.config
     for name in (record.METRICS, record.EVAL, f"{record.ADAPTER}/adapter_model.safetensors"):
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
+    path = sweep / "trials" / "t0000"
+    steps = [line.step for line in record.read_metrics(path)]
+    assert {trial: [step for step, _ in curve] for trial, curve in look(sweep).curves.items() if curve} == {
+        "t0000": steps
+    }
+    write_json(path / record.CONFIG, {**first.config, "confirms": "t0008"})
+    assert not any(look(sweep).curves.values())
     left = record.read_record(sweep / "trials" / "t0002")
     assert (left.same_as, left.status, left.reason, left.eval_loss) == (None, "interrupted", "as the first", None)
     assert [twin.suggestion["trial_id"] for twin in told] == ["t0001", "t0002"]
