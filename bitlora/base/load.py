@@ -68,6 +68,8 @@ def load_model(config: BaseConfig, dtype: torch.dtype, device: torch.device) -> 
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     options: dict[str, Any] = {"dtype": dtype, "device_map": {"": str(device)}}
+    if dtype == torch.float64:
+        options["experts_implementation"] = "eager"  # torch's grouped products know no float64
     if config.quantization == "nf4":
         if dtype == torch.float64:
             raise BaseError("train.dtype: float64 needs base.quantization: none")

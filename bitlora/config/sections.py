@@ -54,8 +54,8 @@ class BaseConfig(Config):
     on a CPU. No number hangs on it."""
     targets: Targets = ALL
     """Which linear layers of the base's blocks get an adapter: all, those of the attention (`attention`), the others
-    (`mlp`), those whose name ends in one of a list, or whose whole name a regular expression matches; of each ` in layers
-    4-11` the blocks 4 to 11 alone."""
+    (`mlp`), the routed experts alone (`experts`, which `all-linear` and `mlp` have too), those whose name ends in one of a
+    list, or whose whole name a regular expression matches; of each ` in layers 4-11` the blocks 4 to 11 alone."""
 
     @property
     def quantized_as(self) -> str:

@@ -80,7 +80,9 @@ def _base_bytes(model: Any, config: BaseConfig, dtype: torch.dtype) -> float:
     if config.quantization == "none":
         return everything
     bytes_ = DOUBLE_BYTES if config.double_quantization else NF4_BYTES
-    sizes = [math.prod(features(linear)) for linear in block_linears(model).values()]
+    sizes = [
+        math.prod(features(linear)) for linear in block_linears(model).values()
+    ]  # experts are no layers of bitsandbytes
     return everything - sum(sizes) * (dtype.itemsize - bytes_) + 2 * max(sizes) * dtype.itemsize
 
 

@@ -111,7 +111,7 @@ class Slot:
 
     def start(self) -> None:
         """Begin, from the trial's seed alone (`bitlora.adapter.start`)."""
-        start_adapter(self.latent, self.config)
+        start_adapter(self.latent, self.config, [layer.experts for layer in self.layers if layer is not None])
 
     @property
     def nbytes(self) -> int:
@@ -239,15 +239,16 @@ class Bank:
             for kind in vectors.layout.kinds:
                 if not (rank := kind.ranks[place]):
                     continue
-                weights, into = kind.of(latent, rank), kind.of(copies, rank)
+                weights, into = kind.of(latent, rank), kind.multiplied(copies, rank)
                 scales = kind.scales_of(latent, rank, slots[0].learns_scales)
                 for part in _parts(weights):
                     learned = None if scales is None else scales[:, part]
                     made = quantize(config.quantizer, weights[:, part], kind.side, config.granularity, learned)
+                    made = kind.by_expert(made)
                     if kind.side == "A":
                         into[:, part].copy_(made)
                     else:
-                        torch.mul(made, vectors.scaling[kind][rows, part], out=into[:, part])
+                        torch.mul(made, vectors.scaling[kind][rows, part, None], out=into[:, part])
 
     def backward_to_latent(self, numbers: Collection[int]) -> None:
         """Turn the gradients of what is multiplied, summed over all workers, into those of what is trained.
@@ -261,6 +262,7 @@ class Bank:
                 for kind, scaling in vectors.scaling.items():
                     kind.matrices.of(vectors.grad[rows]).mul_(scaling[rows])
         for slots in self._alike(numbers):
+            self._in_order(slots)
             if not slots[0].learns_scales:
                 continue
             vectors, place = slots[0].vectors, slots[0].place
@@ -277,6 +279,16 @@ class Bank:
         """Make what the layers need to know of a pass before they are called with it."""
         for adapters in self._owning:
             lay_out_slots(plan, adapters, self._device)
+
+    def _in_order(self, slots: Sequence[Slot]) -> None:
+        """Put the gradients of experts, which lie as they are multiplied, where those of their latent weights are."""
+        vectors, place = slots[0].vectors, slots[0].place
+        grads = vectors.grad[place : place + len(slots)]
+        for kind in vectors.layout.kinds:
+            if (rank := kind.ranks[place]) and kind.experts > 1:
+                found = kind.multiplied(grads, rank).clone()
+                kind.matrices.of(grads).zero_()
+                kind.by_expert(kind.of(grads, rank)).copy_(found)
 
     def _alike(self, numbers: Collection[int] | None) -> Iterator[list[Slot]]:
         """These slots, those that are alike and next to each other together."""
@@ -307,6 +319,7 @@ class Bank:
         scaling = [[layer.scaling if layer else 1.0 for layer in slot.layers] for slot in slots]
         plain = dtype == self._latent_dtype and all(QUANTIZERS[slot.config.quantizer].levels is None for slot in slots)
         plain = plain and all(factor == 1 for own in scaling for factor in own)
+        plain = plain and all(kind.experts == 1 for kind in layout.kinds)
         made = Vectors.make(layout, scaling, self._latent_dtype, None if plain else dtype, self._device)
         for place, slot in enumerate(slots):
             if slot.number in self.slots:

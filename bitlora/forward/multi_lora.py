@@ -144,6 +144,7 @@ class MultiLoraLinear(nn.Module):
     def __init__(self, base: nn.Module, name: str, index: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.base: Any = base
+        self.experts = 1
         self.in_features, self.out_features = features(base)
         self.name = name
         self.index = index

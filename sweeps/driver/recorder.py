@@ -241,7 +241,9 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
             ),
         )
         self._storage.push(*(f"{record.TRIALS}/{trial_id}/{name}" for name in (record.CONFIG, *copied, record.RECORD)))
-        self._storage.delete(f"{record.TRIALS}/{trial_id}/{record.CHECKPOINT}")  # of before it was known whose twin it is
+        self._storage.delete(
+            f"{record.TRIALS}/{trial_id}/{record.CHECKPOINT}"
+        )  # of before it was known whose twin it is
         for name in (first, trial_id):
             self._storage.forget(f"{record.TRIALS}/{name}/{record.ADAPTER}")
 
