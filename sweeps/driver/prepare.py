@@ -9,15 +9,16 @@ import multiprocessing
 import os
 import re
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from bitlora.config.essence import essence
 from bitlora.config.targets import NO_PATTERN, OF_BASE, idle_key, targeted
-from bitlora.config.trial import TrialConfig, refused_on_experts, trial_config
+from bitlora.config.trial import TrialConfig, adapter_layers, refused_on_experts, trial_config
 from bitlora.quantizers.weights import QUANTIZERS
 from sweeps.driver.meanwhile import ReadingBar
 from sweeps.spec.errors import InputError
@@ -46,6 +47,13 @@ class Prepared:
         Its seed is the sweep's where the space does not vary it: trials differ by what is searched alone.
         """
         return trial_config(spec.adapter, spec.train, len(self.dataset.train), spec.search.seed, chosen)
+
+    def essence(self, config: dict[str, Any]) -> Hashable | None:
+        """What of a trial's configuration its numbers hang on; None: it confirms, and nothing else will do."""
+        trial = TrialConfig(**config)
+        if trial.confirms:
+            return None
+        return essence(trial, adapter_layers(trial, [shape.name for shape in self.base.linears], self.base.targets))
 
     def widest(self, spec: Spec) -> TrialConfig:
         """What takes the most memory of all trials of the sweep, axis by axis: there may be no such trial, but none takes

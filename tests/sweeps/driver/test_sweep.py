@@ -7,6 +7,7 @@ import contract
 import pandas as pd
 import pytest
 import torch
+from faults import events
 from safetensors.torch import load_file
 
 from bitlora.files.record import origin_of
@@ -23,6 +24,7 @@ def test_a_sweep_with_asha_ends_in_a_report(bitlora, write_spec, tmp_path):
             "space": {"rank": [2, 4, 8], "quantizer": ["none", "binary", "ternary"]},
         },
         scheduler={"name": "asha", "grace": 4},
+        resources={"slots": 4},
     )
     ended = bitlora("sweep", spec)
     assert ended.code == 0, ended.err
@@ -30,8 +32,18 @@ def test_a_sweep_with_asha_ends_in_a_report(bitlora, write_spec, tmp_path):
     assert len(found) == 8
     assert contract.statuses(found)["completed"] >= 1
     assert contract.statuses(found)["pruned"] >= 1
+    # Nothing is trained twice: eight trials are drawn out of nine configurations.
+    twins = {trial: record["same_as"] for trial, record in found.items() if record["same_as"]}
+    for trial, other in twins.items():
+        assert found[trial]["config"] == found[other]["config"]
+        assert evaluations(tmp_path / "quick", trial) == evaluations(tmp_path / "quick", other)
+        assert found[trial]["reason"].startswith(f"same configuration as {other}")
+    attached = [
+        trial for event in events(tmp_path / "quick")[0] if event["event"] == "attach" for trial in event["trials"]
+    ]
+    assert len({json.dumps(record["config"]) for record in found.values()}) == len(attached) == 8 - len(twins)
     # Those that begin together are judged together, the first as the last: two of them have two that are better.
-    first = {f"t000{trial}": evaluations(tmp_path / "quick", f"t000{trial}")[0]["eval_loss"] for trial in range(4)}
+    first = {trial: evaluations(tmp_path / "quick", trial)[0]["eval_loss"] for trial in attached[:4]}
     worse = {trial for trial, loss in first.items() if sum(other < loss for other in first.values()) >= 2}
     assert {trial for trial in first if found[trial]["status"] == "pruned"} >= worse
     assert (tmp_path / "quick" / "exit_code").read_text() == "0\n"
