@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
+from torch.nn import functional as F
 
 from bitlora.adapter.codes_file import load_packed
 from bitlora.adapter.latent import AdapterLatent, AdapterWeights
@@ -41,7 +42,7 @@ def attach_weights(model: Any, weights: AdapterWeights, described: Mapping[str, 
     from peft import get_peft_model
 
     check_fit(model, weights)
-    keys = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "activations")
+    keys = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "activations", "use_dora")
     config = BitLoraConfig(
         task_type="CAUSAL_LM",
         inference_mode=True,
@@ -50,10 +51,12 @@ def attach_weights(model: Any, weights: AdapterWeights, described: Mapping[str, 
     )
     peft = get_peft_model(model, config)
     with torch.no_grad():
-        for name, (a, b) in weights.items():
+        for name, (a, b, magnitude) in weights.items():
             layer = peft.base_model.model.get_submodule(name)
             layer.lora_A["default"].weight.copy_(a)
             layer.lora_B["default"].weight.copy_(b)
+            if magnitude is not None:
+                layer.lora_magnitude_vector["default"].weight.copy_(magnitude.flatten())
     return peft.eval()
 
 
@@ -92,8 +95,10 @@ def merge(model: Any, weights: AdapterWeights, config: TrialConfig, dtype: torch
         weight = dequantize_4bit(linear.weight.data, linear.weight.quant_state) if quantized else plain_weight(linear)
         weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
         if name in weights:
-            a, b = (part.to(weight) for part in weights[name])
-            weight = weight + layer_adapter(config, name).scaling * (b @ a)
+            a, b, magnitude = weights[name]
+            weight = weight + layer_adapter(config, name).scaling * (b.to(weight) @ a.to(weight))
+            if magnitude is not None:
+                weight = magnitude.to(weight) * F.normalize(weight, dim=1, eps=torch.finfo(weight.dtype).tiny)
         model.set_submodule(name, same_kind(linear, weight.to(dtype)))
     if getattr(model, "hf_quantizer", None) is not None:
         model.hf_quantizer.remove_quantization_config(model)

@@ -1,7 +1,7 @@
 """A packed adapter: its codes at their true density and their scales, in two tensors of one safetensors file.
 
     adapter_packed.safetensors   `codes` uint8 and `scales` float32 (learned ones: float16); of `none` one tensor `weights`,
-                                 float16
+                                 float16; with DoRA also `magnitudes`, float32
     adapter_config.json          what else it takes to load it, of a type that PEFT does not know
 
 In each tensor all layers follow each other in the order of `layers` in the configuration, first A and then B, each row by
@@ -52,10 +52,12 @@ def save_packed(folder: Path, latent: AdapterLatent, config: TrialConfig, base_m
     """
     from safetensors.torch import save_file
 
-    layers = [AdaptedLayer(name, a.shape[1], *b.shape) for name, (a, b, _, _) in latent.items()]
+    layers = [AdaptedLayer(name, a.shape[1], *b.shape) for name, (a, b, *_) in latent.items()]
     quantizer = config.quantizer
-    pieces: dict[str, list[Tensor]] = {name: [] for name in packed_tensors((), quantizer)}
+    pieces: dict[str, list[Tensor]] = {name: [] for name in packed_tensors((), quantizer, dora=config.dora)}
     for layer in latent.values():
+        if layer.magnitude is not None:
+            pieces["magnitudes"].append(layer.magnitude.detach().float().cpu().flatten())
         sides: tuple[tuple[Side, Tensor, Tensor | None], ...] = (
             ("A", layer.a, layer.a_scales),
             ("B", layer.b, layer.b_scales),
@@ -117,7 +119,7 @@ def load_packed(folder: str | Path) -> Packed:
             AdaptedLayer(name, wide, high, int(of_pattern(ranks, name, config["r"])))
             for name, wide, high in config["layers"]
         ]
-        expected = packed_tensors(layers, quantizer, granularity)
+        expected = packed_tensors(layers, quantizer, granularity, config.get("use_dora") is True)
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{about}: not a packed adapter: {_line(error)}") from None
     try:
@@ -129,16 +131,16 @@ def load_packed(folder: str | Path) -> Packed:
         if "codes" in tensors:
             entries = sum(layer.rank * (layer.in_features + layer.out_features) for layer in layers)
             tensors["codes"] = from_bytes(tensors["codes"], entries, quantizer)
-        weights = {name: Weights(a, b) for name, a, b in _matrices(tensors, layers, quantizer, granularity)}
+        weights = dict(_weights(tensors, layers, quantizer, granularity))
     except (OSError, SafetensorError, ValueError) as error:
         raise ValueError(f"{path}: not a packed adapter: {_line(error)}") from None
     return Packed(config, weights)
 
 
-def _matrices(
+def _weights(
     tensors: dict[str, Tensor], layers: list[AdaptedLayer], quantizer: Quantizer, granularity: str
-) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Layer by layer its name, A and B, cut off the tensors' front."""
+) -> Iterator[tuple[str, Weights]]:
+    """Layer by layer its name and weights, cut off the tensors' front."""
     at = dict.fromkeys(tensors, 0)
 
     def take(name: str, *shape: int) -> Tensor:
@@ -157,7 +159,8 @@ def _matrices(
         return decode(take("codes", rows, columns), take("scales", *scales))
 
     for layer in layers:
-        yield layer.name, matrix("A", layer.rank, layer.in_features), matrix("B", layer.out_features, layer.rank)
+        a, b = matrix("A", layer.rank, layer.in_features), matrix("B", layer.out_features, layer.rank)
+        yield layer.name, Weights(a, b, take("magnitudes", layer.out_features, 1) if "magnitudes" in tensors else None)
 
 
 def _line(error: Exception) -> str:

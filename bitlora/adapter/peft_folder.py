@@ -29,8 +29,10 @@ PACKED_TYPE: Final = "BITLORA_PACKED: install bitlora-sweeps and use bitlora.exp
 EARLIER_PACKED_TYPE: Final = "BITLORA_PACKED"
 WEIGHTS: Final = "adapter_model.safetensors"
 CONFIG: Final = "adapter_config.json"
-KEYS: Final = ("lora_A.weight", "lora_B.weight", "lora_A.scales", "lora_B.scales")
+KEYS: Final = ("lora_A.weight", "lora_B.weight", "lora_A.scales", "lora_B.scales", "lora_magnitude_vector")
 """How the parts of a layer (`bitlora.adapter.latent.Latent`) are called in PEFT's files, in their order."""
+MAGNITUDE: Final = KEYS[-1]
+"""Of DoRA: (out,) in the files."""
 
 
 def adapter_config(config: TrialConfig, base_model: str, targets: list[str]) -> dict[str, Any]:
@@ -55,7 +57,7 @@ def adapter_config(config: TrialConfig, base_model: str, targets: list[str]) -> 
             "granularity": config.granularity,
             "activations": config.activations,
         }
-    return described
+    return described | ({"use_dora": True} if config.dora else {})
 
 
 def _patterns(config: TrialConfig, targets: list[str]) -> dict[str, dict[str, float]]:
@@ -80,7 +82,8 @@ def save_adapter(folder: Path, latent: AdapterLatent, config: TrialConfig, base_
     for name, layer in latent.items():
         for key, part in zip(KEYS, layer, strict=True):
             if part is not None:
-                tensors[f"base_model.model.{name}.{key}"] = part.cpu().contiguous()
+                whole = part.flatten() if key == MAGNITUDE else part
+                tensors[f"base_model.model.{name}.{key}"] = whole.cpu().contiguous()
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     text = json.dumps(adapter_config(config, base_model, list(latent)), indent=2, sort_keys=True)
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
@@ -103,18 +106,24 @@ def load_latent(folder: Path, config: TrialConfig) -> dict[str, Latent]:
         raise ValueError(f"{error.filename or path}: no such file; the trial has no adapter") from None
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not an adapter: {str(error).splitlines()[0]}") from None
-    keys = KEYS if QUANTIZERS[config.quantizer].learns_scales else KEYS[:2]
-    names = {target: [f"base_model.model.{target}.{key}" for key in keys] for target in targets}
-    expected = {name for each in names.values() for name in each}
+    learned = QUANTIZERS[config.quantizer].learns_scales
+    keys = [*KEYS[:2], *(KEYS[2:4] if learned else (None, None)), MAGNITUDE if config.dora else None]
+    names = {target: [key and f"base_model.model.{target}.{key}" for key in keys] for target in targets}
+    expected = {name for each in names.values() for name in each if name}
     if expected != tensors.keys():
         raise ValueError(f"{path}: {min(expected ^ tensors.keys())} is missing, or not of a {config.quantizer} adapter")
-    latent = {target: Latent(*(tensors[name] for name in each)) for target, each in names.items()}
-    for target, (a, b, _, _) in latent.items():
+    latent = {target: Latent._make(name and tensors[name] for name in each) for target, each in names.items()}
+    for target, (a, b, _, _, magnitude) in latent.items():
         rank = layer_adapter(config, target).rank
         if a.ndim != 2 or b.ndim != 2 or not a.shape[0] == b.shape[1] == rank:
             found = f"A {[*a.shape]} and B {[*b.shape]}"
             raise ValueError(f"{path}: {target}: found {found}; rank {rank} has A [{rank}, in], B [out, …]")
-    return latent
+        if magnitude is not None and magnitude.shape != b.shape[:1]:
+            raise ValueError(f"{path}: {target}: found magnitudes {[*magnitude.shape]}; give [{b.shape[0]}]")
+    return {
+        target: layer if layer.magnitude is None else layer._replace(magnitude=layer.magnitude[:, None])
+        for target, layer in latent.items()
+    }
 
 
 def save_lora_adapter(folder: Path, latent: AdapterLatent, config: TrialConfig, base_model: str) -> None:
@@ -127,4 +136,5 @@ def save_lora_adapter(folder: Path, latent: AdapterLatent, config: TrialConfig, 
         raise ValueError(f"activations: {config.activations}: stock PEFT would run it on full activations")
     plain = config.model_copy(update={"quantizer": "none"})
     weights = quantized_weights(latent, config)
-    save_adapter(folder, {name: Latent(*layer) for name, layer in weights.items()}, plain, base_model)
+    made = {name: Latent(layer.a, layer.b, magnitude=layer.magnitude) for name, layer in weights.items()}
+    save_adapter(folder, made, plain, base_model)

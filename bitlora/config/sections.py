@@ -136,6 +136,9 @@ class AdapterConfig(Config):
     first that does counts."""
     alpha_pattern: AlphaPattern = NO_PATTERN
     """The same for alpha."""
+    dora: bool = False
+    """DoRA (arXiv 2402.09353): each row of the merged weight is divided by its norm, through which no gradient goes, and
+    multiplied by a magnitude that is trained (PEFT's `use_dora`); not with `activations: int8`."""
     init: Init = "default"
     """What an adapter starts from (PEFT's `init_lora_weights`): A uniform and B zero; `gaussian`: A normal with a standard
     deviation of 1/rank; `orthogonal`: neither is zero, but their product (for even ranks, without a quantizer)."""
@@ -201,13 +204,8 @@ class TrainConfig(Config):
         return value
 
 
-_DORA: Final = (
-    "DoRA scales each layer's outputs by the norms of the merged weight's rows, which packs do not compute yet"
-)
-
 REFUSED: Final[dict[str, str]] = {
     "adapter.init_lora_weights": "it is called adapter.init here: default, gaussian or orthogonal",
-    "adapter.dora": _DORA,
-    "adapter.use_dora": _DORA,
+    "adapter.use_dora": "it is called adapter.dora here: true or false",
 }
 """Keys that one may look for, and why they are not there."""

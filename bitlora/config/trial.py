@@ -68,6 +68,7 @@ class TrialConfig(Config):
     beta1: Fraction = 0.9
     beta2: Fraction = 0.999
     loraplus_ratio: PositiveFloat = 1.0
+    dora: bool = False
 
 
 AXES: Final[tuple[str, ...]] = (

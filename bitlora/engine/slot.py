@@ -23,7 +23,8 @@ from bitlora.adapter.start import start_adapter
 from bitlora.config.trial import LayerAdapter, TrialConfig
 from bitlora.engine.optim import UNSCALED, LossScale, take_step
 from bitlora.engine.vector import PackLayout, Vectors
-from bitlora.forward.multi_lora import NO_SLOTS, GroupAdapters, LayerGroup, MultiLoraLinear, SlotTraits
+from bitlora.forward.multi_lora import GroupAdapters, LayerGroup, MultiLoraLinear
+from bitlora.forward.ownership import NO_SLOTS, SlotTraits
 from bitlora.quantizers.codes import quantize
 from bitlora.quantizers.weights import QUANTIZERS, double_binary
 
@@ -72,17 +73,18 @@ class Slot:
         return tuple(layer.rank if layer else 0 for layer in self.layers)
 
     @property
-    def likeness(self) -> tuple[bool, bool, int, str, tuple[int, ...]]:
+    def likeness(self) -> tuple[bool, bool, bool, int, str, tuple[int, ...]]:
         """Slots that are equal in this stand next to each other, and their weights are quantized together."""
         c = self.config
-        return (c.activations != "int8", c.dropout == 0, [*QUANTIZERS].index(c.quantizer), c.granularity, self.ranks)
+        kind = [*QUANTIZERS].index(c.quantizer)
+        return (c.activations != "int8", not c.dora, c.dropout == 0, kind, c.granularity, self.ranks)
 
     def traits(self, layer: int) -> SlotTraits:
         """What the forward pass must know of it in the bank's layer of that number."""
         found, c = self.layers[layer], self.config
         if found is None:
             return SlotTraits(self.place, 0, 0.0, False)
-        return SlotTraits(self.place, found.rank, c.dropout, c.activations == "int8")
+        return SlotTraits(self.place, found.rank, c.dropout, c.activations == "int8", c.dora)
 
     @property
     def latent(self) -> list[Latent]:
@@ -152,10 +154,10 @@ class Slot:
         """Copies of the latent weights, layer by layer, in host memory."""
         layers = self.latent
         parts = iter(_on_host(_flat(layers)).split([part.numel() for layer in layers for part in layer.tensors]))
-        return [Latent(*(next(parts).view(part.shape) for part in layer.tensors)) for layer in layers]
+        return [layer.map(lambda part: next(parts).view(part.shape)) for layer in layers]
 
     def _views(self, vectors: Tensor) -> list[Latent]:
-        return [*self.vectors.layout.of(vectors[self.place], self.place, self.learns_scales).values()]
+        return [*self.vectors.layout.of(vectors[self.place], self.place, self.learns_scales, self.config.dora).values()]
 
 
 class Bank:
@@ -204,6 +206,8 @@ class Bank:
             self.remove(number)
             raise
         self.quantize([number])
+        if state is None and config.dora:
+            slot.vectors.start_magnitudes(slot.place)
         return slot
 
     def remove(self, number: int) -> None:
@@ -235,18 +239,22 @@ class Bank:
                         into[:, part].copy_(made)
                     else:
                         torch.mul(made, vectors.scaling[kind][rows, part], out=into[:, part])
+        if grown := [slot.place for slot in self.slots.values() if slot.config.dora]:
+            next(iter(self.slots.values())).vectors.find_norms(self._layers, slice(min(grown), max(grown) + 1))
 
     def backward_to_latent(self, numbers: Collection[int]) -> None:
         """Turn the gradients of what is multiplied, summed over all workers, into those of what is trained.
 
-        B was multiplied by its scaling, and so is its gradient. Straight-through that is the latent weights' as it stands.
-        Of learned scales s, `w_q = s * sign(w)`: they get `sum(sign(w) * dL/dw_q)` over their row, and w gets
-        `s * dL/dw_q`.
+        B was multiplied by its scaling, and so is its gradient; a magnitude was divided by its row's norm. Straight-through
+        that is the latent weights' as it stands. Of learned scales s, `w_q = s * sign(w)`: they get
+        `sum(sign(w) * dL/dw_q)` over their row, and w gets `s * dL/dw_q`.
         """
         for vectors, rows in self._runs(numbers):
             if vectors.quantized is not vectors.latent:
                 for kind, scaling in vectors.scaling.items():
                     kind.matrices.of(vectors.grad[rows]).mul_(scaling[rows])
+            for kind, norms in vectors.norms.items():
+                kind.magnitudes_of(vectors.grad[rows]).div_(norms[rows])
         for slots in self._alike(numbers):
             if not slots[0].learns_scales:
                 continue
@@ -282,6 +290,7 @@ class Bank:
             [slot.ranks for slot in slots],
             any(slot.learns_scales for slot in slots),
             together.values(),
+            any(slot.config.dora for slot in slots),
         )
         dtype = self._dtype
         if dtype == torch.float16 and any(slot.config.activations == "int8" for slot in slots):
@@ -289,6 +298,7 @@ class Bank:
         scaling = [[layer.scaling if layer else 1.0 for layer in slot.layers] for slot in slots]
         plain = dtype == self._latent_dtype and all(QUANTIZERS[slot.config.quantizer].levels is None for slot in slots)
         plain = plain and all(factor == 1 for own in scaling for factor in own)
+        plain = plain and not any(slot.config.dora for slot in slots)
         made = Vectors.make(layout, scaling, self._latent_dtype, None if plain else dtype, self._device)
         for place, slot in enumerate(slots):
             if slot.number in self.slots:
@@ -308,7 +318,7 @@ class Bank:
     def _give(self, vectors: Vectors, together: Mapping[LayerGroup, Sequence[int]]) -> None:
         """Let the layers have the slots' matrices."""
         layout, layers = vectors.layout, self._layers
-        weights, gradients = layout.of(vectors.quantized), layout.of(vectors.grad)
+        weights, gradients = (layout.of(each, dora=True) for each in (vectors.quantized, vectors.grad))
         shared: dict[tuple[SlotTraits, ...], Mapping[int, SlotTraits]] = {}
         for number, layer in enumerate(layers):
             layer.slots = NO_SLOTS
@@ -324,6 +334,8 @@ class Bank:
                 tuple(weights[number].b for number in numbers),
                 layout.a_of(vectors.grad, numbers),
                 tuple(gradients[number].b for number in numbers),
+                tuple(gain for number in numbers if (gain := weights[number].magnitude) is not None),
+                tuple(gain for number in numbers if (gain := gradients[number].magnitude) is not None),
             )
 
         drops = any(slot.config.dropout > 0 for slot in self.slots.values())  # each layer has a mask of its own
@@ -341,8 +353,8 @@ def _carry_over(slot: Slot, into: Vectors, place: int) -> None:
     """Copy a slot's latent weights and moments."""
     old = slot.vectors
     for before, after in ((old.latent, into.latent), (old.exp_avg, into.exp_avg), (old.exp_avg_sq, into.exp_avg_sq)):
-        had = old.layout.of(before[slot.place], slot.place, slot.learns_scales)
-        has = into.layout.of(after[place], place, slot.learns_scales)
+        had = old.layout.of(before[slot.place], slot.place, slot.learns_scales, slot.config.dora)
+        has = into.layout.of(after[place], place, slot.learns_scales, slot.config.dora)
         sources, targets = ([part for layer in each.values() for part in layer.tensors] for each in (had, has))
         torch._foreach_copy_(targets, sources)
 

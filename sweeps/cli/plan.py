@@ -11,6 +11,7 @@ from rich.table import Table
 
 from bitlora.adapter.cost import adapter_bytes, adapter_params
 from bitlora.base.info import adapted_params
+from bitlora.config.explain import show
 from bitlora.config.trial import TrialConfig
 from bitlora.quantizers.weights import Granularity, Quantizer
 from sweeps.driver.prepare import Prepared, possible_values
@@ -26,6 +27,7 @@ class AdapterCost:
     rank_pattern: str
     quantizer: Quantizer
     granularity: Granularity
+    dora: bool
     layers: int
     params: int
     bytes: int
@@ -64,12 +66,12 @@ def make_plan(spec: Spec, prepared: Prepared) -> Plan:
     example: TrialConfig = prepared.trial(spec, {})
     costs: list[AdapterCost] = []
     adapted: list[int] = []
-    shape = ("targets", "rank", "rank_pattern", "quantizer", "granularity")
+    shape = ("targets", "rank", "rank_pattern", "quantizer", "granularity", "dora")
     for values in product(*(possible_values(spec, axis) for axis in shape)):
         trial = prepared.trial(spec, dict(zip(shape, values, strict=True)))
         layers = prepared.base.layers(trial)
-        params = adapter_params(layers, trial.quantizer)
-        packed = adapter_bytes(layers, trial.quantizer, trial.granularity)
+        params = adapter_params(layers, trial.quantizer, trial.dora)
+        packed = adapter_bytes(layers, trial.quantizer, trial.granularity, trial.dora)
         costs.append(
             AdapterCost(
                 trial.targets,
@@ -77,6 +79,7 @@ def make_plan(spec: Spec, prepared: Prepared) -> Plan:
                 trial.rank_pattern,
                 trial.quantizer,
                 trial.granularity,
+                trial.dora,
                 len(layers),
                 params,
                 packed,
@@ -129,12 +132,13 @@ def draw(console: Console, plan: Plan) -> None:
         )
     console.print(f"in {plan.packs}", highlight=False)
     table = Table(box=None, padding=(0, 2, 0, 0))
-    shaped = [name for name in ("targets", "rank_pattern") if len({getattr(cost, name) for cost in plan.adapters}) > 1]
+    varying = ("targets", "rank_pattern", "dora")
+    shaped = [name for name in varying if len({getattr(cost, name) for cost in plan.adapters}) > 1]
     for name in (*shaped, "rank", "quantizer", "parameters", "bytes as packed", "a scale per"):
         table.add_column(name, justify="left" if name in (*shaped, "quantizer", "a scale per") else "right")
     for cost in plan.adapters:
         scale = {"none": "", "double_binary": "row"}.get(cost.quantizer, cost.granularity)
-        own = [escape(getattr(cost, name)) for name in shaped]
+        own = [escape(show(value) if isinstance(value := getattr(cost, name), bool) else value) for name in shaped]
         table.add_row(*own, str(cost.rank), cost.quantizer, f"{cost.params:,}", f"{cost.bytes:,}", scale)
     console.print(table)
 

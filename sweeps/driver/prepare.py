@@ -51,7 +51,7 @@ class Prepared:
         """What takes the most memory of all trials of the sweep, axis by axis: there may be no such trial, but none takes
         more."""
         space = spec.search.space
-        growing = ("batch_size", "dropout")
+        growing = ("batch_size", "dropout", "dora")
         largest: dict[str, Any] = {axis: max(extent(space[axis])) for axis in growing if axis in space}
         if "activations" in space:
             largest["activations"] = "int8" if "int8" in extent(space["activations"]) else "full"

@@ -316,19 +316,30 @@ def _starts(spec: Spec) -> Iterator[tuple[str, tuple[str, ...], str]]:
     if "orthogonal" not in _possible(spec, "init"):
         return
 
-    def key(axis: str) -> str:
-        return f"search.space.{axis}" if axis in spec.search.space else f"adapter.{axis}"
-
     if _possible(spec, "quantizer") != {"none"}:
         message = "orthogonal starts where B times A is zero, and quantized they no longer are; give quantizer: none"
-        yield key("init"), (key("quantizer"),), message
+        yield _key(spec, "init"), (_key(spec, "quantizer"),), message
     ranks = spec.search.space.get("rank")
     ranges = [ranks, *ranks.branches.values(), ranks.default] if isinstance(ranks, spaces.By) else [ranks]
     steps = any(isinstance(one, spaces.Range) and (one.log or (one.step or 1) % 2) for one in ranges)
     every = _possible(spec, "rank") | {r for text in _possible(spec, "rank_pattern") for r in pattern(text).values()}
     if steps or any(rank % 2 for rank in every):
         message = "orthogonal needs even ranks; give a list of even ones, or a range with a step of 2"
-        yield key("init"), (key("rank"), key("rank_pattern")), message
+        yield _key(spec, "init"), (_key(spec, "rank"), _key(spec, "rank_pattern")), message
+
+
+def _dora(spec: Spec) -> Iterator[tuple[str, tuple[str, ...], str]]:
+    """DoRA against what else the adapters may be."""
+    if True in _possible(spec, "dora") and "int8" in _possible(spec, "activations"):
+        message = (
+            "divides by the norms of the merged weight, and with activations: int8 no weight does what the adapter does"
+        )
+        yield _key(spec, "dora"), (_key(spec, "activations"),), f"{message}; give activations: full"
+
+
+def _key(spec: Spec, axis: str) -> str:
+    """Where the spec says what an axis of the adapter may be."""
+    return f"search.space.{axis}" if axis in spec.search.space else f"adapter.{axis}"
 
 
 def _clashes(spec: Spec) -> Iterator[tuple[str, tuple[str, ...], str]]:
@@ -344,6 +355,7 @@ def _clashes(spec: Spec) -> Iterator[tuple[str, tuple[str, ...], str]]:
         message = "with epochs, trials of different batch size take different steps; count in steps instead"
         yield "search.space.batch_size", ("train.epochs", "train.eval_every"), message
     yield from _starts(spec)
+    yield from _dora(spec)
     by = spec.confirm.by if spec.confirm is not None else None
     if by is not None and not isinstance(spec.search.space.get(by), spaces.Choices):
         lists = [axis for axis, domain in spec.search.space.items() if isinstance(domain, spaces.Choices)]

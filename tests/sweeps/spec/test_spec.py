@@ -165,8 +165,12 @@ scheduler: {name: pbt}
         ),
         (
             "adapter: {use_dora: true}",
-            "adapter.use_dora: not available: DoRA scales each layer's outputs by the norms of the merged weight's rows, "
-            "which packs do not compute yet",
+            "adapter.use_dora: not available: it is called adapter.dora here: true or false",
+        ),
+        (
+            "adapter: {dora: true, activations: int8}",
+            "adapter.dora: divides by the norms of the merged weight, and with activations: int8 no weight does what the "
+            "adapter does; give activations: full",
         ),
         ("adapter: {granularity: row}", "adapter.granularity: found 'row'; give tensor or component"),
         ("train: {dtype: float64}", "train.dtype: float64 needs base.quantization: none"),
