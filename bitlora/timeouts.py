@@ -125,6 +125,8 @@ ATTACH_LOOK_S: Final = 0.0
 """Whether the pool has taken a trial is looked at beside its results, and not waited for."""
 DISPLAY_REFRESH_S: Final = 1.0
 """How often a person sees something new."""
+QUIET_S: Final = 12.0
+"""After so long without a line, a sweep whose output goes to a file says what it is doing."""
 JOB_POLL_S: Final = 0.2
 """How often a job's state is asked for once its log has ended: it follows in less than a second."""
 JOB_STOP_S: Final = 120

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bitlora.files.writing import replacing, write_text
+from bitlora.files.writing import replacing, write_json, write_text
 from reports.document.document import Document, Table, plain
 from reports.figures.figures import Plot
 from reports.figures.style import drawn
 from reports.load.sweep import Sweep, load_sweep
 from reports.pages.comparison import comparison
+from reports.pages.summary import SUMMARY, summary
 from reports.sections import (
     axes,
     endings,
@@ -73,10 +74,12 @@ class Report:
 
 
 def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
-    """Write report.md, report.html, trials.csv (every trial, with its `place` where it has one), `tables/` and `figures/`.
+    """Write report.md, report.html, trials.csv (every trial, with its `place` where it has one), summary.json (the verdict
+    in a line, and more for a dashboard), `tables/` and `figures/`.
 
     Args:
-        folders: the folder of a sweep, or of several that are to be compared; then there is no trials.csv.
+        folders: the folder of a sweep, or of several that are to be compared; then there is no trials.csv
+            and no summary.json.
         out: the folder to write to, made if needed; None: `report` in the sweep's folder, `comparison` beside the first of
             several.
 
@@ -101,6 +104,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
         found = findings(sweeps[0])
         made = _report(found)
         write_text(out / CSV, trials_csv(found))
+        write_json(out / SUMMARY, summary(found))
     for table in (block for block in made.document.blocks if isinstance(block, Table)):
         write_text(out / "tables" / f"{table.name}.csv", csv_table(table))
         write_text(out / "tables" / f"{table.name}.tex", latex(table))

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from bitlora.files.writing import write_text
-from sweeps.driver.reading_bar import ReadingBar
+from sweeps.driver.meanwhile import ReadingBar
 from sweeps.spec.errors import InputError
 from sweeps.spec.spec import Spec
 

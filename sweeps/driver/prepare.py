@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from bitlora.config.targets import NO_PATTERN, OF_BASE, idle_key
 from bitlora.config.trial import TrialConfig, trial_config
 from bitlora.quantizers.weights import QUANTIZERS
-from sweeps.driver.reading_bar import ReadingBar
+from sweeps.driver.meanwhile import ReadingBar
 from sweeps.spec.errors import InputError
 from sweeps.spec.space import extent
 from sweeps.spec.spec import Spec

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any, Final
 
 import ray
@@ -17,7 +18,9 @@ from rich.text import Text
 
 from bitlora import timeouts
 from bitlora.files.record import STATUSES
+from reports.pages.summary import quantizer_lines
 from sweeps.driver.driver_only import DriverOnly
+from sweeps.driver.meanwhile import Heartbeat
 from sweeps.pool.messages import UNANSWERED, PackCounts, PoolStatus
 
 SHOWN: Final = 6
@@ -30,10 +33,41 @@ def describe(config: dict[str, Any], axes: list[str]) -> str:
     return " ".join(f"{axis} {value}" for axis, value in zip(axes, shown, strict=True))
 
 
+class Pace:
+    """How many steps a second, from the first that was seen on."""
+
+    def __init__(self) -> None:
+        self._first: tuple[float, int] | None = None
+        self._last = (0.0, 0)
+
+    def at(self, steps: int) -> None:
+        """So many were taken by now."""
+        now = time.monotonic()
+        if self._first is None and steps:
+            self._first = (now, steps)
+        self._last = (now, max(steps, self._last[1]))
+
+    def seconds_for(self, steps: int) -> float | None:
+        """How long so many take; None while that cannot be told."""
+        if self._first is None:
+            return None
+        took, done = self._last[0] - self._first[0], self._last[1] - self._first[1]
+        return steps * took / done if done > 0 else None
+
+
+def _span(low: int, high: int) -> str:
+    return f"step {low}" if low == high else f"steps {low} to {high}"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{math.ceil(seconds / 60)} min"
+
+
 class Display(DriverOnly, Callback):  # type: ignore[misc]
     """Listens to Tune, and asks the pool for the steps in between and for packs that wait.
 
     Args:
+        heartbeat: says its lines, and meanwhile where the sweep stands.
         axes: what the sweep varies.
         total: trials of the sweep.
         best: (eval loss, trial) of an earlier run of the sweep.
@@ -43,6 +77,7 @@ class Display(DriverOnly, Callback):  # type: ignore[misc]
     def __init__(
         self,
         console: Console,
+        heartbeat: Heartbeat,
         pool: Any,
         axes: list[str],
         total: int,
@@ -50,9 +85,10 @@ class Display(DriverOnly, Callback):  # type: ignore[misc]
         done: int = 0,
     ) -> None:
         self._console = console
+        self._heartbeat = heartbeat
         self._pool = pool
         self._axes = axes
-        self._began = time.monotonic()
+        self._total = total
         self._best = best
         self._done = done
         self._ended: list[str] = []
@@ -64,16 +100,21 @@ class Display(DriverOnly, Callback):  # type: ignore[misc]
         self._live: Live | None = None
         self._stop = threading.Event()
         self._status = PoolStatus((), {}, PackCounts())
+        self._pace = Pace()
+        self._steps = 0
+        """Of trials that have ended here."""
 
     def __enter__(self) -> Display:
         if self._console.is_terminal:
             self._live = Live(self._draw(), console=self._console, refresh_per_second=2, transient=True)
             self._live.start()
+        self._heartbeat.doing = self.where
         threading.Thread(target=self._watch, name="display", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
+        self._heartbeat.doing = lambda: "ending what runs, and writing what is known"
         if self._live is not None:
             self._live.stop()
 
@@ -86,6 +127,7 @@ class Display(DriverOnly, Callback):  # type: ignore[misc]
                 continue
             if self._stop.is_set():
                 return
+            self._pace.at(self._taken())
             for note in self._status.notes[noted:]:
                 self._console.print(note, style="yellow", markup=False, highlight=False)
             noted = len(self._status.notes)
@@ -97,7 +139,31 @@ class Display(DriverOnly, Callback):  # type: ignore[misc]
 
     def _print(self, text: str) -> None:
         if self._live is None:
-            self._console.print(f"[{time.monotonic() - self._began:6.0f} s] {text}", markup=False, highlight=False)
+            self._heartbeat.say(text, timed=True)
+
+    def _taken(self) -> int:
+        """Optimizer steps, of all trials."""
+        return self._steps + sum(progress.step for progress in self._status.running.values() if progress is not None)
+
+    def where(self) -> str:
+        """Where the sweep stands, in a line: what packs do, how many trials are to come, and for how long yet."""
+        running = {t: p for t, p in self._status.running.items() if t in self._running}
+        steps = [progress.step for progress in running.values() if progress is not None]
+        budgets = [config["steps"] for config in self._running.values()]
+        packs, left = self._status.packs, self._total - self._done - len(self._ended)
+        if steps:
+            now = f"{len(steps)} training, at {_span(min(steps), max(steps))} of {max(budgets, default=0)}"
+        elif packs.waiting and not packs.ready:
+            now = f"packs that wait for a machine: {packs.waiting}"
+        elif not packs.ready:
+            now = "a pack starts: it loads the base"
+        else:
+            now = "a pack measures its memory and scores the base alone" if not running else "the first steps"
+        to_come = f"{left} of {self._total} trials to end"
+        # What stops early stops sooner; what has not begun has the budget of the others.
+        most = left * max(budgets, default=0) - sum(steps)
+        seconds = self._pace.seconds_for(most)
+        return f"{now}; {to_come}" + (f"; at this pace {_time(seconds)} at most" if seconds is not None else "")
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has begun: it waits for a slot now."""
@@ -128,6 +194,7 @@ class Display(DriverOnly, Callback):  # type: ignore[misc]
     def _end(self, config: dict[str, Any], status: str, result: dict[str, Any]) -> None:
         trial_id = config["trial_id"]
         self._running.pop(trial_id, None)
+        self._steps += int(result.get("step") or 0)
         reason = f": {result['reason']}" if result.get("reason") else ""
         at = f" at step {result.get('step', 0)}" if status == "stopped" else ""
         confirms = f"  confirms {of}" if (of := config["config"].get("confirms")) else ""
@@ -158,3 +225,14 @@ class Display(DriverOnly, Callback):  # type: ignore[misc]
         tail = [Text(line, style="dim") for line in self._ended[-SHOWN:]]
         summary = [part for part in (best, state, f"{waiting} waiting" if waiting else "") if part]
         return Group(self._bar, table, Text("  ".join(summary)), *tail)
+
+
+def outcome(console: Console, told: Mapping[str, Any]) -> None:
+    """Say what a report says: the verdict in its line, and the quantizers side by side.
+
+    Args:
+        told: `reports.pages.summary`.
+    """
+    console.print(told["line"], style="bold", markup=False, highlight=False)
+    for line in quantizer_lines(told):
+        console.print(line, markup=False, highlight=False)

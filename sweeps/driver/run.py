@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import uuid
@@ -21,11 +22,13 @@ from bitlora.files.baseline import BASE
 from bitlora.files.record import DATA, KEPT, RUNS, Status
 from bitlora.files.storage import Storage
 from bitlora.files.writing import write_text
+from reports.pages.summary import SUMMARY
 from reports.report import write_report
 from sweeps.driver.driver_only import DriverOnly
 from sweeps.driver.kept import MOST_BYTES, keep
+from sweeps.driver.meanwhile import Heartbeat
 from sweeps.driver.prepare import Prepared
-from sweeps.driver.progress import Display
+from sweeps.driver.progress import Display, outcome
 from sweeps.driver.provenance import Run, git_state, machines, note, now
 from sweeps.driver.recorder import Recorder
 from sweeps.driver.resources import SLOTS, pack_limits, worker_resources
@@ -88,10 +91,9 @@ def run_sweep(
     if lines:
         raise InputError(lines)
 
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False)
-
-    with Interrupt() as interrupt, contextlib.ExitStack() as stack:
+    heartbeat = Heartbeat(console, "starting Ray")
+    say = heartbeat.say
+    with Interrupt() as interrupt, heartbeat, contextlib.ExitStack() as stack:
         hold = alone(storage, say, lambda: interrupt.asked)
         if resume:
             with _writable(storage):
@@ -126,7 +128,7 @@ def run_sweep(
                 host,
                 elsewhere=not own,
             )
-            recorder = search.run(console, interrupt, lost)
+            recorder = search.run(console, heartbeat, interrupt, lost)
             run = Run(
                 began=began.isoformat(timespec="seconds"),
                 seconds=round((now() - began).total_seconds(), 1),
@@ -144,6 +146,7 @@ def run_sweep(
             console.print(recorder.ending[1], style="red", markup=False, highlight=False)
         interrupted = recorder.ending is not None and recorder.ending[0] == "interrupted"
         code = exit_code(recorder.counts, interrupted)
+        heartbeat.doing = lambda: "making the report"
         _finish(storage, run, code, console)
     ended = ", ".join(f"{count} {status}" for status, count in sorted(recorder.counts.items()))
     say(f"{storage.out}: {ended or 'no trial began'}")
@@ -194,6 +197,7 @@ def _finish(storage: Storage, run: Run, code: int, console: Console) -> None:
         storage.pull(BASE)
     try:
         path = write_report([storage.folder])
+        outcome(console, json.loads((path.parent / SUMMARY).read_text()))
         console.print(f"report: {path}", markup=False, highlight=False)
     except Exception as error:  # whatever is wrong with it: the trials' records stand
         logging.getLogger("ray").exception("no report")
@@ -270,7 +274,7 @@ class _Search:
         self.pack_seconds = 0.0
         """That packs were up, summed; known when the search has ended."""
 
-    def run(self, console: Console, interrupt: Interrupt, lost: Callable[[], str]) -> Recorder:
+    def run(self, console: Console, heartbeat: Heartbeat, interrupt: Interrupt, lost: Callable[[], str]) -> Recorder:
         """Search, and end everything, however the search ends. Gives the recorder, which knows how the trials ended.
 
         Args:
@@ -299,7 +303,7 @@ class _Search:
         )
         with (
             Display(
-                console, pool, list(spec.search.space), searcher.total, past.best, searcher.total - left
+                console, heartbeat, pool, list(spec.search.space), searcher.total, past.best, searcher.total - left
             ) as display,
             trials_from(PoolFeed(pool)) as trainable,
         ):

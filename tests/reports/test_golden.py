@@ -5,6 +5,7 @@ After a change that is meant: `UPDATE_GOLDEN=1 python -m pytest tests/reports/te
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import pytest
 from constructed import spread, write_base, write_run
 
 from reports.load.sweep import load_sweep
+from reports.pages.summary import summary
 from reports.report import report
+from reports.statistics.findings import findings
 from reports.writers.markdown import markdown
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -104,9 +107,19 @@ SCENARIOS = (
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
 def test_the_report_is_the_one_that_was_read(folder, add, scenario):
     scenario(folder, add)
-    page = markdown(report(load_sweep(folder)).document)
-    golden = GOLDEN / f"{scenario.__name__}.md"
+    found = load_sweep(folder)
+    read(f"{scenario.__name__}.md", markdown(report(found).document))
+    read(f"{scenario.__name__}.json", json.dumps(rounded(summary(findings(found))), indent=2, allow_nan=False) + "\n")
+
+
+def rounded(told):
+    """Processors differ in the last digits of a sum."""
+    return json.loads(json.dumps(told, allow_nan=False), parse_float=lambda digits: round(float(digits), 9))
+
+
+def read(name, text):
+    golden = GOLDEN / name
     if os.environ.get("UPDATE_GOLDEN"):
         golden.parent.mkdir(exist_ok=True)
-        golden.write_text(page, encoding="utf-8")
-    assert page == golden.read_text(encoding="utf-8")
+        golden.write_text(text, encoding="utf-8")
+    assert text == golden.read_text(encoding="utf-8")

@@ -87,7 +87,7 @@ def test_the_same_records_give_the_same_bytes(folder, eight, tmp_path):
     assert (again.read_bytes(), (again.parent / "trials.csv").read_bytes()) == first
     assert str(tmp_path) not in first[0].decode()
     assert sorted(path.name for path in again.parent.iterdir()) == [
-        *("figures", "report.html", "report.md", "tables", "trials.csv")
+        *("figures", "report.html", "report.md", "summary.json", "tables", "trials.csv")
     ]
     for path in (path for path in again.parent.rglob("*") if path.is_file()):
         assert (folder / "report" / path.relative_to(again.parent)).read_bytes() == path.read_bytes(), path

@@ -8,9 +8,9 @@ from rich.console import Console
 
 from bitlora import timeouts
 from bitlora.base.info import BaseInfo, LayerShape
-from sweeps.driver import reading_bar
+from sweeps.driver import meanwhile
+from sweeps.driver.meanwhile import ReadingBar
 from sweeps.driver.prepare import Prepared, _misses
-from sweeps.driver.reading_bar import ReadingBar
 from sweeps.spec.spec import load_spec
 
 SPACE = {
@@ -44,7 +44,7 @@ def test_the_widest_trial_takes_the_most_of_each_axis(write_spec, space, expecte
 def shown(monkeypatch, terminal, seconds):
     """What is written when it is told at these seconds that 1,000 more rows are read."""
     clock = iter([0.0, *seconds])
-    monkeypatch.setattr(reading_bar.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(meanwhile.time, "monotonic", lambda: next(clock))
     output = io.StringIO()
     bar = ReadingBar(Console(file=output, force_terminal=terminal, width=100))
     for number, _ in enumerate(seconds, 1):

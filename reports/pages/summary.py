@@ -1,0 +1,198 @@
+"""A report in one line, and in a small JSON file: for a terminal, a chat, a dashboard."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+from reports.document.cells import counted, gap, loss, percent, size, value
+from reports.document.document import NOTHING, plain
+from reports.load.sweep import Sweep
+from reports.statistics.comparable import Row
+from reports.statistics.findings import Findings
+from reports.statistics.gain import Gains
+from reports.statistics.paired import Interval
+from reports.statistics.quantizers import quantizer_bests
+from reports.statistics.verdict import Verdict
+
+SUMMARY: Final = "summary.json"
+LONGEST: Final = 200
+"""Characters of the line."""
+VERSION: Final = 1
+"""Of the file's layout: a key that is there keeps its meaning."""
+NAMED: Final = 3
+"""Quantizers or configurations that the line names, at most."""
+
+HEADS: Final = (
+    "quantizer", "at full budget", "best trial", "eval loss", "gap to best", "95 % interval", "packed size",
+)  # fmt: skip
+"""Of the quantizers' lines."""
+LEFT: Final = (0, 2)
+"""Which of these columns hold no numbers."""
+
+
+def summary(found: Findings) -> dict[str, Any]:
+    """What `summary.json` holds: plain data, nothing that is not finite.
+
+    Losses and gaps are in nats per completion token; `best` and `may_be_best` are of the split `on`, `quantizers` of the
+    eval split; `gain_kept` is a share, with its interval where it has one.
+    """
+    verdict, gains = found.verdict, found.test_gains if found.confirmed else found.gains
+    trials = found.sweep.trials
+    quantizers = []
+    for line in quantizer_bests(found.searched, found.groups, found.asked, found.search):
+        at_full = line.gap is not None and line.best is not None
+        quantizers.append(
+            {
+                "quantizer": line.quantizer,
+                "began": line.began,
+                "at_full_budget": line.full,
+                "trial": line.best["trial_id"] if line.best and at_full else None,
+                "eval_loss": _finite(line.best["eval_loss"]) if line.best and at_full else None,
+                "gap": line.gap,
+                "interval": _ends(line.interval),
+                "tied": None if line.interval is None else not line.interval.decided,
+                "gain_kept": _kept(found.gains, line.best | {"loss": line.best["eval_loss"]})
+                if line.best and at_full
+                else None,
+                "bytes": line.best["adapter_bytes"] if line.best and at_full else None,
+            }
+        )
+    return {
+        "version": VERSION,
+        "sweep": found.sweep.name,
+        "line": line_of(found),
+        "outcome": verdict.outcome,
+        "on": "test" if found.confirmed else "eval",
+        "best": _best(verdict.best[0], gains) if verdict.best else None,
+        "may_be_best": [row["name"] for row in (*verdict.best, *(rival.row for rival in verdict.tied))],
+        "base_loss": None if gains is None else gains.base,
+        "quantizers": quantizers,
+        "trials": {status: int(count) for status, count in sorted(trials["status"].value_counts().items())},
+        "began": _began(found.sweep),
+        "seconds": found.sweep.spent("seconds"),
+        "worker_seconds": found.sweep.spent("worker_seconds"),
+    }
+
+
+def line_of(found: Findings) -> str:
+    """The verdict in at most `LONGEST` characters, plain text."""
+    verdict, name = found.verdict, plain(found.sweep.name, 40)
+    if verdict.outcome == "nothing":
+        begun = len(found.sweep.trials)
+        said = f"none of {counted(begun, 'trial')} gave a usable result" if begun else "no trial has begun"
+        return f"{name}: {said}"
+    lead = verdict.best[0]
+    on = f"{'test' if found.confirmed else 'eval'} loss {lead['loss']:.4f}"
+    who = f"{_side(lead)} ({_configuration(lead)})"
+    others = [rival.row for rival in verdict.tied]
+    if verdict.outcome == "exact":
+        said = f"{_words([row['name'] for row in verdict.best])} tie exactly, {on}"
+    elif verdict.outcome == "only":
+        said = f"only {who} can be compared, {on}"
+    elif verdict.outcome == "tied":
+        held = [_side(row) for row in others] if verdict.across else [plain(row["name"], 30) for row in others]
+        said = f"nothing {_word(verdict)}; lowest {on}, {who}; may be the best too: {_words(held)}"
+    else:
+        rival = verdict.decisive[0]
+        share = verdict.percent(rival.gap)
+        apart = f"{gap(rival.gap)} nats" if share is None else percent(share)
+        won = "has the lowest loss" if verdict.outcome == "lowest" else _word(verdict)
+        next_one = _side(rival.row) if verdict.across else plain(rival.row["name"], 30)
+        said = f"{_side(lead)} {won}, {apart} below {next_one}: {on} ({_configuration(lead)})"
+    return plain(f"{name}: {said}; {counted(len(found.searched), 'trial')}", LONGEST)
+
+
+def _word(verdict: Verdict) -> str:
+    """`won` over several seeds alone."""
+    if all(rival.interval is not None and rival.interval.seeds > 1 for rival in verdict.decisive):
+        return "won"
+    return f"is ahead on {'this seed' if verdict.best[0]['seeds'] == 1 else 'these seeds'}"
+
+
+def _side(row: Row) -> str:
+    name = str(row["config.quantizer"])
+    return "full precision" if name == "none" else plain(name, 30)
+
+
+def _configuration(row: Row) -> str:
+    shown = {"rank": "rank", "learning_rate": "rate"}
+    values = [f"{short} {value(key, row.get(f'config.{key}'))}" for key, short in shown.items()]
+    return ", ".join([plain(row["name"], 30), *values])
+
+
+def _words(found: list[str]) -> str:
+    """`a, b, c and 2 more`, each once."""
+    once = list(dict.fromkeys(found))
+    more = len(once) - NAMED
+    return ", ".join(once[:NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _best(row: Row, gains: Gains | None) -> dict[str, Any]:
+    left_out = {"config.confirms", *(["config.seed"] if row["seeds"] > 1 else [])}
+    keys = [key for key in row if key.startswith("config.") and key not in left_out]
+    config = {key.removeprefix("config."): _plain(row[key]) for key in keys}
+    return {
+        "trial": row["name"],
+        "loss": _finite(row["loss"]),
+        "error": _finite(row["error"]),
+        "seeds": int(row["seeds"]),
+        "gain_kept": _kept(gains, row),
+        "bytes": row["adapter_bytes"],
+        "config": {key: held for key, held in config.items() if held is not None},
+    }
+
+
+def _kept(gains: Gains | None, row: Row) -> dict[str, float | None] | None:
+    kept = gains.kept(row) if gains is not None else None
+    return None if kept is None else {"share": kept.share, "low": kept.low, "high": kept.high}
+
+
+def _ends(interval: Interval | None) -> list[float] | None:
+    return None if interval is None else [interval.low, interval.high]
+
+
+def _began(sweep: Sweep) -> str | None:
+    """When the first run of the sweep began, as it was noted."""
+    began = sweep.runs[0].get("began") if sweep.runs else None
+    return began if isinstance(began, str) else None
+
+
+def _finite(number: object) -> float | None:
+    return number if isinstance(number, float) and math.isfinite(number) else None
+
+
+def _plain(anything: object) -> Any:
+    """A configuration's value as JSON has it; None for what is missing."""
+    if anything is None or anything != anything:
+        return None
+    if isinstance(anything, str | bool | int | float | list | dict):
+        return anything
+    return list(anything) if isinstance(anything, tuple) else str(anything)
+
+
+def quantizer_lines(told: Mapping[str, Any]) -> list[str]:
+    """Of a `summary`, the quantizers side by side as lines of text, under their heads; none where there is no quantizer."""
+    rows = [list(HEADS)]
+    for each in told["quantizers"]:
+        ends = each["interval"]
+        interval = NOTHING if ends is None else f"{ends[0]:.4f} to {ends[1]:.4f}{' (tied)' if each['tied'] else ''}"
+        rows.append(
+            [
+                plain(each["quantizer"], 30),
+                f"{each['at_full_budget']} of {each['began']}",
+                plain(each["trial"] or NOTHING, 30),
+                loss(each["eval_loss"]),
+                gap(each["gap"]),
+                interval,
+                size(each["bytes"]),
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        sized = zip(row, widths, strict=True)
+        cells = [text.ljust(width) if at in LEFT else text.rjust(width) for at, (text, width) in enumerate(sized)]
+        lines.append("  ".join(cells).rstrip())
+    return lines if len(rows) > 1 else []
