@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from bitlora.adapter.latent import AdapterWeights
-from bitlora.config.trial import TrialConfig, layer_adapter
+from bitlora.config.trial import TrialConfig, as_written, layer_adapter
 
 GGUF: Final = "adapter.gguf"
 
@@ -105,7 +105,7 @@ def save_gguf(path: Path, weights: AdapterWeights, config: TrialConfig, base: An
 
 def _alpha(config: TrialConfig, name: str) -> float:
     """What over the layer's rank is its scale."""
-    layer = layer_adapter(config, name)
+    layer = layer_adapter(as_written(config), name)
     return layer.scaling * layer.rank
 
 

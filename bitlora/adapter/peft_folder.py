@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from bitlora.adapter.latent import AdapterLatent, Latent, quantized_weights
 from bitlora.config.targets import of_pattern, pattern
-from bitlora.config.trial import TrialConfig, layer_adapter
+from bitlora.config.trial import TrialConfig, as_written, layer_adapter
 from bitlora.quantizers.weights import QUANTIZERS
 
 PEFT_TYPE: Final = "BITLORA: install bitlora-sweeps and import bitlora.export"
@@ -37,6 +37,7 @@ MAGNITUDE: Final = KEYS[-1]
 
 def adapter_config(config: TrialConfig, base_model: str, targets: list[str]) -> dict[str, Any]:
     """The adapter's configuration in PEFT's keys, with the quantizer and the activations beside them."""
+    config = as_written(config)
     plain = config.quantizer == "none" and config.activations == "full"
     described = {
         "peft_type": "LORA" if plain else PEFT_TYPE,
@@ -114,7 +115,7 @@ def load_latent(folder: Path, config: TrialConfig) -> dict[str, Latent]:
         raise ValueError(f"{path}: {min(expected ^ tensors.keys())} is missing, or not of a {config.quantizer} adapter")
     latent = {target: Latent._make(name and tensors[name] for name in each) for target, each in names.items()}
     for target, (a, b, _, _, magnitude) in latent.items():
-        rank = layer_adapter(config, target).rank
+        rank = layer_adapter(as_written(config), target).rank
         if a.ndim != 2 or b.ndim != 2 or not a.shape[0] == b.shape[1] == rank:
             found = f"A {[*a.shape]} and B {[*b.shape]}"
             raise ValueError(f"{path}: {target}: found {found}; rank {rank} has A [{rank}, in], B [out, …]")

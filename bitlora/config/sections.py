@@ -16,7 +16,7 @@ from bitlora.quantizers.weights import Granularity, Quantizer
 
 Activations = Literal["full", "int8"]
 Scaling = Literal["lora", "rslora"]
-Init = Literal["default", "gaussian", "orthogonal"]
+Init = Literal["default", "gaussian", "orthogonal", "pissa"]
 Dtype = Literal["auto", "float64", "float32", "bfloat16", "float16"]
 Quantization = Literal["nf4", "none"]
 QuantStorage = Literal["uint8", "bfloat16", "float16", "float32"]
@@ -141,7 +141,8 @@ class AdapterConfig(Config):
     multiplied by a magnitude that is trained (PEFT's `use_dora`); not with `activations: int8`."""
     init: Init = "default"
     """What an adapter starts from (PEFT's `init_lora_weights`): A uniform and B zero; `gaussian`: A normal with a standard
-    deviation of 1/rank; `orthogonal`: neither is zero, but their product (for even ranks, without a quantizer)."""
+    deviation of 1/rank; `orthogonal`: neither is zero, but their product (for even ranks, without a quantizer); `pissa`
+    (arXiv 2404.02948): the layer's principal components, which are taken out of the base for this trial."""
 
 
 class ScheduleConfig(Config):
@@ -205,7 +206,7 @@ class TrainConfig(Config):
 
 
 REFUSED: Final[dict[str, str]] = {
-    "adapter.init_lora_weights": "it is called adapter.init here: default, gaussian or orthogonal",
+    "adapter.init_lora_weights": "it is called adapter.init here: default, gaussian, orthogonal or pissa",
     "adapter.use_dora": "it is called adapter.dora here: true or false",
 }
 """Keys that one may look for, and why they are not there."""

@@ -124,6 +124,22 @@ def trial_config(
     return TrialConfig(**{**fixed, **chosen})
 
 
+def as_written(config: TrialConfig) -> TrialConfig:
+    """The trial as files describe its adapter. One with `init: pissa` is written with what A and B began as taken off:
+    over the base as it is an ordinary adapter, of twice the rank and the same scaling."""
+    if config.init != "pissa":
+        return config
+    more = 2 if config.scaling == "lora" else math.sqrt(2)  # scaling is alpha / rank, or alpha / sqrt(rank)
+    ranks, alphas = pattern(config.rank_pattern), pattern(config.alpha_pattern)
+    shape = {
+        "rank": 2 * config.rank,
+        "alpha": more * config.alpha,
+        "rank_pattern": ", ".join(f"{key}: {2 * rank}" for key, rank in ranks.items()) or NO_PATTERN,
+        "alpha_pattern": ", ".join(f"{key}: {more * alpha}" for key, alpha in alphas.items()) or NO_PATTERN,
+    }
+    return config.model_copy(update={**shape, "init": "default"})
+
+
 class LayerAdapter(NamedTuple):
     """What an adapter is in one layer."""
 

@@ -11,25 +11,21 @@ Axes: S slots, P all numbers of a vector, L layers whose matrices are of one sha
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Final
 
 import torch
 from torch import Tensor
 
 from bitlora.adapter.latent import Latent
-from bitlora.adapter.start import start_adapter
+from bitlora.adapter.start import principal_parts, start_adapter
 from bitlora.config.trial import LayerAdapter, TrialConfig
 from bitlora.engine.optim import UNSCALED, LossScale, take_step
-from bitlora.engine.vector import PackLayout, Vectors
+from bitlora.engine.vector import PackLayout, Vectors, layer_parts
 from bitlora.forward.multi_lora import GroupAdapters, LayerGroup, MultiLoraLinear
 from bitlora.forward.ownership import NO_SLOTS, SlotTraits
 from bitlora.quantizers.codes import quantize
 from bitlora.quantizers.weights import QUANTIZERS, double_binary
-
-QUANTIZED_AT_ONCE: Final = 2**22
-"""Numbers that a quantizer is given in one call, about: its intermediate results are several times as many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +57,8 @@ class Slot:
     loss_scale: LossScale = UNSCALED
     step: int = 0
     parked: bool = False
+    principal: Mapping[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Of PiSSA, by the number of a layer: the A and B that it begins as, and that are taken out of the base."""
 
     @property
     def learns_scales(self) -> bool:
@@ -103,14 +101,20 @@ class Slot:
         return self.vectors.grad[self.place]
 
     def start(self) -> None:
-        """Begin, from the trial's seed alone (`bitlora.adapter.start`)."""
-        start_adapter(self.latent, self.config)
+        """Begin, from the trial's seed alone (`bitlora.adapter.start`), or from the base's principal components."""
+        if not self.principal:
+            start_adapter(self.latent, self.config)
+        for layer, (a, b) in zip(self.latent, self.principal.values(), strict=False):
+            layer.a.copy_(a)
+            layer.b.copy_(b)
 
     @property
     def nbytes(self) -> int:
         """Bytes of its rows: weights, gradient, moments, and quantized copies where there are any."""
         v = self.vectors
         copies = 0 if v.quantized is v.latent else v.quantized[self.place].nbytes
+        copies += sum(part.nbytes for parts in self.principal.values() for part in parts)
+        copies += 0 if v.taken_out is None else v.taken_out[self.place].nbytes
         return 4 * v.latent[self.place].nbytes + copies
 
     def take_step(self, rate: float) -> None:
@@ -146,15 +150,20 @@ class Slot:
             (vectors.exp_avg_sq, state.exp_avg_sq),
         ):
             views = [part for layer in self._views(vector) for part in layer.tensors]
-            parts = saved.to(vector).split([view.numel() for view in views])
-            for view, part in zip(views, parts, strict=True):
+            pieces = saved.to(vector).split([view.numel() for view in views])
+            for view, part in zip(views, pieces, strict=True):
                 view.copy_(part.view(view.shape))
 
     def latent_layers(self) -> list[Latent]:
-        """Copies of the latent weights, layer by layer, in host memory."""
+        """Copies of the latent weights, layer by layer, in host memory; of PiSSA with what was taken out of the base behind
+        them, so that over the base as it is they are the adapter (`bitlora.config.trial.as_written`)."""
         layers = self.latent
         parts = iter(_on_host(_flat(layers)).split([part.numel() for layer in layers for part in layer.tensors]))
-        return [layer.map(lambda part: next(parts).view(part.shape)) for layer in layers]
+        found = [layer.map(lambda part: next(parts).view(part.shape)) for layer in layers]
+        for place, (a, b) in enumerate(self.principal.values()):
+            both = torch.cat([found[place].a, a.cpu()]), torch.cat([found[place].b, -b.cpu()], 1)
+            found[place] = found[place]._replace(a=both[0], b=both[1])
+        return found
 
     def _views(self, vectors: Tensor) -> list[Latent]:
         return [*self.vectors.layout.of(vectors[self.place], self.place, self.learns_scales, self.config.dora).values()]
@@ -199,6 +208,12 @@ class Bank:
         scale = LossScale() if self._dtype == torch.float16 else UNSCALED
         taken = torch.zeros((), dtype=torch.float32, device=self._device)
         slot = Slot(number, config, tuple(layers), self._nowhere, 0, taken, scale)
+        if config.init == "pissa":
+            slot.principal = {
+                place: principal_parts(self._layers[place].principal(layer.rank, self._latent_dtype), layer)
+                for place, layer in enumerate(layers)
+                if layer is not None
+            }
         self._remake([*self.slots.values(), slot])
         try:
             slot.start() if state is None else slot.restore(state)
@@ -232,7 +247,7 @@ class Bank:
                     continue
                 weights, into = kind.of(latent, rank), kind.of(copies, rank)
                 scales = kind.scales_of(latent, rank, slots[0].learns_scales)
-                for part in _parts(weights):
+                for part in layer_parts(weights):
                     learned = None if scales is None else scales[:, part]
                     made = quantize(config.quantizer, weights[:, part], kind.side, config.granularity, learned)
                     if kind.side == "A":
@@ -305,6 +320,8 @@ class Bank:
                 _carry_over(slot, made, place)
         for place, slot in enumerate(slots):
             slot.vectors, slot.place = made, place
+            if slot.principal:
+                made.take_out(place, slot.principal)
         before, self.slots = self.slots, {slot.number: slot for slot in slots}
         self.quantize(before.keys() & self.slots.keys())
         self._give(made, together)
@@ -319,6 +336,8 @@ class Bank:
         """Let the layers have the slots' matrices."""
         layout, layers = vectors.layout, self._layers
         weights, gradients = (layout.of(each, dora=True) for each in (vectors.quantized, vectors.grad))
+        out = vectors.taken_out
+        taken = {} if out is None else layout.of(out)
         shared: dict[tuple[SlotTraits, ...], Mapping[int, SlotTraits]] = {}
         for number, layer in enumerate(layers):
             layer.slots = NO_SLOTS
@@ -336,6 +355,8 @@ class Bank:
                 tuple(gradients[number].b for number in numbers),
                 tuple(gain for number in numbers if (gain := weights[number].magnitude) is not None),
                 tuple(gain for number in numbers if (gain := gradients[number].magnitude) is not None),
+                None if out is None else layout.a_of(out, numbers),
+                tuple(taken[number].b for number in numbers if number in taken),
             )
 
         drops = any(slot.config.dropout > 0 for slot in self.slots.values())  # each layer has a mask of its own
@@ -357,14 +378,6 @@ def _carry_over(slot: Slot, into: Vectors, place: int) -> None:
         has = into.layout.of(after[place], place, slot.learns_scales, slot.config.dora)
         sources, targets = ([part for layer in each.values() for part in layer.tensors] for each in (had, has))
         torch._foreach_copy_(targets, sources)
-
-
-def _parts(stacked: Tensor) -> Iterator[slice]:
-    """A stack of matrices (S, L, rows, columns) in parts, layer by layer where they are large."""
-    layers = stacked.shape[1]
-    each = max(1, QUANTIZED_AT_ONCE // max(1, stacked.numel() // layers))
-    for start in range(0, layers, each):
-        yield slice(start, start + each)
 
 
 def _through_scales(w: Tensor, scales: Tensor, grad: Tensor, scales_grad: Tensor) -> None:

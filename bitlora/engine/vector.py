@@ -12,15 +12,18 @@ Axes: P all numbers of a vector, S slots, L layers of one shape, R rank, I in, O
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import torch
 from torch import Tensor
 
 from bitlora.adapter.latent import Latent
 from bitlora.quantizers.codes import Side
+
+QUANTIZED_AT_ONCE: Final = 2**22
+"""Numbers that a quantizer is given in one call, about: its intermediate results are several times as many."""
 
 
 class LinearShape(Protocol):
@@ -269,9 +272,10 @@ class Vectors:
     """(S, P): what is multiplied, in the compute dtype, B times the scaling; in the place of DoRA's magnitudes what rows
     grow by, magnitude / norm - 1. `latent` itself where that is it."""
     scaling: Mapping[Kind, Tensor]  # of each kind of B: (S, L, 1, 1), the same dtype as `latent`
-    norms: Mapping[
-        Kind, Tensor
-    ]  # of each kind with magnitudes: (S, L, O, 1) of the merged weights' rows; 1 without DoRA
+    norms: Mapping[Kind, Tensor]
+    """Of each kind with magnitudes: (S, L, O, 1), the norms of the merged weights' rows; 1 without DoRA."""
+    taken_out: Tensor | None = None
+    """(S, P), as `quantized`: A and -B of what slots have taken out of the base (PiSSA); None where none has."""
 
     @classmethod
     def make(
@@ -317,9 +321,31 @@ class Vectors:
             gains = kind.magnitudes_of(self.latent[rows]) / norms[rows] - 1
             kind.magnitudes_of(self.quantized[rows]).copy_(gains)
 
+    def take_out(self, place: int, parts: Mapping[int, tuple[Tensor, Tensor]]) -> None:
+        """Take a slot's B A, times its scaling, out of the base.
+
+        Args:
+            parts: the number of a layer -> A (R, I) and B (O, R).
+        """
+        if self.taken_out is None:
+            self.taken_out = torch.zeros_like(self.quantized)
+        for number, into in self.layout.of(self.taken_out[place], place).items():
+            for part, own in zip((into.a, into.b), parts[number], strict=True):
+                part.copy_(own)
+        for kind, scaling in self.scaling.items():
+            kind.matrices.of(self.taken_out[place]).mul_(-scaling[place])
+
     def start_magnitudes(self, place: int) -> None:
         """Let them be the norms that there are: a slot with DoRA starts as one without."""
         for kind, norms in self.norms.items():
             if kind.ranks[place]:
                 kind.magnitudes_of(self.latent[place]).copy_(norms[place])
                 kind.magnitudes_of(self.quantized[place]).zero_()
+
+
+def layer_parts(stacked: Tensor) -> Iterator[slice]:
+    """A stack of matrices (S, L, rows, columns) in parts, layer by layer where they are large."""
+    layers = stacked.shape[1]
+    each = max(1, QUANTIZED_AT_ONCE // max(1, stacked.numel() // layers))
+    for start in range(0, layers, each):
+        yield slice(start, start + each)

@@ -51,6 +51,8 @@ class GroupAdapters:
     grad_b: tuple[Tensor, ...]  # each (S, O, R)
     gain: tuple[Tensor, ...] = ()  # each (S, O, 1): of DoRA (`bitlora.forward.dora`); empty where no slot has it
     grad_gain: tuple[Tensor, ...] = ()  # each (S, O, 1)
+    out_a: Tensor | None = None  # (S, M * R, I): of what is taken out of the base for some slots (PiSSA); frozen
+    out_b: tuple[Tensor, ...] = ()  # each (S, O, R), negative
 
 
 @dataclass(slots=True, eq=False)
@@ -90,6 +92,9 @@ class _Ready:
     outputs: dict[MultiLoraLinear, Tensor]
 
 
+PRINCIPAL_KEPT: Final = 32
+"""Of a frozen weight's principal components, so many at least are kept: trials of several ranks need one
+decomposition."""
 _READY: Final[WeakKeyDictionary[ForwardPlan, _Ready]] = WeakKeyDictionary()
 
 
@@ -137,6 +142,7 @@ class MultiLoraLinear(nn.Module):
         self.alone = self.group = LayerGroup((self,))
         """By itself, and with those that are given the same input."""
         self._squares: Tensor | None = None
+        self._principal: tuple[Tensor, Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O), where the leading axes hold the T tokens of the plan that this call runs by."""
@@ -165,6 +171,18 @@ class MultiLoraLinear(nn.Module):
         if self._squares is None:
             self._squares = square_norms(weight, dtype)
         return merged_norms(weight, self._squares, a, b)
+
+    def principal(self, rank: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """The first singular vectors and values of the frozen weight, U (O, rank), S (rank,) and V (rank, I); zeros behind
+        the last that there is. Found once, which takes long."""
+        known = self._principal
+        if known is None or len(known[1]) < rank:
+            u, s, v = torch.linalg.svd(self.alone.weights().matrix().to(dtype), full_matrices=False)
+            most = max(rank, PRINCIPAL_KEPT)
+            pad = max(0, rank - len(s))
+            parts = F.pad(u[:, :most], (0, pad)), F.pad(s[:most], (0, pad)), F.pad(v[:most], (0, 0, 0, pad))
+            known = self._principal = parts[0].clone(), parts[1].clone(), parts[2].clone()
+        return known[0][:, :rank], known[1][:rank], known[2][:rank]
 
 
 def _version(x: Tensor) -> int:
@@ -198,6 +216,10 @@ class _BaseAndAdapters(torch.autograd.Function):
             entering = own.inside(_by_member(z, part))
             for number, (member, b) in enumerate(zip(part.members, part.b, strict=True)):
                 own.products.add_times(ys[member], entering[:, number], b.mT)
+            if part.out_a is not None:
+                inner = _by_member(own.products.times(x.to(part.a.dtype), part.out_a.mT), part)
+                for number, (member, b) in enumerate(zip(part.members, part.out_b, strict=True)):
+                    own.products.add_times(ys[member], inner[:, number], b.mT)
             kept += [keep, entering, z if own.int8 else None]
             if own.dora is None:
                 continue
@@ -243,6 +265,9 @@ class _BaseAndAdapters(torch.autograd.Function):
         for dy, weight in zip(dys, weights, strict=False):
             dx = dy @ weight if dx is None else dx.addmm_(dy, weight)
         for (part, own), (own_dys, through, *rest) in zip(ctx.owned, grown, strict=True):
+            if part.out_a is not None and dx is not None:
+                given = [dys[member].to(part.a.dtype) for member in part.members]
+                own.products.add_times(dx, _before_b(part, own, given, part.out_b), part.out_a)
             if through is not None and dx is not None:
                 through = through @ weights[part.members[0]]
             _backward(part, own, x, own_dys, dx, through, *rest)
@@ -263,12 +288,7 @@ def _backward(
     """Add the gradients of the adapters, and to dx their share."""
     products, dtype = own.products, part.a.dtype
     dys = [dy.to(dtype) for dy in dys]
-    if len(dys) == 1:
-        dz = products.times(dys[0], part.b[0])
-    else:
-        dz = x.new_empty(len(x), part.a.shape[1], dtype=dtype)
-        for number, (dy, b) in enumerate(zip(dys, part.b, strict=True)):
-            products.times(dy, b, out=_by_member(dz, part)[:, number])
+    dz = _before_b(part, own, dys, part.b)
     inner = _by_member(dz, part)
     for number, (dy, grad_b) in enumerate(zip(dys, part.grad_b, strict=True)):
         products.add_outer(grad_b, dy, entering[:, number])
@@ -289,6 +309,16 @@ def _backward(
     if through is not None and own.dora is not None:
         own.dora.add(dh, through.to(dtype))
     dx += own.dropped(dh, keep)
+
+
+def _before_b(part: GroupAdapters, own: Ownership, dys: Sequence[Tensor], bs: Sequence[Tensor]) -> Tensor:
+    """The gradient of what each B (S, O, R) was given, from that of what it gave (T, O): (T, M * R)."""
+    if len(dys) == 1:
+        return own.products.times(dys[0], bs[0])
+    dz = dys[0].new_empty(len(dys[0]), part.a.shape[1])
+    for number, (dy, b) in enumerate(zip(dys, bs, strict=True)):
+        own.products.times(dy, b, out=_by_member(dz, part)[:, number])
+    return dz
 
 
 def _widths(group: LayerGroup) -> list[int]:

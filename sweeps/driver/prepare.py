@@ -55,6 +55,8 @@ class Prepared:
         largest: dict[str, Any] = {axis: max(extent(space[axis])) for axis in growing if axis in space}
         if "activations" in space:
             largest["activations"] = "int8" if "int8" in extent(space["activations"]) else "full"
+        if "init" in space:
+            largest["init"] = max(extent(space["init"]), key=lambda init: init == "pissa")
         if "quantizer" in space:
             largest["quantizer"] = max(extent(space["quantizer"]), key=_copies)
         if space.keys() & {"rank", "targets", "rank_pattern"}:

@@ -28,9 +28,9 @@ from bitlora.config.sections import (
     PositiveFloat,
     TrainConfig,
 )
-from bitlora.config.targets import pattern
 from bitlora.config.trial import AXES
 from sweeps.spec import space as spaces
+from sweeps.spec.clashes import adapter_clashes
 from sweeps.spec.draft import Draft, yaml
 from sweeps.spec.errors import SpecError
 from sweeps.spec.parse_space import parse, parse_points
@@ -306,42 +306,6 @@ def _fitted(spec: Spec) -> Spec:
     return spec.model_copy(update={"train": train, "scheduler": scheduler})
 
 
-def _possible(spec: Spec, axis: str) -> set[Any]:
-    domain = spec.search.space.get(axis)
-    return {getattr(spec.adapter, axis)} if domain is None else spaces.extent(domain)
-
-
-def _starts(spec: Spec) -> Iterator[tuple[str, tuple[str, ...], str]]:
-    """Where adapters start (`adapter.init`), against what else they may be."""
-    if "orthogonal" not in _possible(spec, "init"):
-        return
-
-    if _possible(spec, "quantizer") != {"none"}:
-        message = "orthogonal starts where B times A is zero, and quantized they no longer are; give quantizer: none"
-        yield _key(spec, "init"), (_key(spec, "quantizer"),), message
-    ranks = spec.search.space.get("rank")
-    ranges = [ranks, *ranks.branches.values(), ranks.default] if isinstance(ranks, spaces.By) else [ranks]
-    steps = any(isinstance(one, spaces.Range) and (one.log or (one.step or 1) % 2) for one in ranges)
-    every = _possible(spec, "rank") | {r for text in _possible(spec, "rank_pattern") for r in pattern(text).values()}
-    if steps or any(rank % 2 for rank in every):
-        message = "orthogonal needs even ranks; give a list of even ones, or a range with a step of 2"
-        yield _key(spec, "init"), (_key(spec, "rank"), _key(spec, "rank_pattern")), message
-
-
-def _dora(spec: Spec) -> Iterator[tuple[str, tuple[str, ...], str]]:
-    """DoRA against what else the adapters may be."""
-    if True in _possible(spec, "dora") and "int8" in _possible(spec, "activations"):
-        message = (
-            "divides by the norms of the merged weight, and with activations: int8 no weight does what the adapter does"
-        )
-        yield _key(spec, "dora"), (_key(spec, "activations"),), f"{message}; give activations: full"
-
-
-def _key(spec: Spec, axis: str) -> str:
-    """Where the spec says what an axis of the adapter may be."""
-    return f"search.space.{axis}" if axis in spec.search.space else f"adapter.{axis}"
-
-
 def _clashes(spec: Spec) -> Iterator[tuple[str, tuple[str, ...], str]]:
     """Key, the other keys involved, and what is wrong: values that are right each by itself."""
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", spec.name):
@@ -354,8 +318,7 @@ def _clashes(spec: Spec) -> Iterator[tuple[str, tuple[str, ...], str]]:
     if "batch_size" in spec.search.space and (spec.train.epochs is not None or spec.train.eval_every == "epoch"):
         message = "with epochs, trials of different batch size take different steps; count in steps instead"
         yield "search.space.batch_size", ("train.epochs", "train.eval_every"), message
-    yield from _starts(spec)
-    yield from _dora(spec)
+    yield from adapter_clashes(spec)
     by = spec.confirm.by if spec.confirm is not None else None
     if by is not None and not isinstance(spec.search.space.get(by), spaces.Choices):
         lists = [axis for axis, domain in spec.search.space.items() if isinstance(domain, spaces.Choices)]

@@ -315,7 +315,7 @@ def test_gradient_checkpointing_changes_nothing(folders, recipe):
 def test_a_neighbour_that_turns_nan_changes_nothing_to_the_last_bit(folders, dtype, recipe):
     def run(poison):
         engine = open_engine(folders / "llama", dtype)
-        trials = [Trial(seed=s, rank=4, quantizer=q, int8=s == 2, **recipe)
+        trials = [Trial(seed=s, rank=4, quantizer=q, int8=s == 1, own={"dora": s != 1}, **recipe)
                   for s, q in ((1, "ternary"), (2, "binary"), (3, "none"))]  # fmt: skip
         slots = [engine.attach(t.config) for t in trials]
         finite, losses = [], []

@@ -151,8 +151,12 @@ scheduler: {name: pbt}
         ("train: 3", "train: found 3; give a mapping"),
         ("train: {quantizer: none}", "train.quantizer: unknown key; did you mean adapter.quantizer?"),
         (
-            "adapter: {init: pissa}",
-            "adapter.init: found 'pissa'; give default, gaussian or orthogonal",
+            "adapter: {init: eva}",
+            "adapter.init: found 'eva'; give default, gaussian, orthogonal or pissa",
+        ),
+        (
+            "adapter: {init: pissa, dora: true}",
+            "adapter.init: the norms of a base without its principal components are not computed; give dora: false",
         ),
         (
             "adapter: {init: orthogonal, quantizer: ternary}",
