@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+from bitlora.config.sections import AdapterConfig
 from bitlora.config.targets import pattern
 from sweeps.spec import space as spaces
-
-if TYPE_CHECKING:
-    from sweeps.spec.spec import Spec
 
 Clash = tuple[str, tuple[str, ...], str]
 """Key, the other keys involved, and what is wrong."""
@@ -28,28 +26,30 @@ ONLY: Final[tuple[tuple[str, Any, str, Any, str], ...]] = (
 """A value of an axis, another axis, its one value that goes with it, and why."""
 
 
-def adapter_clashes(spec: Spec) -> Iterator[Clash]:
+def adapter_clashes(adapter: AdapterConfig, space: spaces.Space) -> Iterator[Clash]:
     """What values of `adapter` do not go together."""
     for axis, value, other, right, why in ONLY:
-        if value in _possible(spec, axis) and _possible(spec, other) != {right}:
+        if value in _possible(adapter, space, axis) and _possible(adapter, space, other) != {right}:
             shown = str(right).lower() if isinstance(right, bool) else right
-            yield _key(spec, axis), (_key(spec, other),), f"{why}; give {other}: {shown}"
-    if "orthogonal" not in _possible(spec, "init"):
+            yield _key(space, axis), (_key(space, other),), f"{why}; give {other}: {shown}"
+    if "orthogonal" not in _possible(adapter, space, "init"):
         return
-    ranks = spec.search.space.get("rank")
+    ranks = space.get("rank")
     ranges = [ranks, *ranks.branches.values(), ranks.default] if isinstance(ranks, spaces.By) else [ranks]
     steps = any(isinstance(one, spaces.Range) and (one.log or (one.step or 1) % 2) for one in ranges)
-    every = _possible(spec, "rank") | {r for text in _possible(spec, "rank_pattern") for r in pattern(text).values()}
+    every = _possible(adapter, space, "rank") | {
+        r for text in _possible(adapter, space, "rank_pattern") for r in pattern(text).values()
+    }
     if steps or any(rank % 2 for rank in every):
         message = "orthogonal needs even ranks; give a list of even ones, or a range with a step of 2"
-        yield _key(spec, "init"), (_key(spec, "rank"), _key(spec, "rank_pattern")), message
+        yield _key(space, "init"), (_key(space, "rank"), _key(space, "rank_pattern")), message
 
 
-def _possible(spec: Spec, axis: str) -> set[Any]:
-    domain = spec.search.space.get(axis)
-    return {getattr(spec.adapter, axis)} if domain is None else spaces.extent(domain)
+def _possible(adapter: AdapterConfig, space: spaces.Space, axis: str) -> set[Any]:
+    domain = space.get(axis)
+    return {getattr(adapter, axis)} if domain is None else spaces.extent(domain)
 
 
-def _key(spec: Spec, axis: str) -> str:
+def _key(space: spaces.Space, axis: str) -> str:
     """Where the spec says what an axis of the adapter may be."""
-    return f"search.space.{axis}" if axis in spec.search.space else f"adapter.{axis}"
+    return f"search.space.{axis}" if axis in space else f"adapter.{axis}"

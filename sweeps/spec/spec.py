@@ -318,7 +318,7 @@ def _clashes(spec: Spec) -> Iterator[tuple[str, tuple[str, ...], str]]:
     if "batch_size" in spec.search.space and (spec.train.epochs is not None or spec.train.eval_every == "epoch"):
         message = "with epochs, trials of different batch size take different steps; count in steps instead"
         yield "search.space.batch_size", ("train.epochs", "train.eval_every"), message
-    yield from adapter_clashes(spec)
+    yield from adapter_clashes(spec.adapter, spec.search.space)
     by = spec.confirm.by if spec.confirm is not None else None
     if by is not None and not isinstance(spec.search.space.get(by), spaces.Choices):
         lists = [axis for axis, domain in spec.search.space.items() if isinstance(domain, spaces.Choices)]
