@@ -10,18 +10,22 @@ package.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
+from torch import Tensor
 from torch.nn import functional as F
 
 from bitlora.adapter.codes_file import load_packed
-from bitlora.adapter.latent import AdapterLatent, AdapterWeights
+from bitlora.adapter.latent import AdapterLatent, AdapterWeights, Weights
+from bitlora.adapter.peft_folder import tensor_place
 from bitlora.adapter.peft_layers import BitLoraConfig
+from bitlora.base.experts import ExpertWeights, named_experts
 from bitlora.base.linears import features, is_linear, plain_weight, same_kind
 from bitlora.config.trial import TrialConfig, layer_adapter
 
@@ -39,25 +43,39 @@ def attach_weights(model: Any, weights: AdapterWeights, described: Mapping[str, 
     Raises:
         ValueError: see `check_fit`.
     """
-    from peft import get_peft_model
+    from peft import LoraConfig, get_peft_model
 
     check_fit(model, weights)
-    keys = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "activations", "use_dora")
-    config = BitLoraConfig(
-        task_type="CAUSAL_LM",
-        inference_mode=True,
-        target_modules=[*weights],
-        **{key: described[key] for key in keys if key in described},
-    )
-    peft = get_peft_model(model, config)
+    experts = named_experts(model).keys() & weights.keys()
+    keys = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "use_dora")
+    options = {key: described[key] for key in keys if key in described}
+    options |= {"task_type": "CAUSAL_LM", "inference_mode": True}
+    options["target_modules"] = [name for name in weights if name not in experts]
+    if experts:  # beside which there are no 8-bit activations
+        with _unknown_to_peft(model):
+            peft = get_peft_model(model, LoraConfig(target_parameters=[*experts], **options))
+    else:
+        peft = get_peft_model(model, BitLoraConfig(activations=described.get("activations", "full"), **options))
     with torch.no_grad():
         for name, (a, b, magnitude) in weights.items():
-            layer = peft.base_model.model.get_submodule(name)
+            layer = peft.base_model.model.get_submodule(tensor_place(name, experts))
             layer.lora_A["default"].weight.copy_(a)
             layer.lora_B["default"].weight.copy_(b)
             if magnitude is not None:
                 layer.lora_magnitude_vector["default"].weight.copy_(magnitude.flatten())
     return peft.eval()
+
+
+@contextlib.contextmanager
+def _unknown_to_peft(model: Any) -> Iterator[None]:
+    """Inside, PEFT does not know what kind of model it is. Otherwise (0.21.2) it takes every `gate_proj`, `up_proj` and
+    `down_proj` that a list names for the experts', in the layout of an earlier transformers."""
+    kind = model.config.model_type
+    model.config.model_type = ""
+    try:
+        yield
+    finally:
+        model.config.model_type = kind
 
 
 def load_packed_adapter(model: Any, folder: str | Path) -> PeftModel:
@@ -88,6 +106,9 @@ def merge(model: Any, weights: AdapterWeights, config: TrialConfig, dtype: torch
         ValueError: see `check_fit`.
     """
     check_fit(model, weights)
+    for name, layer in named_experts(model).items():
+        if name in weights:
+            layer.set_weight(_with_experts(layer, weights[name], layer_adapter(config, name).scaling).to(dtype))
     for name, linear in [*model.named_modules()]:
         if name not in weights and not isinstance(linear, Linear4bit):
             continue
@@ -103,6 +124,15 @@ def merge(model: Any, weights: AdapterWeights, config: TrialConfig, dtype: torch
     if getattr(model, "hf_quantizer", None) is not None:
         model.hf_quantizer.remove_quantization_config(model)
     return model.to(dtype)
+
+
+def _with_experts(layer: ExpertWeights, added: Weights, scaling: float) -> Tensor:
+    """The weights of routed experts (experts, out, in) with their adapters, in float32 or float64."""
+    weight = layer.weight.to(torch.promote_types(layer.weight.dtype, torch.float32))
+    a, b = added.a.to(weight), added.b.to(weight)
+    each_a = a.unflatten(0, (layer.experts, -1))
+    each_b = b.unflatten(1, (-1, layer.experts)).movedim(2, 0)
+    return torch.baddbmm(weight, each_b, each_a, alpha=scaling)
 
 
 def save_merged(folder: Path, model: Any, tokenizer: Any) -> None:
@@ -121,7 +151,12 @@ def check_fit(model: Any, weights: AdapterLatent | AdapterWeights) -> None:
         ValueError: the base has no such layer, or one of another shape.
     """
     modules = dict(model.named_modules())
+    experts = named_experts(model)
     for name, (a, b, *_) in weights.items():
+        if (layer := experts.get(name)) is not None:
+            if (layer.in_features, layer.out_features) != (a.shape[1], b.shape[0]) or len(a) % layer.experts:
+                raise ValueError(f"{name} of the base has other experts than that of the adapter")
+            continue
         linear = modules.get(name)
         if linear is None or not is_linear(linear):
             raise ValueError(f"the base has no linear layer {name}: give the base that the adapter was trained over")

@@ -12,6 +12,7 @@ code in the lowest place. `bitlora.adapter.cost.adapter_bytes` knows the file's 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from bitlora.adapter.latent import AdapterLatent, Weights
 from bitlora.adapter.peft_folder import CONFIG, EARLIER_PACKED_TYPE, PACKED_TYPE, adapter_config
 from bitlora.base.info import AdaptedLayer
 from bitlora.config.targets import of_pattern
-from bitlora.config.trial import TrialConfig
+from bitlora.config.trial import TrialConfig, as_written, layer_adapter
 from bitlora.quantizers.codes import Side, decode, encode, from_bytes, to_bytes
 from bitlora.quantizers.weights import QUANTIZERS, Quantizer
 
@@ -39,7 +40,8 @@ class Packed:
     """A packed adapter, read."""
 
     config: dict[str, Any]
-    """adapter_config.json: PEFT's keys, `quantizer`, `granularity`, `activations`, `format`; `layers`: name, in, out."""
+    """adapter_config.json: PEFT's keys, `quantizer`, `granularity`, `activations`, `format`; `layers`: name, in, out,
+    and of routed experts how many there are."""
     weights: dict[str, Weights]
     """Layer name -> A (rank, in), B (out, rank), float32: what is multiplied."""
 
@@ -52,7 +54,11 @@ def save_packed(folder: Path, latent: AdapterLatent, config: TrialConfig, base_m
     """
     from safetensors.torch import save_file
 
-    layers = [AdaptedLayer(name, a.shape[1], *b.shape) for name, (a, b, *_) in latent.items()]
+    kept = as_written(config)
+    layers = [
+        AdaptedLayer(name, a.shape[1], *b.shape, experts=len(a) // layer_adapter(kept, name).rank)
+        for name, (a, b, *_) in latent.items()
+    ]
     quantizer = config.quantizer
     pieces: dict[str, list[Tensor]] = {name: [] for name in packed_tensors((), quantizer, dora=config.dora)}
     for layer in latent.values():
@@ -89,7 +95,10 @@ def _described(config: TrialConfig, base_model: str, layers: list[AdaptedLayer])
     }
     del keys["target_modules"]
     head = json.dumps(keys, indent=2, sort_keys=True).removesuffix("\n}")
-    lines = ",\n".join(f"    {json.dumps([s.name, s.in_features, s.out_features])}" for s in layers)
+    lines = ",\n".join(
+        f"    {json.dumps([s.name, s.in_features, s.out_features, *([s.experts] if s.experts > 1 else [])])}"
+        for s in layers
+    )
     return f'{head},\n  "layers": [\n{lines}\n  ]\n}}\n'
 
 
@@ -116,8 +125,8 @@ def load_packed(folder: str | Path) -> Packed:
         ranks = config.get("rank_pattern") or {}
         quantizer, granularity = config["quantizer"], config["granularity"]
         layers = [
-            AdaptedLayer(name, wide, high, int(of_pattern(ranks, name, config["r"])))
-            for name, wide, high in config["layers"]
+            AdaptedLayer(name, wide, high, math.prod((int(of_pattern(ranks, name, config["r"])), *experts)))
+            for name, wide, high, *experts in config["layers"]
         ]
         expected = packed_tensors(layers, quantizer, granularity, config.get("use_dora") is True)
     except (OSError, KeyError, TypeError, ValueError) as error:

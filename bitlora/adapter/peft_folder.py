@@ -12,6 +12,7 @@ One file is replaced in one step on a disk and is one object in a store; nothing
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,9 +36,21 @@ MAGNITUDE: Final = KEYS[-1]
 """Of DoRA: (out,) in the files."""
 
 
-def adapter_config(config: TrialConfig, base_model: str, targets: list[str]) -> dict[str, Any]:
-    """The adapter's configuration in PEFT's keys, with the quantizer and the activations beside them."""
+FUSED: Final = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
+"""Names that PEFT (0.21.2) takes for routed experts' in a list of modules, over bases that have such experts."""
+
+
+def adapter_config(
+    config: TrialConfig, base_model: str, targets: list[str], experts: Collection[str] = ()
+) -> dict[str, Any]:
+    """The adapter's configuration in PEFT's keys, with the quantizer and the activations beside them.
+
+    Args:
+        experts: those of `targets` that are routed experts'.
+    """
     config = as_written(config)
+    spelled = {name: as_parameter(name, experts) for name in targets}
+    parameters = {"target_parameters": [name for name in spelled.values() if name is not None]} if experts else {}
     plain = config.quantizer == "none" and config.activations == "full"
     described = {
         "peft_type": "LORA" if plain else PEFT_TYPE,
@@ -47,8 +60,9 @@ def adapter_config(config: TrialConfig, base_model: str, targets: list[str]) -> 
         "lora_alpha": config.alpha,
         "lora_dropout": config.dropout,
         "use_rslora": config.scaling == "rslora",
-        **_patterns(config, targets),
-        "target_modules": targets,
+        **_patterns(config, {name: own or name for name, own in spelled.items()}),
+        "target_modules": [name for name in targets if spelled[name] is None],
+        **parameters,
         "bias": "none",
         "inference_mode": True,
     }
@@ -61,16 +75,51 @@ def adapter_config(config: TrialConfig, base_model: str, targets: list[str]) -> 
     return described | ({"use_dora": True} if config.dora else {})
 
 
-def _patterns(config: TrialConfig, targets: list[str]) -> dict[str, dict[str, float]]:
+def as_parameter(name: str, experts: Collection[str]) -> str | None:
+    """What PEFT calls a target where it is one of its `target_parameters`; None: it is a module of its own.
+
+    Routed experts are. Beside them so is the weight of a linear layer whose name PEFT would take for theirs: its adapter
+    is the same.
+    """
+    if name in experts:
+        return name
+    return f"{name}.weight" if experts and name.rpartition(".")[2] in FUSED else None
+
+
+def adapted_experts(latent: AdapterLatent, config: TrialConfig) -> frozenset[str]:
+    """The layers of an adapter that are routed experts': A has the rank's rows for each of them."""
+    kept = as_written(config)
+    return frozenset(name for name, layer in latent.items() if len(layer.a) != layer_adapter(kept, name).rank)
+
+
+def tensor_place(name: str, experts: Collection[str]) -> str:
+    """The module of PEFT's that a target's A and B are in. The tensors of one module of experts are wrapped in each other,
+    the last of them outermost."""
+    if name not in experts:
+        return name
+    owner = name.rpartition(".")[0]
+    together = sorted((each for each in experts if each.rpartition(".")[0] == owner), key=_as_multiplied)
+    return owner + ".base_layer" * (len(together) - 1 - together.index(name))
+
+
+def _as_multiplied(name: str) -> bool:
+    return name.endswith(".down_proj")
+
+
+def _patterns(config: TrialConfig, targets: dict[str, str]) -> dict[str, dict[str, float]]:
     """Rank and alpha of the layers where they are others, by their whole names: keys of files are sorted, by PEFT too, and
-    of keys that match one layer the first counts."""
+    of keys that match one layer the first counts.
+
+    Args:
+        targets: name -> what PEFT calls it.
+    """
     found: dict[str, dict[str, float]] = {}
     for key, text, usual in (
         ("rank_pattern", config.rank_pattern, config.rank),
         ("alpha_pattern", config.alpha_pattern, config.alpha),
     ):
         numbers = {name: of_pattern(pattern(text), name, usual) for name in targets}
-        if own := {name: number for name, number in numbers.items() if number != usual}:
+        if own := {targets[name]: number for name, number in numbers.items() if number != usual}:
             found[key] = own
     return found
 
@@ -79,14 +128,15 @@ def save_adapter(folder: Path, latent: AdapterLatent, config: TrialConfig, base_
     """Write the latent weights into `folder`, which exists and is empty (`bitlora.files.writing.write_folder`)."""
     from safetensors.torch import save_file
 
+    experts = adapted_experts(latent, config)
     tensors = {}
     for name, layer in latent.items():
         for key, part in zip(KEYS, layer, strict=True):
             if part is not None:
                 whole = part.flatten() if key == MAGNITUDE else part
-                tensors[f"base_model.model.{name}.{key}"] = whole.cpu().contiguous()
+                tensors[f"base_model.model.{tensor_place(name, experts)}.{key}"] = whole.cpu().contiguous()
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    text = json.dumps(adapter_config(config, base_model, list(latent)), indent=2, sort_keys=True)
+    text = json.dumps(adapter_config(config, base_model, list(latent), experts), indent=2, sort_keys=True)
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
 
 
@@ -101,7 +151,10 @@ def load_latent(folder: Path, config: TrialConfig) -> dict[str, Latent]:
 
     path = folder / WEIGHTS
     try:
-        targets: list[str] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["target_modules"]
+        described = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        parameters: list[str] = described.get("target_parameters") or []
+        experts = {name for name in parameters if not name.endswith(".weight")}
+        targets: list[str] = [*described["target_modules"], *(name.removesuffix(".weight") for name in parameters)]
         tensors = load_file(path)
     except FileNotFoundError as error:
         raise ValueError(f"{error.filename or path}: no such file; the trial has no adapter") from None
@@ -109,13 +162,18 @@ def load_latent(folder: Path, config: TrialConfig) -> dict[str, Latent]:
         raise ValueError(f"{path}: not an adapter: {str(error).splitlines()[0]}") from None
     learned = QUANTIZERS[config.quantizer].learns_scales
     keys = [*KEYS[:2], *(KEYS[2:4] if learned else (None, None)), MAGNITUDE if config.dora else None]
-    names = {target: [key and f"base_model.model.{target}.{key}" for key in keys] for target in targets}
+    names = {
+        target: [key and f"base_model.model.{tensor_place(target, experts)}.{key}" for key in keys]
+        for target in targets
+    }
     expected = {name for each in names.values() for name in each if name}
     if expected != tensors.keys():
         raise ValueError(f"{path}: {min(expected ^ tensors.keys())} is missing, or not of a {config.quantizer} adapter")
     latent = {target: Latent._make(name and tensors[name] for name in each) for target, each in names.items()}
     for target, (a, b, _, _, magnitude) in latent.items():
         rank = layer_adapter(as_written(config), target).rank
+        if a.ndim == b.ndim == 2 and target in experts and len(a) % rank == 0:
+            rank = len(a)
         if a.ndim != 2 or b.ndim != 2 or not a.shape[0] == b.shape[1] == rank:
             found = f"A {[*a.shape]} and B {[*b.shape]}"
             raise ValueError(f"{path}: {target}: found {found}; rank {rank} has A [{rank}, in], B [out, …]")

@@ -41,6 +41,7 @@ from bitlora.quantizers.weights import DOUBLE_BINARY_B, QUANTIZERS, Granularity,
 
 REFUSED: Final = {
     "lora_bias": "a bias of the adapter is neither quantized nor stored",
+    "target_parameters": "PEFT adds such an adapter to the base's weights, and would leave out the quantizer",
     "use_qalora": "its adapter is not the product of two matrices over the layer's inputs",
 }
 """Options of `LoraConfig` that would change what the adapter is, and why they are not there."""

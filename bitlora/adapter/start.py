@@ -6,7 +6,7 @@ the base's own and taken out of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from math import pi, sqrt
 
 import torch
@@ -29,8 +29,11 @@ def principal_parts(found: tuple[Tensor, Tensor, Tensor], layer: LayerAdapter) -
     return root[:, None] * v, u * root
 
 
-def start_adapter(layers: Iterable[Latent], config: TrialConfig) -> None:
+def start_adapter(layers: Sequence[Latent], config: TrialConfig, experts: Sequence[int] | None = None) -> None:
     """Write the first values into the latent weights, which are zero; as PEFT draws them in each layer.
+
+    Args:
+        experts: how many have a part of each layer's; None: one.
 
     `default`: A is uniform in ±1/sqrt(in). `gaussian`: A is normal with a standard deviation of 1/rank. B is zero. In
     `double_binary` B's scales are zero instead, so that it starts as the same exact no-op; its latent weights are normal
@@ -43,8 +46,8 @@ def start_adapter(layers: Iterable[Latent], config: TrialConfig) -> None:
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
 
-    for layer in layers:
-        rank, inputs = layer.a.shape
+    for layer, count in zip(layers, experts or [1] * len(layers), strict=True):
+        rank, inputs = layer.a.shape[0] // count, layer.a.shape[1]
         if config.init == "orthogonal":
             q, _ = torch.linalg.qr(normal(rank, rank))
             layer.a.copy_((normal(inputs, rank // 2) @ q[0::2]).T / 10)

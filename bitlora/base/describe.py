@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from bitlora.base.admission import admit
+from bitlora.base.experts import ExpertWeights, expert_weights, named_experts
 from bitlora.base.info import BaseInfo, LayerShape
 from bitlora.base.linears import features, is_linear
 from bitlora.base.locate import BaseError, _hub
 from bitlora.base.revision import config_digest, local_revision, pinned
 from bitlora.config.sections import BaseConfig
-from bitlora.config.targets import ALL, TargetChoice, targeted, unmatched
+from bitlora.config.targets import ALL, EXPERTS_ONLY, TargetChoice, targeted, unmatched
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,31 +73,45 @@ def block_linears(model: Any) -> dict[str, nn.Module]:
     }
 
 
+def block_experts(model: Any) -> dict[str, ExpertWeights]:
+    """The matrices of the text decoder's routed experts that can have adapters, by their names in the model."""
+    text = {id(module) for module in model.get_decoder().modules()}
+    return {name: weights for name, weights in named_experts(model).items() if id(weights.owner) in text}
+
+
+def block_layers(model: Any) -> dict[str, nn.Module | ExpertWeights]:
+    """All that can have an adapter, by its name, in the model's order: `block_linears` and `block_experts`."""
+    found: dict[str, nn.Module | ExpertWeights] = {**block_linears(model), **block_experts(model)}
+    order = {name: place for place, (name, _) in enumerate(model.named_modules())}
+    return dict(sorted(found.items(), key=lambda item: order.get(item[0], order.get(item[0].rpartition(".")[0], 0))))
+
+
 def expert_params(model: Any) -> int:
-    """Parameters of the text decoder's routed experts: transformers keeps those of a layer in one tensor of three axes."""
+    """Parameters of the text decoder's routed experts that cannot have adapters: transformers keeps those of a layer in one
+    tensor of three axes."""
     return sum(
         parameter.numel()
         for module in model.get_decoder().modules()
-        if not isinstance(module, nn.Conv1d)
+        if not isinstance(module, nn.Conv1d) and not expert_weights(module)
         for parameter in module.parameters(recurse=False)
         if parameter.ndim == 3
     )
 
 
-def choose_targets(linears: Mapping[str, nn.Module], config: BaseConfig, model: Any) -> list[str]:
+def choose_targets(layers: Mapping[str, nn.Module | ExpertWeights], config: BaseConfig, model: Any) -> list[str]:
     """The names of the layers that `base.targets` is about.
 
     Raises:
         BaseError: see `check_targets`; or there are no linear layers.
     """
-    if not linears:
+    if not layers:
         raise BaseError(f"base.model: {config.model} has no linear layers in its blocks to adapt")
-    check_targets("base.targets", config.targets, list(linears), expert_share(model))
-    return targeted(config.targets, linears)
+    check_targets("base.targets", config.targets, list(layers), expert_share(model))
+    return targeted(config.targets, layers)
 
 
 def expert_share(model: Any) -> float:
-    """Which share of the model's parameters are routed experts that have no adapters."""
+    """Which share of the model's parameters are routed experts that cannot have adapters."""
     every: int = sum(parameter.numel() for parameter in model.parameters())
     return expert_params(model) / every
 
@@ -106,22 +121,22 @@ def check_targets(key: str, text: str, linears: Sequence[str], experts: float) -
 
     Args:
         key: where it stands in the spec.
-        linears: the names of all linear layers of the base's blocks.
+        linears: the names of all that can have adapters in the base's blocks.
         experts: `expert_share`.
 
     Raises:
         BaseError: a part of it matches no layer; the nearest name is given. Or it would leave out what it seems to name:
             routed experts.
     """
-    if why := unmatched(text, linears):
-        raise BaseError(f"{key}: {why}")
-    kinds = {ALL, "mlp"} & {*TargetChoice.parse(text).names}
+    kinds = {ALL, "mlp", EXPERTS_ONLY} & {*TargetChoice.parse(text).names}
     if experts and kinds:
         ends = dict.fromkeys(name.rsplit(".", 1)[-1] for name in linears)
         raise BaseError(
-            f"{key}: {min(kinds)}; {experts:.0%} of the parameters of the base are routed experts, which cannot have "
-            f"adapters yet; name the layers that are to have them: [{', '.join(ends)}]"
+            f"{key}: {min(kinds)}; {experts:.0%} of the parameters of the base are routed experts, which this class of "
+            f"models keeps where adapters do not reach them; name the layers that are to have them: [{', '.join(ends)}]"
         )
+    if why := unmatched(text, linears):
+        raise BaseError(f"{key}: {why}")
 
 
 def describe_base(config: BaseConfig, longest: int | None = None) -> BaseInfo:
@@ -142,9 +157,14 @@ def describe_base(config: BaseConfig, longest: int | None = None) -> BaseInfo:
     except ValueError as error:
         raise BaseError(f"base.model: {config.model} is no causal LM: {str(error).splitlines()[0]}") from None
     admit(model, config.model, longest)
-    linears = block_linears(model)
-    targets = tuple(choose_targets(linears, config, model))
-    shapes = tuple(LayerShape(name, *features(linear)) for name, linear in linears.items())
+    layers = block_layers(model)
+    targets = tuple(choose_targets(layers, config, model))
+    shapes = tuple(
+        LayerShape(name, layer.in_features, layer.out_features, experts=layer.experts)
+        if isinstance(layer, ExpertWeights)
+        else LayerShape(name, *features(layer))
+        for name, layer in layers.items()
+    )
     params = sum(p.numel() for p in model.parameters())
     vocab_size = found.config.get_text_config().vocab_size
     return BaseInfo(

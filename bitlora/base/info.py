@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from bitlora.config.trial import TrialConfig, adapter_layers
@@ -11,11 +11,14 @@ from bitlora.config.trial import TrialConfig, adapter_layers
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """A linear layer of the base's blocks: its name in the model, its inputs and outputs."""
+    """A linear layer of the base's blocks, or a matrix of each of its routed experts: its name in the model, its inputs and
+    outputs."""
 
     name: str
     in_features: int
     out_features: int
+    experts: int = field(default=1, kw_only=True)
+    """How many have one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,7 @@ class AdaptedLayer(LayerShape):
     """A layer that an adapter is on, and its rank there."""
 
     rank: int
+    """Of routed experts the sum over them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +46,19 @@ class BaseInfo:
     config_digest: str = ""
     """Of a folder or a package, what sweeps took for its revision before."""
     experts: float = 0.0
-    """Which share of the parameters are routed experts, which have no adapters."""
+    """Which share of the parameters are routed experts that cannot have adapters."""
 
     def layers(self, config: TrialConfig) -> list[AdaptedLayer]:
         """The layers that a trial's adapter is on."""
         ranks = adapter_layers(config, [shape.name for shape in self.linears], self.targets)
         return [
-            AdaptedLayer(shape.name, shape.in_features, shape.out_features, ranks[shape.name].rank)
+            AdaptedLayer(
+                shape.name,
+                shape.in_features,
+                shape.out_features,
+                shape.experts * ranks[shape.name].rank,
+                experts=shape.experts,
+            )
             for shape in self.linears
             if shape.name in ranks
         ]
@@ -69,4 +79,4 @@ class BaseInfo:
 
 def adapted_params(layers: Iterable[LayerShape]) -> int:
     """Parameters of layers, biases aside."""
-    return sum(layer.in_features * layer.out_features for layer in layers)
+    return sum(layer.experts * layer.in_features * layer.out_features for layer in layers)

@@ -12,6 +12,18 @@ from bitlora.base.revision import pinned, weights_revision
 from bitlora.config.sections import BaseConfig, Dtype
 
 
+def import_bitsandbytes() -> None:
+    """Import bitsandbytes, and not PyTorch's code generator with it: that takes three times as long, and is for functions
+    of bitsandbytes that packs do not call (optimizers, and quantization on devices without kernels). They compute the same
+    without it."""
+    before = torch.compiler.get_default_backend()
+    torch.compiler.set_default_backend("eager")  # of the functions that are handed to `torch.compile` at import
+    try:
+        import bitsandbytes  # noqa: F401
+    finally:
+        torch.compiler.set_default_backend(before)
+
+
 def resolve_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
     """`auto` is bfloat16 where the hardware multiplies it (CUDA from Ampere on, CPUs with AMX or AVX-512 BF16), else
     float32."""
@@ -56,9 +68,12 @@ def load_model(config: BaseConfig, dtype: torch.dtype, device: torch.device) -> 
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     options: dict[str, Any] = {"dtype": dtype, "device_map": {"": str(device)}}
+    if dtype == torch.float64:
+        options["experts_implementation"] = "eager"  # torch's grouped products know no float64
     if config.quantization == "nf4":
         if dtype == torch.float64:
             raise BaseError("train.dtype: float64 needs base.quantization: none")
+        import_bitsandbytes()
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",

@@ -48,10 +48,14 @@ class BaseConfig(Config):
     quant_storage: QuantStorage = "uint8"
     """Of `nf4`: the dtype of the tensors that the 4-bit codes lie in (bitsandbytes' `bnb_4bit_quant_storage`). No number
     hangs on it."""
+    cache: bool | Literal["auto"] = "auto"
+    """Of `nf4`: keep the values of the 4-bit codes in the compute dtype too, so that no step dequantizes them: four times
+    the codes' memory in bfloat16, eight times in float32. `auto`: on a GPU where no slot and no pass is lost by it, and not
+    on a CPU. No number hangs on it."""
     targets: Targets = ALL
     """Which linear layers of the base's blocks get an adapter: all, those of the attention (`attention`), the others
-    (`mlp`), those whose name ends in one of a list, or whose whole name a regular expression matches; of each ` in layers
-    4-11` the blocks 4 to 11 alone."""
+    (`mlp`), the routed experts alone (`experts`, which `all-linear` and `mlp` have too), those whose name ends in one of a
+    list, or whose whole name a regular expression matches; of each ` in layers 4-11` the blocks 4 to 11 alone."""
 
     @property
     def quantized_as(self) -> str:

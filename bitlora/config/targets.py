@@ -1,7 +1,8 @@
 """Which layers an adapter is on, and how wide it is in each, as text that says the same in a spec, a study and a record.
 
-    all-linear                           every linear layer of the base's blocks
+    all-linear                           every linear layer of the base's blocks, and its routed experts
     attention, mlp                       those inside the attention; the others
+    experts                              the routed experts alone (PEFT's `target_parameters`)
     q_proj, v_proj                       those whose name is, or ends in, one of these (PEFT's `target_modules`, a list)
     .*layers\\.(0|5)\\..*proj              those whose whole name the regular expression matches (`target_modules`, a text)
     attention in layers 4-11             of these the blocks 4 to 11, both included, from 0 (`layers_to_transform`)
@@ -24,7 +25,8 @@ from pydantic import BeforeValidator, Field
 from bitlora.config.explain import show
 
 ALL: Final = "all-linear"
-KINDS: Final = (ALL, "attention", "mlp")
+EXPERTS_ONLY: Final = "experts"
+KINDS: Final = (ALL, "attention", "mlp", EXPERTS_ONLY)
 OF_BASE: Final = "base.targets"
 """Of a trial: the layers that the sweep's `base.targets` says."""
 NO_PATTERN: Final = "none"
@@ -68,6 +70,8 @@ class TargetChoice(NamedTuple):
 def _is(target: str, name: str) -> bool:
     if target == ALL:
         return True
+    if target == EXPERTS_ONLY:
+        return EXPERTS_ONLY in name.split(".")[:-1]
     if target in KINDS:
         inside = any(_ATTENTION.search(part) for part in name.split(".")[:-1])
         return inside == (target == "attention")
@@ -88,7 +92,7 @@ def unmatched(text: str, names: Sequence[str]) -> str:
         if not any(
             choice._replace(names=(target,) if choice.names else (), layers=None).matches(name) for name in names
         ):
-            near = get_close_matches(target, [*ends, *KINDS], 1)
+            near = get_close_matches(target, [*ends, *(kind for kind in KINDS if kind != target)], 1)
             return f"{target!r} matches no linear layer of the base; " + (
                 f"did you mean {near[0]}?" if near else f"there are {', '.join(ends)}"
             )
@@ -115,8 +119,8 @@ def targets_text(value: Any) -> Any:
         return ", ".join(dict.fromkeys(value))
     if not isinstance(value, str) or not value.strip():
         raise ValueError(
-            f"found {show(value)}; give a list of layers' names, all-linear, attention, mlp or a regular expression, with "
-            "' in layers FIRST-LAST' behind it or not"
+            f"found {show(value)}; give a list of layers' names, all-linear, attention, mlp, experts or a regular "
+            "expression, with ' in layers FIRST-LAST' behind it or not"
         )
     choice = TargetChoice.parse(value)
     if choice.layers is not None and choice.layers[0] > choice.layers[1]:
@@ -165,7 +169,7 @@ _PATTERN: Final = "a mapping of names to {}, or `none`"
 Targets = Annotated[
     str,
     BeforeValidator(targets_text),
-    Field(description="`all-linear`, `attention`, `mlp`, a list of names, or a regular expression"),
+    Field(description="`all-linear`, `attention`, `mlp`, `experts`, a list of names, or a regular expression"),
 ]
 RankPattern = Annotated[
     str,

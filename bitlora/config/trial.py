@@ -144,8 +144,33 @@ class LayerAdapter(NamedTuple):
     """What an adapter is in one layer."""
 
     rank: int
+    """Of routed experts the sum over them."""
     scaling: float
     """What its output is multiplied by."""
+    experts: int = 1
+    """How many have one of their own there."""
+
+    def of_each(self, experts: int) -> LayerAdapter:
+        """The same for each of so many experts."""
+        return self._replace(rank=experts * self.rank, experts=experts)
+
+
+def refused_on_experts(
+    dropout: float = 0.0, activations: Activations = "full", init: Init = "default", dora: bool = False
+) -> str:
+    """Why such an adapter cannot be on routed experts; nothing where it can.
+
+    PEFT adds an expert's adapter to its weights before they are multiplied: so nothing can be done to its inputs alone.
+    """
+    if dropout:
+        return f"dropout: {dropout}: an adapter of routed experts has no inputs of its own to drop (nor in PEFT)"
+    if activations != "full":
+        return f"activations: {activations}: an adapter of routed experts has no inputs of its own to round"
+    if dora:
+        return "dora: true is not there for adapters of routed experts (nor in PEFT)"
+    if init in ("orthogonal", "pissa"):
+        return f"init: {init} is not there for adapters of routed experts (nor in PEFT); give default or gaussian"
+    return ""
 
 
 def layer_adapter(config: TrialConfig, name: str) -> LayerAdapter:

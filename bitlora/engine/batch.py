@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -85,6 +85,18 @@ def split_rows(piece: Piece, rows: int) -> list[Piece]:
     """The piece in pieces of at most so many rows, in order."""
     count = len(piece.batch.lengths)
     return [piece.rows(start, min(start + rows, count)) for start in range(0, count, rows)]
+
+
+def split_rows_by_tokens(batch: Batch, rows: range, tokens: int) -> Iterator[Batch]:
+    """These rows of a batch, next to each other in parts of at most so many tokens each, but at least one row."""
+    start = rows.start
+    while start < rows.stop:
+        stop, taken = start + 1, batch.lengths[start]
+        while stop < rows.stop and taken + batch.lengths[stop] <= tokens:
+            taken += batch.lengths[stop]
+            stop += 1
+        yield batch.rows(start, stop)[0]
+        start = stop
 
 
 def split_pass(pieces: Sequence[Piece], tokens: int | None) -> list[list[Piece]]:

@@ -10,34 +10,28 @@ The promise: what a trial goes through is what it would go through alone, in a p
 
 from __future__ import annotations
 
-import gc
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bitlora.adapter.latent import Latent
-from bitlora.config.explain import one_line
 from bitlora.config.trial import TrialConfig
-from bitlora.engine.batch import Batch, Piece, split_pass, split_rows
+from bitlora.engine.batch import Batch, Piece, split_pass, split_rows, split_rows_by_tokens
 from bitlora.engine.optim import clip, learning_rate
+from bitlora.engine.passes import KeptLayouts, LaidOutPass, StepLayout, micro_batches
 from bitlora.engine.slot import Bank, Slot, SlotState
 from bitlora.engine.vector import VectorLayout
-from bitlora.engine.workers import Workers
-from bitlora.forward.forward_plan import ForwardPlan, Span
-from bitlora.forward.host import read, send
+from bitlora.engine.workers import Workers, attempt, first_reasons
+from bitlora.forward.host import Coming, read, send
 from bitlora.forward.inject import Base
 from bitlora.quantizers.weights import QUANTIZERS
 
 EVAL_TOKENS = 4096
 """Tokens of one forward pass in evaluation, about, until so many do not fit."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +90,8 @@ class Engine:
         """Tokens of a forward and backward pass, at most: what is known to fit, or was found when a larger one raised."""
         self.eval_tokens = EVAL_TOKENS
         """Tokens of a pass in evaluation, at most, but at least one row for each slot."""
+        self._ahead: StepLayout | None = None
+        self._kept = KeptLayouts()
 
     @property
     def slots(self) -> Mapping[int, Slot]:
@@ -135,23 +131,34 @@ class Engine:
         """
         self.bank.remove(slot)
 
-    def latent(self, slot: int) -> dict[str, Latent]:
-        """Copies of a slot's latent weights, of the layers that its adapter is on: layer name -> A (R, I), B (O, R), and
-        where scales are learned theirs."""
+    def fetch_latent(self, slot: int) -> Coming[dict[str, Latent]]:
+        """Copies of a slot's latent weights on their way into host memory, of the layers that its adapter is on: layer name
+        -> A (R, I), B (O, R), and where scales are learned theirs."""
         state = self.slots[slot]
         names = [name for name, layer in zip(self.base.linears, state.layers, strict=True) if layer is not None]
-        return dict(zip(names, state.latent_layers(), strict=True))
+        coming = state.fetch_latent()
+        return Coming(lambda: dict(zip(names, coming.arrived(), strict=True)))
+
+    def latent(self, slot: int) -> dict[str, Latent]:
+        """As `fetch_latent`; the host waits for them."""
+        return self.fetch_latent(slot).arrived()
 
     def weights(self, config: TrialConfig) -> int:
         """How many numbers a trial's adapter has: the length of the vectors of its `state`."""
         layers = [(self.base.linears[name], found.rank) for name, found in self.base.adapter_layers(config).items()]
         return VectorLayout.make(layers, QUANTIZERS[config.quantizer].learns_scales, config.dora).size
 
-    def state(self, slot: int) -> SlotState:
-        """A copy of what a trial would go on from."""
-        return self.slots[slot].state()
+    def fetch_state(self, slot: int) -> Coming[SlotState]:
+        """A copy of what a trial would go on from, on its way into host memory."""
+        return self.slots[slot].fetch_state()
 
-    def step(self, batches: Mapping[int, Batch]) -> dict[int, StepStats]:
+    def state(self, slot: int) -> SlotState:
+        """As `fetch_state`; the host waits for it."""
+        return self.fetch_state(slot).arrived()
+
+    def step(
+        self, batches: Mapping[int, Batch], ahead: Callable[[], Mapping[int, Batch]] | None = None
+    ) -> dict[int, StepStats]:
         """One optimizer step of every slot in `batches`, each on its own batch; of many workers each computes its rows.
 
         A slot whose loss or gradient is not finite is parked: its weights stay as they were, and its neighbours' numbers
@@ -162,6 +169,10 @@ class Engine:
         the same sums. A slot whose single row still raises has `StepStats.failed`, and takes no step; a lack of memory
         that was everybody's makes later passes smaller.
 
+        Args:
+            ahead: gives the batches of the step after this one, which are laid out while the device is at work; used by
+                that step where it is given the same ones, over the same slots.
+
         Raises:
             torch.AcceleratorError: the device is lost, which is no slot's fault.
         """
@@ -169,7 +180,9 @@ class Engine:
         reasons: dict[int, str] = {}
         for slot in counts:
             self.slots[slot].grad.zero_()
-        found, error = attempt(self._backward, self._passes(batches), counts)
+        found, error = attempt(self._backward, self._passes_of(batches), counts)
+        # The device is at work, or something has raised: meanwhile the host does what the next step needs of it.
+        self._ahead = attempt(self._lay_out_step, ahead(), 1)[0] if ahead is not None else None
         sums = torch.zeros(len(counts), dtype=torch.float64, device=self.base.device) if found is None else found
         if self.workers.sum([sums, *(self.slots[slot].grad for slot in counts)], self.latent_dtype, bool(error)):
             sums, reasons = self._step_slot_by_slot(batches, counts)
@@ -188,7 +201,7 @@ class Engine:
         tokens = {slot: sum(batch.lengths) for slot, batch in batches.items()}
         return failed | self._update(losses, dict(zip(states, found_norms.tolist(), strict=True)), tokens)
 
-    def _backward(self, passes: Iterable[Sequence[Piece]], counts: Mapping[int, int]) -> Tensor:
+    def _backward(self, passes: Iterable[LaidOutPass], counts: Mapping[int, int]) -> Tensor:
         """Forward and backward of these passes: gradients are added to the slots'.
 
         Args:
@@ -198,14 +211,15 @@ class Engine:
             The summed losses of the slots in `counts`, (slots,) float64.
         """
         totals = dict.fromkeys(counts, torch.zeros((), dtype=torch.float64, device=self.base.device))
-        for pieces in passes:
-            ordered = self._by_place(pieces)
-            hidden, targets, learned = self._hidden(ordered)
-            shares = [self.slots[piece.slot].loss_scale.value / counts[piece.slot] for piece in ordered]
-            (weights,) = send([np.repeat(shares, learned)], self.base.device)
-            losses = self.base.head.backward(hidden, targets, weights.to(self.latent_dtype))
-            sums = torch.stack([loss.sum() for loss in losses.split(learned)]).double()
-            for piece, total in zip(ordered, sums.unbind(), strict=True):
+        for each in passes:
+            weights = each.shares
+            scales = [self.slots[piece.slot].loss_scale.value for piece in each.pieces]
+            if any(scale != 1 for scale in scales):
+                weights = weights * send([np.repeat(scales, each.learned)], self.base.device)[0]
+            hidden = self.base.hidden(each.plan, each.tokens, each.keep)
+            losses = self.base.head.backward(hidden, each.targets, weights.to(self.latent_dtype))
+            sums = torch.stack([loss.sum() for loss in losses.split(each.learned)]).double()
+            for piece, total in zip(each.pieces, sums.unbind(), strict=True):
                 totals[piece.slot] = totals[piece.slot] + total
         return torch.stack([*totals.values()])
 
@@ -213,6 +227,7 @@ class Engine:
         self, batches: Mapping[int, Batch], counts: Mapping[int, int]
     ) -> tuple[Tensor, dict[int, str]]:
         """The sums and gradients of a step whose passes raised; and of the slots that cannot take it, why."""
+        spared = self.base.keep_values(False)  # what nothing needs goes first
         passes = self._passes(batches)
         sums = torch.zeros(len(counts), dtype=torch.float64, device=self.base.device)
         reasons: dict[int, str] = {}
@@ -223,7 +238,9 @@ class Engine:
             while True:
                 cut = [[part] for piece in pieces for part in split_rows(piece, rows)]
                 self.slots[slot].grad.zero_()
-                found, error = attempt(self._backward, cut, {slot: counts[slot]})
+                found, error = attempt(
+                    self._backward, (self._lay_out(each, counts) for each in cut), {slot: counts[slot]}
+                )
                 if found is not None:
                     sums[place] = found[0]
                     largest = max([largest, *(len(part.batch.tokens) for (part,) in cut)])
@@ -233,9 +250,9 @@ class Engine:
                     reasons[slot] = error
                     break
                 rows //= 2
-        reasons = _first_of(self.workers.gather(reasons))
+        reasons = first_reasons(self.workers.gather(reasons))
         self.workers.sum([sums, *(self.slots[slot].grad for slot in counts)], self.latent_dtype)
-        if not reasons:  # together they did not fit
+        if not reasons and not spared:  # together they did not fit
             together = max(sum(len(piece.batch.tokens) for piece in each) for each in passes) if passes else 0
             self.pass_tokens = max(largest, together // 2, 1)
         return sums, reasons
@@ -277,13 +294,14 @@ class Engine:
         _, error = attempt(self._score, slots, all_slots, batch, tokens, rows, losses, self.eval_tokens)
         if self.workers.sum([losses], torch.float64, bool(error)):
             losses.zero_()
+            spared = self.base.keep_values(False)  # what nothing needs goes first
             for place, slot in enumerate(slots):
                 _, error = attempt(self._score, slots, [place], batch, tokens, rows, losses, 1)
                 if error:
                     reasons[slot] = error
-            reasons = _first_of(self.workers.gather(reasons))
+            reasons = first_reasons(self.workers.gather(reasons))
             self.workers.sum([losses], torch.float64)
-            if not reasons:  # together they did not fit
+            if not reasons and not spared:  # together they did not fit
                 self.eval_tokens = max(1, self.eval_tokens // 2)
         return {
             slot: EvalResult(row, tokens, reasons.get(slot, ""))
@@ -308,81 +326,52 @@ class Engine:
         start = rows.start
         found: list[Tensor] = []
         of: list[tuple[int, int]] = []  # of each part of `found` the place of its slot and its row
+        chosen = [slots[place] for place in places]
+        counts = dict.fromkeys(chosen, 1)
+
+        def lay_out() -> Iterator[LaidOutPass]:
+            for part in split_rows_by_tokens(batch, rows, most // len(chosen)):
+                yield self._lay_out([Piece(slot, part) for slot in chosen], counts)
+
         with torch.no_grad():
-            while start < rows.stop:
-                stop = start + 1
-                while stop < rows.stop and sum(batch.lengths[start : stop + 1]) * len(places) <= most:
-                    stop += 1
-                chosen, _ = batch.rows(start, stop)
-                ordered = self._by_place([Piece(slots[place], chosen) for place in places])
-                hidden, targets, _ = self._hidden(ordered)
-                found.append(self.base.head.losses(hidden, targets))
-                of += [(slots.index(piece.slot), row) for piece in ordered for row in range(start, stop)]
+            for each in self._kept.passes(self.slots, batch, (*chosen, rows, most), lay_out):
+                hidden = self.base.hidden(each.plan, each.tokens, each.keep)
+                found.append(self.base.head.losses(hidden, each.targets))
+                stop = start + len(each.pieces[0].batch.lengths)
+                of += [(slots.index(piece.slot), row) for piece in each.pieces for row in range(start, stop)]
                 start = stop
         if found:
             parts = np.split(read(torch.cat(found)), np.cumsum([tokens[row] for _, row in of])[:-1])
             for (place, row), part in zip(of, parts, strict=True):
                 losses.numpy()[place, row] = part.sum()
 
-    def _passes(self, batches: Mapping[int, Batch]) -> list[list[Piece]]:
-        """This worker's rows as forward passes, none larger than what is known to fit."""
-        return [part for each in self._micro_batches(batches) for part in split_pass(each, self.pass_tokens)]
+    def _passes_of(self, batches: Mapping[int, Batch]) -> Iterable[LaidOutPass]:
+        """The passes of a step: laid out before, or one by one as they are asked for."""
+        ready, self._ahead = self._ahead, None
+        steps = {slot: self.slots[slot].step for slot in batches}
+        if ready is not None and ready.is_of(self.slots, batches, steps, self.pass_tokens):
+            return ready.passes
+        counts = {slot: batch.learned for slot, batch in batches.items()}
+        return (self._lay_out(pieces, counts) for pieces in self._passes(batches))
 
-    def _micro_batches(self, batches: Mapping[int, Batch]) -> list[list[Piece]]:
-        """This worker's rows cut into forward passes: in the k-th, each slot's k-th micro-batch."""
-        passes: list[list[Piece]] = []
-        for turn, (slot, batch) in enumerate(sorted(batches.items())):
-            state = self.slots[slot]
-            first, last = self.workers.share(len(batch.lengths), turn)
-            size = state.config.micro_batch or max(1, last - first)
-            for number, start in enumerate(range(first, last, size)):
-                if number == len(passes):
-                    passes.append([])
-                piece, before = batch.rows(start, min(start + size, last))
-                seed = (state.config.seed, state.step) if state.config.dropout else None
-                passes[number].append(Piece(slot, piece, before, len(batch.tokens), seed))
-        return passes
+    def _lay_out_step(self, batches: Mapping[int, Batch], later: int) -> StepLayout:
+        """A step that begins so many steps later."""
+        counts = {slot: batch.learned for slot, batch in batches.items()}
+        steps = {slot: self.slots[slot].step + later for slot in batches}
+        passes = tuple(self._lay_out(pieces, counts) for pieces in self._passes(batches, later))
+        return StepLayout(self.slots, batches, steps, self.pass_tokens, passes)
+
+    def _lay_out(self, pieces: Sequence[Piece], counts: Mapping[int, int]) -> LaidOutPass:
+        """One pass, with what the layers need to know of it."""
+        made = LaidOutPass.make(self._by_place(pieces), counts, self.share_prefixes, self.base.device)
+        self.bank.lay_out(made.plan)
+        return made
+
+    def _passes(self, batches: Mapping[int, Batch], later: int = 0) -> list[list[Piece]]:
+        """This worker's rows as forward passes, none larger than what is known to fit."""
+        micro = micro_batches(batches, self.slots, self.workers, later)
+        return [part for each in micro for part in split_pass(each, self.pass_tokens)]
 
     def _by_place(self, pieces: Sequence[Piece]) -> list[Piece]:
         """The pieces in the order of their slots' places in the bank."""
         return sorted(pieces, key=lambda piece: self.slots[piece.slot].place)
-
-    def _hidden(self, pieces: Sequence[Piece]) -> tuple[Tensor, Tensor, list[int]]:
-        """What the head is given for every completion token of pieces in the order of their places: (K, width); those
-        tokens, (K,) int64; and how many each piece has."""
-        # A dropout mask is drawn for every token of every row, so there the rows have nothing in common.
-        shared = [piece.batch.common_prefix() if self.share_prefixes and not piece.seed else 0 for piece in pieces]
-        folded = [piece.batch.folded(common) for piece, common in zip(pieces, shared, strict=True)]
-        ends = [*accumulate(len(tokens) for tokens, _ in folded)]
-        spans = [
-            Span(piece.slot, start, end, piece.batch_start, piece.batch_tokens, piece.seed)
-            for piece, start, end in zip(pieces, [0, *ends], ends, strict=False)
-        ]
-        plan = ForwardPlan.make(spans, [piece.batch.lengths for piece in pieces], shared, self.base.device)
-        tokens, learn = (np.concatenate(parts) for parts in zip(*folded, strict=True))
-        inputs, keep, targets = send([tokens, np.flatnonzero(learn) - 1, tokens[learn]], self.base.device)
-        return self.base.hidden(plan, inputs, keep), targets, [int(np.count_nonzero(own)) for _, own in folded]
-
-
-def attempt(work: Callable[..., T], *arguments: Any) -> tuple[T | None, str]:
-    """What `work` gives, or None and the error that it raised in one line, with the memory that it held freed.
-
-    Raises:
-        torch.AcceleratorError: the device itself is lost: nothing that is tried on it again tells anything.
-    """
-    try:
-        return work(*arguments), ""
-    except torch.AcceleratorError:
-        raise
-    except Exception as error:  # whatever a layer raises is its trial's, until more is known
-        reason = f"{type(error).__name__}: {one_line(error)}"
-    # Outside the handler: the error's frames, and what they held, are gone.
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return None, reason
-
-
-def _first_of(reasons: Sequence[Mapping[int, str]]) -> dict[int, str]:
-    """Of each slot the reason of the first worker that has one."""
-    return {slot: why for each in reversed(reasons) for slot, why in each.items()}

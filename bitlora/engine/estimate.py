@@ -67,7 +67,7 @@ def estimate(
     passing = 4 * text.hidden_size + 3 * max(layer.out_features for layer in base.targets.values())
     return MemoryNeeds(
         base=held(device) + weights + CHUNK_ROWS * head_bytes(base),
-        slot=float(place.nbytes + copied_bytes(place, device)),
+        slot=float(place.nbytes + copied_bytes(place)),
         token=token + longest.learned / longest.tokens * base.head.width * dtype.itemsize,
         eval_token=float(passing * dtype.itemsize),
         row=longest.tokens,
@@ -80,7 +80,9 @@ def _base_bytes(model: Any, config: BaseConfig, dtype: torch.dtype) -> float:
     if config.quantization == "none":
         return everything
     bytes_ = DOUBLE_BYTES if config.double_quantization else NF4_BYTES
-    sizes = [math.prod(features(linear)) for linear in block_linears(model).values()]
+    sizes = [
+        math.prod(features(linear)) for linear in block_linears(model).values()
+    ]  # experts are no layers of bitsandbytes
     return everything - sum(sizes) * (dtype.itemsize - bytes_) + 2 * max(sizes) * dtype.itemsize
 
 

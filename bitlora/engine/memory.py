@@ -17,10 +17,10 @@ import torch
 
 from bitlora.config.trial import TrialConfig
 from bitlora.engine.batch import Batch
-from bitlora.engine.engine import EVAL_TOKENS, Engine, attempt
+from bitlora.engine.engine import EVAL_TOKENS, Engine
 from bitlora.engine.gauge import CountAllocations, held, peak_during
 from bitlora.engine.slot import Slot
-from bitlora.engine.workers import Workers
+from bitlora.engine.workers import Workers, attempt
 from bitlora.forward.inject import Base
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class MemoryNeeds:
     base: float
     """The process with the base and what passes take of any size, without a slot."""
     slot: float
-    """Of the widest trial: weights, gradient, moments, quantized copies; on a CPU also copies that wait to be written."""
+    """Of the widest trial: weights, gradient, moments, quantized copies, and copies on their way to be written."""
     token: float
     """Of a forward and backward pass."""
     eval_token: float
@@ -133,6 +133,16 @@ def fit(needs: MemoryNeeds, budget: float, slots: int, rows: int, given: bool = 
         eval_tokens=max(1, min(EVAL_TOKENS, scored)),
         fits=chosen in fitting,
     )
+
+
+def has_room_for(extra: float, needs: MemoryNeeds, found: MemoryFit, budget: float, rows: int) -> bool:
+    """Are so many bytes more in `budget` with the same slots and passes?
+
+    Args:
+        found, rows: as `fit` gave and was given them.
+    """
+    beside = fit(replace(needs, base=needs.base + extra), budget, found.slots, rows, given=True)
+    return found.fits and beside == found
 
 
 class NotMeasured(RuntimeError):
@@ -273,7 +283,8 @@ class _DryRun:
             stats, step = peak_during(lambda: engine.step(dict.fromkeys(attached, batch)), device)
             del waiting
             place = engine.slots[attached[0]]
-            self.slot_bytes = float(place.nbytes + copied_bytes(place, device))
+            summed = place.grad.nbytes if engine.workers.size > 1 else 0
+            self.slot_bytes = float(place.nbytes + copied_bytes(place) + summed)
             failed = [stats[slot].failed for slot in attached]
             if score and not any(failed):
                 results, scored = peak_during(lambda: engine.evaluate(attached, batch), device)
@@ -303,7 +314,7 @@ class _DryRun:
         return row * min(rows, max(1, EVAL_TOKENS // row))
 
 
-def copied_bytes(place: Slot, device: torch.device) -> int:
-    """What the copies of a slot take that wait in host memory to be written: a checkpoint's three vectors, and the weights
-    of an evaluation. On a GPU they take none of its memory."""
-    return 4 * place.grad.nbytes if device.type == "cpu" else 0
+def copied_bytes(place: Slot) -> int:
+    """What the copies of a slot take: a checkpoint's three vectors, and the weights of an evaluation. On a CPU they wait in
+    its memory to be written, on a GPU they are in its memory until they have been copied into the host's."""
+    return 4 * place.grad.nbytes

@@ -21,11 +21,13 @@ from bitlora.adapter.latent import Latent
 from bitlora.adapter.start import principal_parts, start_adapter
 from bitlora.config.trial import LayerAdapter, TrialConfig
 from bitlora.engine.optim import UNSCALED, LossScale, take_step
-from bitlora.engine.vector import PackLayout, Vectors, layer_parts
+from bitlora.engine.vector import PackLayout, Vectors, layer_parts, through_scales
+from bitlora.forward.forward_plan import ForwardPlan
+from bitlora.forward.host import Coming, fetch
 from bitlora.forward.multi_lora import GroupAdapters, LayerGroup, MultiLoraLinear
-from bitlora.forward.ownership import NO_SLOTS, SlotTraits
+from bitlora.forward.products import NO_SLOTS, SlotTraits, ownership
 from bitlora.quantizers.codes import quantize
-from bitlora.quantizers.weights import QUANTIZERS, double_binary
+from bitlora.quantizers.weights import QUANTIZERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,7 @@ class Slot:
     def start(self) -> None:
         """Begin, from the trial's seed alone (`bitlora.adapter.start`), or from the base's principal components."""
         if not self.principal:
-            start_adapter(self.latent, self.config)
+            start_adapter(self.latent, self.config, [layer.experts for layer in self.layers if layer is not None])
         for layer, (a, b) in zip(self.latent, self.principal.values(), strict=False):
             layer.a.copy_(a)
             layer.b.copy_(b)
@@ -123,13 +125,11 @@ class Slot:
         vectors = (v.latent[place], v.grad[place], v.exp_avg[place], v.exp_avg_sq[place])
         take_step(vectors, self.taken, rate, self.config, v.layout)
 
-    def state(self) -> SlotState:
-        """A copy of what the trial would go on from, in host memory."""
-        vectors = self.vectors
-        latent, first, second = (
-            _on_host(_flat(self._views(vector))) for vector in (vectors.latent, vectors.exp_avg, vectors.exp_avg_sq)
-        )
-        return SlotState(self.step, latent, first, second, self.loss_scale)
+    def fetch_state(self) -> Coming[SlotState]:
+        """A copy of what the trial would go on from, on its way into host memory."""
+        v, step, scale = self.vectors, self.step, self.loss_scale
+        vectors = [_flat(self._views(vector)) for vector in (v.latent, v.exp_avg, v.exp_avg_sq)]
+        return fetch(vectors, lambda copies: SlotState(step, copies[0], copies[1], copies[2], scale))
 
     def restore(self, state: SlotState) -> None:
         """Go on from `state`.
@@ -154,16 +154,20 @@ class Slot:
             for view, part in zip(views, pieces, strict=True):
                 view.copy_(part.view(view.shape))
 
-    def latent_layers(self) -> list[Latent]:
-        """Copies of the latent weights, layer by layer, in host memory; of PiSSA with what was taken out of the base behind
-        them, so that over the base as it is they are the adapter (`bitlora.config.trial.as_written`)."""
+    def fetch_latent(self) -> Coming[list[Latent]]:
+        """Copies of the latent weights, layer by layer, on their way into host memory; of PiSSA with what was taken out of
+        the base behind them, so that over the base as it is they are the adapter (`bitlora.config.trial.as_written`)."""
         layers = self.latent
-        parts = iter(_on_host(_flat(layers)).split([part.numel() for layer in layers for part in layer.tensors]))
-        found = [layer.map(lambda part: next(parts).view(part.shape)) for layer in layers]
         for place, (a, b) in enumerate(self.principal.values()):
-            both = torch.cat([found[place].a, a.cpu()]), torch.cat([found[place].b, -b.cpu()], 1)
-            found[place] = found[place]._replace(a=both[0], b=both[1])
-        return found
+            own = layers[place]
+            layers[place] = own._replace(a=torch.cat([own.a, a]), b=torch.cat([own.b, -b], 1))
+        like = [layer.map(lambda part: part.to("meta")) for layer in layers]
+
+        def make(copies: list[Tensor]) -> list[Latent]:
+            parts = iter(copies[0].split([part.numel() for layer in like for part in layer.tensors]))
+            return [layer.map(lambda part: next(parts).view(part.shape)) for layer in like]
+
+        return fetch([_flat(layers)], make)
 
     def _views(self, vectors: Tensor) -> list[Latent]:
         return [*self.vectors.layout.of(vectors[self.place], self.place, self.learns_scales, self.config.dora).values()]
@@ -188,6 +192,8 @@ class Bank:
         self._latent_dtype = latent_dtype
         self._dtype = dtype
         self._device = device
+        self._owning: list[GroupAdapters] = []
+        """For each way in which slots are alike in a layer, the adapters of one such layer."""
         self._nowhere = Vectors.make(PackLayout.make([], [], False), (), latent_dtype, None, device)
 
     def add(
@@ -245,15 +251,16 @@ class Bank:
             for kind in vectors.layout.kinds:
                 if not (rank := kind.ranks[place]):
                     continue
-                weights, into = kind.of(latent, rank), kind.of(copies, rank)
+                weights, into = kind.of(latent, rank), kind.multiplied(copies, rank)
                 scales = kind.scales_of(latent, rank, slots[0].learns_scales)
                 for part in layer_parts(weights):
                     learned = None if scales is None else scales[:, part]
                     made = quantize(config.quantizer, weights[:, part], kind.side, config.granularity, learned)
+                    made = kind.by_expert(made)
                     if kind.side == "A":
                         into[:, part].copy_(made)
                     else:
-                        torch.mul(made, vectors.scaling[kind][rows, part], out=into[:, part])
+                        torch.mul(made, vectors.scaling[kind][rows, part, None], out=into[:, part])
         if grown := [slot.place for slot in self.slots.values() if slot.config.dora]:
             next(iter(self.slots.values())).vectors.find_norms(self._layers, slice(min(grown), max(grown) + 1))
 
@@ -271,17 +278,23 @@ class Bank:
             for kind, norms in vectors.norms.items():
                 kind.magnitudes_of(vectors.grad[rows]).div_(norms[rows])
         for slots in self._alike(numbers):
-            if not slots[0].learns_scales:
-                continue
             vectors, place = slots[0].vectors, slots[0].place
             rows = slice(place, place + len(slots))
+            vectors.put_in_order(place, rows)
+            if not slots[0].learns_scales:
+                continue
             latent, grads = vectors.latent[rows], vectors.grad[rows]
             for kind in vectors.layout.kinds:
                 if rank := kind.ranks[place]:
                     scales, scales_grad = kind.scales_of(latent, rank, True), kind.scales_of(grads, rank, True)
                     assert scales is not None
                     assert scales_grad is not None
-                    _through_scales(kind.of(latent, rank), scales, kind.of(grads, rank), scales_grad)
+                    through_scales(kind.of(latent, rank), scales, kind.of(grads, rank), scales_grad)
+
+    def lay_out(self, plan: ForwardPlan) -> None:
+        """Make what the layers need to know of a pass before they are called with it."""
+        for adapters in self._owning:
+            ownership(plan, adapters.slots, adapters.a.dtype, self._device)
 
     def _alike(self, numbers: Collection[int] | None) -> Iterator[list[Slot]]:
         """These slots, those that are alike and next to each other together."""
@@ -313,7 +326,7 @@ class Bank:
         scaling = [[layer.scaling if layer else 1.0 for layer in slot.layers] for slot in slots]
         plain = dtype == self._latent_dtype and all(QUANTIZERS[slot.config.quantizer].levels is None for slot in slots)
         plain = plain and all(factor == 1 for own in scaling for factor in own)
-        plain = plain and not any(slot.config.dora for slot in slots)
+        plain = plain and all(kind.experts == 1 and kind.magnitudes is None for kind in layout.kinds)
         made = Vectors.make(layout, scaling, self._latent_dtype, None if plain else dtype, self._device)
         for place, slot in enumerate(slots):
             if slot.number in self.slots:
@@ -368,6 +381,8 @@ class Bank:
                 if number in weights:
                     alike.setdefault(number if drops else id(layers[number].slots), []).append(number)
             group.adapters = tuple(adapters(group, own) for own in alike.values())
+        parts = [part for layer in layers for part in layer.alone.adapters]
+        self._owning = [*{id(part.slots): part for part in parts}.values()]
 
 
 def _carry_over(slot: Slot, into: Vectors, place: int) -> None:
@@ -380,20 +395,6 @@ def _carry_over(slot: Slot, into: Vectors, place: int) -> None:
         torch._foreach_copy_(targets, sources)
 
 
-def _through_scales(w: Tensor, scales: Tensor, grad: Tensor, scales_grad: Tensor) -> None:
-    signs, used = double_binary(w, scales)
-    scales_grad.copy_((signs.mul_(grad)).sum(-1, keepdim=True))
-    grad.mul_(used)
-
-
 def _flat(layers: Sequence[Latent]) -> Tensor:
     """A copy (P,), in the model's order."""
     return torch.cat([part.reshape(-1) for layer in layers for part in layer.tensors])
-
-
-def _on_host(tensor: Tensor) -> Tensor:
-    """It in host memory, where it may wait to be written; pinned where it comes from a GPU."""
-    if tensor.device.type == "cpu":
-        return tensor
-    host = torch.empty_like(tensor, device="cpu", pin_memory=True)
-    return host.copy_(tensor)

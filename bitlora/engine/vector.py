@@ -21,6 +21,7 @@ from torch import Tensor
 
 from bitlora.adapter.latent import Latent
 from bitlora.quantizers.codes import Side
+from bitlora.quantizers.weights import double_binary
 
 QUANTIZED_AT_ONCE: Final = 2**22
 """Numbers that a quantizer is given in one call, about: its intermediate results are several times as many."""
@@ -33,6 +34,8 @@ class LinearShape(Protocol):
     def in_features(self) -> int: ...
     @property
     def out_features(self) -> int: ...
+    @property
+    def experts(self) -> int: ...
 
 
 class HasNorms(Protocol):
@@ -141,6 +144,9 @@ class Kind:
     matrices: Stack  # (L, R, I) or (L, O, R)
     scales: Stack | None  # (L, R, 1) or (L, O, 1)
     magnitudes: Stack | None  # (L, O, 1), of B alone
+    experts: int = 1
+    """E, of which each has a matrix there. R is then all of theirs, of A expert by expert, of B component by component, as
+    PEFT has it."""
 
     def of(self, flat: Tensor, rank: int) -> Tensor:
         """A view of their first `rank` rank components: (…, P) -> (…, L, rank, I) or (…, L, O, rank)."""
@@ -151,6 +157,24 @@ class Kind:
         """A view of DoRA's magnitudes, of a kind of B: (…, P) -> (…, L, O, 1)."""
         assert self.magnitudes is not None
         return self.magnitudes.of(flat)
+
+    def multiplied(self, flat: Tensor, rank: int) -> Tensor:
+        """A view of their first `rank` rank components where the forward pass has them, in its copies and in the gradient
+        that it gives: expert by expert, each with zeros beyond its own, (…, P) -> (…, L, E, rank / E, I) or (…, L, E, O,
+        rank / E)."""
+        stack, each = self.matrices, rank // self.experts
+        rows, columns = stack.rows, stack.columns
+        shape = (rows // self.experts, columns) if self.side == "A" else (rows, columns // self.experts)
+        whole: Tensor = flat[..., stack.offset : stack.stop].unflatten(-1, (stack.count, self.experts, *shape))
+        return whole[..., :each, :] if self.side == "A" else whole[..., :each]
+
+    def by_expert(self, matrices: Tensor) -> Tensor:
+        """A view of matrices as `of` has them in the shape that `multiplied` has."""
+        rows, columns = matrices.shape[-2:]
+        lead = matrices.shape[:-2]
+        if self.side == "A":
+            return matrices.view(*lead, self.experts, rows // self.experts, columns)
+        return matrices.view(*lead, rows, columns // self.experts, self.experts).movedim(-1, -3)
 
     def scales_of(self, flat: Tensor, rank: int, learns_scales: bool) -> Tensor | None:
         """A view of their learned scales: (…, P) -> (…, L, rank, 1) or (…, L, O, 1); None where none are learned."""
@@ -188,13 +212,14 @@ class PackLayout:
             together: numbers of layers with one input, whose A stand behind each other where ranks are alike (`a_of`).
         """
         places = {number: (min(group), place) for group in together for place, number in enumerate(group)}
-        inputs: dict[tuple[int, tuple[int, ...]], list[int]] = {}
-        outputs: dict[tuple[int, tuple[int, ...]], list[int]] = {}
+        inputs: dict[tuple[int, int, tuple[int, ...]], list[int]] = {}
+        outputs: dict[tuple[int, int, tuple[int, ...]], list[int]] = {}
         for number in sorted(range(len(layers)), key=lambda number: places.get(number, (number, 0))):
             own = tuple(each[number] for each in ranks)
             if any(own):
-                inputs.setdefault((layers[number].in_features, own), []).append(number)
-                outputs.setdefault((layers[number].out_features, own), []).append(number)
+                layer = layers[number]
+                inputs.setdefault((layer.in_features, layer.experts, own), []).append(number)
+                outputs.setdefault((layer.out_features, layer.experts, own), []).append(number)
         end = 0
 
         def stack(count: int, rows: int, columns: int) -> Stack:
@@ -203,14 +228,14 @@ class PackLayout:
             end = made.stop
             return made
 
-        def kind(side: Side, numbers: Sequence[int], own: tuple[int, ...], rows: int, columns: int) -> Kind:
+        def kind(side: Side, numbers: Sequence[int], own: tuple[int, ...], rows: int, columns: int, each: int) -> Kind:
             matrices = stack(len(numbers), rows, columns)
             scales = stack(len(numbers), rows, 1) if learns_scales else None
-            magnitudes = stack(len(numbers), rows, 1) if dora and side == "B" else None
-            return Kind(side, tuple(numbers), own, matrices, scales, magnitudes)
+            magnitudes = stack(len(numbers), rows, 1) if dora and side == "B" and each == 1 else None
+            return Kind(side, tuple(numbers), own, matrices, scales, magnitudes, each)
 
-        of_a = [kind("A", numbers, own, max(own), width) for (width, own), numbers in inputs.items()]
-        of_b = [kind("B", numbers, own, width, max(own)) for (width, own), numbers in outputs.items()]
+        of_a = [kind("A", numbers, own, max(own), width, each) for (width, each, own), numbers in inputs.items()]
+        of_b = [kind("B", numbers, own, width, max(own), each) for (width, each, own), numbers in outputs.items()]
         return cls((*of_a, *of_b), end)
 
     @property
@@ -321,6 +346,18 @@ class Vectors:
             gains = kind.magnitudes_of(self.latent[rows]) / norms[rows] - 1
             kind.magnitudes_of(self.quantized[rows]).copy_(gains)
 
+    def put_in_order(self, place: int, rows: slice) -> None:
+        """Put the gradients of experts, which lie as they are multiplied, where those of their latent weights are.
+
+        Args:
+            rows: of slots that are alike; the first is at `place`.
+        """
+        for kind in self.layout.kinds:
+            if (rank := kind.ranks[place]) and kind.experts > 1:
+                found = kind.multiplied(self.grad[rows], rank).clone()
+                kind.matrices.of(self.grad[rows]).zero_()
+                kind.by_expert(kind.of(self.grad[rows], rank)).copy_(found)
+
     def take_out(self, place: int, parts: Mapping[int, tuple[Tensor, Tensor]]) -> None:
         """Take a slot's B A, times its scaling, out of the base.
 
@@ -341,6 +378,13 @@ class Vectors:
             if kind.ranks[place]:
                 kind.magnitudes_of(self.latent[place]).copy_(norms[place])
                 kind.magnitudes_of(self.quantized[place]).zero_()
+
+
+def through_scales(w: Tensor, scales: Tensor, grad: Tensor, scales_grad: Tensor) -> None:
+    """Turn the gradient of what is multiplied, signs times learned scales, into that of both, in place."""
+    signs, used = double_binary(w, scales)
+    scales_grad.copy_((signs.mul_(grad)).sum(-1, keepdim=True))
+    grad.mul_(used)
 
 
 def layer_parts(stacked: Tensor) -> Iterator[slice]:

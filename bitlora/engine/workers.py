@@ -1,4 +1,4 @@
-"""The workers that share a pack: what each takes of a batch, and how they sum and agree.
+"""The workers that share a pack: what each takes of a batch, and how they sum and agree, also on what has raised.
 
 Every worker holds the same base and the same slots. Of each trial's batch it computes its own rows; what must be known
 of all of them (gradients, losses) is summed in one all-reduce, after which all take the same optimizer step on the same
@@ -8,14 +8,18 @@ agree on it between the same two steps, and nobody waits for a call to another p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from bitlora.config.explain import one_line
 from bitlora.engine.mailbox import Mailbox
+
+T = TypeVar("T")
 
 
 class Workers:
@@ -32,6 +36,8 @@ class Workers:
         self.size = size
         self.mailbox = Mailbox()
         self._device = device or torch.device("cpu")
+        self._buffers: dict[torch.dtype, Tensor] = {}
+        """What sums are made in: a step's allocates nothing."""
 
     @property
     def first(self) -> bool:
@@ -66,7 +72,8 @@ class Workers:
             self.mailbox.deliver(message)
             return int(failed)
         header = torch.tensor([len(message), int(failed)], dtype=dtype, device=self._device)
-        flat = torch.cat([header, *(part.detach().reshape(-1).to(self._device, dtype) for part in parts)])
+        flat = self._buffer(len(header) + sum(part.numel() for part in parts), dtype)
+        torch.cat([header, *(part.detach().reshape(-1).to(self._device, dtype) for part in parts)], out=flat)
         dist.all_reduce(flat)
         start = len(header)
         for part in parts:
@@ -81,6 +88,12 @@ class Workers:
             dist.broadcast(body, src=0)
             self.mailbox.deliver(body.cpu().numpy().tobytes())
         return failures
+
+    def _buffer(self, count: int, dtype: torch.dtype) -> Tensor:
+        found = self._buffers.get(dtype)
+        if found is None or len(found) < count:
+            found = self._buffers[dtype] = torch.empty(count, dtype=dtype, device=self._device)
+        return found[:count]
 
     def broadcast(self, value: Any) -> Any:
         """The first worker's `value` (whatever pickle takes), for all. Every worker must call it."""
@@ -97,3 +110,27 @@ class Workers:
         gathered: list[Any] = [None] * self.size
         dist.all_gather_object(gathered, value)
         return gathered
+
+
+def attempt(work: Callable[..., T], *arguments: Any) -> tuple[T | None, str]:
+    """What `work` gives, or None and the error that it raised in one line, with the memory that it held freed.
+
+    Raises:
+        torch.AcceleratorError: the device itself is lost: nothing that is tried on it again tells anything.
+    """
+    try:
+        return work(*arguments), ""
+    except torch.AcceleratorError:
+        raise
+    except Exception as error:  # whatever a layer raises is its trial's, until more is known
+        reason = f"{type(error).__name__}: {one_line(error)}"
+    # Outside the handler: the error's frames, and what they held, are gone.
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None, reason
+
+
+def first_reasons(reasons: Sequence[Mapping[int, str]]) -> dict[int, str]:
+    """Of each slot the reason of the first worker that has one."""
+    return {slot: why for each in reversed(reasons) for slot, why in each.items()}

@@ -10,12 +10,15 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from bitlora.base.describe import block_linears, choose_targets
+from bitlora.base.describe import block_layers, choose_targets
+from bitlora.base.experts import ExpertWeights
 from bitlora.base.load import load_model
 from bitlora.base.locate import BaseError
 from bitlora.config.sections import BaseConfig
-from bitlora.config.trial import LayerAdapter, TrialConfig, adapter_layers
+from bitlora.config.trial import LayerAdapter, TrialConfig, adapter_layers, refused_on_experts
 from bitlora.forward import attention
+from bitlora.forward import experts as routed
+from bitlora.forward.experts import MultiLoraExperts
 from bitlora.forward.forward_plan import ForwardPlan, recomputation
 from bitlora.forward.frozen import FrozenWeights
 from bitlora.forward.head import Head
@@ -37,8 +40,16 @@ class Base:
     head: Head
 
     def adapter_layers(self, config: TrialConfig) -> dict[str, LayerAdapter]:
-        """Name -> what a trial's adapter is there, for the layers that it is on, in the model's order."""
-        return adapter_layers(config, self.linears, self.targets)
+        """Name -> what a trial's adapter is there, for the layers that it is on, in the model's order.
+
+        Raises:
+            ValueError: it is on routed experts, and has what cannot be there.
+        """
+        found = adapter_layers(config, self.linears, self.targets)
+        why = refused_on_experts(config.dropout, config.activations, config.init, config.dora)
+        if why and any(self.linears[name].experts > 1 for name in found):
+            raise ValueError(why)
+        return {name: layer.of_each(self.linears[name].experts) for name, layer in found.items()}
 
     @property
     def vocab_size(self) -> int:
@@ -60,6 +71,31 @@ class Base:
             tokens, keep = tokens[plan.order], plan.inverse[keep]
         with plan.bound():
             return self.head.hidden(keep, input_ids=tokens[None], position_ids=plan.positions)
+
+    @property
+    def values_bytes(self) -> int:
+        """What `keep_values` takes of memory; 0 where nothing is quantized."""
+        quantized = [layer for layer in self.linears.values() if layer.alone.quantized().state is not None]
+        return sum(layer.in_features * layer.out_features for layer in quantized) * self.dtype.itemsize
+
+    def keep_values(self, kept: bool = True) -> bool:
+        """Keep the values of quantized weights in the compute dtype beside the codes, so that no pass dequantizes them; or
+        no longer. No number hangs on it.
+
+        Returns:
+            Whether they were kept before.
+        """
+        before = any(layer.group.values is not None for layer in self.linears.values())
+        for group in {layer.group for layer in self.linears.values()}:
+            held = group.quantized()
+            if held.state is None:
+                continue
+            group.values = held.with_values() if kept else None
+            widths = [layer.out_features for layer in group.layers]
+            parts = group.values.rows(widths) if group.values is not None else [None] * len(widths)
+            for layer, part in zip(group.layers, parts, strict=True):
+                layer.alone.values = part
+        return before
 
     def logits(self, plan: ForwardPlan, tokens: Tensor, keep: Tensor) -> Tensor:
         """As `hidden`, and what the head makes of it: (K, vocabulary) in the base's dtype, all at once."""
@@ -195,16 +231,21 @@ def _train_nothing_but_checkpoints(model: Any) -> None:
 def inject_adapters(
     model: Any, config: BaseConfig, dtype: torch.dtype, device: torch.device, checkpointing: bool = False
 ) -> Base:
-    """Put a `MultiLoraLinear` in the place of every linear layer of the model's blocks, and attention by rows; as PEFT's
-    `inject_adapter_in_model` does it for one adapter."""
-    found = block_linears(model)
+    """Put a `MultiLoraLinear` in the place of every linear layer of the model's blocks, and attention by rows, and products
+    of routed experts; as PEFT's `inject_adapter_in_model` does it for one adapter."""
+    found = block_layers(model)
     targets = choose_targets(found, config, model)
-    linears = {
-        name: MultiLoraLinear(linear, name, number, dtype) for number, (name, linear) in enumerate(found.items())
-    }
-    for name, layer in linears.items():
-        model.set_submodule(name, layer)
+    linears: dict[str, MultiLoraLinear] = {}
+    experts: dict[str, MultiLoraExperts] = {}
+    for name, layer in found.items():
+        if isinstance(layer, ExpertWeights):
+            linears[name] = experts[name] = MultiLoraExperts(layer, name, dtype)
+        else:
+            linears[name] = MultiLoraLinear(layer, name, len(linears) - len(experts), dtype)
+            model.set_submodule(name, linears[name])
     attention.install(model)
+    if experts:
+        routed.install(model, experts)
     model.eval()
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": recomputation})

@@ -31,10 +31,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bitlora.base.linears import features
-from bitlora.forward.dora import merged_norms, square_norms
 from bitlora.forward.forward_plan import ForwardPlan, bound_plan
-from bitlora.forward.frozen import FrozenWeights
-from bitlora.forward.ownership import NO_SLOTS, Ownership, SlotTraits, ownership
+from bitlora.forward.frozen import FrozenWeights, merged_norms, square_norms
+from bitlora.forward.products import NO_SLOTS, Ownership, SlotTraits, ownership
 from bitlora.quantizers.activations import int8_backward
 
 
@@ -49,7 +48,7 @@ class GroupAdapters:
     b: tuple[Tensor, ...]  # each (S, O, R) quantized and times the slot's scaling, the same dtype
     grad_a: Tensor  # (S, M * R, I) float32 (float64): views of the slots' flat gradients
     grad_b: tuple[Tensor, ...]  # each (S, O, R)
-    gain: tuple[Tensor, ...] = ()  # each (S, O, 1): of DoRA (`bitlora.forward.dora`); empty where no slot has it
+    gain: tuple[Tensor, ...] = ()  # each (S, O, 1): of DoRA (`bitlora.forward.products`); empty where no slot has it
     grad_gain: tuple[Tensor, ...] = ()  # each (S, O, 1)
     out_a: Tensor | None = None  # (S, M * R, I): of what is taken out of the base for some slots (PiSSA); frozen
     out_b: tuple[Tensor, ...] = ()  # each (S, O, R), negative
@@ -62,10 +61,16 @@ class LayerGroup:
     layers: tuple[MultiLoraLinear, ...]
     frozen: FrozenWeights | None = None
     """None, of one layer: its own."""
+    values: FrozenWeights | None = None
+    """The same as plain numbers, where those of a quantized base are kept (`bitlora.forward.inject.Base.keep_values`)."""
     adapters: tuple[GroupAdapters, ...] = ()
 
     def weights(self) -> FrozenWeights:
         """Of all layers, (O, I) with O their outputs together."""
+        return self.values or self.quantized()
+
+    def quantized(self) -> FrozenWeights:
+        """As the base holds them."""
         return self.frozen or FrozenWeights.of(self.layers[0].base, self.layers[0].dtype)
 
     def outputs(self, x: Tensor, plan: ForwardPlan) -> tuple[Tensor, ...]:
@@ -132,6 +137,7 @@ class MultiLoraLinear(nn.Module):
     def __init__(self, base: nn.Module, name: str, index: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.base: Any = base
+        self.experts = 1
         self.in_features, self.out_features = features(base)
         self.name = name
         self.index = index

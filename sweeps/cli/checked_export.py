@@ -96,8 +96,17 @@ def _packed(trial: TrialFolder, part: Path, rows: Rows | None) -> list[str]:
 
 
 def _peft(trial: TrialFolder, part: Path, rows: Rows | None) -> list[str]:
-    from bitlora.adapter.peft_folder import save_lora_adapter
+    from bitlora.adapter.peft_folder import adapted_experts, as_parameter, save_lora_adapter
 
+    experts = adapted_experts(trial.latent, trial.config)
+    taken = next((name for name in trial.latent if name not in experts and as_parameter(name, experts)), None)
+    if taken is not None and trial.base.quantization != "none":
+        raise InputError(
+            [
+                f"--to peft: beside adapters of routed experts stock PEFT takes {taken} for one of theirs too, and in NF4 "
+                "it cannot be told otherwise; give --to packed or --to merged"
+            ]
+        )
     latent = {name: layer.map(lambda part: part.float()) for name, layer in trial.latent.items()}
     save_lora_adapter(part, latent, trial.config, trial.spec.base.model)
     if rows is None:

@@ -44,8 +44,8 @@ def estimated(spec: Spec, prepared: Prepared) -> list[str]:
     from bitlora.base.load import resolve_dtype
     from bitlora.engine.estimate import estimate
     from bitlora.engine.gauge import budget
-    from bitlora.engine.memory import LongestRow, fit, rows_at_once
-    from sweeps.pack.memory import describe_fit
+    from bitlora.engine.memory import LongestRow, rows_at_once
+    from sweeps.pack.memory import Values, describe_fit
 
     device = _device(spec)
     widest, longest = prepared.widest(spec), LongestRow.of(prepared.dataset)
@@ -57,7 +57,10 @@ def estimated(spec: Spec, prepared: Prepared) -> list[str]:
     may = budget(device, _sharing(spec, device))
     slots, given = _slots(spec, device)
     rows = rows_at_once(widest)
-    return describe_fit(needs, fit(needs, may.bytes, slots, rows, given), may, rows * longest.tokens, "estimated")
+    entries = sum(layer.in_features * layer.out_features for layer in prepared.base.linears)
+    values = Values.of(spec.base.cache, entries * dtype.itemsize * (spec.base.quantization == "nf4"), dtype, device)
+    found, kept = values.fit(needs, may.bytes, slots, rows, given)
+    return describe_fit(needs, found, may, rows * longest.tokens, "estimated", values.describe(kept))
 
 
 def measured(spec: Spec, prepared: Prepared) -> list[str]:
@@ -78,7 +81,7 @@ def measured(spec: Spec, prepared: Prepared) -> list[str]:
     base = load_base(spec.base, dtype, device, spec.train.gradient_checkpointing, longest.tokens)
     slots, given = _slots(spec, device)
     engine = Engine(base, slots)
-    lines = settle_memory(engine, widest, longest, given, _sharing(spec, device))
+    lines = settle_memory(engine, widest, longest, given, _sharing(spec, device), cache=spec.base.cache)
     return [*lines, *_time(spec, prepared, _calibrate(spec, prepared, engine))]
 
 

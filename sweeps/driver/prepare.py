@@ -16,8 +16,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from bitlora.config.targets import NO_PATTERN, OF_BASE, idle_key
-from bitlora.config.trial import TrialConfig, trial_config
+from bitlora.config.targets import NO_PATTERN, OF_BASE, idle_key, targeted
+from bitlora.config.trial import TrialConfig, refused_on_experts, trial_config
 from bitlora.quantizers.weights import QUANTIZERS
 from sweeps.driver.meanwhile import ReadingBar
 from sweeps.spec.errors import InputError
@@ -72,7 +72,7 @@ class Prepared:
         ranks: dict[str, int] = {}
         for values in product(*(possible_values(spec, axis) for axis in axes)):
             for layer in self.base.layers(self.trial(spec, dict(zip(axes, values, strict=True)))):
-                ranks[layer.name] = max(ranks.get(layer.name, 0), layer.rank)
+                ranks[layer.name] = max(ranks.get(layer.name, 0), layer.rank // layer.experts)
         rank = max(ranks.values())
         others = ", ".join(f"{re.escape(name)}: {own}" for name, own in ranks.items() if own != rank)
         names = ", ".join(shape.name for shape in self.base.linears if shape.name in ranks)
@@ -223,8 +223,22 @@ def _misses(spec: Spec, info: BaseInfo) -> list[str]:
             check_targets("search.space.targets", text, names, info.experts)
         except BaseError as error:
             errors.append(str(error))
+    experts = {shape.name for shape in info.linears if shape.experts > 1}
+    chosen = [info.targets if text == OF_BASE else targeted(text, names) for text in possible_values(spec, "targets")]
+    if any(experts.intersection(each) for each in chosen):
+        errors += _not_on_experts(spec)
     for axis in ("rank_pattern", "alpha_pattern"):
         key = f"search.space.{axis}" if axis in space else f"adapter.{axis}"
         idle = [found for text in possible_values(spec, axis) if (found := idle_key(text, names)) is not None]
         errors += [f"{key}: {one!r} matches no linear layer of the base" for one in dict.fromkeys(idle)]
+    return errors
+
+
+def _not_on_experts(spec: Spec) -> list[str]:
+    """What no adapter of a sweep can have where `targets` reach routed experts."""
+    errors = []
+    for axis in ("dropout", "activations", "init", "dora"):
+        key = "search.space" if axis in spec.search.space else "adapter"
+        reasons = [refused_on_experts(**{axis: value}) for value in possible_values(spec, axis)]
+        errors += [f"{key}.{why}" for why in reasons if why]
     return errors

@@ -33,7 +33,15 @@ DECIDING: Final = (
 """Names of the files that a run of the sweep which goes on looks at."""
 DATA, BASE = "data", "base"
 """Attributes of the study: what the sweep began with."""
-FREE: Final = ("out", "resources.", "train.checkpoint_every", "trackers", "base.revision", "data.revision")
+FREE: Final = (
+    "out",
+    "resources.",
+    "train.checkpoint_every",
+    "trackers",
+    "base.cache",
+    "base.revision",
+    "data.revision",
+)
 """Keys of a spec, or how they begin, that may differ when a sweep goes on: they decide no number, or what they come to is
 compared (`changed`)."""
 

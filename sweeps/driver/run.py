@@ -298,14 +298,17 @@ class _Search:
         scheduler = make_scheduler(
             spec,
             self._prepared.trial(spec, {}).steps,
-            past={t: [(line.step, line.eval_loss) for line in lines] for t, lines in past.metrics.items()},
-            ended=searcher.ended,
+            past={
+                trial_id: [(line.step, line.eval_loss) for line in lines]
+                for trial_id, lines in past.metrics.items()
+                if not past.configs.get(trial_id, {}).get("confirms")
+            },
         )
         with (
             Display(
                 console, heartbeat, pool, list(spec.search.space), searcher.total, past.best, searcher.total - left
             ) as display,
-            trials_from(PoolFeed(pool)) as trainable,
+            trials_from(PoolFeed(pool, scheduler.heard)) as trainable,
         ):
             tuner = tune.Tuner(
                 trainable,

@@ -1,118 +1,71 @@
-"""The scheduler: which trials are stopped before their budget."""
+"""The scheduler: which trials are stopped before their budget, as Ray Tune asks for it."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from sweeps.search.metric import METRIC, STEP, finite
+from sweeps.search.rules import StoppingRule, Wave, make_rule
 from sweeps.spec.spec import Spec
 
 Past = Mapping[str, Sequence[tuple[int, float]]]
 """Our id -> (step, eval loss) of each evaluation."""
 
 
-def make_scheduler(spec: Spec, max_steps: int, past: Past | None = None, ended: Iterable[str] = ()) -> TrialScheduler:
+def make_scheduler(spec: Spec, max_steps: int, past: Past | None = None) -> WaveScheduler:
     """The scheduler of a sweep whose full trials take `max_steps` optimizer steps.
 
     Args:
-        past: what trials have reported before this scheduler came, by our ids; each trial is judged once at each step.
-        ended: those of them that will not go on.
+        past: what trials that search have reported before this scheduler came, whether they go on or not.
     """
-    shared = {"time_attr": STEP, "metric": METRIC, "mode": "min"}
-    grace = min(spec.scheduler.grace, max_steps)
-    scheduler: Asha | Median
-    if spec.scheduler.name == "asha":
-        scheduler = Asha(**shared, grace_period=grace, reduction_factor=spec.scheduler.reduction, max_t=max_steps)
-    elif spec.scheduler.name == "median":
-        # An endless time slice: where Tune has too few trials for a median, it would else pause this one for another
-        scheduler = Median(**shared, grace_period=grace, min_samples_required=3, min_time_slice=math.inf)
-    else:
-        return StopsNobody()
-    scheduler.past = past or {}
-    for trial_id in ended:
-        scheduler.on_trial_add(None, _Gone(trial_id))
+    scheduler = WaveScheduler(make_rule(spec.scheduler, max_steps))
+    for trial_id, curve in (past or {}).items():
+        for step, loss in curve:
+            scheduler.recall(trial_id, step, loss)
     return scheduler
 
 
-class _Gone:
-    """A trial that ended before this scheduler came, as far as a scheduler looks."""
+class WaveScheduler(FIFOScheduler):  # type: ignore[misc]
+    """Asks a rule of each result, which it has told of all that were evaluated with it (`heard`).
 
-    def __init__(self, trial_id: str) -> None:
-        self.trial_id = f"gone-{trial_id}"
-        self.config = {"trial_id": trial_id}
-
-
-class _AllBegin:
-    """Every trial that there is may begin, in the order in which they came: the controller sees to that by itself. Tune's
-    own schedulers would look through all trials for one, those that have ended first, before each result."""
-
-    def choose_trial_to_run(self, tune_controller: Any) -> None:
-        return None
-
-
-class _Judge(_AllBegin):
-    """What both schedulers have in common.
-
-    A result without a finite metric decides nothing, and never becomes something that others are held against. What a
-    trial reported in an earlier run of the sweep is known and not decided again. Nor is a result that comes once more, when
-    Tune tells of the end of a trial that was stopped (Ray 2.60: the median rule would count it twice, and ASHA enter it
-    into a lower rung that the trial has skipped).
+    A result without a finite loss decides nothing, and never becomes something that others are held against. Nobody stops
+    a trial that confirms, nor is one that searches held against it. What a trial reported in an earlier run of the sweep
+    is known and not decided again.
     """
 
-    past: Past
+    def __init__(self, rule: StoppingRule | None) -> None:
+        super().__init__()
+        self._rule = rule
+        self._stopped: set[str] = set()
+        """Whose packs may not have heard of it yet: what they come to from then on counts for nobody."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._judged: dict[str, int] = {}
-        """Tune's id of a trial -> the last step of which a result is known."""
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        """Every trial that there is may begin, in the order in which they came: the controller sees to that by itself.
+        Tune's own schedulers would look through all trials for one, those that have ended first, before each result."""
 
-    @staticmethod
-    def _free(trial: Any) -> bool:
-        """Nobody stops a trial that confirms, nor is one that searches held against it."""
-        return bool(trial.config.get("config", {}).get("confirms"))
+    def recall(self, trial_id: str, step: int, loss: float) -> None:
+        """A trial was evaluated in an earlier run of the sweep, and judged."""
+        if finite(loss) is not None and self._rule is not None:
+            self._rule.enter(trial_id, step, loss)
+            self._rule.goes_on(trial_id, step)
 
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        super().on_trial_add(tune_controller, trial)  # type: ignore[misc]
-        for step, value in () if self._free(trial) else self.past.get(trial.config["trial_id"], ()):
-            if self._is_new(trial, step):
-                self._recall(trial, step, value)
-
-    def _is_new(self, trial: Any, step: int) -> bool:
-        if step <= self._judged.get(trial.trial_id, 0):
-            return False
-        self._judged[trial.trial_id] = step
-        return True
-
-    def _recall(self, trial: Any, step: int, value: float) -> None:
-        raise NotImplementedError
+    def heard(self, wave: Wave) -> None:
+        """These trials, which search, were evaluated together; none of them is judged before."""
+        if self._rule is not None:
+            for trial_id, (step, loss) in wave.items():
+                if trial_id not in self._stopped and finite(loss) is not None:
+                    self._rule.enter(trial_id, step, loss)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        if self._free(trial) or finite(result.get(METRIC)) is None or not self._is_new(trial, result[STEP]):
+        confirms = trial.config.get("config", {}).get("confirms")
+        loss, trial_id = finite(result.get(METRIC)), trial.config["trial_id"]
+        if confirms or loss is None or self._rule is None:
             return str(TrialScheduler.CONTINUE)
-        return super().on_trial_result(tune_controller, trial, result)  # type: ignore[misc, no-any-return]
-
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        if not self._free(trial) and finite(result.get(METRIC)) is not None and self._is_new(trial, result[STEP]):
-            super().on_trial_complete(tune_controller, trial, result)  # type: ignore[misc]
-
-
-class StopsNobody(_AllBegin, FIFOScheduler):  # type: ignore[misc]
-    """Every trial runs to its end."""
-
-
-class Asha(_Judge, AsyncHyperBandScheduler):  # type: ignore[misc]
-    """Asynchronous successive halving (arXiv 1810.05934)."""
-
-    def _recall(self, trial: Any, step: int, value: float) -> None:
-        self._trial_info[trial.trial_id].on_result(trial, step, self._metric_op * value)
-
-
-class Median(_Judge, MedianStoppingRule):  # type: ignore[misc]
-    """The median stopping rule of Google Vizier."""
-
-    def _recall(self, trial: Any, step: int, value: float) -> None:
-        self._results[trial].append({STEP: step, METRIC: value})
+        self.heard({trial_id: (result[STEP], loss)})
+        if self._rule.goes_on(trial_id, result[STEP]):
+            return str(TrialScheduler.CONTINUE)
+        self._stopped.add(trial_id)
+        return str(TrialScheduler.STOP)

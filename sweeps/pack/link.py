@@ -25,6 +25,7 @@ from bitlora.files import record, writing
 from bitlora.files.baseline import BASE
 from sweeps.pack.bare import BareScores, write_scores
 from sweeps.pool.messages import Attach, Command, Detach, Leave, StepProgress, Stop, TrialResult
+from sweeps.search.rules import Wave
 
 if TYPE_CHECKING:
     from bitlora.adapter.latent import Latent
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from bitlora.engine.engine import EvalResult
     from bitlora.engine.slot import SlotState
     from bitlora.files.origin import Origin
+    from bitlora.forward.host import Coming
     from sweeps.pack.settings import PackSettings
 
 
@@ -41,7 +43,7 @@ BACKLOG: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What a trial goes on from: written, or read again."""
+    """What a trial goes on from, as it was read."""
 
     state: SlotState
     progress: TrialProgress
@@ -71,12 +73,18 @@ class Link:
         config: TrialConfig,
         metrics: record.Metrics,
         result: EvalResult,
-        latent: dict[str, Latent],
+        latent: Coming[dict[str, Latent]],
         test: EvalResult | None,
+        wave: Wave,
     ) -> None:
-        """Write what an evaluation came to, and report it. `test`: on the test split, at the end of a confirming trial."""
+        """Write what an evaluation came to, and report it.
 
-    def save(self, trial_id: str, config: TrialConfig, state: SlotState, progress: TrialProgress) -> None:
+        Args:
+            test: on the test split, at the end of a confirming trial.
+            wave: what was evaluated together with it.
+        """
+
+    def save(self, trial_id: str, config: TrialConfig, state: Coming[SlotState], progress: TrialProgress) -> None:
         """Write a checkpoint."""
 
     def ended(self, trial_id: str, status: Literal["diverged", "failed"], step: int, reason: str) -> None:
@@ -120,7 +128,7 @@ class FirstLink(Link):
         self._saver = ThreadPoolExecutor(1, thread_name_prefix="saver")
         """Checkpoints are large, and nobody waits for them: they have a thread of their own."""
         self._backlog = threading.Semaphore(BACKLOG)
-        self._checkpoints: dict[str, Checkpoint] = {}
+        self._checkpoints: dict[str, tuple[Coming[SlotState], TrialProgress]] = {}
         """Of each trial the newest that waits to be written; an older one is dropped: slow storage fills no memory."""
         self._puller = ThreadPoolExecutor(1, thread_name_prefix="puller")
         """Files of trials that were in a pack before may be far away: no other command waits for them."""
@@ -234,7 +242,7 @@ class FirstLink(Link):
             self._storage.push(f"{where}/{record.CONFIG}", f"{where}/{record.METRICS}")
             for line in record.read_metrics(folder):
                 if line.step > reported:
-                    self._report(trial_id, "running", line)
+                    self._report(trial_id, "running", line, {})
 
         self._write(write)
         self.log_event("attach", trial_id)
@@ -246,8 +254,9 @@ class FirstLink(Link):
         config: TrialConfig,
         metrics: record.Metrics,
         result: EvalResult,
-        latent: dict[str, Latent],
+        latent: Coming[dict[str, Latent]],
         test: EvalResult | None,
+        wave: Wave,
     ) -> None:
         folder, where = self._storage.folder / "trials" / trial_id, f"trials/{trial_id}"
         scores = [(record.EVAL, self._settings.dataset.eval, result)]
@@ -260,21 +269,22 @@ class FirstLink(Link):
 
             if not self._call(self._pool.evaluated, trial_id):
                 return
+            weights = latent.arrived()
             for name, rows, scored in scores:
                 write_scores(folder / name, rows, scored, self._origin)
             model = self._settings.base.model
-            writing.write_folder(folder / record.ADAPTER, lambda part: save_adapter(part, latent, config, model))
+            writing.write_folder(folder / record.ADAPTER, lambda part: save_adapter(part, weights, config, model))
             record.append_metrics(folder, metrics)
             files = [name for name, _, _ in scores]
             self._storage.push(*(f"{where}/{name}" for name in (*files, record.ADAPTER, record.METRICS)))
-            self._report(trial_id, "completed" if done else "running", metrics)
+            self._report(trial_id, "completed" if done else "running", metrics, wave)
 
         self._backlog.acquire()
         self._write(write, self._backlog.release)
         self.log_event("evaluated", trial_id)
 
-    def save(self, trial_id: str, config: TrialConfig, state: SlotState, progress: TrialProgress) -> None:
-        step = state.step
+    def save(self, trial_id: str, config: TrialConfig, state: Coming[SlotState], progress: TrialProgress) -> None:
+        step = progress.step
 
         def submit() -> None:
             self._saver.submit(self._guarded, write)
@@ -284,15 +294,16 @@ class FirstLink(Link):
 
             with self._lock:
                 newest = self._checkpoints.get(trial_id)
-                if newest is None or newest.state.step != step:  # a newer one comes behind it, or the trial has gone
+                if newest is None or newest[1].step != step:  # a newer one comes behind it, or the trial has gone
                     return
                 del self._checkpoints[trial_id]
             folder = self._storage.folder / "trials" / trial_id
-            save_checkpoint(folder, newest.state, newest.progress, config, self._base)
+            coming, reached = newest
+            save_checkpoint(folder, coming.arrived(), reached, config, self._base)
             self._storage.push(f"trials/{trial_id}/{record.CHECKPOINT}")
 
         with self._lock:
-            self._checkpoints[trial_id] = Checkpoint(state, progress)
+            self._checkpoints[trial_id] = state, progress
         # Through the writer: never before the evaluations that come before it.
         self._write(submit)
 
@@ -337,9 +348,11 @@ class FirstLink(Link):
             self._log.close()
             self._storage.push(self._log_name)
 
-    def _report(self, trial_id: str, status: Literal["running", "completed"], metrics: record.Metrics) -> None:
+    def _report(
+        self, trial_id: str, status: Literal["running", "completed"], metrics: record.Metrics, wave: Wave
+    ) -> None:
         result = TrialResult(
-            trial_id=trial_id, status=status, step=metrics.step, eval_loss=metrics.eval_loss, metrics=metrics
+            trial_id=trial_id, status=status, step=metrics.step, eval_loss=metrics.eval_loss, metrics=metrics, wave=wave
         )
         if result.ended:
             self._call(self._pool.report, result)

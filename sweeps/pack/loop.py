@@ -24,6 +24,7 @@ from bitlora.engine.slot import SlotState
 from bitlora.files import record
 from sweeps.pack.bare import BARE, BareScores
 from sweeps.pool.messages import Attach, Command, Continue, Detach, Leave, StepProgress, Stop
+from sweeps.search.rules import Wave
 
 if TYPE_CHECKING:
     from bitlora.engine.engine import Engine, EvalResult, StepStats
@@ -56,6 +57,8 @@ class SlottedTrial:
     losses: list[float] = field(default_factory=list)
     """Of the steps since the last evaluation."""
     first_loss: float | None = None
+    ready: tuple[int, Batch] | None = None
+    """The newest batch that was made, and the steps before it."""
 
     def due(self, step: int) -> bool:
         """Is it evaluated at this step?"""
@@ -134,13 +137,15 @@ class PackLoop:
         self._apply_commands()
 
     def _await_verdicts(self) -> None:
-        """Wait, shortly, for what becomes of the trials that were evaluated."""
+        """Wait, shortly, for what becomes of the trials that were evaluated, where there are no others to go on with: a
+        step that others take too costs little more with a trial that is to be stopped."""
         end = time.monotonic() + min(timeouts.VERDICT_S, self._step_s)
         self._settling = True
-        while self._settling and not self._stopped:
-            left = end - time.monotonic() if self._undecided else 0.0
+        while self._settling and not self._stopped and self._undecided.issuperset(self._trials) and self._trials:
+            left = end - time.monotonic()
             self._synchronize(max(0.0, left), *([Settled()] if left <= 0 else []))
-        self._undecided.clear()
+        if not self._settling:
+            self._undecided.clear()
 
     def _apply_commands(self) -> None:
         """Do what has arrived with the sums, and fill the free slots."""
@@ -209,17 +214,13 @@ class PackLoop:
 
     def _step(self) -> None:
         """One optimizer step of every trial, then the evaluations and checkpoints that are due."""
-        batches = {}
-        for trial in self._trials.values():
-            step = self._engine.slots[trial.slot].step
-            rows = batch_rows(len(self._train), trial.config.batch_size, trial.config.seed, step)
-            batches[trial.slot] = Batch.of(self._train.take(rows))
+        batches = self._batches()
         self._link.log_event("step", *self._trials)
         if self._workers.size > 1:
             self._post()
         began = time.monotonic()
         fitted = self._engine.pass_tokens
-        stats = self._engine.step(batches)
+        stats = self._engine.step(batches, lambda: self._batches(1))
         self._step_s = time.monotonic() - began
         if self._engine.pass_tokens != fitted:
             self._link.log_event(f"from now on at most {self._engine.pass_tokens} tokens a pass: more did not fit")
@@ -239,6 +240,18 @@ class PackLoop:
                     self._save(trial)
         if due:
             self._evaluate(due)
+
+    def _batches(self, later: int = 0) -> dict[int, Batch]:
+        """What each slot's trial meets in its next step, or in one that comes so many steps later, where it has one."""
+        steps = {trial.trial_id: self._at(trial) + later for trial in self._trials.values()}
+        going_on = [trial for trial in self._trials.values() if steps[trial.trial_id] < trial.config.steps]
+        return {trial.slot: self._batch(trial, steps[trial.trial_id]) for trial in going_on}
+
+    def _batch(self, trial: SlottedTrial, step: int) -> Batch:
+        if trial.ready is None or trial.ready[0] != step:
+            rows = batch_rows(len(self._train), trial.config.batch_size, trial.config.seed, step)
+            trial.ready = step, Batch.of(self._train.take(rows))
+        return trial.ready[1]
 
     def _is_attached(self, trial: SlottedTrial) -> bool:
         return self._trials.get(trial.trial_id) is trial
@@ -273,7 +286,7 @@ class PackLoop:
             losses=list(trial.losses),
             first_loss=trial.first_loss,
         )
-        self._link.save(trial.trial_id, trial.config, self._engine.state(trial.slot), progress)
+        self._link.save(trial.trial_id, trial.config, self._engine.fetch_state(trial.slot), progress)
 
     def _evaluate(self, trials: list[SlottedTrial]) -> None:
         """Score trials, all at once, have written what they came to, and report it."""
@@ -288,40 +301,49 @@ class PackLoop:
         results = self._engine.evaluate([trial.slot for trial in trials], self._eval)
         tested = [t.slot for t in trials if t.config.confirms and self._at(t) == t.config.steps and len(self._test)]
         tests = self._engine.evaluate(tested, Batch.of(self._test)) if tested else {}
+        scored = []
         for trial in trials:
             test = tests.get(trial.slot)
             if failed := results[trial.slot].failed or (test.failed if test is not None else ""):
                 self._failed(trial, f"in its evaluation at step {self._at(trial)}: {failed}")
+            elif why := self._worthless(trial, results[trial.slot].loss):
+                self._diverged(trial, why)
             else:
-                self._scored(trial, results[trial.slot], test)
+                scored.append(trial)
+        wave = {t.trial_id: (self._at(t), results[t.slot].loss) for t in scored if not t.config.confirms}
+        for trial in scored:
+            self._scored(trial, results[trial.slot], tests.get(trial.slot), wave)
         if self._workers.size > 1:
             self._apply_commands()
         self._await_verdicts()
 
-    def _scored(self, trial: SlottedTrial, result: EvalResult, test: EvalResult | None) -> None:
-        step = self._at(trial)
+    def _worthless(self, trial: SlottedTrial, loss: float) -> str:
+        """Why a trial has diverged by its eval loss; empty: it has not."""
         worst = max(UNIFORM * self._uniform, DIVERGED * (trial.first_loss or 0.0))
-        if not math.isfinite(result.loss) or result.loss > worst:
-            found = f"{result.loss:.4g}" if math.isfinite(result.loss) else "not finite"
-            guess = f"no better than guessing (uniform: {self._uniform:.4g} nats)"
-            self._diverged(trial, f"the eval loss at step {step} was {found}, {guess}")
+        if math.isfinite(loss) and loss <= worst:
+            return ""
+        found = f"{loss:.4g}" if math.isfinite(loss) else "not finite"
+        guess = f"no better than guessing (uniform: {self._uniform:.4g} nats)"
+        return f"the eval loss at step {self._at(trial)} was {found}, {guess}"
+
+    def _scored(self, trial: SlottedTrial, result: EvalResult, test: EvalResult | None, wave: Wave) -> None:
+        step = self._at(trial)
+        metrics = record.Metrics(
+            step=step,
+            tokens=trial.tokens,
+            train_loss=math.fsum(trial.losses) / len(trial.losses),
+            eval_loss=result.loss,
+            learning_rate=learning_rate(trial.config, step),
+            seconds=time.monotonic() - trial.began,
+        )
+        trial.losses.clear()
+        if self._workers.first:
+            latent = self._engine.fetch_latent(trial.slot)
+            self._link.evaluated(trial.trial_id, trial.config, metrics, result, latent, test, wave)
+        if step == trial.config.steps:
+            self._detach(trial)
         else:
-            metrics = record.Metrics(
-                step=step,
-                tokens=trial.tokens,
-                train_loss=math.fsum(trial.losses) / len(trial.losses),
-                eval_loss=result.loss,
-                learning_rate=learning_rate(trial.config, step),
-                seconds=time.monotonic() - trial.began,
-            )
-            trial.losses.clear()
-            if self._workers.first:
-                latent = self._engine.latent(trial.slot)
-                self._link.evaluated(trial.trial_id, trial.config, metrics, result, latent, test)
-            if step == trial.config.steps:
-                self._detach(trial)
-            else:
-                self._undecided.add(trial.trial_id)
+            self._undecided.add(trial.trial_id)
 
     def _failed(self, trial: SlottedTrial, reason: str) -> None:
         """It cannot be trained or scored: its own rows raise an error."""

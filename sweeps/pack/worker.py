@@ -136,6 +136,7 @@ def worker_loop(config: dict[str, Any]) -> None:
         sharing(settings, device),
         lambda: ray.get(pool.known_memory.remote(name, key)),
         lambda found: ray.get(pool.keep_memory.remote(key, found)),
+        settings.base.cache,
     )
     link = FirstLink(name, pool, settings, own, origin(base)) if workers.first else Link()
     for line in lines:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import ray
 
 from bitlora import timeouts
 from sweeps.pool.messages import TrialResult
+from sweeps.search.rules import Wave
 
 
 class PoolFeed:
@@ -25,10 +27,12 @@ class PoolFeed:
 
     Args:
         pool: the pool's handle.
+        heard: told which trials were evaluated together and what they came to, before a result of theirs is handed on.
     """
 
-    def __init__(self, pool: Any) -> None:
+    def __init__(self, pool: Any, heard: Callable[[Wave], object] = bool) -> None:
         self._pool = pool
+        self._heard = heard
         self._taken: dict[str, int] = {}
         """Results of each trial that were handed on, until it has ended."""
         self._arrived: deque[TrialResult] = deque()
@@ -64,6 +68,7 @@ class PoolFeed:
         self._taken[result.trial_id] = self._taken.get(result.trial_id, 0) + 1
         if result.ended:
             del self._taken[result.trial_id]
+        self._heard(result.wave)
         # Tune's loggers draw over `timesteps_total`.
         return result.trial_id, {**result.flat(), "timesteps_total": result.step, "done": result.ended}
 

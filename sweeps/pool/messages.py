@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal
 
 from bitlora.files.record import Metrics, Status
+from sweeps.search.rules import Wave
 
 UNANSWERED: Final = "the pool could not take it, or gave no answer: see logs/driver.log"
 """Why a trial has failed of which the driver hears no more, though the pool is there."""
@@ -68,6 +69,8 @@ class TrialResult:
     reason: str = ""
     metrics: Metrics | None = None
     """Of an evaluation."""
+    wave: Wave = field(default_factory=dict)
+    """Those that search and were evaluated together with it, itself among them."""
     fatal: bool = False
     """The sweep cannot go on: no pack can be started."""
 
@@ -76,7 +79,7 @@ class TrialResult:
         return self.status != "running"
 
     def flat(self) -> dict[str, Any]:
-        """As Ray Tune takes a result."""
+        """As Ray Tune takes a result. Its loggers would draw a wave's losses as the trial's own: those are left out."""
         own = {"trial_id": self.trial_id, "status": self.status, "reason": self.reason, "fatal": self.fatal}
         scores = {"step": self.step, "eval_loss": self.eval_loss}
         return {**(asdict(self.metrics) if self.metrics is not None else {}), **own, **scores}

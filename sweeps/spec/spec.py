@@ -37,7 +37,9 @@ from sweeps.spec.parse_space import parse, parse_points
 from sweeps.spec.space import Problem, Space
 
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
-_CLONES: Final = ("pbt", "pb2", "hyperband", "bohb", "hb_bohb")
+_CLONES: Final = ("pbt", "pb2")
+_RUNGS: Final = ("asha", "hyperband", "bohb")
+"""Schedulers that judge at rungs, where there must be an evaluation."""
 
 
 def _space(value: Any) -> Space:
@@ -70,12 +72,14 @@ class SearchConfig(Config):
 class SchedulerConfig(Config):
     """Which trials are stopped before their budget."""
 
-    name: Literal["asha", "median", "none"] = "asha"
-    """ASHA (arXiv 1810.05934), Ray Tune's median stopping rule, or nobody is stopped."""
+    name: Literal["asha", "hyperband", "bohb", "median", "none"] = "asha"
+    """ASHA (arXiv 1810.05934); HyperBand (arXiv 1603.06560), in brackets of which each judges later than the one before;
+    BOHB (arXiv 1807.01774), which is HyperBand under `search.sampler: tpe`; the median stopping rule; or nobody is stopped.
+    Whichever it is, all that were evaluated together are known before one of them is judged."""
     grace: Positive = 8
-    """Steps that every trial gets: for ASHA a multiple of `train.eval_every`. Left out, 8 or what fits."""
+    """Steps that every trial gets: but for the median rule a multiple of `train.eval_every`. Left out, 8 or what fits."""
     reduction: Annotated[int, Field(ge=2)] = 2
-    """ASHA: one in so many goes on from each rung to the next, which is so many times further."""
+    """But for the median rule: one in so many goes on from each rung to the next, which is so many times further."""
 
 
 class ConfirmConfig(Config):
@@ -272,7 +276,7 @@ def _message(path: spaces.Path, errors: list[Any], data: Any) -> str:
     if any(error["loc"][-1] == "[key]" for error in errors):
         return "the name of a key is text"
     if path == ("scheduler", "name") and str(data).lower() in _CLONES:
-        return f"{data} pauses or clones trials, which trials cannot do yet; give asha, median or none"
+        return f"{data} clones trials, which trials cannot do yet; give asha, hyperband, bohb, median or none"
     return explain(errors, data)
 
 
@@ -312,8 +316,9 @@ def _clashes(spec: Spec) -> Iterator[tuple[str, tuple[str, ...], str]]:
         yield "name", (), f"found {show(spec.name)}; give a folder's name out of letters, digits, '.', '_' and '-'"
     if spec.train.dtype == "float64" and spec.base.quantization != "none":
         yield "train.dtype", ("base.quantization",), "float64 needs base.quantization: none"
-    if spec.base.quantization == "none" and spec.base.quantized_as != "none":
+    if spec.base.quantization == "none" and (spec.base.quantized_as != "none" or spec.base.cache is True):
         key = "double_quantization" if spec.base.double_quantization else "quant_storage"
+        key = "cache" if spec.base.cache is True else key
         yield f"base.{key}", ("base.quantization",), "an option of base.quantization: nf4, which is none"
     if "batch_size" in spec.search.space and (spec.train.epochs is not None or spec.train.eval_every == "epoch"):
         message = "with epochs, trials of different batch size take different steps; count in steps instead"
@@ -343,10 +348,13 @@ def _clashes(spec: Spec) -> Iterator[tuple[str, tuple[str, ...], str]]:
     if spec.scheduler.name != "none" and steps is not None and grace > steps:
         others = ("train.steps", "scheduler.name")
         yield "scheduler.grace", others, f"{grace} is more than train.steps {steps}; give at most {steps}"
-    elif spec.scheduler.name == "asha" and every != "epoch" and grace % every:
+    elif spec.scheduler.name in _RUNGS and every != "epoch" and grace % every:
         right = f"give a multiple of it, such as {-(-grace // every) * every}"
         message = f"{grace} is between evaluations, which come every {every} steps (train.eval_every); {right}"
         yield "scheduler.grace", ("train.eval_every", "train.steps", "scheduler.name"), message
+    if spec.scheduler.name == "bohb" and spec.search.sampler != "tpe":
+        right = "give search.sampler: tpe, or scheduler.name: hyperband"
+        yield "scheduler.name", ("search.sampler",), f"bohb is HyperBand with configurations of TPE's; {right}"
     if len(spec.search.first) > spec.search.trials:
         yield "search.first", ("search.trials",), f"more configurations than search.trials {spec.search.trials}"
     if spec.search.sampler == "grid":

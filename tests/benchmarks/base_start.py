@@ -28,8 +28,9 @@ STARTS = """
 import json, sys, time
 began = time.perf_counter()
 import torch
-import bitsandbytes
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from bitlora.base.load import import_bitsandbytes
+import_bitsandbytes()
 from bitlora.config.sections import BaseConfig
 from bitlora.forward.inject import load_base
 imported = time.perf_counter()

@@ -5,6 +5,8 @@ A failure shows the docstring of its test, which says who relies on what is gone
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -118,3 +120,24 @@ def test_quantizing_by_hand() -> None:
     state = quantize_4bit(weight, quant_type="nf4")[1]
     assert isinstance(state, functional.QuantState)
     assert state.quant_type == "nf4"
+
+
+def test_it_is_imported_without_the_code_generator() -> None:
+    """bitlora.base.load.import_bitsandbytes: what is handed to `torch.compile` at its import is handed to the default
+    backend; without PyTorch's own its NF4 is the same."""
+    program = """
+import sys, torch
+from bitlora.base.load import import_bitsandbytes
+import_bitsandbytes()
+assert "bitsandbytes.backends.default.ops" in sys.modules
+assert "torch._inductor.compile_fx" not in sys.modules
+assert torch.compiler.get_default_backend() == "inductor"
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+torch.manual_seed(0)
+print(dequantize_4bit(*quantize_4bit(torch.randn(64, 64), quant_type="nf4")).double().sum().item())
+"""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    torch.manual_seed(0)
+    here = dequantize_4bit(*quantize_4bit(torch.randn(64, 64), quant_type="nf4")).double().sum().item()
+    assert float(found.stdout.split()[-1]) == here

@@ -157,7 +157,7 @@ def test_what_is_counted_of_a_trial() -> None:
 
 
 def test_trials_begin_without_a_word_of_the_scheduler() -> None:
-    """sweeps.onray.schedulers._AllBegin: where `choose_trial_to_run` gives None, the controller adds an actor for each
+    """sweeps.onray.schedulers.WaveScheduler: where `choose_trial_to_run` gives None, the controller adds an actor for each
     pending trial, in the order in which they came."""
     controller: Any = object.__new__(TuneController)
     trials = [Trial("trainable", stub=True, trial_id=name) for name in "cab"]

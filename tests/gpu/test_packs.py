@@ -178,14 +178,52 @@ def test_the_host_waits_in_one_place_alone(folder, monkeypatch, recipe):
     trials = [Trial(seed=1, quantizer="ternary", prefix=4, **recipe), Trial(seed=2, rank=4, sizes=(1, 5), **recipe)]
     slots = [engine.attach(trial.config) for trial in trials]
     batches = [dict(zip(slots, (batch_of(t.batches[n]) for t in trials), strict=True)) for n in range(3)]
-    held_out = batch_of(trials[0].held_out)
+    held_out, others = (batch_of(trial.held_out) for trial in trials)
     engine.step(batches[0])  # what is made once waits
     engine.evaluate(slots, held_out)
+    following = [*batches[1:], {}]
     monkeypatch.setattr("bitlora.engine.engine.read", reads)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for given in batches[1:]:
-            assert all(stats.finite for stats in engine.step(given).values())
-        assert not any(result.failed for result in engine.evaluate(slots, held_out).values())
+        for given, coming in zip(batches[1:], following[1:], strict=True):  # laid out in it, and laid out before it
+            assert all(stats.finite for stats in engine.step(given, lambda coming=coming: coming).values())
+        for _ in range(2):  # laid out in it, and kept
+            assert not any(result.failed for result in engine.evaluate(slots, others).values())
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_copies_to_be_written_are_awaited_by_the_writer_alone(folder):
+    """And are of the moment at which they were asked for."""
+    (trial,) = trials_of("ternary")
+    engine = open_engine(folder, torch.float32, "nf4", 1)
+    (slot,), _, _ = train(engine, [trial])
+    before, weights = engine.state(slot), engine.latent(slot)
+    if not ON_CPU:
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        coming, latent = engine.fetch_state(slot), engine.fetch_latent(slot)
+        engine.slots[slot].vectors.latent.zero_()
+        engine.slots[slot].vectors.exp_avg_sq.zero_()
+    finally:
+        if not ON_CPU:
+            torch.cuda.set_sync_debug_mode("default")
+    found, found_weights = coming.arrived(), latent.arrived()
+    for name in ("latent", "exp_avg", "exp_avg_sq"):
+        assert torch.equal(getattr(found, name), getattr(before, name))
+        assert getattr(found, name).is_pinned() is not ON_CPU
+    assert found.step == STEPS
+    for name, layer in weights.items():
+        for one, other in zip(found_weights[name].tensors, layer.tensors, strict=True):
+            assert torch.equal(one, other)
+    assert not engine.latent(slot)[next(iter(weights))].a.any()
+
+
+def test_values_of_nf4_that_are_kept_change_no_number(folder):
+    trials = trials_of("none", "ternary")
+    engine = open_engine(folder, torch.bfloat16, "nf4", 2)
+    slots, _, losses = train(engine, trials)
+    for slot in slots:
+        engine.detach(slot)
+    engine.base.keep_values()
+    assert train(engine, trials)[2] == losses

@@ -38,9 +38,6 @@ def _without(*names, **options):
 PLAIN = _without("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
                  "max_position_embeddings")  # fmt: skip
 
-ATTENTION_ONLY = ["q_proj", "k_proj", "v_proj", "o_proj"]
-"""What has adapters where most of a base's parameters are routed experts."""
-
 HELD = {
     "Llama": (_of("Llama", **COMMON), "all-linear"),
     "Mistral": (_of("Mistral", **HEADS, **WINDOW), "all-linear"),
@@ -48,9 +45,13 @@ HELD = {
     "Qwen3": (_of("Qwen3", **HEADS), "all-linear"),
     "Qwen3-MoE": (
         _of("Qwen3Moe", **HEADS, **FEW, moe_intermediate_size=32, num_experts=4, decoder_sparse_step=1, mlp_only_layers=[]),
-        ATTENTION_ONLY,
+        "experts",
     ),
-    "Mixtral": (_of("Mixtral", **HEADS, **FEW, num_local_experts=4), ATTENTION_ONLY),
+    "Mixtral": (_of("Mixtral", **HEADS, **FEW, num_local_experts=4), "all-linear"),
+    "Mixtral, attention alone": (
+        _of("Mixtral", **HEADS, **FEW, num_local_experts=4, router_jitter_noise=0.5),
+        "attention",
+    ),
     "Gemma 2": (
         _of("Gemma2", **HEADS, **WINDOW, **KINDS, query_pre_attn_scalar=16, attn_logit_softcapping=2.0),
         "all-linear",
@@ -83,12 +84,12 @@ HELD = {
         "all-linear",
     ),
     "SmolLM3": (_of("SmolLM3", **COMMON), "all-linear"),
-    "gpt-oss": (_of("GptOss", **HEADS, **FEW, **WINDOW, num_local_experts=4), ATTENTION_ONLY),
+    "gpt-oss": (_of("GptOss", **HEADS, **FEW, **WINDOW, num_local_experts=4), "all-linear"),
     "DeepSeek-V3": (
         _of("DeepseekV3", **{**COMMON, "num_key_value_heads": 4}, **FEW, moe_intermediate_size=32, n_routed_experts=4,
             n_group=2, topk_group=1, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=16,
             v_head_dim=12, first_k_dense_replace=1, n_shared_experts=1),
-        ["q_a_proj", "q_b_proj", "kv_b_proj", "o_proj"],
+        "all-linear",
     ),
 }  # fmt: skip
 """Family -> its configuration, and `base.targets`."""

@@ -69,11 +69,13 @@ class Trial:
         ]
         self.held_out = make_rows(1000 * seed + 999, 5, prefix=prefix)
 
-    def alone(self, model, latents, row_order=None, targets="all-linear", order=None):
+    def alone(self, model, latents, row_order=None, targets="all-linear", order=None, parameters=()):
         """Its losses in the plain loop, and its eval loss at the end. `order`: the names of all of the base's linear
         layers, whose numbers the dropout masks hang on, where `latents` has not all."""
         order = order or [*latents]
-        loop = oracle.PlainLoop(model, self.recipe, latents, row_order or (lambda n: list(range(n))), targets)
+        loop = oracle.PlainLoop(
+            model, self.recipe, latents, row_order or (lambda n: list(range(n))), targets, parameters
+        )
         losses = []
         for step, rows in enumerate(self.batches):
             masks = None

@@ -65,6 +65,20 @@ class FakeQuantLinear(nn.Module):
         return F.linear(x, quantize_weight(self.weight, self.quantizer, self.axis))
 
 
+class FakeQuantWeight(nn.Module):
+    """Of a weight that PEFT multiplies by itself, as it does those of experts."""
+
+    def __init__(self, recipe, component, scale=None):
+        super().__init__()
+        self.quantizer, self.axis = recipe.quantizer, component if recipe.component else None
+        self.scale = None if scale is None else nn.Parameter(scale.clone())
+
+    def forward(self, weight):
+        if self.scale is not None:
+            return double_binary_weight(weight, self.scale)
+        return quantize_weight(weight, self.quantizer, self.axis)
+
+
 class GivenDropout(nn.Module):
     """Dropout with a mask from outside: (tokens, width) over the batch's real tokens, in order."""
 
@@ -106,10 +120,10 @@ class Recipe:
 
 
 class PlainLoop:
-    def __init__(self, model, recipe, latents, row_order=lambda n: list(range(n)), targets="all-linear"):
+    def __init__(self, model, recipe, latents, row_order=lambda n: list(range(n)), targets="all-linear", parameters=()):
         """`latents`: layer name -> A, B, scales of A, of B (None but with double_binary), magnitudes (None without DoRA):
-        the values to start from;
-        `targets`: PEFT's `target_modules`."""
+        the values to start from; `targets`: PEFT's `target_modules`; `parameters`: those of the names whose weights it
+        adapts as parameters."""
         self.recipe, self.row_order = recipe, row_order
         config = LoraConfig(
             r=recipe.rank,
@@ -117,6 +131,7 @@ class PlainLoop:
             lora_dropout=recipe.dropout,
             use_rslora=recipe.rslora,
             target_modules=targets,
+            target_parameters=[*parameters] or None,
             bias="none",
             task_type="CAUSAL_LM",
             **recipe.peft,
@@ -126,6 +141,9 @@ class PlainLoop:
         modules = dict(self.model.base_model.model.named_modules())
         self.drops, self.params = {}, []
         for name, (a, b, scale_a, scale_b, magnitude) in latents.items():
+            if name in parameters or f"{name}.weight" in parameters:
+                self._give_parameter(modules, name, a, b, scale_a, scale_b)
+                continue
             layer = modules[name]
             if magnitude is not None:
                 weight = layer.lora_magnitude_vector["default"].weight
@@ -154,6 +172,18 @@ class PlainLoop:
         )
         self.shares = [group["lr"] / recipe.rate for group in self.optimizer.param_groups]
         self.taken = 0
+
+    def _give_parameter(self, modules, name, a, b, scale_a, scale_b):
+        owner, _, parameter = name.rpartition(".")
+        layer = modules.get(name) or modules[owner]
+        while parameter != layer.parameter_name != "weight":
+            layer = layer.base_layer
+        for side, value, axis, scale in ((layer.lora_A, a, 1, scale_a), (layer.lora_B, b, 0, scale_b)):
+            linear = side["default"]
+            assert linear.weight.shape == value.shape
+            linear.weight.data = value.clone()
+            nn.utils.parametrize.register_parametrization(linear, "weight", FakeQuantWeight(self.recipe, axis, scale))
+            self.params += [*linear.parameters()]
 
     def _rate(self):
         r, t = self.recipe, self.taken + 1

@@ -34,11 +34,33 @@ def test_what_packs_refuse_is_refused_by_name(family, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["Mixtral", "Qwen3-MoE", "gpt-oss"])
-def test_all_linear_never_leaves_out_experts_in_silence(family, tmp_path):
+def test_all_linear_has_the_experts_and_attention_alone_is_told_apart(family, tmp_path):
+    model = saved(HELD[family][0](), tmp_path)
+    found = describe_base(BaseConfig(model=model))
+    shapes = {shape.name: shape for shape in found.linears}
+    assert {name.rsplit(".", 1)[-1] for name in found.targets if shapes[name].experts == 4} == {
+        "gate_up_proj",
+        "down_proj",
+    }
+    assert found.targets == tuple(shapes)
+    assert {
+        name.rsplit(".", 1)[-1] for name in describe_base(BaseConfig(model=model, targets="attention")).targets
+    } == {
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+    }
+
+
+@pytest.mark.parametrize("targets", ["all-linear", "mlp", "experts"])
+def test_experts_that_adapters_do_not_reach_are_never_left_out_in_silence(targets, tmp_path, monkeypatch):
+    for where in ("experts", "describe"):  # as of a class that multiplies its experts by itself
+        monkeypatch.setattr(f"bitlora.base.{where}.expert_weights", lambda module: [])
     with pytest.raises(
         BaseError, match=r"% of the parameters of .* are routed experts.*\[q_proj, k_proj, v_proj, o_proj\]"
     ):
-        describe_base(BaseConfig(model=saved(HELD[family][0](), tmp_path)))
+        describe_base(BaseConfig(model=saved(HELD["Mixtral"][0](), tmp_path), targets=targets))
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "bitsandbytes"])

@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from bitlora.config.sections import BaseConfig
 from bitlora.engine import engine as engine_module
 from bitlora.engine.engine import Engine
+from bitlora.forward.host import send
 from bitlora.forward.inject import load_base
 
 QUANTIZERS = ("none", "binary", "ternary", "twn")
@@ -93,6 +94,120 @@ def test_a_step_asks_once_and_so_does_an_evaluation(base, monkeypatch, recipe):
         engine.evaluate([*range(4)], held_out)
     evaluation.pop("tolist")  # of the scores, which are on the host by then
     assert evaluation == {"cpu": 1}
+
+
+class FromTheHost:
+    """Counts the tensors that are made from numbers of the host, inside its `with`."""
+
+    def __init__(self, monkeypatch):
+        self.monkeypatch, self.count = monkeypatch, 0
+
+    def __enter__(self):
+        for name in ("from_numpy", "tensor", "as_tensor"):
+            self.monkeypatch.setattr(torch, name, self._counting(getattr(torch, name)))
+        return self
+
+    def __exit__(self, *error):
+        self.monkeypatch.undo()
+
+    def _counting(self, make):
+        def made(*arguments, **options):
+            self.count += 1
+            return make(*arguments, **options)
+
+        return made
+
+
+@pytest.mark.parametrize("recipe", [{}, {"dropout": 0.2}, {"activations": "int8", "micro_batch": 1}])
+def test_a_step_that_was_laid_out_before_makes_nothing_on_the_host(base, monkeypatch, recipe):
+    """And takes the numbers that it takes otherwise, to the last bit; also where a slot has come or gone meanwhile."""
+    steps = [{number: batch_of(make_rows(10 * step + number, 2 + number % 2, prefix=4)) for number in range(3)}
+             for step in range(5)]  # fmt: skip
+
+    def run(ahead):
+        engine = Engine(base, 3)
+        for number, quantizer in enumerate(("none", "ternary", "double_binary")):
+            engine.attach(trial(quantizer, rank=2 + number, seed=number, **recipe))
+        losses, sent = [], []
+        for step, batches in enumerate(steps):
+            chosen = dict(batches)
+            if step >= 3:
+                if step == 3:
+                    engine.detach(1)
+                del chosen[1]
+            following = steps[step + 1] if step + 1 < len(steps) else {}
+            within = []
+
+            def coming(following=following, within=within, engine=engine):
+                within.append(counted.count)
+                return {slot: batch for slot, batch in following.items() if slot in engine.slots}
+
+            with FromTheHost(monkeypatch) as counted:
+                stats = engine.step(chosen, coming if ahead else None)
+            sent.append(within[0] if ahead else counted.count)
+            losses.append({slot: stats[slot].loss for slot in stats})
+        for slot in list(engine.slots):
+            engine.detach(slot)
+        return losses, sent
+
+    losses, sent = run(ahead=True)
+    assert [count > 0 for count in sent] == [True, False, False, True, False]  # a slot has gone before the fourth
+    plain, sent = run(ahead=False)
+    assert losses == plain
+    assert min(sent) > 0
+
+
+def test_an_evaluation_is_laid_out_once(base, monkeypatch):
+    monkeypatch.setattr(engine_module, "EVAL_TOKENS", 64)  # several passes
+    engine = Engine(base, 3)
+    for number in range(3):
+        engine.attach(trial("ternary", rank=2 + number, seed=number))
+    held_out, others = batch_of(make_rows(99, 6)), batch_of(make_rows(98, 4))
+
+    def sent(slots, batch):
+        with FromTheHost(monkeypatch) as counted:
+            results = engine.evaluate(slots, batch)
+        return counted.count, [results[slot].losses for slot in slots]
+
+    first, losses = sent([0, 1], held_out)
+    assert first > 0
+    assert sent([2], held_out)[0] > 0
+    assert sent([0, 1], held_out) == (0, losses)
+    assert sent([0, 1], others)[0] > 0
+    engine.detach(2)
+    again, found = sent([0, 1], held_out)
+    assert again > 0
+    assert found == losses
+    monkeypatch.setattr("bitlora.engine.passes.KEPT_TOKENS", 40)  # there is no room for them
+    assert sent([0], held_out)[0] == sent([0], held_out)[0] > 0
+    for slot in list(engine.slots):
+        engine.detach(slot)
+
+
+def test_what_a_step_sends_does_not_grow_with_its_slots(base, monkeypatch):
+    def sent(slots):
+        engine = Engine(base, slots)
+        for number in range(slots):
+            engine.attach(trial(QUANTIZERS[number % 4], rank=4, seed=number))
+        batches = {number: batch_of(make_rows(number, 2, 8, 9)) for number in range(slots)}
+        engine.step(batches)
+        calls = []
+        for module in (
+            "engine.passes",
+            "engine.engine",
+            "forward.forward_plan",
+            "forward.products",
+        ):
+            monkeypatch.setattr(
+                f"bitlora.{module}.send", lambda arrays, device: calls.append(1) or send(arrays, device)
+            )
+        engine.step(batches)
+        monkeypatch.undo()
+        for slot in list(engine.slots):
+            engine.detach(slot)
+        return len(calls)
+
+    assert sent(8) <= sent(2) + 1 <= 6
 
 
 def test_they_are_counted():

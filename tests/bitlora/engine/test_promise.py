@@ -31,7 +31,7 @@ from transformers.models.llama import modeling_llama
 
 from bitlora.config.sections import BaseConfig
 from bitlora.engine.engine import Engine
-from bitlora.forward import ownership
+from bitlora.forward import products
 from bitlora.forward.forward_plan import ForwardPlan
 from bitlora.forward.head import CHUNK_ROWS
 from bitlora.forward.inject import load_base
@@ -118,7 +118,7 @@ def snapped(monkeypatch):
         scale = 127 / y.abs().amax(-1, keepdim=True).clamp_min(1e-5)
         return oracle.snapping_round(y * scale).clamp(-128, 127) / scale
 
-    monkeypatch.setattr(ownership, "int8", int8)
+    monkeypatch.setattr(products, "int8", int8)
     monkeypatch.setattr(oracle, "ROUND", oracle.snapping_round)
 
 

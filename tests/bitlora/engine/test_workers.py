@@ -140,3 +140,29 @@ def test_agreeing_costs_at_most_a_fiftieth_of_a_short_step(tmp_path):
     found = json.loads(outputs[0])
     print(f"sum of the gradients {found['silent']:.2f} ms, with agreement {found['agreeing']:.2f} ms")
     assert found["agreeing"] - found["silent"] <= 1.0
+
+
+def test_sums_of_one_size_are_made_in_one_buffer(monkeypatch):
+    """Whatever other sums lie between them: of messages alone, of scores in float64, of fewer slots."""
+    summed = []
+
+    def all_reduce(flat):  # as if the other worker had the same
+        summed.append(flat)
+        flat.mul_(2)
+
+    monkeypatch.setattr("bitlora.engine.workers.dist.all_reduce", all_reduce)
+    workers = Workers(1, 2)
+    for turn in range(3):
+        gradients, loss = torch.full((4, 5), 1.0 + turn), torch.full((2,), 3.0, dtype=torch.float64)
+        assert workers.sum([loss, gradients]) == 0
+        assert gradients.tolist() == [[2.0 + 2 * turn] * 5] * 4
+        assert loss.tolist() == [6.0, 6.0]
+        assert workers.sum() == 0
+        scores = torch.tensor([0.1, 0.2], dtype=torch.float64)
+        workers.sum([scores], torch.float64)
+        assert scores.tolist() == [0.2, 0.4]
+        assert workers.sum([gradients[:2]], failed=True) == 2
+    by_dtype = {
+        dtype: {flat.data_ptr() for flat in summed if flat.dtype == dtype} for dtype in (torch.float32, torch.float64)
+    }
+    assert [len(places) for places in by_dtype.values()] == [1, 1]

@@ -2,11 +2,16 @@
 
 import pytest
 import torch
+from adapters import trial
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
+from both_ways import batch_of, make_rows
 from torch import nn
 
+from bitlora.config.sections import BaseConfig
+from bitlora.engine.engine import EVAL_TOKENS, Engine
 from bitlora.forward.frozen import FrozenWeights
+from bitlora.forward.inject import load_base
 
 OUTPUTS = (24, 8, 16)
 
@@ -53,3 +58,64 @@ def test_what_does_not_stand_together_is_left_alone():
     assert all(torch.equal(weight_of(layer), weight) for layer, weight in zip(odd, before, strict=True))
     assert FrozenWeights.together([linears(nn.Linear)[0], linears(nf4)[0]], torch.float32) is None
     assert FrozenWeights.together([linears(nn.Linear)[0], linears(nn.Linear)[1].half()], torch.float32) is None
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [(torch.float32, {}), (torch.bfloat16, {}), (torch.float32, {"double_quantization": True})],
+    ids=str,
+)
+def test_values_that_are_kept_change_no_number(tiny_base, monkeypatch, dtype, options):
+    """To the last bit: losses, weights and scores, with layers in groups and by themselves; and nothing is dequantized."""
+    config = BaseConfig(model=str(tiny_base), quantization="nf4", **options)
+    base = load_base(config, dtype, torch.device("cpu"))
+    calls = []
+    real = FrozenWeights.matrix
+    monkeypatch.setattr(FrozenWeights, "matrix", lambda self: calls.append(self.state is not None) or real(self))
+
+    def run(kept):
+        engine = Engine(base, 2)
+        base.keep_values(kept)
+        del calls[:]
+        slots = [engine.attach(trial("ternary", rank=2 + 2 * number, seed=number, dropout=0.1)) for number in range(2)]
+        batches = [{slot: batch_of(make_rows(10 * step + slot, 2, prefix=3)) for slot in slots} for step in range(3)]
+        losses = [stats.loss for given in batches for stats in engine.step(given).values()]
+        scores = [result.losses for result in engine.evaluate(slots, batch_of(make_rows(99, 3))).values()]
+        weights = [engine.state(slot).latent for slot in slots]
+        for slot in slots:
+            engine.detach(slot)
+        return losses, scores, weights, sum(calls)
+
+    losses, scores, weights, dequantized = run(False)
+    kept_losses, kept_scores, kept_weights, never = run(True)
+    assert dequantized > 0
+    assert never == 0
+    assert (kept_losses, kept_scores) == (losses, scores)
+    assert all(torch.equal(one, other) for one, other in zip(kept_weights, weights, strict=True))
+    assert base.values_bytes == sum(layer.in_features * layer.out_features for layer in base.linears.values()) * (
+        4 if dtype == torch.float32 else 2
+    )
+    assert base.keep_values(False)
+    assert run(False)[0] == losses
+
+
+def test_values_that_are_kept_go_before_anything_else_where_a_pass_raises(tiny_base, monkeypatch):
+    base = load_base(BaseConfig(model=str(tiny_base), quantization="nf4"), torch.float32, torch.device("cpu"))
+    engine = Engine(base, 2)
+    slots = [engine.attach(trial("none", rank=2, seed=number)) for number in range(2)]
+    real = FrozenWeights.matrix
+
+    def matrix(self):
+        if self.state is None:
+            raise MemoryError("no room")
+        return real(self)
+
+    batches = {slot: batch_of(make_rows(slot, 2)) for slot in slots}
+    monkeypatch.setattr(FrozenWeights, "matrix", matrix)
+    base.keep_values()
+    assert not any(stats.failed for stats in engine.step(batches).values())
+    assert engine.pass_tokens is None  # whole steps may fit without them
+    assert not base.keep_values()
+    assert not any(result.failed for result in engine.evaluate(slots, batches[0]).values())
+    assert engine.eval_tokens == EVAL_TOKENS
+    assert not base.keep_values(False)

@@ -56,7 +56,7 @@ def cap(module):
     whole = module.Engine.step
     capped = []
 
-    def step(self, batches):
+    def step(self, batches, ahead=None):
         if not capped:
             import resource
             from pathlib import Path
@@ -65,7 +65,7 @@ def cap(module):
             limit = now + int(os.environ["BITLORA_MEMORY"]) * 2**20
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
             capped.append(limit)
-        return whole(self, batches)
+        return whole(self, batches, ahead)
 
     module.Engine.step = step
 
@@ -77,10 +77,10 @@ def slow_down(module):
     seconds, file = os.environ["BITLORA_PACE"].split(":")
     whole = module.Engine.step
 
-    def step(self, batches):
+    def step(self, batches, ahead=None):
         if Path(file).exists():
             time.sleep(float(seconds))
-        return whole(self, batches)
+        return whole(self, batches, ahead)
 
     module.Engine.step = step
 

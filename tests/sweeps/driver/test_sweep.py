@@ -30,6 +30,10 @@ def test_a_sweep_with_asha_ends_in_a_report(bitlora, write_spec, tmp_path):
     assert len(found) == 8
     assert contract.statuses(found)["completed"] >= 1
     assert contract.statuses(found)["pruned"] >= 1
+    # Those that begin together are judged together, the first as the last: two of them have two that are better.
+    first = {f"t000{trial}": evaluations(tmp_path / "quick", f"t000{trial}")[0]["eval_loss"] for trial in range(4)}
+    worse = {trial for trial, loss in first.items() if sum(other < loss for other in first.values()) >= 2}
+    assert {trial for trial in first if found[trial]["status"] == "pruned"} >= worse
     assert (tmp_path / "quick" / "exit_code").read_text() == "0\n"
     report = (tmp_path / "quick" / "report" / "report.md").read_text()
     best = min((r["eval_loss"], t) for t, r in found.items() if r["status"] == "completed")
@@ -44,14 +48,15 @@ def test_a_sweep_with_asha_ends_in_a_report(bitlora, write_spec, tmp_path):
     assert (tmp_path / "again" / "report.md").read_text() == report
 
 
+def evaluations(folder, trial):
+    return [json.loads(line) for line in (folder / "trials" / trial / "metrics.jsonl").read_text().splitlines()]
+
+
 def losses(folder):
     return {
         json.dumps(record["config"], sort_keys=True): (
             record["eval_loss"],
-            [
-                json.loads(line)["eval_loss"]
-                for line in (folder / "trials" / t / "metrics.jsonl").read_text().splitlines()
-            ],
+            [line["eval_loss"] for line in evaluations(folder, t)],
         )
         for t, record in contract.holds(folder).items()
     }

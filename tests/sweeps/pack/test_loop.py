@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from bitlora import timeouts
 from bitlora.config.sections import BaseConfig
 from bitlora.config.trial import TrialConfig
 from bitlora.data.rows import Rows
 from bitlora.data.split import Dataset
+from bitlora.engine.batch import Batch
 from bitlora.engine.engine import Engine
 from bitlora.forward.inject import load_base
 from sweeps.pack.link import Checkpoint, Link
@@ -53,7 +55,7 @@ class Played(Link):
 
     def __init__(self, script, found=None):
         self.script, self.found = script, found or {}
-        self.log, self.saved, self.metrics, self.tests, self.waits = [], {}, {}, {}, []
+        self.log, self.saved, self.metrics, self.tests, self.waves, self.waits = [], {}, {}, {}, {}, []
         self.inbox = list(script.pop("at first"))
         self.base, self.said = [], []
 
@@ -85,13 +87,14 @@ class Played(Link):
         self._happened("begin", trial_id)
         return self.found.get(trial_id)
 
-    def evaluated(self, trial_id, config, metrics, result, latent, test):
+    def evaluated(self, trial_id, config, metrics, result, latent, test, wave):
         self.metrics.setdefault(trial_id, []).append(metrics)
         self.tests[trial_id, metrics.step] = test
+        self.waves[trial_id, metrics.step] = wave
         self._happened("evaluated", trial_id)
 
     def save(self, trial_id, config, state, progress):
-        self.saved.setdefault(trial_id, []).append(Checkpoint(state, progress))
+        self.saved.setdefault(trial_id, []).append(Checkpoint(state.arrived(), progress))
 
     def released(self, trial_id):
         self._happened("released", trial_id)
@@ -188,6 +191,60 @@ def test_a_stopped_trial_takes_no_further_step_and_its_successor_takes_the_next(
     assert max(link.waits) <= 1.0
 
 
+def test_nobody_waits_for_a_verdict_while_another_trial_can_go_on(run):
+    """`b` joins some steps later, so that they are never evaluated together; what becomes of `a` is said only after steps
+    that both have taken meanwhile. Alone, `a` is waited for."""
+    script = {
+        "at first": attach("a"),
+        ("step", "a", 3): attach("b"),
+        ("step", "b", 2): [Continue("a")],
+        ("evaluated", "b", 1): [Continue("b")],
+        ("released", "b", 1): [Stop()],
+    }
+    link = run(script)
+    assert link.count("step", "a") == link.count("step", "b") == 8
+    assert [wait for wait in link.waits if 0 < wait < timeouts.WORKERS_MEET_S] == []  # an idle pack waits just so long
+    alone = run({"at first": attach("a"), ("released", "a", 1): [Stop()]})
+    assert [wait for wait in alone.waits if 0 < wait < timeouts.WORKERS_MEET_S] != []
+
+
+def test_a_trial_that_nobody_waits_for_trains_on_until_it_is_stopped(run):
+    script = {
+        "at first": attach("a"),
+        ("step", "a", 3): attach("b"),
+        ("step", "b", 4): [Detach("a")],  # evaluated three steps ago
+        ("released", "b", 1): [Stop()],
+    }
+    link = run(script)
+    assert link.count("step", "a") == 7
+    assert [metrics.step for metrics in link.metrics["a"]] == [4]
+    plain = run({"at first": attach("b"), ("released", "b", 1): [Stop()]})
+    found, expected = ([metrics.eval_loss for metrics in each.metrics["b"]] for each in (link, plain))
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_next_batches_are_made_while_a_step_runs(run, monkeypatch):
+    """Each batch once, and each but the first inside the step before its own."""
+    made, inside = [], []
+    real_step, real_of = Engine.step, Batch.of
+
+    def step(self, batches, ahead):
+        inside.append(True)
+        try:
+            return real_step(self, batches, ahead)
+        finally:
+            inside.clear()
+
+    def of(rows):
+        made.append(bool(inside))
+        return real_of(rows)
+
+    monkeypatch.setattr(Engine, "step", step)
+    monkeypatch.setattr("sweeps.pack.loop.Batch.of", of)
+    run({"at first": attach("a"), ("released", "a", 1): [Stop()]}, tested=0)
+    assert made == [False, False] + [True] * 7  # the rows to evaluate, the first batch, and the seven others
+
+
 def test_trials_that_are_due_together_are_scored_together(run):
     link = run({"at first": attach("a", "b"), ("released", "b", 1): [Stop()]})
     assert link.metrics["a"][0].eval_loss == pytest.approx(link.metrics["b"][0].eval_loss, rel=1e-12)
@@ -256,3 +313,30 @@ def test_a_base_that_cannot_be_scored_costs_no_trial(run, monkeypatch):
     assert link.base == []
     assert link.said == ["the base without an adapter could not be scored: RuntimeError: no room"]
     assert [metrics.step for metrics in link.metrics["a"]] == [4, 8]
+
+
+def test_a_wave_is_of_those_that_search_and_came_to_a_loss(run, monkeypatch):
+    """Whoever failed, diverged or confirms is no peer; a slot that is filled again later has peers at other steps."""
+    real = Engine.evaluate
+
+    def failing(self, slots, batch):
+        found = real(self, slots, batch)
+        broken = {slot: {"failed": "RuntimeError: no room"} for slot in slots if self.slots[slot].config.seed == 3}
+        broken |= {slot: {"losses": [1e9] * 4} for slot in slots if self.slots[slot].config.seed == 4}
+        return {slot: replace(each, **broken.get(slot, {})) for slot, each in found.items()}
+
+    monkeypatch.setattr(Engine, "evaluate", failing)
+    alone = [attach(trial, seed=seed)[0] for trial, seed in (("fails", 3), ("diverges", 4))]
+    script = {
+        "at first": [*attach("a", "b"), *alone, *attach("confirms", confirms="t9", seed=5), *attach("late", steps=4)],
+        ("released", "late", 1): [Stop()],
+    }
+    link = run(script, slots=5)
+    loss = {(trial, one.step): one.eval_loss for trial, found in link.metrics.items() for one in found}
+    together = [{"a": 4, "b": 4}, {"a": 8, "b": 8, "late": 4}]
+    waves = [{trial: (step, loss[trial, step]) for trial, step in each.items()} for each in together]
+    assert link.waves == {
+        **{(trial, 4): waves[0] for trial in ("a", "b", "confirms")},
+        **{(trial, 8): waves[1] for trial in ("a", "b", "confirms")},
+        ("late", 4): waves[1],
+    }

@@ -17,11 +17,11 @@ from bitlora.data.rows import Rows
 from bitlora.data.split import Dataset
 from bitlora.engine.engine import Engine
 from bitlora.engine.gauge import Budget
-from bitlora.engine.memory import LongestRow
+from bitlora.engine.memory import LongestRow, MemoryNeeds
 from bitlora.forward.inject import load_base
 from bitlora.forward.multi_lora import MultiLoraLinear
 from sweeps.pack import memory
-from sweeps.pack.memory import memory_key, settle_memory
+from sweeps.pack.memory import Values, memory_key, settle_memory
 
 GB = 10**9
 ROW = 20
@@ -48,12 +48,12 @@ def base(tiny_base):
 def settle(base, monkeypatch):
     """Settles a pack of at most four slots in so many GB; gives its engine, what it said, and what it kept."""
 
-    def run(budget, known=NEEDS, given=False):
+    def run(budget, known=NEEDS, given=False, of=base, cache="auto"):
         monkeypatch.setattr(memory, "budget", lambda device, sharing: Budget(int(budget * GB), "the moon"))
-        engine, kept = Engine(base, 4), []
+        engine, kept = Engine(of, 4), []
         widest = trial("ternary", rank=4, batch_size=8)
         longest = LongestRow.of(DATASET)
-        lines = settle_memory(engine, widest, longest, given, 1.0, lambda: known, kept.append)
+        lines = settle_memory(engine, widest, longest, given, 1.0, lambda: known, kept.append, cache)
         return engine, lines, kept
 
     return run
@@ -108,6 +108,46 @@ def test_a_row_that_cannot_be_computed_is_left_to_the_trials_that_meet_it(settle
     assert (engine.size, engine.pass_tokens) == (4, None)
     assert "not measured" in line
     assert "no such kernel" in line
+
+
+@pytest.fixture(scope="module")
+def nf4_base(tiny_base):
+    return load_base(BaseConfig(model=str(tiny_base), quantization="nf4"), torch.float32, torch.device("cpu"))
+
+
+def test_values_of_nf4_are_kept_where_somebody_wants_them(settle, nf4_base):
+    def kept(cache, budget, of=nf4_base):
+        engine, [line], _ = settle(budget, of=of, cache=cache)
+        return of.keep_values(False), engine.size, line
+
+    said = "; NF4's values kept in float32, 0.00 GB"
+    assert kept(True, 10)[:2] == (True, 4)
+    assert kept(True, 10)[2].endswith(said)
+    for cache in ("auto", False):  # on a CPU it does not pay
+        was, size, line = kept(cache, 10)
+        assert (was, size) == (False, 4)
+        assert line.endswith("whole steps of 640 tokens")
+
+
+def test_values_that_a_user_wants_kept_cost_slots_and_those_that_nobody_asked_for_cost_nothing():
+    """At 1 GB for the base, 0.1 for a slot and 1 MB for a token, steps of 160 tokens a slot."""
+    cuda = torch.device("cuda")
+    whole = 1 + 4 * 0.1 + 640 * 0.001
+    auto, wanted, never = (Values.of(cache, 10**8, torch.bfloat16, cuda) for cache in ("auto", True, False))
+
+    def at(values, budget):
+        found, kept = values.fit(MemoryNeeds(**NEEDS), budget * GB, 4, 8, given=False)
+        return found.slots, found.pass_tokens, kept
+
+    assert at(auto, whole + 0.11) == at(wanted, whole + 0.11) == (4, None, True)
+    assert at(never, whole + 0.11) == (4, None, False)
+    assert at(auto, whole + 0.09) == (4, None, False)
+    assert at(wanted, whole + 0.0905) == (4, 630, True)
+    assert at(auto, whole - 0.0995) == (4, 540, False)
+    assert auto.describe(False) == "no room for NF4's values in bfloat16, 0.10 GB"
+    assert never.describe(False) == ""
+    nothing = Values.of("auto", 0, torch.bfloat16, cuda)  # of a base that is not quantized
+    assert (at(nothing, 10), nothing.describe(False)) == ((4, None, False), "")
 
 
 def test_a_measurement_is_of_all_that_decides_it():

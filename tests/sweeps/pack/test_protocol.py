@@ -80,7 +80,7 @@ class Engine:
     def detach(self, slot):
         del self.slots[slot]
 
-    def step(self, batches):
+    def step(self, batches, ahead=None):
         self.workers.sum()
         for slot in batches:
             self.slots[slot].step += 1
@@ -90,10 +90,10 @@ class Engine:
         self.workers.sum()
         return {slot: EvalResult([2.0], [1]) for slot in slots}
 
-    def latent(self, slot):
+    def fetch_latent(self, slot):
         return {}
 
-    def state(self, slot):
+    def fetch_state(self, slot):
         return None
 
 
@@ -108,6 +108,8 @@ class Scheduler(Link):
         self.coming = [f"t{number}" for number in range(count)]
         self.confirming = {trial for trial in self.coming if self.random.random() < 0.5}
         self.ended = {}
+        self.waves = []
+        self.steps = {}
 
     def send(self, command):
         self.sent.append(command)
@@ -132,7 +134,10 @@ class Scheduler(Link):
         if self.ended.setdefault(trial, "stopped") == "stopped":
             self.send(Detach(trial))
 
-    def evaluated(self, trial_id, config, metrics, result, latent, test):
+    def evaluated(self, trial_id, config, metrics, result, latent, test, wave):
+        self.waves.append((trial_id, metrics.step, dict(wave)))
+        assert metrics.step > self.steps.get(trial_id, 0)
+        self.steps[trial_id] = metrics.step
         if metrics.step == config.steps:
             self.ended.setdefault(trial_id, "completed")
             assert (test is not None) == (trial_id in self.confirming)
@@ -189,3 +194,14 @@ def test_no_command_is_lost(seed, monkeypatch):
     assert first == second == scheduler.sent
     assert scheduler.ended.keys() == {command.trial_id for command in scheduler.sent if isinstance(command, Attach)}
     assert not scheduler.open
+    assert_waves_agree(scheduler)
+
+
+def assert_waves_agree(scheduler):
+    """Each trial that searches is told with all that were evaluated with it, and those with the same."""
+    told = {(trial, step): wave for trial, step, wave in scheduler.waves}
+    for (trial, step), wave in told.items():
+        assert wave.keys().isdisjoint(scheduler.confirming)
+        assert trial in scheduler.confirming or wave[trial][0] == step
+        assert all(told[peer, at] == wave for peer, (at, _) in wave.items())
+        assert len(wave) <= SLOTS

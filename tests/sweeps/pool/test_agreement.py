@@ -83,10 +83,10 @@ class BareLink(link.FirstLink):
     def restore(self, trial_id, config, reported):
         return None
 
-    def evaluated(self, trial_id, config, metrics, result, latent, test):
+    def evaluated(self, trial_id, config, metrics, result, latent, test, wave):
         def write():
             if self._call(self._pool.evaluated, trial_id):
-                self._report(trial_id, "completed" if metrics.step == config.steps else "running", metrics)
+                self._report(trial_id, "completed" if metrics.step == config.steps else "running", metrics, wave)
 
         self._write(write)
 
@@ -115,7 +115,7 @@ class Engine:
     def detach(self, slot):
         del self.slots[slot]
 
-    def step(self, batches):
+    def step(self, batches, ahead=None):
         failed = {slot: "a layer raised" * (self.slots[slot].step + 1 == self.slots[slot].fails_at) for slot in batches}
         for slot in batches:
             self.slots[slot].step += not failed[slot]
@@ -124,10 +124,10 @@ class Engine:
     def evaluate(self, slots, batch):
         return {slot: EvalResult([2.0], [1]) for slot in slots}
 
-    def latent(self, slot):
+    def fetch_latent(self, slot):
         return {}
 
-    def state(self, slot):
+    def fetch_state(self, slot):
         return None
 
 

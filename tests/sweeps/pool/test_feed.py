@@ -80,6 +80,18 @@ def test_one_call_serves_all_trials(pool):
     assert pool.called("results") == [(0,), (3,)]
 
 
+def test_a_wave_is_heard_of_before_its_first_result_is_handed_on(pool):
+    heard = []
+    feed = PoolFeed(pool, heard.append)
+    begin(feed, "t0", "t1")
+    feed.next(0.01)
+    wave = {"t0": (4, 1.5), "t1": (4, 1.2)}
+    pool.answer("results", [result("t0", wave=wave), result("t1", wave=wave)])
+    trial, taken = feed.next(0.01)
+    assert (trial, heard) == ("t0", [wave])
+    assert "wave" not in taken  # loggers would draw it
+
+
 def test_a_trial_proceeds_after_the_result_that_was_handed_on_last(pool):
     feed = PoolFeed(pool)
     begin(feed, "t0")

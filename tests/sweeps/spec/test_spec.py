@@ -128,8 +128,8 @@ scheduler: {name: pbt}
         f"small.yaml:6: adapter.quantizer: found 'bianry'; give {', '.join(names)} or {last}; did you mean binary?",
         "small.yaml:8: train.learning_rte: unknown key; did you mean learning_rate?",
         "small.yaml:9: train.eval_every: found 'epcoh'; give a whole number or epoch; did you mean epoch?",
-        "small.yaml:10: scheduler.name: pbt pauses or clones trials, which trials cannot do yet; "
-        "give asha, median or none",
+        "small.yaml:10: scheduler.name: pbt clones trials, which trials cannot do yet; "
+        "give asha, hyperband, bohb, median or none",
         "--set train.batch_size=x: found 'x'; give a whole number",
         "--set train.stps=3: unknown key; did you mean steps?",
         "--set data.rows=2: found 2; give a number of at least 3",
@@ -186,7 +186,15 @@ scheduler: {name: pbt}
             "scheduler.grace: 12 is between evaluations, which come every 8 steps (train.eval_every); "
             "give a multiple of it, such as 16",
         ),
-        ("scheduler: {name: ashaa}", "scheduler.name: found 'ashaa'; give asha, median or none; did you mean asha?"),
+        (
+            "scheduler: {name: ashaa}",
+            "scheduler.name: found 'ashaa'; give asha, hyperband, bohb, median or none; did you mean asha?",
+        ),
+        (
+            "scheduler: {name: bohb}\nsearch: {sampler: random}",
+            "scheduler.name: bohb is HyperBand with configurations of TPE's; give search.sampler: tpe, or "
+            "scheduler.name: hyperband",
+        ),
         (
             "confirm: {by: rank}",
             "confirm.by: found 'rank'; give an axis of search.space that is a list",
@@ -358,6 +366,10 @@ def test_options_of_nf4_go_with_nf4(file: Path) -> None:
     assert errors(file, text) == [
         "small.yaml:1: base.quant_storage: an option of base.quantization: nf4, which is none"
     ]
+    cached = text.replace("quant_storage: bfloat16", "cache: true")
+    assert errors(file, cached) == ["small.yaml:1: base.cache: an option of base.quantization: nf4, which is none"]
+    assert load(file, cached.replace("none", "nf4")).base.cache is True
+    assert load(file, SMALLEST).base.cache == "auto"
     spec = load(file, text.replace("none", "nf4").replace("quant_storage: bfloat16", "double_quantization: true"))
     assert spec.base.quantized_as == "nf4-double"
     assert load(file, SMALLEST).base.quantized_as == "nf4"
