@@ -212,5 +212,10 @@ class TrainConfig(Config):
 REFUSED: Final[dict[str, str]] = {
     "adapter.init_lora_weights": "it is called adapter.init here: default, gaussian, orthogonal or pissa",
     "adapter.use_dora": "it is called adapter.dora here: true or false",
+    "adapter.init: eva": "it begins with the directions in which each layer's inputs vary most over the training rows, and "
+    "packs make no pass over them before they begin",
+    "adapter.init: loftq": "it quantizes a base anew for each rank, and the trials of a pack share one",
+    "base.quantization: int8": "LLM.int8() leaves a column of its inputs in 16 bits where any row of a pass has an "
+    "outlier, so a trial's numbers would hang on its neighbours; give nf4 or none",
 }
-"""Keys that one may look for, and why they are not there."""
+"""Keys, and values of keys, that one may look for, and why they are not there."""

@@ -267,8 +267,9 @@ def _message(path: spaces.Path, errors: list[Any], data: Any) -> str:
     kinds = {error["type"] for error in errors}
     for part in path:
         data = data[part] if not isinstance(data, dict) or part in data else None
-    if ".".join(map(str, path)) in REFUSED:
-        return f"not available: {REFUSED['.'.join(map(str, path))]}"
+    key = ".".join(map(str, path))
+    if why := REFUSED.get(key) or REFUSED.get(f"{key}: {data}"):
+        return f"not available: {why}" if key in REFUSED else f"{data} is not available: {why}"
     if kinds & {"extra_forbidden", "invalid_key"}:
         return f"unknown key{_hint(path)}"
     if "missing" in kinds:

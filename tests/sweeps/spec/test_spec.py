@@ -151,8 +151,13 @@ scheduler: {name: pbt}
         ("train: 3", "train: found 3; give a mapping"),
         ("train: {quantizer: none}", "train.quantizer: unknown key; did you mean adapter.quantizer?"),
         (
-            "adapter: {init: eva}",
-            "adapter.init: found 'eva'; give default, gaussian, orthogonal or pissa",
+            "adapter: {init: olora}",
+            "adapter.init: found 'olora'; give default, gaussian, orthogonal or pissa",
+        ),
+        (
+            "search: {space: {init: [default, eva]}}",
+            "search.space.init.1: eva is not available: it begins with the directions in which each layer's inputs vary "
+            "most over the training rows, and packs make no pass over them before they begin",
         ),
         (
             "adapter: {init: pissa, dora: true}",
