@@ -32,7 +32,7 @@ from varlen import without_padding
 
 from bitlora.config.sections import BaseConfig
 from bitlora.engine.engine import Engine
-from bitlora.forward import multi_lora
+from bitlora.forward import products
 from bitlora.forward.forward_plan import ForwardPlan
 from bitlora.forward.head import CHUNK_ROWS
 from bitlora.forward.inject import load_base
@@ -119,7 +119,7 @@ def snapped(monkeypatch):
         scale = 127 / y.abs().amax(-1, keepdim=True).clamp_min(1e-5)
         return oracle.snapping_round(y * scale).clamp(-128, 127) / scale
 
-    monkeypatch.setattr(multi_lora, "int8", int8)
+    monkeypatch.setattr(products, "int8", int8)
     monkeypatch.setattr(oracle, "ROUND", oracle.snapping_round)
 
 
@@ -336,7 +336,7 @@ def test_a_neighbour_that_turns_nan_changes_nothing_to_the_last_bit(folders, mon
 
     def run(poison):
         engine = open_engine(folders / "llama", dtype)
-        trials = [Trial(seed=s, rank=4, quantizer=q, int8=s == 2, **recipe)
+        trials = [Trial(seed=s, rank=4, quantizer=q, int8=s == 1, own={"dora": s != 1}, **recipe)
                   for s, q in ((1, "ternary"), (2, "binary"), (3, "none"))]  # fmt: skip
         slots = [engine.attach(t.config) for t in trials]
         finite, losses = [], []
@@ -359,6 +359,26 @@ def test_a_neighbour_that_turns_nan_changes_nothing_to_the_last_bit(folders, mon
         for name in ours:
             assert all(torch.equal(a, b) for a, b in zip(ours[name].tensors, theirs[name].tensors, strict=True))
     assert scores_beside == scores
+
+
+DORA = {"own": {"dora": True}, "peft": {"use_dora": True}}
+
+
+@pytest.mark.parametrize(("base", "dtype", "near"), [("llama", torch.float64, 1e-9), ("phi3", torch.float32, 1e-4)])
+def test_dora_beside_plain_trials(folders, snapped, base, dtype, near):
+    """Where nothing is dropped, so that layers with one input are computed together; over NF4 in float32."""
+    trials = [
+        Trial(seed=1, steps=8, rate=5e-3, micro=2, **DORA),
+        Trial(seed=2, steps=8, quantizer="ternary", rank=8, rslora=True, sizes=(1, 5), prefix=6, **DORA),
+        Trial(seed=3, steps=8, quantizer="binary", int8=True),
+    ]
+    quantization = "none" if dtype == torch.float64 else "nf4"
+    engine = open_engine(folders / base, dtype, quantization)
+    starts, losses = run_pack(engine, [(t, 0, None) for t in trials], 8)
+    for trial in trials[: 3 if dtype == torch.float64 else 2]:
+        alone = trial.alone(plain_model(folders / base, dtype, quantization), starts[trial])
+        assert worst(losses[trial], alone) < near, trial.recipe
+        assert losses[trial][-2] != losses[trial][0]
 
 
 def test_micro_batches_do_not_change_the_step(folders):

@@ -151,8 +151,17 @@ scheduler: {name: pbt}
         ("train: 3", "train: found 3; give a mapping"),
         ("train: {quantizer: none}", "train.quantizer: unknown key; did you mean adapter.quantizer?"),
         (
-            "adapter: {init: pissa}",
-            "adapter.init: found 'pissa'; give default, gaussian or orthogonal",
+            "adapter: {init: olora}",
+            "adapter.init: found 'olora'; give default, gaussian, orthogonal or pissa",
+        ),
+        (
+            "search: {space: {init: [default, eva]}}",
+            "search.space.init.1: eva is not available: it begins with the directions in which each layer's inputs vary "
+            "most over the training rows, and packs make no pass over them before they begin",
+        ),
+        (
+            "adapter: {init: pissa, dora: true}",
+            "adapter.init: the norms of a base without its principal components are not computed; give dora: false",
         ),
         (
             "adapter: {init: orthogonal, quantizer: ternary}",
@@ -165,8 +174,12 @@ scheduler: {name: pbt}
         ),
         (
             "adapter: {use_dora: true}",
-            "adapter.use_dora: not available: DoRA scales each layer's outputs by the norms of the merged weight's rows, "
-            "which packs do not compute yet",
+            "adapter.use_dora: not available: it is called adapter.dora here: true or false",
+        ),
+        (
+            "adapter: {dora: true, activations: int8}",
+            "adapter.dora: divides by the norms of the merged weight, and with activations: int8 no weight does what the "
+            "adapter does; give activations: full",
         ),
         ("adapter: {granularity: row}", "adapter.granularity: found 'row'; give tensor or component"),
         ("train: {dtype: float64}", "train.dtype: float64 needs base.quantization: none"),
