@@ -81,14 +81,7 @@ def row_attention(
     if (calls := _COUNTED.get()) is not None:
         calls.count += 1
 
-    pad, unpad = plan.pad, plan.unpad
-
-    def padded(x: Tensor) -> Tensor:  # (1, heads, T, width) -> (rows, heads, longest, width)
-        tokens = x.squeeze(0)  # whose backward is a view, as that of x[0] is not
-        rows: Tensor = (tokens if pad is None else tokens.index_select(1, pad)).unflatten(1, (-1, plan.longest))
-        return rows.transpose(0, 1)
-
-    q, k, v = padded(query), padded(key), padded(value)
+    q, k, v = (plan.padded(x.squeeze(0)) for x in (query, key, value))  # the gradient of x[0] would be a copy
     window, softcap, sinks = (options.get(name) for name in ("sliding_window", "softcap", "s_aux"))
     seen = None if window is None or window >= plan.longest else _band(plan.longest, int(window), query.device)
     if softcap is None and sinks is None:
@@ -97,8 +90,7 @@ def row_attention(
     else:
         seen = _band(plan.longest, plan.longest, query.device) if seen is None else seen
         out = _written_out(q, k, v, seen, scaling, softcap, sinks)
-    tokens = out.transpose(1, 2).flatten(0, 1)
-    return (tokens if unpad is None else tokens.index_select(0, unpad))[None], None
+    return plan.unpadded(out)[None], None
 
 
 def _band(length: int, window: int, device: torch.device) -> Tensor:

@@ -19,7 +19,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -68,6 +68,9 @@ class ForwardPlan:
         Tensor | None
     )  # (rows * longest,) int64: the token at each place of the padded form; None: it is T as it stands
     unpad: Tensor | None  # (T,) int64: a place in the padded form of each token
+    again: tuple[Tensor, Tensor] | None
+    """(U,) int64: the tokens that several rows have; and (U, rows) int64: their further places in the padded form, -1 where
+    there are fewer."""
     order: Tensor | None  # (T,) int64: the place in the rows' order of each token of the pass; None: the same
     inverse: Tensor | None  # (T,) int64: the place in the pass of each token in the rows' order
     grid: tuple[int, ...]
@@ -96,9 +99,18 @@ class ForwardPlan:
         pads: list[NDArray[np.int64]] = []
         unpads: list[NDArray[np.int64]] = []
         positions: list[NDArray[np.int64]] = []
+        shared_tokens: list[NDArray[np.int64]] = []
+        shared_places: list[NDArray[np.int64]] = []
+        most = max(map(len, rows)) - 1
         tokens = row = 0
         for lengths, common in zip(rows, shared, strict=True):
             prefix = np.arange(tokens, tokens + common)
+            if common and len(lengths) > 1:
+                places = np.full((common, most), -1)
+                further = row + longest * np.arange(1, len(lengths))
+                places[:, : len(further)] = further + np.arange(common)[:, None]
+                shared_tokens.append(prefix)
+                shared_places.append(places)
             for number, length in enumerate(lengths):
                 first = 0 if number == 0 else common
                 own = np.arange(tokens, tokens + length - first)
@@ -111,11 +123,12 @@ class ForwardPlan:
                 row += longest
         position, pad, unpad = (np.concatenate(parts) for parts in (positions, pads, unpads))
         order, inverse, grid, grid_tokens, tails = _arranged(spans, tokens)
+        again = [inverse[np.concatenate(shared_tokens)], np.concatenate(shared_places)] if shared_tokens else []
         if order is not None:
             position, pad, unpad = position[order], inverse[pad], unpad[order]
         plain = len(pad) == tokens and np.array_equal(pad, np.arange(tokens))
 
-        arrays = [position, *([] if plain else [pad, unpad]), *([] if order is None else [order, inverse])]
+        arrays = [position, *([] if plain else [pad, unpad]), *again, *([] if order is None else [order, inverse])]
         sent = iter(send(arrays, device))
         return cls(
             tuple(spans),
@@ -123,12 +136,24 @@ class ForwardPlan:
             longest,
             None if plain else next(sent),
             None if plain else next(sent),
+            (next(sent), next(sent)) if again else None,
             None if order is None else next(sent),
             None if order is None else next(sent),
             grid,
             grid_tokens,
             tails,
         )
+
+    def padded(self, x: Tensor) -> Tensor:
+        """Every row whole, padded to the longest: (heads, T, width) -> (rows, heads, longest, width)."""
+        whole: Tensor = x if self.pad is None else _Padded.apply(x, self)  # type: ignore[no-untyped-call]
+        heads, _, width = x.shape
+        return whole.view(heads, -1, self.longest, width).transpose(0, 1)
+
+    def unpadded(self, x: Tensor) -> Tensor:
+        """Each token where it stands in the pass: (rows, heads, longest, width) -> (T, heads, width)."""
+        tokens = x.transpose(1, 2).flatten(0, 1)
+        return tokens if self.unpad is None else _Unpadded.apply(tokens, self)  # type: ignore[no-untyped-call]
 
     @contextlib.contextmanager
     def bound(self) -> Iterator[None]:
@@ -138,6 +163,48 @@ class ForwardPlan:
             yield
         finally:
             _BOUND.reset(before)
+
+
+class _Padded(torch.autograd.Function):
+    """Gathers the rows; backward, what their tokens have.
+
+    Nobody looks at padding, and so it has no gradient. A token that several rows begin with has the sum over them, always
+    in the same order: adding each to it as it comes would give other last bits each time on a GPU.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, plan: ForwardPlan) -> Tensor:
+        ctx.plan = plan
+        assert plan.pad is not None
+        return x.index_select(1, plan.pad)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        plan: ForwardPlan = ctx.plan
+        (grad,) = grads
+        assert plan.unpad is not None
+        dx = grad.index_select(1, plan.unpad)
+        if plan.again is not None:
+            tokens, places = plan.again
+            further = grad.index_select(1, places.flatten().clamp(min=0)).unflatten(1, places.shape)
+            further = further.masked_fill((places < 0)[None, :, :, None], 0).sum(2)
+            dx.index_add_(1, tokens, further)  # each token once
+        return dx, None
+
+
+class _Unpadded(torch.autograd.Function):
+    """Gathers the tokens from the rows that they are counted in; backward, puts them there."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, plan: ForwardPlan) -> Tensor:
+        ctx.plan, ctx.places = plan, len(x)
+        assert plan.unpad is not None
+        return x.index_select(0, plan.unpad)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (grad,) = grads
+        return grad.new_zeros(ctx.places, *grad.shape[1:]).index_copy_(0, ctx.plan.unpad, grad), None
 
 
 def _arranged(
