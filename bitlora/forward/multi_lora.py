@@ -294,7 +294,12 @@ def _make_ownership(
     )
     return _Ownership(
         slots,
-        SlotProducts(plan, [one.place for one in traits], device),
+        SlotProducts(
+            plan,
+            [one.place for one in traits],
+            device,
+            {number for number, one in enumerate(traits) if not one.rank},
+        ),
         column([1 - one.dropout for one in traits]) if masked else None,
         masked,
         tuple(_Int8Part(start, stop, widths[start:stop]) for start, stop in parts),

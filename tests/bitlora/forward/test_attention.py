@@ -19,8 +19,8 @@ FAMILIES = ["Llama", "Mistral", "Gemma 2", "gpt-oss", "DeepSeek-V3"]
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def both(request):
-    """A family's model as transformers has it, and the same with attention by rows. With routed experts in float64, where no
-    last bit sends a token elsewhere."""
+    """A family's model as transformers has it, and the same with attention by rows. With routed experts in float64, where
+    no last bit sends a token elsewhere."""
     family = request.param
     dtype = torch.float64 if family in ("gpt-oss", "DeepSeek-V3") else torch.float32
     made = []
