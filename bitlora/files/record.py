@@ -66,6 +66,8 @@ class Record:
     """On the machine of the pack that evaluated it; of one that never was, on the driver's."""
     test_loss: float | None = None
     """Nats per completion token over the test split, of a trial that confirms another and has completed."""
+    same_as: str | None = None
+    """The trial whose result this one has, since their configurations come to the same; it took no step of its own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,15 +9,16 @@ import multiprocessing
 import os
 import re
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from bitlora.config.essence import essence
 from bitlora.config.targets import NO_PATTERN, OF_BASE, idle_key, targeted
-from bitlora.config.trial import TrialConfig, refused_on_experts, trial_config
+from bitlora.config.trial import TrialConfig, adapter_layers, refused_on_experts, trial_config
 from bitlora.quantizers.weights import QUANTIZERS
 from sweeps.driver.meanwhile import ReadingBar
 from sweeps.spec.errors import InputError
@@ -47,14 +48,23 @@ class Prepared:
         """
         return trial_config(spec.adapter, spec.train, len(self.dataset.train), spec.search.seed, chosen)
 
+    def essence(self, config: dict[str, Any]) -> Hashable | None:
+        """What of a trial's configuration its numbers hang on; None: it confirms, and nothing else will do."""
+        trial = TrialConfig(**config)
+        if trial.confirms:
+            return None
+        return essence(trial, adapter_layers(trial, [shape.name for shape in self.base.linears], self.base.targets))
+
     def widest(self, spec: Spec) -> TrialConfig:
         """What takes the most memory of all trials of the sweep, axis by axis: there may be no such trial, but none takes
         more."""
         space = spec.search.space
-        growing = ("batch_size", "dropout")
+        growing = ("batch_size", "dropout", "dora")
         largest: dict[str, Any] = {axis: max(extent(space[axis])) for axis in growing if axis in space}
         if "activations" in space:
             largest["activations"] = "int8" if "int8" in extent(space["activations"]) else "full"
+        if "init" in space:
+            largest["init"] = max(extent(space["init"]), key=lambda init: init == "pissa")
         if "quantizer" in space:
             largest["quantizer"] = max(extent(space["quantizer"]), key=_copies)
         if space.keys() & {"rank", "targets", "rank_pattern"}:
@@ -235,7 +245,7 @@ def _misses(spec: Spec, info: BaseInfo) -> list[str]:
 def _not_on_experts(spec: Spec) -> list[str]:
     """What no adapter of a sweep can have where `targets` reach routed experts."""
     errors = []
-    for axis in ("dropout", "activations", "init"):
+    for axis in ("dropout", "activations", "init", "dora"):
         key = "search.space" if axis in spec.search.space else "adapter"
         reasons = [refused_on_experts(**{axis: value}) for value in possible_values(spec, axis)]
         errors += [f"{key}.{why}" for why in reasons if why]

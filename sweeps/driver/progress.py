@@ -22,6 +22,7 @@ from reports.pages.summary import quantizer_lines
 from sweeps.driver.driver_only import DriverOnly
 from sweeps.driver.meanwhile import Heartbeat
 from sweeps.pool.messages import UNANSWERED, PackCounts, PoolStatus
+from sweeps.search.twins import Twin
 
 SHOWN: Final = 6
 """Trials that have ended, at most, in the live display."""
@@ -190,6 +191,10 @@ class Display(DriverOnly, Callback):  # type: ignore[misc]
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The pool could not take a trial, or is gone."""
         self._end(trial.config, "failed", {"reason": UNANSWERED})
+
+    def end_twin(self, twin: Twin) -> None:
+        """A trial has ended with another one, whose configuration it has."""
+        self._end(twin.suggestion, twin.status, {"reason": twin.reason})
 
     def _end(self, config: dict[str, Any], status: str, result: dict[str, Any]) -> None:
         trial_id = config["trial_id"]

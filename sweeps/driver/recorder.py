@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
 import ray
@@ -14,7 +18,7 @@ from ray.tune import Callback
 
 from bitlora import timeouts
 from bitlora.adapter.cost import adapter_bytes, adapter_params
-from bitlora.config.trial import TrialConfig
+from bitlora.config.trial import TrialConfig, as_written
 from bitlora.files import origin, record, writing
 from bitlora.files.origin import Origin
 from bitlora.files.record import STATUSES, Metrics, Record, Status
@@ -24,6 +28,7 @@ from sweeps.driver.prepare import Prepared
 from sweeps.driver.resume import Past
 from sweeps.pool.messages import UNANSWERED
 from sweeps.search.searcher import OptunaSearcher
+from sweeps.search.twins import SETTLED, Twin, reason_of
 
 REPORTED: Final = (record.CONFIG, record.METRICS, record.EVAL, record.TEST)
 """Of a trial's files, those that a report is made of, beside its record."""
@@ -53,6 +58,9 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
         self._stopped_by = stopped_by
         self._versions = origin.versions()
         self._ended: set[str] = set()
+        self.tell: Callable[[Twin], object] = bool
+        """Told of each trial that has another's result; whoever shows it says it here."""
+        searcher.twin = self.end_twin
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="records")
         self._jobs: list[Any] = []
 
@@ -84,7 +92,11 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
         for trial_id, ended in self._searcher.ended.items():
             self._ended.add(trial_id)
             self.counts[ended.status] += 1
-            if trial_id not in past.records and ended.config is not None:
+            if trial_id in past.records or ended.config is None:
+                continue
+            if ended.same_as:
+                self._jobs.append(self._writer.submit(self._write_again, trial_id, ended.config, ended.same_as))
+            else:
                 self._jobs.append(self._writer.submit(self._write, trial_id, ended.config, ended.status, ended.reason))
         for trial_id in self._searcher.begun:
             lines = past.metrics.get(trial_id)
@@ -109,12 +121,25 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
         if trial_id in self._ended:
             return
         self._ended.add(trial_id)
-        self._searcher.finish(trial_id, status, eval_loss, reason)
+        twins = self._searcher.finish(trial_id, status, eval_loss, reason)
         self.counts[status] += 1
         self._pool.detach.remote(trial_id)
         # Asked for now, not when its turn has come: a pack that hangs holds all its trials up together, not one by one.
         let_go = self._pool.released.remote(trial_id), time.monotonic() + timeouts.SLOT_RELEASE_S
         self._jobs.append(self._writer.submit(self._write, trial_id, config["config"], status, reason, let_go))
+        for twin in twins:
+            self.end_twin(twin)
+
+    def end_twin(self, twin: Twin) -> None:
+        """A trial has ended with the one whose configuration it has. To be called when that one has ended here."""
+        trial_id, config = twin.suggestion["trial_id"], twin.suggestion["config"]
+        self._ended.add(trial_id)
+        self.counts[twin.status] += 1
+        if twin.status in SETTLED:
+            self._jobs.append(self._writer.submit(self._write_again, trial_id, config, twin.first))
+        else:
+            self._jobs.append(self._writer.submit(self._write, trial_id, config, twin.status, twin.reason))
+        self.tell(twin)
 
     def close(self) -> None:
         """Returns when every record is on disk.
@@ -171,8 +196,10 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
                 steps=last.step if last else 0,
                 tokens=last.tokens if last else 0,
                 seconds=last.seconds if last else 0.0,
-                adapter_params=adapter_params(layers, trial.quantizer),
-                adapter_bytes=adapter_bytes(layers, trial.quantizer, trial.granularity),
+                adapter_params=adapter_params(layers, trial.quantizer, trial.dora),
+                adapter_bytes=adapter_bytes(
+                    self._prepared.base.layers(as_written(trial)), trial.quantizer, trial.granularity, trial.dora
+                ),
                 base=self._prepared.base.provenance(trial) | _base(computed),
                 data=provenance(self._prepared),
                 versions=(computed and computed.versions) or self._versions,
@@ -180,8 +207,47 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
             ),
         )
         self._storage.push(f"{where}/{record.RECORD}")
-        if status in ("completed", "pruned", "diverged"):  # it will not go on
+        if status in SETTLED:  # it will not go on
             self._storage.delete(f"{where}/{record.CHECKPOINT}")
+
+    def _write_again(self, trial_id: str, config: dict[str, Any], first: str) -> None:
+        """Write the files of a trial that has the result of `first`, whose own are written: copies, but for its
+        configuration and its record."""
+        source, folder = (self._storage.folder / record.TRIALS / name for name in (first, trial_id))
+        self._storage.pull(f"{record.TRIALS}/{first}")
+        found = record.read_record(source)
+        trial = TrialConfig(**config)
+        folder.mkdir(parents=True, exist_ok=True)
+        writing.sweep_up(folder)
+        writing.write_json(folder / record.CONFIG, trial.model_dump(mode="json"))
+
+        def copy_adapter(part: Path) -> None:
+            shutil.copytree(source / record.ADAPTER, part, dirs_exist_ok=True)
+
+        copied = [name for name in (record.METRICS, record.EVAL, record.ADAPTER) if (source / name).exists()]
+        for name in copied:
+            if name == record.ADAPTER:
+                writing.write_folder(folder / name, copy_adapter)
+            else:
+                with writing.replacing(folder / name) as part:
+                    shutil.copyfile(source / name, part)
+        record.write_record(
+            folder,
+            replace(
+                found,
+                trial_id=trial_id,
+                reason=reason_of(first, found.reason),
+                config=json.loads(trial.model_dump_json()),
+                seconds=0.0,
+                same_as=first,
+            ),
+        )
+        self._storage.push(*(f"{record.TRIALS}/{trial_id}/{name}" for name in (record.CONFIG, *copied, record.RECORD)))
+        self._storage.delete(
+            f"{record.TRIALS}/{trial_id}/{record.CHECKPOINT}"
+        )  # of before it was known whose twin it is
+        for name in (first, trial_id):
+            self._storage.forget(f"{record.TRIALS}/{name}/{record.ADAPTER}")
 
 
 def provenance(prepared: Prepared) -> dict[str, Any]:

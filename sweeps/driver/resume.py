@@ -55,6 +55,17 @@ class Past:
     configs: dict[str, dict[str, Any]]
 
     @property
+    def curves(self) -> dict[str, list[tuple[int, float]]]:
+        """Steps and losses of each trial that searches and was trained: of no copies, and of none that confirms."""
+        copies = {trial_id for trial_id, found in self.records.items() if found.same_as}
+        confirming = {trial_id for trial_id, config in self.configs.items() if config.get("confirms")}
+        return {
+            trial_id: [(line.step, line.eval_loss) for line in lines]
+            for trial_id, lines in self.metrics.items()
+            if trial_id not in copies | confirming
+        }
+
+    @property
     def best(self) -> tuple[float, str] | None:
         """The lowest eval loss of a completed trial, and its id."""
         found = [

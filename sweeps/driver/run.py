@@ -286,6 +286,7 @@ class _Search:
             storage.folder / JOURNAL,
             configure=lambda chosen: self._prepared.trial(spec, chosen).model_dump(),
             changed=lambda: storage.push_soon(JOURNAL),
+            essence=self._prepared.essence,
         )
         searcher.set_attributes(began_with(self._prepared))
         past = look(storage.folder)
@@ -298,11 +299,7 @@ class _Search:
         scheduler = make_scheduler(
             spec,
             self._prepared.trial(spec, {}).steps,
-            past={
-                trial_id: [(line.step, line.eval_loss) for line in lines]
-                for trial_id, lines in past.metrics.items()
-                if not past.configs.get(trial_id, {}).get("confirms")
-            },
+            past=past.curves,
         )
         with (
             Display(
@@ -310,6 +307,7 @@ class _Search:
             ) as display,
             trials_from(PoolFeed(pool, scheduler.heard)) as trainable,
         ):
+            recorder.tell = display.end_twin
             tuner = tune.Tuner(
                 trainable,
                 tune_config=tune.TuneConfig(

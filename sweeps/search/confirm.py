@@ -10,8 +10,9 @@ from typing import Any, Final
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from sweeps.search.twins import SAME_AS
+from sweeps.spec.confirm import ConfirmConfig
 from sweeps.spec.space import Choices, Space
-from sweeps.spec.spec import ConfirmConfig
 
 REPEATS: Final = "repeats"
 """Attribute of a trial of the study that confirms another: the seed it has, and which one it `confirms`."""
@@ -27,12 +28,19 @@ def repeats(study: optuna.Study, confirm: ConfirmConfig, space: Space, first_see
     """What is run again to confirm the search: the number of a trial, and a seed that the search has not used.
 
     The best are those with the lowest mean over their seeds. All repeats on one seed stand together, so that after an
-    interruption each of the best was tried on as many seeds as the others.
+    interruption each of the best was tried on as many seeds as the others. A trial that has another's result is not beside
+    it, unless it stands for another value of `confirm.by`.
     """
-    searched = [t for t in study.get_trials(deepcopy=False) if REPEATS not in t.user_attrs]
+    trials = study.get_trials(deepcopy=False)
+    searched = [t for t in trials if REPEATS not in t.user_attrs]
+
+    def beside(trial: FrozenTrial) -> bool:
+        first = trials[int(trial.user_attrs[SAME_AS][1:])] if SAME_AS in trial.user_attrs else trial
+        return first is trial or (confirm.by is not None and first.params[confirm.by] != trial.params[confirm.by])
+
     groups: dict[str, list[FrozenTrial]] = {}
     for trial in searched:
-        if trial.state == TrialState.COMPLETE and trial.value is not None:
+        if trial.state == TrialState.COMPLETE and trial.value is not None and beside(trial):
             groups.setdefault(repr(sorted((k, v) for k, v in trial.params.items() if k != "seed")), []).append(trial)
     best = sorted(groups.values(), key=lambda group: (fmean(t.value or 0.0 for t in group), group[0].number))
     taken: Counter[Any] = Counter()

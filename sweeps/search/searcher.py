@@ -1,9 +1,10 @@
 """The searcher over Optuna, as Ray Tune drives it.
 
 What Ray's own OptunaSearch gets wrong is put right here: a pruned trial is told PRUNED and not COMPLETE, so that a
-sampler never mixes budgets; a failed one is told FAIL and does not stay RUNNING for ever; one that diverged is told PRUNED
-with a constraint that it violates, since of a FAIL a sampler learns nothing and goes there again and again; every result
-is reported at its own step. The study's journal is the only truth: Tune's checkpoints of the searcher stay empty.
+sampler never mixes budgets; a diverged or failed one is told FAIL and does not stay RUNNING for ever, and of the diverged
+the sampler hears as of trials that violate a constraint (`sweeps.search.study`), since of a FAIL it learns nothing and goes
+there again and again; every result is reported at its own step. The study's journal is the only truth: Tune's checkpoints
+of the searcher stay empty.
 
 A sweep that goes on has a new searcher over the same journal. A trial that was interrupted is WAITING in it, one of a
 driver that died is RUNNING: both are the same Optuna trials again, under their own numbers, when they go on.
@@ -11,7 +12,7 @@ driver that died is RUNNING: both are the same Optuna trials again, under their 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,11 +24,15 @@ from ray.tune.search import Searcher
 from bitlora.files.record import Status
 from sweeps.search.confirm import REPEATS, most, repeats
 from sweeps.search.metric import METRIC, STEP, finite
-from sweeps.search.study import open_study, reopen, searching, set_aside, sync
+from sweeps.search.study import DIVERGED, open_study, reopen, searching, set_aside, sync
+from sweeps.search.twins import SAME_AS, SETTLED, Firsts, Outcome, Twin, reason_of
 from sweeps.spec import space as spaces
 from sweeps.spec.spec import Spec
 
 ABANDONED: Final = "the sweep ended before it did"
+
+
+def _none(_: object) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,8 @@ class EndedTrial:
     config: dict[str, Any] | None
     """Its whole configuration; None where nothing was chosen yet."""
     value: float | None
+    same_as: str = ""
+    """The trial whose result it has; empty: it was trained itself."""
 
 
 class OptunaSearcher(Searcher):  # type: ignore[misc]
@@ -53,6 +60,8 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         metric, mode: The result to minimize, and Tune's word for that.
         configure: Makes a trial's whole configuration of the values that were chosen for the axes.
         changed: Called when the journal has something new.
+        essence: What of a whole configuration its numbers hang on. Of trials that are equal in it the first alone is handed
+            out; the others have its result (`twin`). None: of this one there is no other.
     """
 
     def __init__(
@@ -63,6 +72,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         mode: str = "min",
         configure: Callable[[dict[str, Any]], dict[str, Any]] = dict,
         changed: Callable[[], object] = bool,
+        essence: Callable[[dict[str, Any]], Hashable | None] = _none,
     ) -> None:
         super().__init__(metric=metric, mode=mode)
         self._space = spec.search.space
@@ -101,16 +111,24 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         """Trials handed out or ended."""
         self._confirming = 0
         """Those of them that confirm."""
-        self._reported: dict[str, set[int]] = {}
-        """Open trials, by our id -> the steps of which the study has a value."""
+        self._values: dict[str, dict[int, float]] = {}
+        """Open trials, by our id -> the steps of which the study has a value, and that."""
         self._told: set[str] = set()
+        self._firsts = Firsts(essence)
+        self._settled: dict[str, Outcome] = {}
+        """Of trials that were trained to their end."""
+        self.twin: Callable[[Twin], object] = bool
+        """Told of a trial that is not handed out, since one has ended that is the same; whoever is to know says it here."""
         for trial in self._study.get_trials(deepcopy=False):
             name = trial.user_attrs.get("trial_id") or _name(trial)
             if trial.state.is_finished():
                 status = trial.user_attrs.get("status", "failed")
                 reason = trial.user_attrs.get("reason", "")
-                value = None if status == "diverged" else trial.value
-                self.ended[name] = EndedTrial(status, reason, self._config_of(trial), value)
+                config, same_as = self._config_of(trial), trial.user_attrs.get(SAME_AS, "")
+                self.ended[name] = EndedTrial(status, reason, config, trial.value, same_as)
+                if status in SETTLED and config is not None and not same_as:
+                    self._firsts.enter(name, config)
+                    self._settled[name] = Outcome(status, reason, trial.value, trial.intermediate_values)
                 self._count += 1
                 self._confirming += REPEATS in trial.user_attrs
             else:
@@ -158,6 +176,20 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
             `{"trial_id": ours, "config": its configuration}`, with `reported`, the last step that it has reported, where
             it goes on. None: the search has to end before it is known what is to be confirmed.
         """
+        ours = self._next()
+        while ours is not None and ours != Searcher.FINISHED and self._has_been_had(ours):
+            ours = self._next()
+        if ours is None or ours == Searcher.FINISHED:
+            return ours
+        self._ours[trial_id] = ours
+        sync(
+            self._journal
+        )  # whatever has files in the sweep's folder is known to the study, whatever the machine dies of
+        self._changed()
+        return self._suggested[ours]
+
+    def _next(self) -> str | None:
+        """Our id of the next trial, which is open now; else what `suggest` gives."""
         reported = {}
         if self._begun:
             ours = next(iter(self._begun))
@@ -179,14 +211,30 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
             best = self._study.trials[repeat["number"]]
             ours = self._ask(best.params, {REPEATS: {"seed": repeat["seed"], "confirms": _name(best)}})
             self._confirming += 1
-        self._ours[trial_id] = ours
-        config = self._config(ours)
-        self._suggested[ours] = {"trial_id": ours, "config": config, **reported}
-        sync(
-            self._journal
-        )  # whatever has files in the sweep's folder is known to the study, whatever the machine dies of
-        self._changed()
-        return self._suggested[ours]
+        self._suggested[ours] = {"trial_id": ours, "config": self._config(ours), **reported}
+        return ours
+
+    def _has_been_had(self, trial_id: str) -> bool:
+        """Has another trial had the configuration of this one? Then it ends with that one."""
+        first = self._firsts.enter(trial_id, self._suggested[trial_id]["config"])
+        if first is None:
+            return False
+        if first in self._settled:
+            twin = self._end_as(trial_id, first, self._settled[first])
+            sync(self._journal)
+            self.twin(twin)
+        else:
+            self._firsts.follow(trial_id, first)
+        return True
+
+    def _end_as(self, trial_id: str, first: str, came_to: Outcome) -> Twin:
+        trial, reason = self._open[trial_id], reason_of(first, came_to.reason)
+        if came_to.status in SETTLED:
+            trial.set_user_attr(SAME_AS, first)
+            for step in sorted(came_to.losses.keys() - self._values[trial_id].keys()):
+                trial.report(came_to.losses[step], step)
+        self.finish(trial_id, came_to.status, came_to.value, reason)
+        return Twin(self._suggested[trial_id], first, came_to.status, reason)
 
     def _ask(self, params: dict[str, Any], attributes: dict[str, Any]) -> str:
         """A new trial of the study with these parameters; those that are missing are the sampler's."""
@@ -196,7 +244,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         ours = _name(trial)
         trial.set_user_attr("trial_id", ours)
         self._open[ours] = trial
-        self._reported[ours] = set()
+        self._values[ours] = {}
         self._count += 1
         return ours
 
@@ -205,11 +253,11 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         frozen = self._begun.pop(trial_id)
         self._open[trial_id] = reopen(self._study, frozen)
         self._open[trial_id].set_user_attr("trial_id", trial_id)
-        self._reported[trial_id] = set(frozen.intermediate_values)
+        values = self._values[trial_id] = dict(frozen.intermediate_values)
         for step, loss in self.evaluations.get(trial_id, ()):
-            if step not in frozen.intermediate_values and finite(loss) is not None:
+            if step not in values and finite(loss) is not None:
                 self._open[trial_id].report(loss, step)
-                self._reported[trial_id].add(step)
+                values[step] = loss
         self._count += 1
         self._confirming += REPEATS in frozen.user_attrs
 
@@ -221,6 +269,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         """
         self._reopen(trial_id)
         config = self._config(trial_id)
+        self._firsts.enter(trial_id, config)
         self.finish(trial_id, status, value, reason)
         return config
 
@@ -229,17 +278,17 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         ours = self._ours.get(trial_id, "")
         trial = self._open.get(ours)
         value, step = finite(result.get(self.metric)), result.get(STEP)
-        if trial is None or value is None or step is None or step in self._reported[ours]:
+        if trial is None or value is None or step is None or step in self._values[ours]:
             return
         trial.report(value, int(step))
-        self._reported[ours].add(int(step))
+        self._values[ours][int(step)] = value
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
         """Tune is done with a trial. How it ended is for `finish` to say: Tune cannot tell pruned from interrupted."""
         # Tune hands the result that the scheduler stopped at to this method alone
         self.on_trial_result(trial_id, result or {})
 
-    def finish(self, trial_id: str, status: Status, value: float | None, reason: str = "") -> None:
+    def finish(self, trial_id: str, status: Status, value: float | None, reason: str = "") -> list[Twin]:
         """Tell the study how a trial ended. The first call counts: later ones for the same trial are dropped.
 
         Args:
@@ -248,6 +297,9 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
                 last that was reported.
             reason: Kept as a user attribute beside the status.
 
+        Returns:
+            The trials that have ended with it, since they have its configuration.
+
         Raises:
             KeyError: no such trial was ever handed out.
         """
@@ -255,21 +307,28 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
             raise KeyError(trial_id)
         trial = self._open.pop(trial_id, None)
         if trial is None:
-            return
-        del self._reported[trial_id]
+            return []
+        came_to = Outcome(status, reason, value, self._values.pop(trial_id))
         self._told.add(trial_id)
         trial.set_user_attr("status", status)
         if reason:
             trial.set_user_attr("reason", reason)
-        if status == "diverged":
-            trial.set_constraint("diverged", 1.0)
+        if status == DIVERGED:
+            trial.set_constraint(DIVERGED, 1.0)
         if status == "completed" and finite(value) is not None:
             self._study.tell(trial, value)
         elif status == "interrupted":  # not ended for the study: it goes on when the sweep does
             set_aside(self._study, trial)
         else:
-            self._study.tell(trial, state=TrialState.PRUNED if status in ("pruned", "diverged") else TrialState.FAIL)
+            self._study.tell(trial, state=TrialState.PRUNED if status == "pruned" else TrialState.FAIL)
+        if status in SETTLED:
+            self._settled[trial_id] = came_to
+        else:
+            self._firsts.forget(trial_id)
+        waiting = [twin for twin in self._firsts.followers(trial_id) if twin in self._open]
+        twins = [self._end_as(twin, trial_id, came_to) for twin in waiting]
         self._changed()
+        return twins
 
     def unfinished(self) -> list[dict[str, Any]]:
         """What `suggest` gave for the trials that have not ended, oldest first."""

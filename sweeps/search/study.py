@@ -5,11 +5,13 @@ The only place that touches Optuna's private parts (`tests/contracts/test_optuna
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import warnings
+from collections.abc import Container
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import optuna
 from optuna.storages import JournalStorage
@@ -21,6 +23,9 @@ from sweeps.search.confirm import REPEATS, repeats
 from sweeps.search.journal import broken
 from sweeps.spec import space as spaces
 from sweeps.spec.spec import Spec
+
+DIVERGED: Final = "diverged"
+"""The status of such a trial, and the constraint that it violates."""
 
 
 class StudyError(ValueError):
@@ -38,12 +43,50 @@ def open_study(spec: Spec, journal: Path) -> optuna.Study:
     if spec.search.sampler == "tpe":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study.sampler = optuna.samplers.TPESampler(
+            study.sampler = _DivergenceSampler(
                 seed=seed, n_startup_trials=spec.search.startup, multivariate=True, group=True, constant_liar=True
             )
     else:
         study.sampler = optuna.samplers.RandomSampler(seed=seed)
     return study
+
+
+class _SeenStudy:
+    """A study as its sampler is to see it: a trial that has diverged, told FAIL, of which no sampler learns anything, is
+    seen as one that was pruned and violates a constraint."""
+
+    def __init__(self, study: optuna.Study) -> None:
+        self._study = study
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+    def _get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        seen = [_seen(trial) for trial in self._study._get_trials(deepcopy, None, use_cache)]
+        return [trial for trial in seen if states is None or trial.state in states]
+
+
+def _seen(trial: FrozenTrial) -> FrozenTrial:
+    if trial.state != TrialState.FAIL or trial.user_attrs.get("status") != DIVERGED:
+        return trial
+    shown = copy.copy(trial)
+    shown.state = TrialState.PRUNED
+    return shown
+
+
+class _DivergenceSampler(optuna.samplers.TPESampler):
+    """TPE, which hears of divergence."""
+
+    def infer_relative_search_space(self, study: Any, trial: FrozenTrial) -> dict[str, Any]:
+        return super().infer_relative_search_space(_SeenStudy(study), trial)  # type: ignore[arg-type]
+
+    def sample_relative(self, study: Any, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
+        return super().sample_relative(_SeenStudy(study), trial, search_space)  # type: ignore[arg-type]
+
+    def sample_independent(self, study: Any, trial: FrozenTrial, param_name: str, param_distribution: Any) -> Any:
+        return super().sample_independent(_SeenStudy(study), trial, param_name, param_distribution)  # type: ignore[arg-type]
 
 
 def read_study(journal: Path) -> optuna.Study:

@@ -161,7 +161,7 @@ def sweep(source: Path, base: Path, folder: Path, env: dict[str, str]) -> dict[s
         "data": {"source": str(source), "max_length": LENGTH},
         "train": {"steps": 20, "batch_size": 2, "eval_every": 10},
         "resources": {"slots": 1},
-        "search": {"trials": 2, "sampler": "random", "space": {"rank": [4, 8]}},
+        "search": {"trials": 2, "sampler": "grid", "space": {"rank": [4, 8]}},
     }
     path = folder / "size.yaml"
     path.write_text(json.dumps(spec))

@@ -42,7 +42,7 @@ def processes(cluster):
 
 def test_no_trial_is_lost_and_none_has_a_process_and_memory_stays_flat(cluster, write_spec, tmp_path):
     spec = write_spec(
-        search={"trials": TRIALS, "space": {"rank": {"low": 1, "high": 500}}},
+        search={"trials": TRIALS, "space": {"rank": {"low": 1, "high": 500}, "dropout": {"low": 0.0, "high": 0.5}}},
         resources={"packs": {"min": PACKS, "max": PACKS}, "slots": SLOTS},
     )
     command = [sys.executable, trivial_sweep.__file__, str(spec), cluster.address, cluster.temp]

@@ -263,3 +263,41 @@ def test_a_lock_that_leads_nowhere_is_waited_for_without_end(journal: Path) -> N
     lock.unlink()
     assert acquired.wait(5)
     waiting.release()
+
+
+def test_tpe_reads_a_study_by_one_method() -> None:
+    """sweeps.search.study._SeenStudy: all that TPE knows of trials comes through `_get_trials(deepcopy, states, use_cache)`
+    of the study that it is handed, which may stand for the real one."""
+    asked: list[object] = []
+
+    class Seen:
+        def __init__(self, study: optuna.Study) -> None:
+            self.study = study
+
+        def __getattr__(self, name: str) -> object:
+            assert name not in ("trials", "get_trials")
+            return getattr(self.study, name)
+
+        def _get_trials(self, deepcopy: bool = True, states: object = None, use_cache: bool = False) -> list[object]:
+            asked.append(states)
+            return []
+
+    class Sampler(optuna.samplers.TPESampler):
+        def infer_relative_search_space(self, study, trial):  # type: ignore[no-untyped-def]
+            return super().infer_relative_search_space(Seen(study), trial)
+
+        def sample_relative(self, study, trial, search_space):  # type: ignore[no-untyped-def]
+            assert search_space == {}  # of a study without trials
+            return super().sample_relative(Seen(study), trial, search_space)
+
+        def sample_independent(self, study, *of):  # type: ignore[no-untyped-def]
+            return super().sample_independent(Seen(study), *of)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        sampler = Sampler(seed=0, n_startup_trials=1, multivariate=True, group=True, constant_liar=True)
+    study = optuna.create_study(sampler=sampler)
+    for _ in range(3):
+        trial = study.ask()
+        study.tell(trial, trial.suggest_float("rate", 0, 1))
+    assert len(asked) >= 6

@@ -73,7 +73,7 @@ def test_what_is_not_there_gives_zeros_and_is_not_computed_at_the_ends(case, abs
     lengths, order = case
     plan, places = make(lengths)
     mine = order[: len(lengths)]
-    products = SlotProducts(plan, mine, CPU, absent)
+    products = SlotProducts(plan, mine, CPU, [number in absent for number in range(len(lengths))])
     x, right, matrices = (
         torch.randn(*shape).double() for shape in ((plan.tokens, K), (plan.tokens, M), (PLACES, K, M))
     )

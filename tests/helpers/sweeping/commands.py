@@ -80,6 +80,8 @@ def command_line() -> Iterator[CommandLine]:
 
 
 SpecWriter = Callable[..., Path]
+SPACE = {"rank": [2, 4, 8], "learning_rate": {"low": 9e-4, "high": 1e-3, "log": True}}
+"""Ranks by chance, and rates so that no two trials are the same."""
 
 
 def spec_writer(folder: Path, tiny_base: Path, arithmetic: Path) -> SpecWriter:
@@ -91,7 +93,7 @@ def spec_writer(folder: Path, tiny_base: Path, arithmetic: Path) -> SpecWriter:
             "data": {"source": str(arithmetic), "max_length": 64, "eval_rows": 12},
             "adapter": {"rank": 4, "alpha": 8},
             "train": {"steps": 8, "eval_every": 4, "batch_size": 2, "learning_rate": 1e-3, "dtype": "float32"},
-            "search": {"trials": 4, "sampler": "random", "startup": 2, "space": {"rank": [2, 4, 8]}, "first": []},
+            "search": {"trials": 4, "sampler": "random", "startup": 2, "space": SPACE, "first": []},
             "scheduler": {"name": "none", "grace": 4},
             "resources": {"slots": 2},
         }

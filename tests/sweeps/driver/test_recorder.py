@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable
@@ -20,8 +21,11 @@ from bitlora.data.split import prepare_data
 from bitlora.files import origin, record
 from bitlora.files.opening import open_storage
 from bitlora.files.origin import Origin
+from bitlora.files.writing import write_json
 from sweeps.driver.prepare import Prepared
 from sweeps.driver.recorder import Recorder, provenance
+from sweeps.driver.resume import look
+from sweeps.search.twins import Twin
 from sweeps.spec.spec import Spec, load_spec
 
 ELSEWHERE = Origin(
@@ -35,8 +39,8 @@ class Silent:
     def __getattr__(self, name: str) -> Any:
         return self
 
-    def __call__(self, *_: Any, **__: Any) -> None:
-        return None
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        return ()
 
 
 @pytest.fixture(scope="module")
@@ -176,3 +180,46 @@ def test_a_record_counts_the_copies_in_its_data(tmp_path: Path, tiny_base: Path)
             provenance(prepared(small_spec(tmp_path / "small", tiny_base, path, "none", "float32"))).get("copies")
             == count
         )
+
+
+def test_a_twin_has_the_files_of_the_first_and_says_whose_they_are(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of one that was never evaluated are none."""
+
+    class Searcher(Silent):
+        def finish(self, trial_id: str, status: Any, *_: Any) -> list[Twin]:
+            named = {"completed": ["t0001"], "interrupted": ["t0002"]}[status]
+            return [Twin({"trial_id": each, "config": others}, trial_id, status, "as the first") for each in named]
+
+    others: dict[str, Any] = {}
+    told: list[Twin] = []
+
+    def end_both(recorder: Recorder, config: dict[str, Any]) -> None:
+        others.update({**config["config"], "alpha": 2 * config["config"]["alpha"]})
+        recorder._searcher = Searcher()  # type: ignore[assignment]
+        recorder.tell = told.append
+        recorder.end(config, "completed", "")
+        recorder.end({**config, "trial_id": "t0009"}, "interrupted", "a person said so")
+        assert recorder.counts == {"completed": 2, "interrupted": 2}
+
+    first = end(sweep, monkeypatch, end_both)
+    folders = sweep / "trials" / "t0000", sweep / "trials" / "t0001"
+    found = record.read_record(folders[1])
+    assert (found.same_as, found.status, found.seconds) == ("t0000", "completed", 0.0)
+    assert found.reason == "same configuration as t0000, whose result is used"
+    assert found.config["alpha"] == 2 * first.config["alpha"]
+    assert (found.eval_loss, found.steps, found.versions) == (first.eval_loss, first.steps, first.versions)
+    assert json.loads((folders[1] / record.CONFIG).read_text()) == found.config
+    for name in (record.METRICS, record.EVAL, f"{record.ADAPTER}/adapter_model.safetensors"):
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
+    path = sweep / "trials" / "t0000"
+    steps = [line.step for line in record.read_metrics(path)]
+    assert {trial: [step for step, _ in curve] for trial, curve in look(sweep).curves.items() if curve} == {
+        "t0000": steps
+    }
+    write_json(path / record.CONFIG, {**first.config, "confirms": "t0008"})
+    assert not any(look(sweep).curves.values())
+    left = record.read_record(sweep / "trials" / "t0002")
+    assert (left.same_as, left.status, left.reason, left.eval_loss) == (None, "interrupted", "as the first", None)
+    assert [twin.suggestion["trial_id"] for twin in told] == ["t0001", "t0002"]

@@ -7,6 +7,7 @@ import contract
 import pandas as pd
 import pytest
 import torch
+from faults import events
 from safetensors.torch import load_file
 
 from bitlora.files.record import origin_of
@@ -23,6 +24,7 @@ def test_a_sweep_with_asha_ends_in_a_report(bitlora, write_spec, tmp_path):
             "space": {"rank": [2, 4, 8], "quantizer": ["none", "binary", "ternary"]},
         },
         scheduler={"name": "asha", "grace": 4},
+        resources={"slots": 4},
     )
     ended = bitlora("sweep", spec)
     assert ended.code == 0, ended.err
@@ -30,8 +32,18 @@ def test_a_sweep_with_asha_ends_in_a_report(bitlora, write_spec, tmp_path):
     assert len(found) == 8
     assert contract.statuses(found)["completed"] >= 1
     assert contract.statuses(found)["pruned"] >= 1
+    # Nothing is trained twice: eight trials are drawn out of nine configurations.
+    twins = {trial: record["same_as"] for trial, record in found.items() if record["same_as"]}
+    for trial, other in twins.items():
+        assert found[trial]["config"] == found[other]["config"]
+        assert evaluations(tmp_path / "quick", trial) == evaluations(tmp_path / "quick", other)
+        assert found[trial]["reason"].startswith(f"same configuration as {other}")
+    attached = [
+        trial for event in events(tmp_path / "quick")[0] if event["event"] == "attach" for trial in event["trials"]
+    ]
+    assert len({json.dumps(record["config"]) for record in found.values()}) == len(attached) == 8 - len(twins)
     # Those that begin together are judged together, the first as the last: two of them have two that are better.
-    first = {f"t000{trial}": evaluations(tmp_path / "quick", f"t000{trial}")[0]["eval_loss"] for trial in range(4)}
+    first = {trial: evaluations(tmp_path / "quick", trial)[0]["eval_loss"] for trial in attached[:4]}
     worse = {trial for trial, loss in first.items() if sum(other < loss for other in first.values()) >= 2}
     assert {trial for trial in first if found[trial]["status"] == "pruned"} >= worse
     assert (tmp_path / "quick" / "exit_code").read_text() == "0\n"
@@ -68,9 +80,10 @@ def test_one_slot_and_four_give_the_same_losses(bitlora, write_spec, tmp_path):
             "trials": 8,
             "sampler": "grid",
             "space": {
-                "quantizer": ["none", "ternary"],
+                "quantizer": {"by": "targets", "attention": ["none"], "default": ["ternary"]},
                 "targets": ["attention", ["gate_proj", "down_proj"]],
                 "rank_pattern": [{}, {"q_proj": 2, "layers.0.mlp.down_proj": 8}],
+                "dora": [True, False],
             },
         },
         "adapter": {"dropout": 0.1},
@@ -86,7 +99,7 @@ def test_one_slot_and_four_give_the_same_losses(bitlora, write_spec, tmp_path):
         assert four[config][0] == pytest.approx(loss, rel=1e-9)
         assert four[config][1] == pytest.approx(curve, rel=1e-9)
     costs = {
-        (record["config"]["targets"], record["config"]["rank_pattern"]): (
+        tuple(record["config"][axis] for axis in ("targets", "rank_pattern", "dora")): (
             record["adapter_params"], record["base"]["targets"]
         )
         for record in contract.holds(tmp_path / "slots4").values()
@@ -94,12 +107,15 @@ def test_one_slot_and_four_give_the_same_losses(bitlora, write_spec, tmp_path):
     pattern = "q_proj: 2, layers.0.mlp.down_proj: 8"
     attention, mlp = "attention", "gate_proj, down_proj"
     rank, layers, hidden, middle = 4, 2, 64, 128
-    assert costs[attention, "none"] == (layers * rank * (2 * 2 * hidden + 2 * (hidden + hidden // 2)), 4 * layers)
-    assert costs[attention, pattern][0] == costs[attention, "none"][0] - layers * 2 * 2 * hidden
-    assert costs[mlp, "none"] == (layers * rank * 2 * (hidden + middle), 2 * layers)
-    assert costs[mlp, pattern][0] == costs[mlp, "none"][0] + 4 * (hidden + middle)
+    whole = layers * rank * (2 * 2 * hidden + 2 * (hidden + hidden // 2))
+    assert costs[attention, "none", False] == (whole, 4 * layers)
+    assert costs[attention, pattern, False][0] == whole - layers * 2 * 2 * hidden
+    assert costs[attention, pattern, True][0] == whole - layers * 2 * 2 * hidden + layers * 3 * hidden  # its outputs
+    assert costs[mlp, "none", False] == (layers * rank * 2 * (hidden + middle), 2 * layers)
+    assert costs[mlp, pattern, False][0] == costs[mlp, "none", False][0] + 4 * (hidden + middle)
+    assert costs[mlp, "none", True][0] == costs[mlp, "none", False][0] + layers * (middle + hidden)
     report = (tmp_path / "slots4" / "report" / "report.md").read_text()
-    for text in (attention, mlp, pattern):
+    for text in (attention, mlp, pattern, "dora (true, false)", " dora |"):
         assert text in report
 
 

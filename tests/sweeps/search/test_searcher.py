@@ -110,8 +110,7 @@ def test_every_ending_has_its_state(tmp_path: Path) -> None:
     assert [(trial.state, trial.value) for trial in told] == [
         (TrialState.COMPLETE, 1.5),
         (TrialState.PRUNED, 2.5),
-        (TrialState.PRUNED, 3.0),
-        *[(TrialState.FAIL, None)] * 3,
+        *[(TrialState.FAIL, None)] * 4,
         (TrialState.WAITING, None),  # for the study it has not ended: it goes on when the sweep does
     ]
     assert told[0].intermediate_values == {8: 3.0, 32: 1.5}
