@@ -120,14 +120,11 @@ def _unpadded(
     """Attention of `row_attention`, with neither soft cap nor sinks, over rows as they stand."""
     rows = plan.rows
 
-    def tokens(x: Tensor, places: Tensor | None) -> Tensor:  # (1, heads, T, width) -> (tokens, heads, width)
-        each = x.squeeze(0).transpose(0, 1)
-        return each if places is None else each.index_select(0, places)
-
+    q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))  # (T, heads, width)
     out = varlen_attn(
-        tokens(query, plan.inverse),
-        tokens(key, rows.chosen),
-        tokens(value, rows.chosen),
+        q if plan.inverse is None else q.index_select(0, plan.inverse),
+        k if rows.chosen is None else rows.chosen.of(k, 0),
+        v if rows.chosen is None else rows.chosen.of(v, 0),
         rows.queries,
         rows.keys,
         rows.most_queries,

@@ -64,6 +64,13 @@ def test_there_and_back_are_gathers_with_the_gradients_of_gathers(case, seed):
         gradient[row, :, length:] = 0  # as attention gives it
     torch.testing.assert_close(*(torch.autograd.grad(found, x, gradient)[0] for found in (padded, plain)))
 
+    if plan.rows.chosen is not None:  # as attention without padding has the keys
+        keys = plan.rows.chosen.of(x, 1)
+        plain = x.index_select(1, plan.rows.chosen.index)
+        assert torch.equal(keys, plain)
+        gradient = torch.randn(keys.shape, generator=draw, dtype=torch.float64)
+        torch.testing.assert_close(*(torch.autograd.grad(found, x, gradient)[0] for found in (keys, plain)))
+
     y = padded.detach().requires_grad_()
     back = plan.unpadded(y)
     plain = y.transpose(1, 2).flatten(0, 1).index_select(0, unpad)
