@@ -36,6 +36,7 @@ def facts(sweep: Sweep, axes: Axes) -> Bullets:
     fixed = [f"{plain(key, 40).replace('_', ' ')} {value(key, held)}" for key, held in axes.fixed.items()]
     lines = {
         "Base": _summary(sweep.base or _scalars(mapping(sweep.spec, "base")), "model"),
+        **_adapted(sweep.base),
         **_bare(sweep),
         "Data": _summary(sweep.data or _scalars(mapping(sweep.spec, "data")), "source"),
         "Trials": asked,
@@ -47,6 +48,15 @@ def facts(sweep: Sweep, axes: Axes) -> Bullets:
         **_runs(sweep),
     }
     return Bullets(tuple((f"{title}: {line or NOTHING}",) for title, line in lines.items()))
+
+
+def _adapted(base: DistinctValues) -> dict[str, str]:
+    """Which share of the base is in layers with adapters; nothing where that was not recorded."""
+    adapted, params = ([int(v) for v in base.get(key, ()) if v.isdecimal()] for key in ("adapted_params", "params"))
+    if not adapted or not params or not all(params):
+        return {}
+    shares = dict.fromkeys(f"{each / params[0]:.1%}".replace("%", " %") for each in (min(adapted), max(adapted)))
+    return {"Adapters on": f"layers that hold {' to '.join(shares)} of the base's parameters"}
 
 
 def _bare(sweep: Sweep) -> dict[str, str]:
