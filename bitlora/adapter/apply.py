@@ -19,6 +19,7 @@ import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from torch import Tensor
+from torch.nn import functional as F
 
 from bitlora.adapter.codes_file import load_packed
 from bitlora.adapter.latent import AdapterLatent, AdapterWeights, Weights
@@ -46,7 +47,7 @@ def attach_weights(model: Any, weights: AdapterWeights, described: Mapping[str, 
 
     check_fit(model, weights)
     experts = named_experts(model).keys() & weights.keys()
-    keys = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
+    keys = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "use_dora")
     options = {key: described[key] for key in keys if key in described}
     options |= {"task_type": "CAUSAL_LM", "inference_mode": True}
     options["target_modules"] = [name for name in weights if name not in experts]
@@ -56,10 +57,12 @@ def attach_weights(model: Any, weights: AdapterWeights, described: Mapping[str, 
     else:
         peft = get_peft_model(model, BitLoraConfig(activations=described.get("activations", "full"), **options))
     with torch.no_grad():
-        for name, (a, b) in weights.items():
+        for name, (a, b, magnitude) in weights.items():
             layer = peft.base_model.model.get_submodule(tensor_place(name, experts))
             layer.lora_A["default"].weight.copy_(a)
             layer.lora_B["default"].weight.copy_(b)
+            if magnitude is not None:
+                layer.lora_magnitude_vector["default"].weight.copy_(magnitude.flatten())
     return peft.eval()
 
 
@@ -113,8 +116,10 @@ def merge(model: Any, weights: AdapterWeights, config: TrialConfig, dtype: torch
         weight = dequantize_4bit(linear.weight.data, linear.weight.quant_state) if quantized else plain_weight(linear)
         weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
         if name in weights:
-            a, b = (part.to(weight) for part in weights[name])
-            weight = weight + layer_adapter(config, name).scaling * (b @ a)
+            a, b, magnitude = weights[name]
+            weight = weight + layer_adapter(config, name).scaling * (b.to(weight) @ a.to(weight))
+            if magnitude is not None:
+                weight = magnitude.to(weight) * F.normalize(weight, dim=1, eps=torch.finfo(weight.dtype).tiny)
         model.set_submodule(name, same_kind(linear, weight.to(dtype)))
     if getattr(model, "hf_quantizer", None) is not None:
         model.hf_quantizer.remove_quantization_config(model)
@@ -124,7 +129,7 @@ def merge(model: Any, weights: AdapterWeights, config: TrialConfig, dtype: torch
 def _with_experts(layer: ExpertWeights, added: Weights, scaling: float) -> Tensor:
     """The weights of routed experts (experts, out, in) with their adapters, in float32 or float64."""
     weight = layer.weight.to(torch.promote_types(layer.weight.dtype, torch.float32))
-    a, b = (part.to(weight) for part in added)
+    a, b = added.a.to(weight), added.b.to(weight)
     each_a = a.unflatten(0, (layer.experts, -1))
     each_b = b.unflatten(1, (-1, layer.experts)).movedim(2, 0)
     return torch.baddbmm(weight, each_b, each_a, alpha=scaling)

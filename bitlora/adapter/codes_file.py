@@ -1,7 +1,7 @@
 """A packed adapter: its codes at their true density and their scales, in two tensors of one safetensors file.
 
     adapter_packed.safetensors   `codes` uint8 and `scales` float32 (learned ones: float16); of `none` one tensor `weights`,
-                                 float16
+                                 float16; with DoRA also `magnitudes`, float32
     adapter_config.json          what else it takes to load it, of a type that PEFT does not know
 
 In each tensor all layers follow each other in the order of `layers` in the configuration, first A and then B, each row by
@@ -26,7 +26,7 @@ from bitlora.adapter.latent import AdapterLatent, Weights
 from bitlora.adapter.peft_folder import CONFIG, EARLIER_PACKED_TYPE, PACKED_TYPE, adapter_config
 from bitlora.base.info import AdaptedLayer
 from bitlora.config.targets import of_pattern
-from bitlora.config.trial import TrialConfig, layer_adapter
+from bitlora.config.trial import TrialConfig, as_written, layer_adapter
 from bitlora.quantizers.codes import Side, decode, encode, from_bytes, to_bytes
 from bitlora.quantizers.weights import QUANTIZERS, Quantizer
 
@@ -54,13 +54,16 @@ def save_packed(folder: Path, latent: AdapterLatent, config: TrialConfig, base_m
     """
     from safetensors.torch import save_file
 
+    kept = as_written(config)
     layers = [
-        AdaptedLayer(name, a.shape[1], *b.shape, experts=len(a) // layer_adapter(config, name).rank)
-        for name, (a, b, _, _) in latent.items()
+        AdaptedLayer(name, a.shape[1], *b.shape, experts=len(a) // layer_adapter(kept, name).rank)
+        for name, (a, b, *_) in latent.items()
     ]
     quantizer = config.quantizer
-    pieces: dict[str, list[Tensor]] = {name: [] for name in packed_tensors((), quantizer)}
+    pieces: dict[str, list[Tensor]] = {name: [] for name in packed_tensors((), quantizer, dora=config.dora)}
     for layer in latent.values():
+        if layer.magnitude is not None:
+            pieces["magnitudes"].append(layer.magnitude.detach().float().cpu().flatten())
         sides: tuple[tuple[Side, Tensor, Tensor | None], ...] = (
             ("A", layer.a, layer.a_scales),
             ("B", layer.b, layer.b_scales),
@@ -125,7 +128,7 @@ def load_packed(folder: str | Path) -> Packed:
             AdaptedLayer(name, wide, high, math.prod((int(of_pattern(ranks, name, config["r"])), *experts)))
             for name, wide, high, *experts in config["layers"]
         ]
-        expected = packed_tensors(layers, quantizer, granularity)
+        expected = packed_tensors(layers, quantizer, granularity, config.get("use_dora") is True)
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{about}: not a packed adapter: {_line(error)}") from None
     try:
@@ -137,16 +140,16 @@ def load_packed(folder: str | Path) -> Packed:
         if "codes" in tensors:
             entries = sum(layer.rank * (layer.in_features + layer.out_features) for layer in layers)
             tensors["codes"] = from_bytes(tensors["codes"], entries, quantizer)
-        weights = {name: Weights(a, b) for name, a, b in _matrices(tensors, layers, quantizer, granularity)}
+        weights = dict(_weights(tensors, layers, quantizer, granularity))
     except (OSError, SafetensorError, ValueError) as error:
         raise ValueError(f"{path}: not a packed adapter: {_line(error)}") from None
     return Packed(config, weights)
 
 
-def _matrices(
+def _weights(
     tensors: dict[str, Tensor], layers: list[AdaptedLayer], quantizer: Quantizer, granularity: str
-) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Layer by layer its name, A and B, cut off the tensors' front."""
+) -> Iterator[tuple[str, Weights]]:
+    """Layer by layer its name and weights, cut off the tensors' front."""
     at = dict.fromkeys(tensors, 0)
 
     def take(name: str, *shape: int) -> Tensor:
@@ -165,7 +168,8 @@ def _matrices(
         return decode(take("codes", rows, columns), take("scales", *scales))
 
     for layer in layers:
-        yield layer.name, matrix("A", layer.rank, layer.in_features), matrix("B", layer.out_features, layer.rank)
+        a, b = matrix("A", layer.rank, layer.in_features), matrix("B", layer.out_features, layer.rank)
+        yield layer.name, Weights(a, b, take("magnitudes", layer.out_features, 1) if "magnitudes" in tensors else None)
 
 
 def _line(error: Exception) -> str:

@@ -13,39 +13,46 @@ DTYPE_BYTES: Final = {"F32": 4, "F16": 2, "U8": 1}
 """A scale that is a statistic is a float32; a learned one is used, and so stored, as a float16."""
 
 
-def adapter_params(layers: Iterable[AdaptedLayer], quantizer: Quantizer = "none") -> int:
+def adapter_params(layers: Iterable[AdaptedLayer], quantizer: Quantizer = "none", dora: bool = False) -> int:
     """Trained parameters of an adapter: `rank * (in + out)` for every layer that it is on, with learned scales also one for
-    each of the `rank` rows of A and the `out` rows of B."""
+    each of the `rank` rows of A and the `out` rows of B, with DoRA `out` magnitudes."""
     scales = QUANTIZERS[quantizer].learns_scales
-    return sum(s.rank * (s.in_features + s.out_features) + scales * (s.rank + s.out_features) for s in layers)
+    return sum(
+        s.rank * (s.in_features + s.out_features) + scales * (s.rank + s.out_features) + dora * s.out_features
+        for s in layers
+    )
 
 
 def packed_tensors(
-    layers: Iterable[AdaptedLayer], quantizer: Quantizer, granularity: Granularity = "tensor"
+    layers: Iterable[AdaptedLayer], quantizer: Quantizer, granularity: Granularity = "tensor", dora: bool = False
 ) -> dict[str, tuple[str, int]]:
     """The tensors of an adapter as packed (`bitlora.adapter.codes_file`), in each A and B of every layer in turn.
 
     A matrix has one scale, or with `component` one for each of `rank`; where scales are learned A has one for each of its
-    `rank` rows and B for each of its `out`.
+    `rank` rows and B for each of its `out`. A layer with DoRA has `out` magnitudes, in float32: the base's own weights hang
+    on them.
 
     Returns:
         Name -> safetensors' name of its dtype, and its length; in the order in which they stand in the file.
     """
     layers = tuple(layers)
+    found = {"magnitudes": ("F32", sum(layer.out_features for layer in layers))} if dora else {}
     entries = sum(layer.rank * (layer.in_features + layer.out_features) for layer in layers)
     levels = QUANTIZERS[quantizer].levels
     if levels is None:
-        return {"weights": ("F16", entries)}
-    codes = -(-entries // levels.per_byte)
+        return found | {"weights": ("F16", entries)}
     if QUANTIZERS[quantizer].learns_scales:
-        return {"scales": ("F16", sum(layer.rank + layer.out_features for layer in layers)), "codes": ("U8", codes)}
-    scales = sum(2 * (layer.rank if granularity == "component" else 1) for layer in layers)
-    return {"scales": ("F32", scales), "codes": ("U8", codes)}
+        found["scales"] = ("F16", sum(layer.rank + layer.out_features for layer in layers))
+    else:
+        found["scales"] = ("F32", sum(2 * (layer.rank if granularity == "component" else 1) for layer in layers))
+    return found | {"codes": ("U8", -(-entries // levels.per_byte))}
 
 
-def adapter_bytes(layers: Iterable[AdaptedLayer], quantizer: Quantizer, granularity: Granularity = "tensor") -> int:
+def adapter_bytes(
+    layers: Iterable[AdaptedLayer], quantizer: Quantizer, granularity: Granularity = "tensor", dora: bool = False
+) -> int:
     """Bytes of an adapter as packed: the size of its safetensors file, header included."""
-    return _safetensors_bytes(packed_tensors(layers, quantizer, granularity))
+    return _safetensors_bytes(packed_tensors(layers, quantizer, granularity, dora))
 
 
 def _safetensors_bytes(tensors: dict[str, tuple[str, int]]) -> int:

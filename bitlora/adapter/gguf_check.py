@@ -80,7 +80,7 @@ def compare_gguf(found: AdapterWeights, expected: AdapterWeights, config: TrialC
     Raises:
         ValueError: a layer is another; the message names it.
     """
-    for layer, (a, b) in expected.items():
+    for layer, (a, b, _) in expected.items():
         read = found[layer]
         scaled = layer_adapter(config, layer).scaling * b.cpu().double()
         near = (read.b.double() - scaled).abs() <= ROUNDED * scaled.abs() + torch.finfo(torch.float32).tiny

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from bitlora.adapter.latent import AdapterWeights
-from bitlora.config.trial import TrialConfig, layer_adapter
+from bitlora.config.trial import TrialConfig, as_written, layer_adapter
 
 GGUF: Final = "adapter.gguf"
 
@@ -76,6 +76,8 @@ def save_gguf(path: Path, weights: AdapterWeights, config: TrialConfig, base: An
 
     if config.activations != "full":
         raise ValueError(f"activations: {config.activations}: llama.cpp would run it on full activations")
+    if config.dora:
+        raise ValueError("dora: llama.cpp has no magnitudes: it would add A and B to the base as they are")
     found = architecture(base)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[found.name.upper()], base.num_hidden_layers)
     tensors = {name: names.get_name(name) for name in weights}
@@ -89,7 +91,7 @@ def save_gguf(path: Path, weights: AdapterWeights, config: TrialConfig, base: An
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-    for name, (a, b) in weights.items():
+    for name, (a, b, _) in weights.items():
         scaled = b.double().cpu() * (alphas[name] / alpha)
         if found.turns_pairs and (heads := _heads(name, base)):
             scaled = scaled[_pairs(len(scaled), heads)]
@@ -103,7 +105,7 @@ def save_gguf(path: Path, weights: AdapterWeights, config: TrialConfig, base: An
 
 def _alpha(config: TrialConfig, name: str) -> float:
     """What over the layer's rank is its scale."""
-    layer = layer_adapter(config, name)
+    layer = layer_adapter(as_written(config), name)
     return layer.scaling * layer.rank
 
 

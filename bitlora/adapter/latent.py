@@ -20,6 +20,7 @@ class Latent(NamedTuple):
     b: Tensor  # (O, R)
     a_scales: Tensor | None = None  # (R, 1): where scales are learned (`double_binary`)
     b_scales: Tensor | None = None  # (O, 1)
+    magnitude: Tensor | None = None  # (O, 1): of DoRA, what the norms of the merged weight's rows are brought to
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -28,14 +29,14 @@ class Latent(NamedTuple):
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Latent:
         """The same with `function` applied to each tensor that is there."""
-        a_scales, b_scales = (None if part is None else function(part) for part in (self.a_scales, self.b_scales))
-        return Latent(function(self.a), function(self.b), a_scales, b_scales)
+        return Latent._make(None if part is None else function(part) for part in self)
 
     def quantized(self, config: TrialConfig) -> Weights:
         """What the forward pass multiplies."""
         return Weights(
             quantize(config.quantizer, self.a, "A", config.granularity, self.a_scales),
             quantize(config.quantizer, self.b, "B", config.granularity, self.b_scales),
+            self.magnitude,
         )
 
 
@@ -44,6 +45,7 @@ class Weights(NamedTuple):
 
     a: Tensor  # (R, I)
     b: Tensor  # (O, R)
+    magnitude: Tensor | None = None  # (O, 1)
 
 
 AdapterLatent = Mapping[str, Latent]

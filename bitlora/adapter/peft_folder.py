@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from bitlora.adapter.latent import AdapterLatent, Latent, quantized_weights
 from bitlora.config.targets import of_pattern, pattern
-from bitlora.config.trial import TrialConfig, layer_adapter
+from bitlora.config.trial import TrialConfig, as_written, layer_adapter
 from bitlora.quantizers.weights import QUANTIZERS
 
 PEFT_TYPE: Final = "BITLORA: install bitlora-sweeps and import bitlora.export"
@@ -30,8 +30,10 @@ PACKED_TYPE: Final = "BITLORA_PACKED: install bitlora-sweeps and use bitlora.exp
 EARLIER_PACKED_TYPE: Final = "BITLORA_PACKED"
 WEIGHTS: Final = "adapter_model.safetensors"
 CONFIG: Final = "adapter_config.json"
-KEYS: Final = ("lora_A.weight", "lora_B.weight", "lora_A.scales", "lora_B.scales")
+KEYS: Final = ("lora_A.weight", "lora_B.weight", "lora_A.scales", "lora_B.scales", "lora_magnitude_vector")
 """How the parts of a layer (`bitlora.adapter.latent.Latent`) are called in PEFT's files, in their order."""
+MAGNITUDE: Final = KEYS[-1]
+"""Of DoRA: (out,) in the files."""
 
 
 FUSED: Final = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
@@ -46,6 +48,7 @@ def adapter_config(
     Args:
         experts: those of `targets` that are routed experts'.
     """
+    config = as_written(config)
     spelled = {name: as_parameter(name, experts) for name in targets}
     parameters = {"target_parameters": [name for name in spelled.values() if name is not None]} if experts else {}
     plain = config.quantizer == "none" and config.activations == "full"
@@ -69,7 +72,7 @@ def adapter_config(
             "granularity": config.granularity,
             "activations": config.activations,
         }
-    return described
+    return described | ({"use_dora": True} if config.dora else {})
 
 
 def as_parameter(name: str, experts: Collection[str]) -> str | None:
@@ -85,7 +88,8 @@ def as_parameter(name: str, experts: Collection[str]) -> str | None:
 
 def adapted_experts(latent: AdapterLatent, config: TrialConfig) -> frozenset[str]:
     """The layers of an adapter that are routed experts': A has the rank's rows for each of them."""
-    return frozenset(name for name, layer in latent.items() if len(layer.a) != layer_adapter(config, name).rank)
+    kept = as_written(config)
+    return frozenset(name for name, layer in latent.items() if len(layer.a) != layer_adapter(kept, name).rank)
 
 
 def tensor_place(name: str, experts: Collection[str]) -> str:
@@ -129,7 +133,8 @@ def save_adapter(folder: Path, latent: AdapterLatent, config: TrialConfig, base_
     for name, layer in latent.items():
         for key, part in zip(KEYS, layer, strict=True):
             if part is not None:
-                tensors[f"base_model.model.{tensor_place(name, experts)}.{key}"] = part.cpu().contiguous()
+                whole = part.flatten() if key == MAGNITUDE else part
+                tensors[f"base_model.model.{tensor_place(name, experts)}.{key}"] = whole.cpu().contiguous()
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     text = json.dumps(adapter_config(config, base_model, list(latent), experts), indent=2, sort_keys=True)
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
@@ -155,20 +160,29 @@ def load_latent(folder: Path, config: TrialConfig) -> dict[str, Latent]:
         raise ValueError(f"{error.filename or path}: no such file; the trial has no adapter") from None
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not an adapter: {str(error).splitlines()[0]}") from None
-    keys = KEYS if QUANTIZERS[config.quantizer].learns_scales else KEYS[:2]
-    names = {target: [f"base_model.model.{tensor_place(target, experts)}.{key}" for key in keys] for target in targets}
-    expected = {name for each in names.values() for name in each}
+    learned = QUANTIZERS[config.quantizer].learns_scales
+    keys = [*KEYS[:2], *(KEYS[2:4] if learned else (None, None)), MAGNITUDE if config.dora else None]
+    names = {
+        target: [key and f"base_model.model.{tensor_place(target, experts)}.{key}" for key in keys]
+        for target in targets
+    }
+    expected = {name for each in names.values() for name in each if name}
     if expected != tensors.keys():
         raise ValueError(f"{path}: {min(expected ^ tensors.keys())} is missing, or not of a {config.quantizer} adapter")
-    latent = {target: Latent(*(tensors[name] for name in each)) for target, each in names.items()}
-    for target, (a, b, _, _) in latent.items():
-        rank = layer_adapter(config, target).rank
+    latent = {target: Latent._make(name and tensors[name] for name in each) for target, each in names.items()}
+    for target, (a, b, _, _, magnitude) in latent.items():
+        rank = layer_adapter(as_written(config), target).rank
         if a.ndim == b.ndim == 2 and target in experts and len(a) % rank == 0:
             rank = len(a)
         if a.ndim != 2 or b.ndim != 2 or not a.shape[0] == b.shape[1] == rank:
             found = f"A {[*a.shape]} and B {[*b.shape]}"
             raise ValueError(f"{path}: {target}: found {found}; rank {rank} has A [{rank}, in], B [out, …]")
-    return latent
+        if magnitude is not None and magnitude.shape != b.shape[:1]:
+            raise ValueError(f"{path}: {target}: found magnitudes {[*magnitude.shape]}; give [{b.shape[0]}]")
+    return {
+        target: layer if layer.magnitude is None else layer._replace(magnitude=layer.magnitude[:, None])
+        for target, layer in latent.items()
+    }
 
 
 def save_lora_adapter(folder: Path, latent: AdapterLatent, config: TrialConfig, base_model: str) -> None:
@@ -181,4 +195,5 @@ def save_lora_adapter(folder: Path, latent: AdapterLatent, config: TrialConfig, 
         raise ValueError(f"activations: {config.activations}: stock PEFT would run it on full activations")
     plain = config.model_copy(update={"quantizer": "none"})
     weights = quantized_weights(latent, config)
-    save_adapter(folder, {name: Latent(*layer) for name, layer in weights.items()}, plain, base_model)
+    made = {name: Latent(layer.a, layer.b, magnitude=layer.magnitude) for name, layer in weights.items()}
+    save_adapter(folder, made, plain, base_model)

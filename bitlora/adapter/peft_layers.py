@@ -14,6 +14,7 @@ quantizer (PEFT 0.21.2), so there, and there alone, a method of theirs is replac
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, get_args
@@ -26,6 +27,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.lora.bnb import Linear4bit as LoraLinear4bit
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.layer import LoraVariant
+from peft.tuners.lora.variants import DoraLinearVariant
 from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -38,13 +40,15 @@ from bitlora.quantizers.codes import Side, quantize
 from bitlora.quantizers.weights import DOUBLE_BINARY_B, QUANTIZERS, Granularity, Quantizer, double_binary
 
 REFUSED: Final = {
-    "use_dora": "DoRA normalizes the merged weight of every layer, which a pack never forms",
     "lora_bias": "a bias of the adapter is neither quantized nor stored",
     "target_parameters": "PEFT adds such an adapter to the base's weights, and would leave out the quantizer",
     "use_qalora": "its adapter is not the product of two matrices over the layer's inputs",
 }
 """Options of `LoraConfig` that would change what the adapter is, and why they are not there."""
 
+NOT_LINEAR: Final = (
+    "DoRA divides by the norms of the merged weight, and then no merged weight does what the adapter does"
+)
 STRANGE: Final = "is PEFT's own layer, without quantizers: make the model with a BitLoraConfig"
 
 
@@ -53,8 +57,8 @@ class BitLoraConfig(LoraConfig):  # type: ignore[misc]
     """A `peft.LoraConfig` with a quantizer.
 
     Raises:
-        ValueError: a quantizer, granularity or activations that do not exist; or an option of LoRA (DoRA, PiSSA, LoftQ, …)
-            that does not go with it.
+        ValueError: a quantizer, granularity or activations that do not exist; or an option of LoRA (PiSSA, LoftQ, …) that
+            does not go with it; or DoRA with `int8` activations.
     """
 
     quantizer: Quantizer = field(default="none", metadata={"is_lora_variant": True})
@@ -77,6 +81,8 @@ class BitLoraConfig(LoraConfig):  # type: ignore[misc]
                 f"init_lora_weights: {self.init_lora_weights!r} is not there: it starts from, or changes, the base's own "
                 "weights, and B must start as an exact no-op"
             )
+        if self.use_dora and self.activations == "int8":
+            raise ValueError(f"use_dora does not go with activations: int8: {NOT_LINEAR}")
         # A Linear4bit is an nn.Linear, so it goes first.
         self._register_custom_module({Linear4bit: BitLinear4bit, nn.Linear: BitLinear, Conv1D: BitLinear})
 
@@ -161,6 +167,19 @@ class BitLoraVariant(LoraVariant):  # type: ignore[misc]
         return orig_weight.data - module.get_delta_weight(active_adapter).to(orig_weight.dtype)  # type: ignore[no-any-return]
 
 
+class BitDoraVariant(DoraLinearVariant):  # type: ignore[misc]
+    """PEFT's own DoRA, over weights that are quantized."""
+
+    @staticmethod
+    def init(module: Any, adapter_name: str, config: BitLoraConfig, **kwargs: Any) -> None:
+        DoraLinearVariant.init(module, adapter_name, config=config, **kwargs)
+        BitLoraVariant.init(module, adapter_name, config, **kwargs)
+        a, b = (part[adapter_name].quantized().detach() for part in (module.lora_A, module.lora_B))
+        module.lora_magnitude_vector[adapter_name].update_layer(
+            base_layer=module.get_base_layer(), lora_A=a, lora_B=b, scaling=module.scaling[adapter_name]
+        )
+
+
 class _Quantizing:
     """What both layers below add to PEFT's own."""
 
@@ -180,9 +199,10 @@ class BitLinear(_Quantizing, LoraLinear):  # type: ignore[misc]
         ValueError: the layer only looks like one (bitsandbytes' `Linear8bitLt`): its weight could not be merged into.
     """
 
-    def __init__(self, base_layer: nn.Module, *args: Any, **kwargs: Any) -> None:
-        super().__init__(base_layer, *args, **kwargs)
-        self.fan_in_fan_out = isinstance(self.get_base_layer(), Conv1D)  # its weight is (in, out)
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: LoraConfig, **kwargs: Any) -> None:
+        own = copy(config)
+        own.fan_in_fan_out = isinstance(base_layer, Conv1D)  # its weight is (in, out)
+        super().__init__(base_layer, adapter_name, own, **kwargs)
         weight = self.get_base_layer().weight
         if not weight.is_floating_point():
             raise ValueError(
@@ -234,7 +254,11 @@ class BitLinear4bit(_Quantizing, LoraLinear4bit):  # type: ignore[misc]
             weight = base.weight.data
         total = weight.float()
         for name in names:
-            total = total + self.get_delta_weight(name).float()
+            delta = self.get_delta_weight(name).float()
+            total = total + delta
+            if name in self.lora_magnitude_vector:
+                magnitude = self.lora_magnitude_vector[name].weight.float()
+                total = total * (magnitude / torch.linalg.norm(weight.float() + delta, dim=1))[:, None]
         if safe_merge and not torch.isfinite(total).all():
             raise ValueError(f"the merged weights are not finite: one of {', '.join(names)} is broken")
         merged = nn.Linear(base.in_features, base.out_features, bias=False, device="meta")
@@ -286,11 +310,13 @@ def load_adapter(model: Any, folder: str | Path, adapter_name: str = "default", 
 
 def _is_variant(option: Field[Any]) -> bool:
     """Does PEFT say that this option of a `LoraConfig` makes another adapter of it?"""
-    return bool(option.metadata.get("is_lora_variant")) and option.name != "quantizer"
+    return bool(option.metadata.get("is_lora_variant")) and option.name not in ("quantizer", "use_dora")
 
 
 def _variant(config: LoraConfig) -> LoraVariant | None:
-    return BitLoraVariant() if isinstance(config, BitLoraConfig) else None
+    if not isinstance(config, BitLoraConfig):
+        return None
+    return BitDoraVariant() if config.use_dora else BitLoraVariant()
 
 
 def _delta(layer: Any, adapter: str, plain: Callable[[str], Tensor]) -> Tensor:

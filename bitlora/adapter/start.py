@@ -1,6 +1,7 @@
 """The weights that an adapter starts from, by its trial's seed alone.
 
-All start as an exact no-op, but for `orthogonal`, which starts as one up to rounding.
+All start as an exact no-op, but for `orthogonal`, which starts as one up to rounding, and `pissa`, whose first values are
+the base's own and taken out of it.
 """
 
 from __future__ import annotations
@@ -12,8 +13,20 @@ import torch
 from torch import Tensor
 
 from bitlora.adapter.latent import Latent
-from bitlora.config.trial import TrialConfig
+from bitlora.config.trial import LayerAdapter, TrialConfig
 from bitlora.quantizers.weights import DOUBLE_BINARY_B
+
+
+def principal_parts(found: tuple[Tensor, Tensor, Tensor], layer: LayerAdapter) -> tuple[Tensor, Tensor]:
+    """A and B whose product, times the layer's scaling, is the sum of a weight's largest principal components (PiSSA, arXiv
+    2404.02948), as PEFT has them.
+
+    Args:
+        found: the first singular vectors and values, U (O, R), S (R,) and V (R, I).
+    """
+    u, s, v = found
+    root = (s / layer.scaling).sqrt()
+    return root[:, None] * v, u * root
 
 
 def start_adapter(layers: Sequence[Latent], config: TrialConfig, experts: Sequence[int] | None = None) -> None:

@@ -16,7 +16,7 @@ from bitlora.quantizers.weights import Granularity, Quantizer
 
 Activations = Literal["full", "int8"]
 Scaling = Literal["lora", "rslora"]
-Init = Literal["default", "gaussian", "orthogonal"]
+Init = Literal["default", "gaussian", "orthogonal", "pissa"]
 Dtype = Literal["auto", "float64", "float32", "bfloat16", "float16"]
 Quantization = Literal["nf4", "none"]
 QuantStorage = Literal["uint8", "bfloat16", "float16", "float32"]
@@ -140,9 +140,13 @@ class AdapterConfig(Config):
     first that does counts."""
     alpha_pattern: AlphaPattern = NO_PATTERN
     """The same for alpha."""
+    dora: bool = False
+    """DoRA (arXiv 2402.09353): each row of the merged weight is divided by its norm, through which no gradient goes, and
+    multiplied by a magnitude that is trained (PEFT's `use_dora`); not with `activations: int8`."""
     init: Init = "default"
     """What an adapter starts from (PEFT's `init_lora_weights`): A uniform and B zero; `gaussian`: A normal with a standard
-    deviation of 1/rank; `orthogonal`: neither is zero, but their product (for even ranks, without a quantizer)."""
+    deviation of 1/rank; `orthogonal`: neither is zero, but their product (for even ranks, without a quantizer); `pissa`
+    (arXiv 2404.02948): the layer's principal components, which are taken out of the base for this trial."""
 
 
 class ScheduleConfig(Config):
@@ -205,13 +209,13 @@ class TrainConfig(Config):
         return value
 
 
-_DORA: Final = (
-    "DoRA scales each layer's outputs by the norms of the merged weight's rows, which packs do not compute yet"
-)
-
 REFUSED: Final[dict[str, str]] = {
-    "adapter.init_lora_weights": "it is called adapter.init here: default, gaussian or orthogonal",
-    "adapter.dora": _DORA,
-    "adapter.use_dora": _DORA,
+    "adapter.init_lora_weights": "it is called adapter.init here: default, gaussian, orthogonal or pissa",
+    "adapter.use_dora": "it is called adapter.dora here: true or false",
+    "adapter.init: eva": "it begins with the directions in which each layer's inputs vary most over the training rows, and "
+    "packs make no pass over them before they begin",
+    "adapter.init: loftq": "it quantizes a base anew for each rank, and the trials of a pack share one",
+    "base.quantization: int8": "LLM.int8() leaves a column of its inputs in 16 bits where any row of a pass has an "
+    "outlier, so a trial's numbers would hang on its neighbours; give nf4 or none",
 }
-"""Keys that one may look for, and why they are not there."""
+"""Keys, and values of keys, that one may look for, and why they are not there."""

@@ -68,6 +68,7 @@ class TrialConfig(Config):
     beta1: Fraction = 0.9
     beta2: Fraction = 0.999
     loraplus_ratio: PositiveFloat = 1.0
+    dora: bool = False
 
 
 AXES: Final[tuple[str, ...]] = (
@@ -123,6 +124,22 @@ def trial_config(
     return TrialConfig(**{**fixed, **chosen})
 
 
+def as_written(config: TrialConfig) -> TrialConfig:
+    """The trial as files describe its adapter. One with `init: pissa` is written with what A and B began as taken off:
+    over the base as it is an ordinary adapter, of twice the rank and the same scaling."""
+    if config.init != "pissa":
+        return config
+    more = 2 if config.scaling == "lora" else math.sqrt(2)  # scaling is alpha / rank, or alpha / sqrt(rank)
+    ranks, alphas = pattern(config.rank_pattern), pattern(config.alpha_pattern)
+    shape = {
+        "rank": 2 * config.rank,
+        "alpha": more * config.alpha,
+        "rank_pattern": ", ".join(f"{key}: {2 * rank}" for key, rank in ranks.items()) or NO_PATTERN,
+        "alpha_pattern": ", ".join(f"{key}: {more * alpha}" for key, alpha in alphas.items()) or NO_PATTERN,
+    }
+    return config.model_copy(update={**shape, "init": "default"})
+
+
 class LayerAdapter(NamedTuple):
     """What an adapter is in one layer."""
 
@@ -138,7 +155,9 @@ class LayerAdapter(NamedTuple):
         return self._replace(rank=experts * self.rank, experts=experts)
 
 
-def refused_on_experts(dropout: float = 0.0, activations: Activations = "full", init: Init = "default") -> str:
+def refused_on_experts(
+    dropout: float = 0.0, activations: Activations = "full", init: Init = "default", dora: bool = False
+) -> str:
     """Why such an adapter cannot be on routed experts; nothing where it can.
 
     PEFT adds an expert's adapter to its weights before they are multiplied: so nothing can be done to its inputs alone.
@@ -147,8 +166,10 @@ def refused_on_experts(dropout: float = 0.0, activations: Activations = "full", 
         return f"dropout: {dropout}: an adapter of routed experts has no inputs of its own to drop (nor in PEFT)"
     if activations != "full":
         return f"activations: {activations}: an adapter of routed experts has no inputs of its own to round"
-    if init == "orthogonal":
-        return "init: orthogonal is not there for adapters of routed experts (nor in PEFT); give default or gaussian"
+    if dora:
+        return "dora: true is not there for adapters of routed experts (nor in PEFT)"
+    if init in ("orthogonal", "pissa"):
+        return f"init: {init} is not there for adapters of routed experts (nor in PEFT); give default or gaussian"
     return ""
 
 

@@ -146,7 +146,7 @@ class Engine:
     def weights(self, config: TrialConfig) -> int:
         """How many numbers a trial's adapter has: the length of the vectors of its `state`."""
         layers = [(self.base.linears[name], found.rank) for name, found in self.base.adapter_layers(config).items()]
-        return VectorLayout.make(layers, QUANTIZERS[config.quantizer].learns_scales).size
+        return VectorLayout.make(layers, QUANTIZERS[config.quantizer].learns_scales, config.dora).size
 
     def fetch_state(self, slot: int) -> Coming[SlotState]:
         """A copy of what a trial would go on from, on its way into host memory."""

@@ -11,33 +11,23 @@ Axes: S slots, P all numbers of a vector, L layers whose matrices are of one sha
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Final
 
 import torch
 from torch import Tensor
 
 from bitlora.adapter.latent import Latent
-from bitlora.adapter.start import start_adapter
+from bitlora.adapter.start import principal_parts, start_adapter
 from bitlora.config.trial import LayerAdapter, TrialConfig
 from bitlora.engine.optim import UNSCALED, LossScale, take_step
-from bitlora.engine.vector import PackLayout, Vectors
+from bitlora.engine.vector import PackLayout, Vectors, layer_parts, through_scales
 from bitlora.forward.forward_plan import ForwardPlan
 from bitlora.forward.host import Coming, fetch
-from bitlora.forward.multi_lora import (
-    NO_SLOTS,
-    GroupAdapters,
-    LayerGroup,
-    MultiLoraLinear,
-    SlotTraits,
-    lay_out_slots,
-)
+from bitlora.forward.multi_lora import GroupAdapters, LayerGroup, MultiLoraLinear
+from bitlora.forward.products import NO_SLOTS, SlotTraits, ownership
 from bitlora.quantizers.codes import quantize
-from bitlora.quantizers.weights import QUANTIZERS, double_binary
-
-QUANTIZED_AT_ONCE: Final = 2**22
-"""Numbers that a quantizer is given in one call, about: its intermediate results are several times as many."""
+from bitlora.quantizers.weights import QUANTIZERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +59,8 @@ class Slot:
     loss_scale: LossScale = UNSCALED
     step: int = 0
     parked: bool = False
+    principal: Mapping[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Of PiSSA, by the number of a layer: the A and B that it begins as, and that are taken out of the base."""
 
     @property
     def learns_scales(self) -> bool:
@@ -81,17 +73,18 @@ class Slot:
         return tuple(layer.rank if layer else 0 for layer in self.layers)
 
     @property
-    def likeness(self) -> tuple[bool, bool, int, str, tuple[int, ...]]:
+    def likeness(self) -> tuple[bool, bool, bool, int, str, tuple[int, ...]]:
         """Slots that are equal in this stand next to each other, and their weights are quantized together."""
         c = self.config
-        return (c.activations != "int8", c.dropout == 0, [*QUANTIZERS].index(c.quantizer), c.granularity, self.ranks)
+        kind = [*QUANTIZERS].index(c.quantizer)
+        return (c.activations != "int8", not c.dora, c.dropout == 0, kind, c.granularity, self.ranks)
 
     def traits(self, layer: int) -> SlotTraits:
         """What the forward pass must know of it in the bank's layer of that number."""
         found, c = self.layers[layer], self.config
         if found is None:
             return SlotTraits(self.place, 0, 0.0, False)
-        return SlotTraits(self.place, found.rank, c.dropout, c.activations == "int8")
+        return SlotTraits(self.place, found.rank, c.dropout, c.activations == "int8", c.dora)
 
     @property
     def latent(self) -> list[Latent]:
@@ -110,14 +103,20 @@ class Slot:
         return self.vectors.grad[self.place]
 
     def start(self) -> None:
-        """Begin, from the trial's seed alone (`bitlora.adapter.start`)."""
-        start_adapter(self.latent, self.config, [layer.experts for layer in self.layers if layer is not None])
+        """Begin, from the trial's seed alone (`bitlora.adapter.start`), or from the base's principal components."""
+        if not self.principal:
+            start_adapter(self.latent, self.config, [layer.experts for layer in self.layers if layer is not None])
+        for layer, (a, b) in zip(self.latent, self.principal.values(), strict=False):
+            layer.a.copy_(a)
+            layer.b.copy_(b)
 
     @property
     def nbytes(self) -> int:
         """Bytes of its rows: weights, gradient, moments, and quantized copies where there are any."""
         v = self.vectors
         copies = 0 if v.quantized is v.latent else v.quantized[self.place].nbytes
+        copies += sum(part.nbytes for parts in self.principal.values() for part in parts)
+        copies += 0 if v.taken_out is None else v.taken_out[self.place].nbytes
         return 4 * v.latent[self.place].nbytes + copies
 
     def take_step(self, rate: float) -> None:
@@ -151,22 +150,27 @@ class Slot:
             (vectors.exp_avg_sq, state.exp_avg_sq),
         ):
             views = [part for layer in self._views(vector) for part in layer.tensors]
-            parts = saved.to(vector).split([view.numel() for view in views])
-            for view, part in zip(views, parts, strict=True):
+            pieces = saved.to(vector).split([view.numel() for view in views])
+            for view, part in zip(views, pieces, strict=True):
                 view.copy_(part.view(view.shape))
 
     def fetch_latent(self) -> Coming[list[Latent]]:
-        """Copies of the latent weights, layer by layer, on their way into host memory."""
-        shapes = [[part.shape for part in layer.tensors] for layer in self.latent]
+        """Copies of the latent weights, layer by layer, on their way into host memory; of PiSSA with what was taken out of
+        the base behind them, so that over the base as it is they are the adapter (`bitlora.config.trial.as_written`)."""
+        layers = self.latent
+        for place, (a, b) in enumerate(self.principal.values()):
+            own = layers[place]
+            layers[place] = own._replace(a=torch.cat([own.a, a]), b=torch.cat([own.b, -b], 1))
+        like = [layer.map(lambda part: part.to("meta")) for layer in layers]
 
         def make(copies: list[Tensor]) -> list[Latent]:
-            parts = iter(copies[0].split([shape.numel() for layer in shapes for shape in layer]))
-            return [Latent(*(next(parts).view(shape) for shape in layer)) for layer in shapes]
+            parts = iter(copies[0].split([part.numel() for layer in like for part in layer.tensors]))
+            return [layer.map(lambda part: next(parts).view(part.shape)) for layer in like]
 
-        return fetch([_flat(self.latent)], make)
+        return fetch([_flat(layers)], make)
 
     def _views(self, vectors: Tensor) -> list[Latent]:
-        return [*self.vectors.layout.of(vectors[self.place], self.place, self.learns_scales).values()]
+        return [*self.vectors.layout.of(vectors[self.place], self.place, self.learns_scales, self.config.dora).values()]
 
 
 class Bank:
@@ -210,6 +214,12 @@ class Bank:
         scale = LossScale() if self._dtype == torch.float16 else UNSCALED
         taken = torch.zeros((), dtype=torch.float32, device=self._device)
         slot = Slot(number, config, tuple(layers), self._nowhere, 0, taken, scale)
+        if config.init == "pissa":
+            slot.principal = {
+                place: principal_parts(self._layers[place].principal(layer.rank, self._latent_dtype), layer)
+                for place, layer in enumerate(layers)
+                if layer is not None
+            }
         self._remake([*self.slots.values(), slot])
         try:
             slot.start() if state is None else slot.restore(state)
@@ -217,6 +227,8 @@ class Bank:
             self.remove(number)
             raise
         self.quantize([number])
+        if state is None and config.dora:
+            slot.vectors.start_magnitudes(slot.place)
         return slot
 
     def remove(self, number: int) -> None:
@@ -241,7 +253,7 @@ class Bank:
                     continue
                 weights, into = kind.of(latent, rank), kind.multiplied(copies, rank)
                 scales = kind.scales_of(latent, rank, slots[0].learns_scales)
-                for part in _parts(weights):
+                for part in layer_parts(weights):
                     learned = None if scales is None else scales[:, part]
                     made = quantize(config.quantizer, weights[:, part], kind.side, config.granularity, learned)
                     made = kind.by_expert(made)
@@ -249,46 +261,40 @@ class Bank:
                         into[:, part].copy_(made)
                     else:
                         torch.mul(made, vectors.scaling[kind][rows, part, None], out=into[:, part])
+        if grown := [slot.place for slot in self.slots.values() if slot.config.dora]:
+            next(iter(self.slots.values())).vectors.find_norms(self._layers, slice(min(grown), max(grown) + 1))
 
     def backward_to_latent(self, numbers: Collection[int]) -> None:
         """Turn the gradients of what is multiplied, summed over all workers, into those of what is trained.
 
-        B was multiplied by its scaling, and so is its gradient. Straight-through that is the latent weights' as it stands.
-        Of learned scales s, `w_q = s * sign(w)`: they get `sum(sign(w) * dL/dw_q)` over their row, and w gets
-        `s * dL/dw_q`.
+        B was multiplied by its scaling, and so is its gradient; a magnitude was divided by its row's norm. Straight-through
+        that is the latent weights' as it stands. Of learned scales s, `w_q = s * sign(w)`: they get
+        `sum(sign(w) * dL/dw_q)` over their row, and w gets `s * dL/dw_q`.
         """
         for vectors, rows in self._runs(numbers):
             if vectors.quantized is not vectors.latent:
                 for kind, scaling in vectors.scaling.items():
                     kind.matrices.of(vectors.grad[rows]).mul_(scaling[rows])
+            for kind, norms in vectors.norms.items():
+                kind.magnitudes_of(vectors.grad[rows]).div_(norms[rows])
         for slots in self._alike(numbers):
-            self._in_order(slots)
-            if not slots[0].learns_scales:
-                continue
             vectors, place = slots[0].vectors, slots[0].place
             rows = slice(place, place + len(slots))
+            vectors.put_in_order(place, rows)
+            if not slots[0].learns_scales:
+                continue
             latent, grads = vectors.latent[rows], vectors.grad[rows]
             for kind in vectors.layout.kinds:
                 if rank := kind.ranks[place]:
                     scales, scales_grad = kind.scales_of(latent, rank, True), kind.scales_of(grads, rank, True)
                     assert scales is not None
                     assert scales_grad is not None
-                    _through_scales(kind.of(latent, rank), scales, kind.of(grads, rank), scales_grad)
+                    through_scales(kind.of(latent, rank), scales, kind.of(grads, rank), scales_grad)
 
     def lay_out(self, plan: ForwardPlan) -> None:
         """Make what the layers need to know of a pass before they are called with it."""
         for adapters in self._owning:
-            lay_out_slots(plan, adapters, self._device)
-
-    def _in_order(self, slots: Sequence[Slot]) -> None:
-        """Put the gradients of experts, which lie as they are multiplied, where those of their latent weights are."""
-        vectors, place = slots[0].vectors, slots[0].place
-        grads = vectors.grad[place : place + len(slots)]
-        for kind in vectors.layout.kinds:
-            if (rank := kind.ranks[place]) and kind.experts > 1:
-                found = kind.multiplied(grads, rank).clone()
-                kind.matrices.of(grads).zero_()
-                kind.by_expert(kind.of(grads, rank)).copy_(found)
+            ownership(plan, adapters.slots, adapters.a.dtype, self._device)
 
     def _alike(self, numbers: Collection[int] | None) -> Iterator[list[Slot]]:
         """These slots, those that are alike and next to each other together."""
@@ -312,6 +318,7 @@ class Bank:
             [slot.ranks for slot in slots],
             any(slot.learns_scales for slot in slots),
             together.values(),
+            any(slot.config.dora for slot in slots),
         )
         dtype = self._dtype
         if dtype == torch.float16 and any(slot.config.activations == "int8" for slot in slots):
@@ -319,13 +326,15 @@ class Bank:
         scaling = [[layer.scaling if layer else 1.0 for layer in slot.layers] for slot in slots]
         plain = dtype == self._latent_dtype and all(QUANTIZERS[slot.config.quantizer].levels is None for slot in slots)
         plain = plain and all(factor == 1 for own in scaling for factor in own)
-        plain = plain and all(kind.experts == 1 for kind in layout.kinds)
+        plain = plain and all(kind.experts == 1 and kind.magnitudes is None for kind in layout.kinds)
         made = Vectors.make(layout, scaling, self._latent_dtype, None if plain else dtype, self._device)
         for place, slot in enumerate(slots):
             if slot.number in self.slots:
                 _carry_over(slot, made, place)
         for place, slot in enumerate(slots):
             slot.vectors, slot.place = made, place
+            if slot.principal:
+                made.take_out(place, slot.principal)
         before, self.slots = self.slots, {slot.number: slot for slot in slots}
         self.quantize(before.keys() & self.slots.keys())
         self._give(made, together)
@@ -339,7 +348,9 @@ class Bank:
     def _give(self, vectors: Vectors, together: Mapping[LayerGroup, Sequence[int]]) -> None:
         """Let the layers have the slots' matrices."""
         layout, layers = vectors.layout, self._layers
-        weights, gradients = layout.of(vectors.quantized), layout.of(vectors.grad)
+        weights, gradients = (layout.of(each, dora=True) for each in (vectors.quantized, vectors.grad))
+        out = vectors.taken_out
+        taken = {} if out is None else layout.of(out)
         shared: dict[tuple[SlotTraits, ...], Mapping[int, SlotTraits]] = {}
         for number, layer in enumerate(layers):
             layer.slots = NO_SLOTS
@@ -355,6 +366,10 @@ class Bank:
                 tuple(weights[number].b for number in numbers),
                 layout.a_of(vectors.grad, numbers),
                 tuple(gradients[number].b for number in numbers),
+                tuple(gain for number in numbers if (gain := weights[number].magnitude) is not None),
+                tuple(gain for number in numbers if (gain := gradients[number].magnitude) is not None),
+                None if out is None else layout.a_of(out, numbers),
+                tuple(taken[number].b for number in numbers if number in taken),
             )
 
         drops = any(slot.config.dropout > 0 for slot in self.slots.values())  # each layer has a mask of its own
@@ -374,24 +389,10 @@ def _carry_over(slot: Slot, into: Vectors, place: int) -> None:
     """Copy a slot's latent weights and moments."""
     old = slot.vectors
     for before, after in ((old.latent, into.latent), (old.exp_avg, into.exp_avg), (old.exp_avg_sq, into.exp_avg_sq)):
-        had = old.layout.of(before[slot.place], slot.place, slot.learns_scales)
-        has = into.layout.of(after[place], place, slot.learns_scales)
+        had = old.layout.of(before[slot.place], slot.place, slot.learns_scales, slot.config.dora)
+        has = into.layout.of(after[place], place, slot.learns_scales, slot.config.dora)
         sources, targets = ([part for layer in each.values() for part in layer.tensors] for each in (had, has))
         torch._foreach_copy_(targets, sources)
-
-
-def _parts(stacked: Tensor) -> Iterator[slice]:
-    """A stack of matrices (S, L, rows, columns) in parts, layer by layer where they are large."""
-    layers = stacked.shape[1]
-    each = max(1, QUANTIZED_AT_ONCE // max(1, stacked.numel() // layers))
-    for start in range(0, layers, each):
-        yield slice(start, start + each)
-
-
-def _through_scales(w: Tensor, scales: Tensor, grad: Tensor, scales_grad: Tensor) -> None:
-    signs, used = double_binary(w, scales)
-    scales_grad.copy_((signs.mul_(grad)).sum(-1, keepdim=True))
-    grad.mul_(used)
 
 
 def _flat(layers: Sequence[Latent]) -> Tensor:

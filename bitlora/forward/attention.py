@@ -3,6 +3,9 @@
 Known to transformers by a name of its own; it is called with the attention module first and the options that the model's
 configuration asks for. A sliding window, a soft cap of the scores and sinks are done as transformers' own eager attention
 does them; what is not known here is refused (`bitlora.base.admission`).
+
+On a GPU in half precision rows of unlike lengths are attended to as they stand (`fits_unpadded`); elsewhere they are
+gathered and padded.
 """
 
 from __future__ import annotations
@@ -16,9 +19,10 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention.varlen import varlen_attn
 
 from bitlora.base.admission import unknown_option
-from bitlora.forward.forward_plan import bound_plan
+from bitlora.forward.forward_plan import ForwardPlan, bound_plan
 
 ATTENTION: Final = "bitlora_rows"
 """The name under which `row_attention` is known to transformers."""
@@ -81,7 +85,10 @@ def row_attention(
     if (calls := _COUNTED.get()) is not None:
         calls.count += 1
 
+    window, softcap, sinks = (options.get(name) for name in ("sliding_window", "softcap", "s_aux"))
     pad, unpad = plan.pad, plan.unpad
+    if pad is not None and softcap is None and sinks is None and fits_unpadded(query, value):
+        return _unpadded(plan, query, key, value, scaling, window), None
 
     def padded(x: Tensor) -> Tensor:  # (1, heads, T, width) -> (rows, heads, longest, width)
         tokens = x.squeeze(0)  # whose backward is a view, as that of x[0] is not
@@ -89,7 +96,6 @@ def row_attention(
         return rows.transpose(0, 1)
 
     q, k, v = padded(query), padded(key), padded(value)
-    window, softcap, sinks = (options.get(name) for name in ("sliding_window", "softcap", "s_aux"))
     seen = None if window is None or window >= plan.longest else _band(plan.longest, int(window), query.device)
     if softcap is None and sinks is None:
         grouped = q.shape[1] != k.shape[1]
@@ -99,6 +105,46 @@ def row_attention(
         out = _written_out(q, k, v, seen, scaling, softcap, sinks)
     tokens = out.transpose(1, 2).flatten(0, 1)
     return (tokens if unpad is None else tokens.index_select(0, unpad))[None], None
+
+
+def fits_unpadded(query: Tensor, value: Tensor) -> bool:
+    """Can PyTorch attend to these, (1, heads, T, width) each, without padding? Its kernel for that (FlashAttention-2, arXiv
+    2307.08691) runs on GPUs since Ampere, in half precision, on heads of up to 256 numbers, in eights."""
+    width = query.shape[-1]
+    return (
+        query.device.type == "cuda"
+        and query.dtype in (torch.bfloat16, torch.float16)
+        and width == value.shape[-1]
+        and width % 8 == 0
+        and width <= 256
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    )
+
+
+def _unpadded(
+    plan: ForwardPlan, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None
+) -> Tensor:
+    """Attention of `row_attention`, with neither soft cap nor sinks, over rows as they stand."""
+    rows = plan.rows
+
+    def tokens(x: Tensor, places: Tensor | None) -> Tensor:  # (1, heads, T, width) -> (tokens, heads, width)
+        each = x.squeeze(0).transpose(0, 1)
+        return each if places is None else each.index_select(0, places)
+
+    out = varlen_attn(
+        tokens(query, plan.inverse),
+        tokens(key, rows.chosen),
+        tokens(value, rows.chosen),
+        rows.queries,
+        rows.keys,
+        rows.most_queries,
+        plan.longest,
+        scale=scaling,
+        window_size=(-1 if window is None else int(window) - 1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    assert isinstance(out, Tensor)  # with nothing beside it, which was not asked for
+    return (out if plan.order is None else out.index_select(0, plan.order))[None]
 
 
 def _band(length: int, window: int, device: torch.device) -> Tensor:

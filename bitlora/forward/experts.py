@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from bitlora.base.experts import ExpertWeights
 from bitlora.forward.forward_plan import bound_plan
-from bitlora.forward.multi_lora import NO_SLOTS, GroupAdapters, LayerGroup, MultiLoraLinear
+from bitlora.forward.multi_lora import GroupAdapters, LayerGroup, MultiLoraLinear
+from bitlora.forward.products import NO_SLOTS
 from bitlora.forward.routing import Routing, owners
 
 EXPERTS: Final = "bitlora_experts"

@@ -55,6 +55,18 @@ class Tail:
     stop: int
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class RowBounds:
+    """Where attention that needs no padding finds the rows: the tokens of each row behind those of the one before, as
+    queries, without what it shares with the slot's first row; as keys, with it."""
+
+    queries: Tensor  # (rows + 1,) int32: where the queries of each row begin, and where the last one's end
+    keys: Tensor  # (rows + 1,) int32: the same of the keys
+    most_queries: int
+    """Queries of the row that has most; keys are `ForwardPlan.longest`."""
+    chosen: Tensor | None  # (keys,) int64: the place in the pass of each key; None: they are the pass as it stands
+
+
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class ForwardPlan:
     """One forward pass over T tokens."""
@@ -64,6 +76,7 @@ class ForwardPlan:
     positions: Tensor  # (1, T) int64: each token's position in its row
     longest: int
     """Tokens of the longest row."""
+    rows: RowBounds
     pad: (
         Tensor | None
     )  # (rows * longest,) int64: the token at each place of the padded form; None: it is T as it stands
@@ -95,6 +108,7 @@ class ForwardPlan:
         longest = max(max(lengths) for lengths in rows)
         pads: list[NDArray[np.int64]] = []
         unpads: list[NDArray[np.int64]] = []
+        keys: list[NDArray[np.int64]] = []
         positions: list[NDArray[np.int64]] = []
         tokens = row = 0
         for lengths, common in zip(rows, shared, strict=True):
@@ -103,24 +117,33 @@ class ForwardPlan:
                 first = 0 if number == 0 else common
                 own = np.arange(tokens, tokens + length - first)
                 # Padding repeats the row's own last token: a row that is not finite stays the only one.
-                last = np.full(longest - length, own[-1])
-                pads.append(np.concatenate([own, last] if number == 0 else [prefix, own, last]))
+                whole = own if number == 0 else np.concatenate([prefix, own])
+                keys.append(whole)
+                pads.append(np.concatenate([whole, np.full(longest - length, own[-1])]))
                 unpads.append(np.arange(row + first, row + length))
                 positions.append(np.arange(first, length))
                 tokens += length - first
                 row += longest
-        position, pad, unpad = (np.concatenate(parts) for parts in (positions, pads, unpads))
+        position, pad, unpad, chosen = (np.concatenate(parts) for parts in (positions, pads, unpads, keys))
         order, inverse, grid, grid_tokens, tails = _arranged(spans, tokens)
         if order is not None:
-            position, pad, unpad = position[order], inverse[pad], unpad[order]
-        plain = len(pad) == tokens and np.array_equal(pad, np.arange(tokens))
+            position, pad, unpad, chosen = position[order], inverse[pad], unpad[order], inverse[chosen]
+        plain = _stands(pad, tokens)
+        counts = [len(own) for own in positions]
+        bounds = [np.cumsum([0, *each]) for each in (counts, map(len, keys))]
+        chosen_too = [] if _stands(chosen, tokens) else [chosen]
 
-        arrays = [position, *([] if plain else [pad, unpad]), *([] if order is None else [order, inverse])]
+        arrays = [
+            *[position, *bounds, *chosen_too],
+            *([] if plain else [pad, unpad]),
+            *([] if order is None else [order, inverse]),
+        ]
         sent = iter(send(arrays, device))
         return cls(
             tuple(spans),
             next(sent)[None],
             longest,
+            RowBounds(next(sent).int(), next(sent).int(), max(counts), next(sent) if chosen_too else None),
             None if plain else next(sent),
             None if plain else next(sent),
             None if order is None else next(sent),
@@ -138,6 +161,11 @@ class ForwardPlan:
             yield
         finally:
             _BOUND.reset(before)
+
+
+def _stands(places: NDArray[np.int64], tokens: int) -> bool:
+    """Are these the places of all tokens, in order?"""
+    return len(places) == tokens and np.array_equal(places, np.arange(tokens))
 
 
 def _arranged(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -113,3 +113,31 @@ def _stands_alone(state: Any, like: Any) -> bool:
     entries = state.shape[0] * state.shape[1]
     same = (state.blocksize, state.quant_type, state.dtype, state.shape[1])
     return entries % state.blocksize == 0 and same == (like.blocksize, like.quant_type, like.dtype, like.shape[1])
+
+
+CONVERTED_AT_ONCE: Final = 2**22
+"""Numbers of a frozen weight that are converted to the latent weights' dtype at once, about."""
+
+
+def square_norms(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Of each row: (O, I) -> (O,) in `dtype`."""
+    return torch.cat([part.to(dtype).square().sum(1) for part in _parts(weight)])
+
+
+def merged_norms(
+    weight: Tensor,  # (O, I)
+    squares: Tensor,  # (O,) `square_norms`
+    a: Tensor,  # (S, R, I)
+    b: Tensor,  # (S, O, R), times the scaling
+) -> Tensor:
+    """The norms of the rows of W + B A of each slot: (S, O) in the dtype of `squares`; none is zero. No slot's W + B A is
+    made: what the adapter adds to the squares hangs on W A^T and A A^T alone."""
+    a, b = a.to(squares), b.to(squares)
+    columns = a.flatten(0, 1).T
+    product = torch.cat([part.to(columns) @ columns for part in _parts(weight)])  # W A^T: (O, S * R)
+    inside = 2 * product.view(len(product), *a.shape[:2]).transpose(0, 1) + b @ (a @ a.mT)
+    return (squares + (inside * b).sum(-1)).clamp_min_(torch.finfo(squares.dtype).tiny).sqrt_()
+
+
+def _parts(weight: Tensor) -> tuple[Tensor, ...]:
+    return torch.split(weight, max(1, CONVERTED_AT_ONCE // weight.shape[1]))

@@ -46,7 +46,7 @@ class Base:
             ValueError: it is on routed experts, and has what cannot be there.
         """
         found = adapter_layers(config, self.linears, self.targets)
-        why = refused_on_experts(config.dropout, config.activations, config.init)
+        why = refused_on_experts(config.dropout, config.activations, config.init, config.dora)
         if why and any(self.linears[name].experts > 1 for name in found):
             raise ValueError(why)
         return {name: layer.of_each(self.linears[name].experts) for name, layer in found.items()}

@@ -23,36 +23,18 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bitlora.base.linears import features
-from bitlora.forward.dropout import dropout_mask
-from bitlora.forward.forward_plan import ForwardPlan, Span, bound_plan
-from bitlora.forward.frozen import FrozenWeights
-from bitlora.forward.host import send
-from bitlora.forward.products import SlotProducts
-from bitlora.quantizers.activations import int8, int8_backward
-
-
-@dataclass(frozen=True, slots=True)
-class SlotTraits:
-    """What the forward pass must know of a slot in a layer."""
-
-    place: int
-    """Of its matrices among the S."""
-    rank: int
-    """0: it has no adapter there; its matrices are zero."""
-    dropout: float
-    int8: bool
-
-
-NO_SLOTS: Final[Mapping[int, SlotTraits]] = {}
+from bitlora.forward.forward_plan import ForwardPlan, bound_plan
+from bitlora.forward.frozen import FrozenWeights, merged_norms, square_norms
+from bitlora.forward.products import NO_SLOTS, Ownership, SlotTraits, ownership
+from bitlora.quantizers.activations import int8_backward
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,6 +48,10 @@ class GroupAdapters:
     b: tuple[Tensor, ...]  # each (S, O, R) quantized and times the slot's scaling, the same dtype
     grad_a: Tensor  # (S, M * R, I) float32 (float64): views of the slots' flat gradients
     grad_b: tuple[Tensor, ...]  # each (S, O, R)
+    gain: tuple[Tensor, ...] = ()  # each (S, O, 1): of DoRA (`bitlora.forward.products`); empty where no slot has it
+    grad_gain: tuple[Tensor, ...] = ()  # each (S, O, 1)
+    out_a: Tensor | None = None  # (S, M * R, I): of what is taken out of the base for some slots (PiSSA); frozen
+    out_b: tuple[Tensor, ...] = ()  # each (S, O, R), negative
 
 
 @dataclass(slots=True, eq=False)
@@ -92,7 +78,11 @@ class LayerGroup:
         anchor = None
         if not x.requires_grad and torch.is_grad_enabled():
             anchor = torch.empty(0, device=x.device, requires_grad=True)
-        owned = [(part, own) for part in self.adapters if (own := _ownership(plan, part, x.device)) is not None]
+        owned = [
+            (part, own)
+            for part in self.adapters
+            if (own := ownership(plan, part.slots, part.a.dtype, x.device)) is not None
+        ]
         found = _BaseAndAdapters.apply(x.reshape(-1, x.shape[-1]), anchor, self, owned)  # type: ignore[no-untyped-call]
         return tuple(y.view(*x.shape[:-1], -1) for y in found)
 
@@ -107,6 +97,9 @@ class _Ready:
     outputs: dict[MultiLoraLinear, Tensor]
 
 
+PRINCIPAL_KEPT: Final = 32
+"""Of a frozen weight's principal components, so many at least are kept: trials of several ranks need one
+decomposition."""
 _READY: Final[WeakKeyDictionary[ForwardPlan, _Ready]] = WeakKeyDictionary()
 
 
@@ -154,6 +147,8 @@ class MultiLoraLinear(nn.Module):
         which they are alike."""
         self.alone = self.group = LayerGroup((self,))
         """By itself, and with those that are given the same input."""
+        self._squares: Tensor | None = None
+        self._principal: tuple[Tensor, Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O), where the leading axes hold the T tokens of the plan that this call runs by."""
@@ -176,132 +171,32 @@ class MultiLoraLinear(nn.Module):
             del _READY[plan]
         return y
 
+    def merged_norms(self, a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+        """Of the rows of the frozen weight plus B A: (S, R, I), (S, O, R) -> (S, O) in `dtype`."""
+        weight = self.alone.weights().matrix()
+        if self._squares is None:
+            self._squares = square_norms(weight, dtype)
+        return merged_norms(weight, self._squares, a, b)
+
+    def principal(self, rank: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """The first singular vectors and values of the frozen weight, U (O, rank), S (rank,) and V (rank, I); zeros behind
+        the last that there is. Found once, which takes long."""
+        known = self._principal
+        if known is None or len(known[1]) < rank:
+            u, s, v = torch.linalg.svd(self.alone.weights().matrix().to(dtype), full_matrices=False)
+            most = max(rank, PRINCIPAL_KEPT)
+            pad = max(0, rank - len(s))
+            parts = F.pad(u[:, :most], (0, pad)), F.pad(s[:most], (0, pad)), F.pad(v[:most], (0, 0, 0, pad))
+            known = self._principal = parts[0].clone(), parts[1].clone(), parts[2].clone()
+        return known[0][:, :rank], known[1][:rank], known[2][:rank]
+
 
 def _version(x: Tensor) -> int:
     """It grows whenever somebody writes into x."""
     return x._version  # noqa: SLF001
 
 
-class _Int8Part(NamedTuple):
-    """Tokens next to each other that pass the 8-bit activations."""
-
-    start: int
-    stop: int
-    rank: Tensor  # (stop - start, 1, 1): of their slot
-
-    @property
-    def tokens(self) -> slice:
-        return slice(self.start, self.stop)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Ownership:
-    """Whose the tokens of one pass are, as the layers need it."""
-
-    slots: Mapping[int, SlotTraits]
-    products: SlotProducts
-    kept_share: Tensor | None  # (T, 1) float32 or float64: 1 - dropout; None where nothing is dropped
-    masked: tuple[tuple[Span, float, tuple[tuple[int, int, int], ...]], ...]
-    """The spans that drop, how much, and where their tokens stand: (first token in the span, start, stop)."""
-    int8: tuple[_Int8Part, ...]
-
-    def drawn(self, layer: int, x: Tensor) -> Tensor | None:
-        """Which entries of x (T, I) are kept: (T, I) bool; None: all."""
-        if not self.masked:
-            return None
-        keep = torch.ones(x.shape, dtype=torch.bool, device=x.device)
-        for span, dropout, stands in self.masked:
-            mask = dropout_mask(span, layer, x.shape[1], dropout, x.device)
-            for first, start, stop in stands:
-                keep[start:stop] = mask[first : first + stop - start]
-        return keep
-
-    def dropped(self, x: Tensor, keep: Tensor | None) -> Tensor:
-        """x (T, I) after dropout, or its gradient before it."""
-        if keep is None or self.kept_share is None:
-            return x
-        return torch.where(keep, (x / self.kept_share).to(x.dtype), 0)
-
-    def entering(self, h: Tensor) -> Tensor:
-        """What A is given of h (T, I)."""
-        if not self.int8:
-            return h
-        h = h.clone()
-        for part in self.int8:
-            h[part.tokens] = int8(h[part.tokens])
-        return h
-
-    def inside(self, z: Tensor) -> Tensor:
-        """What B is given of z (T, M, R): z itself where no slot has 8-bit activations, else a copy."""
-        if not self.int8:
-            return z
-        z = z.clone()
-        for part in self.int8:
-            z[part.tokens] = int8(z[part.tokens], part.rank)
-        return z
-
-
-_OWNERSHIP: Final[WeakKeyDictionary[ForwardPlan, dict[int, _Ownership]]] = WeakKeyDictionary()
-
-
-def lay_out_slots(plan: ForwardPlan, adapters: GroupAdapters, device: torch.device) -> None:
-    """Make what layers in which the slots are alike need to know of a pass, before they are called with it."""
-    _ownership(plan, adapters, device)
-
-
-def _ownership(plan: ForwardPlan, adapters: GroupAdapters, device: torch.device) -> _Ownership | None:
-    """Whose the tokens of this pass are: found before it, or at the first of the layers in which the slots are alike. None:
-    nobody's that has an adapter in these layers."""
-    if not any(adapters.slots[span.slot].rank for span in plan.spans):
-        return None
-    known = _OWNERSHIP.setdefault(plan, {})
-    found = known.get(id(adapters.slots))
-    if found is None or found.slots is not adapters.slots:
-        found = known[id(adapters.slots)] = _make_ownership(plan, adapters.slots, adapters.a.dtype, device)
-    return found
-
-
-def _make_ownership(
-    plan: ForwardPlan, slots: Mapping[int, SlotTraits], dtype: torch.dtype, device: torch.device
-) -> _Ownership:
-    traits = [slots[span.slot] for span in plan.spans]
-    stands: list[list[tuple[int, int, int]]] = [[] for _ in traits]
-    for place, span in enumerate(plan.grid):
-        stands[span].append((0, place * plan.grid_tokens, (place + 1) * plan.grid_tokens))
-    for tail in plan.tails:
-        stands[tail.span].append((plan.grid_tokens * len(stands[tail.span]), tail.start, tail.stop))
-    owner = np.zeros(plan.tokens, dtype=np.int64)
-    for number, places in enumerate(stands):
-        for _, start, stop in places:
-            owner[start:stop] = number
-    high = torch.promote_types(dtype, torch.float32)
-
-    def column(values: Sequence[float]) -> Tensor:
-        return send([np.array(values, dtype=np.float64)[owner]], device)[0][:, None].to(high)
-
-    parts: list[tuple[int, int]] = []
-    for start, stop in sorted(
-        (a, b) for one, places in zip(traits, stands, strict=True) for _, a, b in places if one.int8
-    ):
-        if parts and parts[-1][1] == start:
-            start = parts.pop()[0]
-        parts.append((start, stop))
-    widths = column([one.rank for one in traits])[..., None]
-    masked = tuple(
-        (span, one.dropout, tuple(places))
-        for span, one, places in zip(plan.spans, traits, stands, strict=True)
-        if one.dropout > 0 and span.seed is not None
-    )
-    return _Ownership(
-        slots,
-        SlotProducts(plan, [one.place for one in traits], device),
-        column([1 - one.dropout for one in traits]) if masked else None,
-        masked,
-        tuple(_Int8Part(start, stop, widths[start:stop]) for start, stop in parts),
-    )
-
-
-_Owned = Sequence[tuple[GroupAdapters, _Ownership]]
+_Owned = Sequence[tuple[GroupAdapters, Ownership]]
 
 
 class _BaseAndAdapters(torch.autograd.Function):
@@ -313,19 +208,36 @@ class _BaseAndAdapters(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, anchor: Tensor | None, group: LayerGroup, owned: _Owned) -> tuple[Tensor, ...]:
         weights = group.weights()
-        y = F.linear(x, weights.matrix(), weights.bias)
+        matrix = weights.matrix()
+        y = F.linear(x, matrix, weights.bias)
         # `data`: each stands for itself, and whoever is given one may write into it.
         ys = (y,) if len(group.layers) == 1 else tuple(part.data for part in y.split(_widths(group), dim=1))
         kept: list[Tensor | None] = []
         for part, own in owned:
             layer = group.layers[part.members[0]]
             keep = own.drawn(layer.index, x)
-            h = own.entering(own.dropped(x.to(part.a.dtype), keep))
+            dropped = own.dropped(x.to(part.a.dtype), keep)
+            h = own.entering(dropped)
             z = own.products.times(h, part.a.mT)
             entering = own.inside(_by_member(z, part))
             for number, (member, b) in enumerate(zip(part.members, part.b, strict=True)):
                 own.products.add_times(ys[member], entering[:, number], b.mT)
+            if part.out_a is not None:
+                inner = _by_member(own.products.times(x.to(part.a.dtype), part.out_a.mT), part)
+                for number, (member, b) in enumerate(zip(part.members, part.out_b, strict=True)):
+                    own.products.add_times(ys[member], inner[:, number], b.mT)
             kept += [keep, entering, z if own.int8 else None]
+            if own.dora is None:
+                continue
+            for number, (member, gain) in enumerate(zip(part.members, part.gain, strict=True)):
+                if keep is None:
+                    whole = own.dora.take(ys[member])
+                    whole = whole if weights.bias is None else whole - weights.bias.split(_widths(group))[member]
+                else:  # what is dropped for the adapter is dropped for the weight that it grows with
+                    whole = own.dora.take(own.products.times(entering[:, number], part.b[number].mT)).to(x.dtype)
+                    whole.addmm_(own.dora.take(dropped).to(x.dtype), matrix.split(_widths(group))[member].T)
+                own.dora.add(ys[member], own.dora.grown(whole, gain))
+                kept.append(whole)
         ctx.group, ctx.owned = group, owned
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, *kept)
@@ -334,27 +246,47 @@ class _BaseAndAdapters(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, None, None]:
         x, *kept = ctx.saved_tensors
+        saved = iter(kept)
         group: LayerGroup = ctx.group
         dys = [
             x.new_zeros(len(x), width) if grad is None else grad.contiguous()
             for grad, width in zip(grads, _widths(group), strict=True)
         ]
+        grown: list[tuple[list[Tensor], Tensor | None, Any, Any, Any]] = []
+        for part, own in ctx.owned:
+            keep, entering, z = next(saved), next(saved), next(saved)
+            own_dys, through = [dys[member] for member in part.members], None
+            if own.dora is not None:
+                for number, (member, gain, grad_gain) in enumerate(
+                    zip(part.members, part.gain, part.grad_gain, strict=True)
+                ):
+                    own_dys[number], through = own.dora.backward(
+                        own.products, dys[member], next(saved), gain, grad_gain
+                    )
+                    if keep is None:
+                        dys[member] = own_dys[number]
+            grown.append((own_dys, None if keep is None else through, keep, entering, z))
         dx = None
-        if ctx.needs_input_grad[0]:
-            for dy, weight in zip(dys, group.weights().matrix().split(_widths(group)), strict=True):
-                dx = dy @ weight if dx is None else dx.addmm_(dy, weight)
-        owned: _Owned = ctx.owned
-        for number, (part, own) in enumerate(owned):
-            _backward(part, own, x, [dys[member] for member in part.members], dx, *kept[3 * number : 3 * number + 3])
+        weights = group.weights().matrix().split(_widths(group)) if ctx.needs_input_grad[0] else ()
+        for dy, weight in zip(dys, weights, strict=False):
+            dx = dy @ weight if dx is None else dx.addmm_(dy, weight)
+        for (part, own), (own_dys, through, *rest) in zip(ctx.owned, grown, strict=True):
+            if part.out_a is not None and dx is not None:
+                given = [dys[member].to(part.a.dtype) for member in part.members]
+                own.products.add_times(dx, _before_b(part, own, given, part.out_b), part.out_a)
+            if through is not None and dx is not None:
+                through = through @ weights[part.members[0]]
+            _backward(part, own, x, own_dys, dx, through, *rest)
         return dx, None, None, None
 
 
 def _backward(
     part: GroupAdapters,
-    own: _Ownership,
+    own: Ownership,
     x: Tensor,  # (T, I)
     dys: Sequence[Tensor],  # each (T, O)
     dx: Tensor | None,  # (T, I)
+    through: Tensor | None,  # (N, I): what DoRA gives to the dropped x of its N tokens by the frozen weights
     keep: Tensor | None,
     entering: Tensor,  # (T, M, R)
     z: Tensor | None,
@@ -362,12 +294,7 @@ def _backward(
     """Add the gradients of the adapters, and to dx their share."""
     products, dtype = own.products, part.a.dtype
     dys = [dy.to(dtype) for dy in dys]
-    if len(dys) == 1:
-        dz = products.times(dys[0], part.b[0])
-    else:
-        dz = x.new_empty(len(x), part.a.shape[1], dtype=dtype)
-        for number, (dy, b) in enumerate(zip(dys, part.b, strict=True)):
-            products.times(dy, b, out=_by_member(dz, part)[:, number])
+    dz = _before_b(part, own, dys, part.b)
     inner = _by_member(dz, part)
     for number, (dy, grad_b) in enumerate(zip(dys, part.grad_b, strict=True)):
         products.add_outer(grad_b, dy, entering[:, number])
@@ -385,7 +312,19 @@ def _backward(
     dh = products.times(dz, part.a)
     for tokens in own.int8:
         dh[tokens.tokens] = int8_backward(dh[tokens.tokens], dropped[tokens.tokens])
+    if through is not None and own.dora is not None:
+        own.dora.add(dh, through.to(dtype))
     dx += own.dropped(dh, keep)
+
+
+def _before_b(part: GroupAdapters, own: Ownership, dys: Sequence[Tensor], bs: Sequence[Tensor]) -> Tensor:
+    """The gradient of what each B (S, O, R) was given, from that of what it gave (T, O): (T, M * R)."""
+    if len(dys) == 1:
+        return own.products.times(dys[0], bs[0])
+    dz = dys[0].new_empty(len(dys[0]), part.a.shape[1])
+    for number, (dy, b) in enumerate(zip(dys, bs, strict=True)):
+        own.products.times(dy, b, out=_by_member(dz, part)[:, number])
+    return dz
 
 
 def _widths(group: LayerGroup) -> list[int]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from reports.document.cells import bits, cell, gap, head, loss, size, whole
-from reports.document.document import NOTHING, Column, Table, plain
+from reports.document.document import NOTHING, Cell, Column, Table, plain
 from reports.figures import figures
 from reports.sections.parts import (
     Section,
@@ -19,7 +19,7 @@ from reports.sections.parts import (
 )
 from reports.statistics.edges import edges
 from reports.statistics.findings import Findings
-from reports.statistics.full_precision import Against, against
+from reports.statistics.full_precision import Against, Margin, against
 from reports.statistics.gain import Gains
 from reports.statistics.quantizers import QuantizerBest, quantizer_bests
 
@@ -36,19 +36,51 @@ def side_by_side(findings: Findings) -> Section:
 
 def full_precision(findings: Findings) -> Section | None:
     """The best of each quantizer against the best in full precision; nothing where one of the two sides is missing."""
-    bests = against(findings.verdict, findings.on_test if findings.confirmed else findings.on_eval)
-    split = "test" if findings.confirmed else "eval"
-    if not bests and findings.confirmed:  # full precision, or all else, is not among the confirmed
-        bests, split = against(findings.search, findings.on_eval), "eval"
+    margin, bare, confirmed = findings.margin, findings.sweep.bare, findings.confirmed
+    on_eval = margin, bare.eval if bare else None
+    if confirmed:
+        bests = against(findings.verdict, findings.on_test, margin, bare.test if bare else None)
+    else:
+        bests = against(findings.verdict, findings.on_eval, *on_eval)
+    split = "test" if confirmed else "eval"
+    if not bests and confirmed:  # full precision, or all else, is not among the confirmed
+        bests, split = against(findings.search, findings.on_eval, *on_eval), "eval"
     if not bests:
         return None
     return section(
         "Against full precision",
         "The best of each quantizer against the best in full precision: how far its loss is above, in per cent, and its"
         " size in per cent of full precision's.",
-        against_table(bests, split, findings.test_gains if split == "test" else findings.gains),
+        against_table(bests, split, findings.test_gains if split == "test" else findings.gains, margin),
+        margin_note(bests, margin),
         figures.size_gaps(bests),
     )
+
+
+def margin_note(bests: Sequence[Against], margin: Margin | None) -> str | None:
+    """What a margin is of, and what this design could have shown; nothing where none was asked for."""
+    if margin is None:
+        return None
+    what = _of_what(margin)
+    told = [each.within for each in bests if each.within is not None]
+    if not told:
+        why = "the base was not scored on these rows" if margin.of == "gain" else "the scores cannot be paired"
+        return f"Whether any is worse by less than {what} is not told: {why}, or the rows are too few."
+    least = [
+        f"{100 * each.within.smallest:.2f} % ({plain(each.row['config.quantizer'], 60)})"
+        for each in bests
+        if each.within
+    ]
+    return (
+        f"Shown: worse than full precision by less than {what}, if at all, with 95 % (one-sided, each quantizer by itself;"
+        " of several configurations of one, the best is held to its part of the 5 %). Not shown is no proof of being worse:"
+        f" of quantizers that are truly equal this design would have shown, in four of five cases, {', '.join(least)}."
+    )
+
+
+def _of_what(margin: Margin) -> str:
+    of = "its loss" if margin.of == "loss" else "its gain over the base"
+    return f"{100 * margin.share:g} % of {of}"
 
 
 def gain_note(gains: Gains | None) -> str | None:
@@ -105,7 +137,9 @@ def quantizer_table(
     return Table("quantizers", tuple(columns), tuple(drawn)), notes
 
 
-def against_table(bests: Sequence[Against], split: str, gains: Gains | None = None) -> Table:
+def against_table(
+    bests: Sequence[Against], split: str, gains: Gains | None = None, margin: Margin | None = None
+) -> Table:
     """Full precision and the others, line by line; `split`: what the loss is on; `gains`: on that split."""
     lines = []
     for each in bests:
@@ -120,6 +154,7 @@ def against_table(bests: Sequence[Against], split: str, gains: Gains | None = No
                 loss_cell(row, "loss"),
                 cell(f"{each.percent:z.2f}", each.percent),
                 interval_cell(each.interval, 2),
+                *(_margin_cells(each) if margin else []),
                 *kept_cell(gains, row),
             )
         )
@@ -127,6 +162,23 @@ def against_table(bests: Sequence[Against], split: str, gains: Gains | None = No
         *(Column("quantizer"), Column("best trial"), Column("bits per parameter", True), Column("packed size", True)),
         *(Column("size, %", True), Column(f"{split} loss", True), Column("gap, %", True)),
         Column("95 % interval of the gap, %", True),
+        *(
+            [
+                Column(f"less than {100 * margin.share:g} % of the {margin.of}"),
+                Column(f"at most, % of the {margin.of}", True),
+            ]
+            if margin
+            else []
+        ),
         *kept_columns(gains),
     )
     return Table("full-precision", columns, tuple(lines))
+
+
+def _margin_cells(each: Against) -> list[Cell]:
+    """Whether the margin is shown to be kept, and what is lost at most, in per cent of what it is of."""
+    within = each.within
+    if within is None:
+        return [Cell(NOTHING), Cell(NOTHING)]
+    most = None if within.bound is None else 100 * within.bound
+    return [cell("shown" if within.shown else "not shown"), cell(NOTHING if most is None else f"{most:z.2f}", most)]

@@ -209,6 +209,6 @@ def _named(row: Row, axes: Axes) -> Parts:
     shown = ["quantizer", "rank", "alpha", "learning_rate"]
     if "activations" in axes.varying:
         shown.insert(1, "activations")
-    shown += [key for key in ("targets", "rank_pattern", "alpha_pattern", "init") if key in axes.varying]
+    shown += [key for key in ("targets", "rank_pattern", "alpha_pattern", "init", "dora") if key in axes.varying]
     values = [f"{key.replace('_', ' ')} {value(key, row.get(f'config.{key}'))}" for key in shown]
     return (Strong(plain(row["name"], 60)), f" ({', '.join(values)})")

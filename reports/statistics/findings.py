@@ -11,9 +11,10 @@ from bitlora.files.record import EVAL, TEST
 from bitlora.quantizers.weights import QUANTIZERS
 from reports.load.scores import scores_of
 from reports.load.sweep import Sweep
-from reports.load.values import mapping
+from reports.load.values import finite, mapping
 from reports.statistics.axes import Axes, axes
 from reports.statistics.comparable import Comparable, Row, ScoresOf, comparable, rows
+from reports.statistics.full_precision import Margin
 from reports.statistics.gain import Gains, gains
 from reports.statistics.verdict import Verdict, verdict
 
@@ -46,6 +47,9 @@ class Findings:
     """Of the search, over the base on the eval split; None where the base was not scored."""
     test_gains: Gains | None
     """Of the confirmed, on the test split; None also where none was confirmed."""
+
+    margin: Margin | None
+    """That `confirm` of the spec asks for."""
 
     @property
     def confirmed(self) -> bool:
@@ -96,7 +100,14 @@ def findings(sweep: Sweep) -> Findings:
         test_gains=gains(bare.test if bare else None, _in_full(groups.contest), top.held, on_test)
         if confirmed
         else None,
+        margin=_margin(sweep),
     )
+
+
+def _margin(sweep: Sweep) -> Margin | None:
+    asked = mapping(sweep.spec, "confirm", "margin")
+    share, of = finite(asked.get("share")), asked.get("of")
+    return Margin(share, of) if share is not None and 0 < share < 1 and of in ("loss", "gain") else None
 
 
 def _in_full(contest: pd.DataFrame) -> Row | None:

@@ -110,7 +110,7 @@ def together(first: Scores, others: Sequence[Scores], per: str = "tokens") -> li
     if one is None or weights.units < FEWEST:
         return [None] * len(others)
     known = [one, *(side for side in sides if side is not None)]
-    pool = _pool(known)
+    pool = seeds_in_common(known)
     differences = np.full(len(sides), np.nan)
     variances, freedoms = np.zeros((2, len(sides))), np.ones((2, len(sides)))
     common = [sorted(one.losses.keys() & side.losses.keys()) if side else [] for side in sides]
@@ -143,7 +143,7 @@ def standard_error(table: pd.DataFrame) -> float:
     return math.sqrt(variance)
 
 
-def _pool(sides: Sequence[LossesBySeed]) -> tuple[list[int], list[LossesBySeed]] | None:
+def seeds_in_common(sides: Sequence[LossesBySeed]) -> tuple[list[int], list[LossesBySeed]] | None:
     """The seeds that all with several have in common, and these configurations; None where they are too few."""
     several = [side for side in sides if len(side.losses) > 1]
     seeds = sorted(set.intersection(*(set(side.losses) for side in several))) if len(several) > 1 else []

@@ -56,6 +56,8 @@ def export(trial: TrialFolder, form: Form, out: Path, check: bool, say: Callable
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError([f"--out: {out} exists{' and is not empty' if out.is_dir() else ''}; give a new folder"])
+    if form == "gguf" and trial.config.dora:
+        raise InputError(["--to gguf: the trial has dora: true, and llama.cpp has no magnitudes; give --to merged"])
     if form in INT8 and trial.config.activations == "int8":
         raise InputError([f"--to {form}: the trial has activations: int8: {INT8[form]}; give --to packed"])
     rows = trial.eval_rows() if check else None

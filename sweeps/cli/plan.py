@@ -11,7 +11,8 @@ from rich.table import Table
 
 from bitlora.adapter.cost import adapter_bytes, adapter_params
 from bitlora.base.info import adapted_params
-from bitlora.config.trial import TrialConfig
+from bitlora.config.explain import show
+from bitlora.config.trial import TrialConfig, as_written
 from bitlora.quantizers.weights import Granularity, Quantizer
 from sweeps.driver.prepare import Prepared, possible_values
 from sweeps.spec.spec import PacksConfig, Spec
@@ -26,6 +27,9 @@ class AdapterCost:
     rank_pattern: str
     quantizer: Quantizer
     granularity: Granularity
+    dora: bool
+    init: str
+    """`pissa`, whose files hold more; or `others`."""
     layers: int
     params: int
     bytes: int
@@ -64,12 +68,12 @@ def make_plan(spec: Spec, prepared: Prepared) -> Plan:
     example: TrialConfig = prepared.trial(spec, {})
     costs: list[AdapterCost] = []
     adapted: list[int] = []
-    shape = ("targets", "rank", "rank_pattern", "quantizer", "granularity")
+    shape = ("targets", "rank", "rank_pattern", "quantizer", "granularity", "dora", "init")
     for values in product(*(possible_values(spec, axis) for axis in shape)):
         trial = prepared.trial(spec, dict(zip(shape, values, strict=True)))
         layers = prepared.base.layers(trial)
-        params = adapter_params(layers, trial.quantizer)
-        packed = adapter_bytes(layers, trial.quantizer, trial.granularity)
+        params = adapter_params(layers, trial.quantizer, trial.dora)
+        packed = adapter_bytes(prepared.base.layers(as_written(trial)), trial.quantizer, trial.granularity, trial.dora)
         costs.append(
             AdapterCost(
                 trial.targets,
@@ -77,6 +81,8 @@ def make_plan(spec: Spec, prepared: Prepared) -> Plan:
                 trial.rank_pattern,
                 trial.quantizer,
                 trial.granularity,
+                trial.dora,
+                trial.init if trial.init == "pissa" else "others",
                 len(layers),
                 params,
                 packed,
@@ -95,7 +101,7 @@ def make_plan(spec: Spec, prepared: Prepared) -> Plan:
         (min(cost.layers for cost in costs), max(cost.layers for cost in costs)),
         prepared.base.params,
         (min(adapted), max(adapted)),
-        tuple(costs),
+        tuple(dict.fromkeys(costs)),
         _packs(spec),
     )
 
@@ -129,12 +135,13 @@ def draw(console: Console, plan: Plan) -> None:
         )
     console.print(f"in {plan.packs}", highlight=False)
     table = Table(box=None, padding=(0, 2, 0, 0))
-    shaped = [name for name in ("targets", "rank_pattern") if len({getattr(cost, name) for cost in plan.adapters}) > 1]
+    varying = ("targets", "rank_pattern", "dora", "init")
+    shaped = [name for name in varying if len({getattr(cost, name) for cost in plan.adapters}) > 1]
     for name in (*shaped, "rank", "quantizer", "parameters", "bytes as packed", "a scale per"):
         table.add_column(name, justify="left" if name in (*shaped, "quantizer", "a scale per") else "right")
     for cost in plan.adapters:
         scale = {"none": "", "double_binary": "row"}.get(cost.quantizer, cost.granularity)
-        own = [escape(getattr(cost, name)) for name in shaped]
+        own = [escape(show(value) if isinstance(value := getattr(cost, name), bool) else value) for name in shaped]
         table.add_row(*own, str(cost.rank), cost.quantizer, f"{cost.params:,}", f"{cost.bytes:,}", scale)
     console.print(table)
 

@@ -59,10 +59,12 @@ class Prepared:
         """What takes the most memory of all trials of the sweep, axis by axis: there may be no such trial, but none takes
         more."""
         space = spec.search.space
-        growing = ("batch_size", "dropout")
+        growing = ("batch_size", "dropout", "dora")
         largest: dict[str, Any] = {axis: max(extent(space[axis])) for axis in growing if axis in space}
         if "activations" in space:
             largest["activations"] = "int8" if "int8" in extent(space["activations"]) else "full"
+        if "init" in space:
+            largest["init"] = max(extent(space["init"]), key=lambda init: init == "pissa")
         if "quantizer" in space:
             largest["quantizer"] = max(extent(space["quantizer"]), key=_copies)
         if space.keys() & {"rank", "targets", "rank_pattern"}:
@@ -243,7 +245,7 @@ def _misses(spec: Spec, info: BaseInfo) -> list[str]:
 def _not_on_experts(spec: Spec) -> list[str]:
     """What no adapter of a sweep can have where `targets` reach routed experts."""
     errors = []
-    for axis in ("dropout", "activations", "init"):
+    for axis in ("dropout", "activations", "init", "dora"):
         key = "search.space" if axis in spec.search.space else "adapter"
         reasons = [refused_on_experts(**{axis: value}) for value in possible_values(spec, axis)]
         errors += [f"{key}.{why}" for why in reasons if why]

@@ -18,7 +18,7 @@ from ray.tune import Callback
 
 from bitlora import timeouts
 from bitlora.adapter.cost import adapter_bytes, adapter_params
-from bitlora.config.trial import TrialConfig
+from bitlora.config.trial import TrialConfig, as_written
 from bitlora.files import origin, record, writing
 from bitlora.files.origin import Origin
 from bitlora.files.record import STATUSES, Metrics, Record, Status
@@ -196,8 +196,10 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
                 steps=last.step if last else 0,
                 tokens=last.tokens if last else 0,
                 seconds=last.seconds if last else 0.0,
-                adapter_params=adapter_params(layers, trial.quantizer),
-                adapter_bytes=adapter_bytes(layers, trial.quantizer, trial.granularity),
+                adapter_params=adapter_params(layers, trial.quantizer, trial.dora),
+                adapter_bytes=adapter_bytes(
+                    self._prepared.base.layers(as_written(trial)), trial.quantizer, trial.granularity, trial.dora
+                ),
                 base=self._prepared.base.provenance(trial) | _base(computed),
                 data=provenance(self._prepared),
                 versions=(computed and computed.versions) or self._versions,

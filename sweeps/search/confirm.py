@@ -11,8 +11,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from sweeps.search.twins import SAME_AS
+from sweeps.spec.confirm import ConfirmConfig
 from sweeps.spec.space import Choices, Space
-from sweeps.spec.spec import ConfirmConfig
 
 REPEATS: Final = "repeats"
 """Attribute of a trial of the study that confirms another: the seed it has, and which one it `confirms`."""

@@ -178,5 +178,7 @@ def _value(axis: str, value: object, wrong: list[Problem], at: Path) -> Any:
     try:
         return _adapter(axis).validate_python(value, strict=True)
     except ValidationError as error:
-        wrong.append((at, explain(error.errors(include_url=False), value)))
+        why = REFUSED.get(f"adapter.{axis}: {value}")
+        said = explain(error.errors(include_url=False), value)
+        wrong.append((at, f"{value} is not available: {why}" if why else said))
         return value

@@ -28,9 +28,10 @@ from bitlora.config.sections import (
     PositiveFloat,
     TrainConfig,
 )
-from bitlora.config.targets import pattern
 from bitlora.config.trial import AXES
 from sweeps.spec import space as spaces
+from sweeps.spec.clashes import adapter_clashes
+from sweeps.spec.confirm import ConfirmConfig
 from sweeps.spec.draft import Draft, yaml
 from sweeps.spec.errors import SpecError
 from sweeps.spec.parse_space import parse, parse_points
@@ -80,19 +81,6 @@ class SchedulerConfig(Config):
     """Steps that every trial gets: but for the median rule a multiple of `train.eval_every`. Left out, 8 or what fits."""
     reduction: Annotated[int, Field(ge=2)] = 2
     """But for the median rule: one in so many goes on from each rung to the next, which is so many times further."""
-
-
-class ConfirmConfig(Config):
-    """The best once more, on fresh seeds, scored at the end on rows that nobody was tuned on."""
-
-    top: Positive = 3
-    """So many of the best configurations, seeds apart."""
-    by: Annotated[str, Field(min_length=1)] | None = None
-    """An axis of the search space: the best of each of its values."""
-    seeds: Positive = 3
-    """On how many fresh seeds each is run again."""
-    rows: Positive | None = None
-    """Of the test split, at most: what the eval split has beyond the rows that are evaluated."""
 
 
 MOST_PACKS: Final = 990
@@ -221,6 +209,7 @@ def _validate(data: dict[Any, Any]) -> tuple[Spec, list[Problem]]:
     """A spec out of `data` with defaults in the place of what is wrong with it, and what that is."""
     data = copy.deepcopy(data)
     problems: dict[spaces.Path, str] = {}
+    filled: set[spaces.Path] = set()
     while True:
         data.setdefault("base", {})
         data.setdefault("data", {})
@@ -237,7 +226,10 @@ def _validate(data: dict[Any, Any]) -> tuple[Spec, list[Problem]]:
             if not inner and not any(_overlap(path, known) for known in problems):
                 problems[path] = _message(path, group, data)
         for path, group in found.items():
-            _drop(data, path, group[0]["type"] == "missing")
+            missing = group[0]["type"] == "missing"
+            # What stands in for a required key may be no value for it: then what it is a key of has to go.
+            _drop(data, path[:-1] if path in filled and not missing else path, missing)
+            filled |= {path} if missing else set()
 
 
 def _path(loc: tuple[str | int, ...], data: Any, missing: bool) -> spaces.Path:
@@ -267,8 +259,9 @@ def _message(path: spaces.Path, errors: list[Any], data: Any) -> str:
     kinds = {error["type"] for error in errors}
     for part in path:
         data = data[part] if not isinstance(data, dict) or part in data else None
-    if ".".join(map(str, path)) in REFUSED:
-        return f"not available: {REFUSED['.'.join(map(str, path))]}"
+    key = ".".join(map(str, path))
+    if why := REFUSED.get(key) or REFUSED.get(f"{key}: {data}"):
+        return f"not available: {why}" if key in REFUSED else f"{data} is not available: {why}"
     if kinds & {"extra_forbidden", "invalid_key"}:
         return f"unknown key{_hint(path)}"
     if "missing" in kinds:
@@ -310,31 +303,6 @@ def _fitted(spec: Spec) -> Spec:
     return spec.model_copy(update={"train": train, "scheduler": scheduler})
 
 
-def _possible(spec: Spec, axis: str) -> set[Any]:
-    domain = spec.search.space.get(axis)
-    return {getattr(spec.adapter, axis)} if domain is None else spaces.extent(domain)
-
-
-def _starts(spec: Spec) -> Iterator[tuple[str, tuple[str, ...], str]]:
-    """Where adapters start (`adapter.init`), against what else they may be."""
-    if "orthogonal" not in _possible(spec, "init"):
-        return
-
-    def key(axis: str) -> str:
-        return f"search.space.{axis}" if axis in spec.search.space else f"adapter.{axis}"
-
-    if _possible(spec, "quantizer") != {"none"}:
-        message = "orthogonal starts where B times A is zero, and quantized they no longer are; give quantizer: none"
-        yield key("init"), (key("quantizer"),), message
-    ranks = spec.search.space.get("rank")
-    ranges = [ranks, *ranks.branches.values(), ranks.default] if isinstance(ranks, spaces.By) else [ranks]
-    steps = any(isinstance(one, spaces.Range) and (one.log or (one.step or 1) % 2) for one in ranges)
-    every = _possible(spec, "rank") | {r for text in _possible(spec, "rank_pattern") for r in pattern(text).values()}
-    if steps or any(rank % 2 for rank in every):
-        message = "orthogonal needs even ranks; give a list of even ones, or a range with a step of 2"
-        yield key("init"), (key("rank"), key("rank_pattern")), message
-
-
 def _clashes(spec: Spec) -> Iterator[tuple[str, tuple[str, ...], str]]:
     """Key, the other keys involved, and what is wrong: values that are right each by itself."""
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", spec.name):
@@ -348,7 +316,7 @@ def _clashes(spec: Spec) -> Iterator[tuple[str, tuple[str, ...], str]]:
     if "batch_size" in spec.search.space and (spec.train.epochs is not None or spec.train.eval_every == "epoch"):
         message = "with epochs, trials of different batch size take different steps; count in steps instead"
         yield "search.space.batch_size", ("train.epochs", "train.eval_every"), message
-    yield from _starts(spec)
+    yield from adapter_clashes(spec.adapter, spec.search.space)
     by = spec.confirm.by if spec.confirm is not None else None
     if by is not None and not isinstance(spec.search.space.get(by), spaces.Choices):
         lists = [axis for axis, domain in spec.search.space.items() if isinstance(domain, spaces.Choices)]

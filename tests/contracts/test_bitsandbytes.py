@@ -141,3 +141,20 @@ print(dequantize_4bit(*quantize_4bit(torch.randn(64, 64), quant_type="nf4")).dou
     torch.manual_seed(0)
     here = dequantize_4bit(*quantize_4bit(torch.randn(64, 64), quant_type="nf4")).double().sum().item()
     assert float(found.stdout.split()[-1]) == here
+
+
+def test_what_8_bits_make_of_a_row_hangs_on_the_others() -> None:
+    """bitlora.config.sections.REFUSED: LLM.int8() zeroes a column of every row's codes where one row has an outlier."""
+    torch.manual_seed(0)
+    rows = torch.randn(2, 64, dtype=torch.float16)
+    rows[0].clamp_(-2, 2)
+    rows[0, 5] = 2.0
+    rows[1].clamp_(-5, 5)
+    alone, _, _ = functional.int8_vectorwise_quant(rows.clone(), threshold=6.0)
+    rows[1, 5] = 50.0
+    beside, _, columns = functional.int8_vectorwise_quant(rows.clone(), threshold=6.0)
+    assert columns.tolist() == [5]
+    assert alone[0, 5] == 127
+    assert beside[0, 5] == 0
+    without, _, _ = functional.int8_vectorwise_quant(rows.clone(), threshold=0.0)
+    assert torch.equal(without[0], alone[0])

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 
 
@@ -258,3 +259,12 @@ def test_grouped_products_without_weights_are_in_bfloat16_alone(dtype: torch.dty
     else:
         with pytest.raises(RuntimeError, match="Expected inputs of BF16 type"):
             product("meta")
+
+
+def test_attention_over_rows_without_padding_takes_what_it_is_given() -> None:
+    """bitlora.forward.attention: rows with more keys than queries, a window, fewer heads of keys; a window of (-1, 0) is
+    causal, and only where nothing is cached are there gradients."""
+    parameters = inspect.signature(varlen_attn).parameters
+    assert [*parameters][:7] == ["query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k"]
+    assert {"scale", "window_size", "enable_gqa"} <= parameters.keys()
+    assert "(-1, 0) for causal attention" in " ".join((varlen_attn.__doc__ or "").split())

@@ -6,18 +6,23 @@ With BITLORA_GPU_TESTS_ON=cpu they run on a CPU, so that the tests themselves ca
 
 import os
 
+import numpy as np
 import pytest
 import torch
 from adapters import exact
 from both_ways import STEPS, VOCAB, Trial, batch_of, worst
 from torch import distributed as dist
+from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+from varlen import without_padding
 
 from bitlora.adapter.apply import attach_weights
 from bitlora.adapter.latent import quantized_weights
 from bitlora.config.sections import BaseConfig
 from bitlora.engine.engine import Engine
 from bitlora.engine.workers import Workers
+from bitlora.forward import attention
+from bitlora.forward.forward_plan import ForwardPlan, Span
 from bitlora.forward.host import read
 from bitlora.forward.inject import load_base
 
@@ -122,6 +127,39 @@ def test_two_packs_on_one_gpu(folder):
         for engine, slot, trial in zip(engines, slots, trials, strict=True):
             losses.append(engine.step({slot: batch_of(trial.batches[step])})[slot].loss)
     assert worst(losses[::2], alone[0][:-1]) < 1e-6
+
+
+class Options(nn.Module):
+    """Nothing, as attention is called with."""
+
+
+@pytest.mark.parametrize("window", [None, 24])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_attention_without_padding_is_the_padded_one(monkeypatch, dtype, window):
+    if ON_CPU:
+        without_padding(monkeypatch)
+    rows, shared = [[70, 30, 41], [1, 200], [33]], [20, 0, 0]
+    tokens = sum(map(sum, rows)) - 2 * 20
+    ends = np.cumsum([0, *(sum(row) - (len(row) - 1) * common for row, common in zip(rows, shared, strict=True))])
+    spans = [Span(number, int(ends[number]), int(ends[number + 1])) for number in range(len(rows))]
+    plan = ForwardPlan.make(spans, rows, shared, DEVICE)
+    drawn = torch.Generator().manual_seed(0)
+    heads = [torch.randn(1, heads, tokens, 64, generator=drawn).to(DEVICE) for heads in (6, 2, 2, 6)]
+    *inputs, weights = heads
+
+    def run(dtype):
+        given = [x.to(dtype).requires_grad_() for x in inputs]
+        with plan.bound():
+            out, _ = attention.row_attention(Options(), *given, None, sliding_window=window)
+        (out.float() * weights.transpose(1, 2)).sum().backward()
+        return [out.float(), *(x.grad.float() for x in given)]
+
+    assert ON_CPU or attention.fits_unpadded(inputs[0].to(dtype), inputs[2].to(dtype))
+    found = run(dtype)
+    monkeypatch.setattr(attention, "fits_unpadded", lambda query, value: False)
+    for ours, exact_one in zip(found, run(torch.float32), strict=True):
+        apart = (ours - exact_one).abs().max() / exact_one.abs().max()
+        assert apart < (2e-2 if dtype == torch.bfloat16 else 3e-3)
 
 
 @pytest.mark.parametrize("quantizer", ["none", "binary"])

@@ -121,8 +121,9 @@ class Recipe:
 
 class PlainLoop:
     def __init__(self, model, recipe, latents, row_order=lambda n: list(range(n)), targets="all-linear", parameters=()):
-        """`latents`: layer name -> A, B, scales of A, of B (None but with double_binary): the values to start from;
-        `targets`: PEFT's `target_modules`; `parameters`: those of the names whose weights it adapts as parameters."""
+        """`latents`: layer name -> A, B, scales of A, of B (None but with double_binary), magnitudes (None without DoRA):
+        the values to start from; `targets`: PEFT's `target_modules`; `parameters`: those of the names whose weights it
+        adapts as parameters."""
         self.recipe, self.row_order = recipe, row_order
         config = LoraConfig(
             r=recipe.rank,
@@ -139,11 +140,15 @@ class PlainLoop:
         self.model.train()
         modules = dict(self.model.base_model.model.named_modules())
         self.drops, self.params = {}, []
-        for name, (a, b, scale_a, scale_b) in latents.items():
+        for name, (a, b, scale_a, scale_b, magnitude) in latents.items():
             if name in parameters or f"{name}.weight" in parameters:
                 self._give_parameter(modules, name, a, b, scale_a, scale_b)
                 continue
             layer = modules[name]
+            if magnitude is not None:
+                weight = layer.lora_magnitude_vector["default"].weight
+                weight.data = magnitude.reshape(weight.shape).clone()
+                self.params.append(weight)
             for side, value, axis, scale in ((layer.lora_A, a, 1, scale_a), (layer.lora_B, b, 0, scale_b)):
                 assert side["default"].weight.shape == value.shape
                 side["default"].weight.data = value.clone()

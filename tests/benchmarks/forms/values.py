@@ -1,7 +1,8 @@
 """A step over NF4 with its values kept in the compute dtype, against one that dequantizes each layer twice: the ratio of
-their times, in turn.
+their times, in turn; on a CPU of the seconds that the process had of it, which others beside it change less.
 
-    PYTHONPATH=tests/helpers:tests/benchmarks python tests/benchmarks/forms/values.py [DTYPE] [SLOTSxTOKENS,...] [ROUNDS]
+    OMP_NUM_THREADS=1 PYTHONPATH=tests/helpers:tests/benchmarks \\
+        python tests/benchmarks/forms/values.py [DTYPE] [SLOTSxTOKENS,...] [ROUNDS]
 
 SmolLM2-135M, rank 16 on all linear layers. Keeping and letting go is not timed.
 """
@@ -20,6 +21,7 @@ dtype = getattr(torch, sys.argv[1] if len(sys.argv) > 1 else "float32")
 cells = sys.argv[2] if len(sys.argv) > 2 else "1x32,1x128,4x32,4x128,8x64"
 rounds = int(sys.argv[3]) if len(sys.argv) > 3 else 5
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+clock = time.perf_counter if device.type == "cuda" else time.process_time
 loaded = base("smollm2", dtype, device)
 print(f"{loaded.values_bytes / 1e9:.2f} GB in {dtype}, {torch.get_num_threads()} threads", flush=True)
 for cell in cells.split(","):
@@ -34,10 +36,10 @@ for cell in cells.split(","):
         for kept in (True, False) if turn % 2 else (False, True):
             loaded.keep_values(kept)
             for timed in (False, True):  # the first after the change finds other numbers in the caches
-                began = time.perf_counter()
+                began = clock()
                 engine.step(given)
                 if timed:
-                    took[kept] = time.perf_counter() - began
+                    took[kept] = clock() - began
         if turn:
             ratios.append(took[True] / took[False])
             for kept, seconds in took.items():

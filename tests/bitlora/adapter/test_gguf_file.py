@@ -98,7 +98,7 @@ def test_every_layer_adds_what_the_adapter_adds(case, quantizer, tmp_path):
     }
     assert {each.dtype for each in tensors.values()} == {np.dtype(np.float32)}
     assert len(tensors) == 2 * len(weights)
-    for layer, (a, b) in weights.items():
+    for layer, (a, b, _) in weights.items():
         _, _, block, kind = layer.split(".", 3)
         expected = scale_of(scales, layer) * (b.double() @ a.double()).numpy()
         found = delta(tensors, fields, f"blk.{block}.{GGUF_NAMES[kind]}")
@@ -154,7 +154,7 @@ def test_fused_projections_go_to_fused_tensors(tmp_path):
     save_gguf(tmp_path / "a.gguf", weights, config, base("phi3"))
     tensors, fields = opened(tmp_path / "a.gguf")
     for kind, name in (("self_attn.qkv_proj", "blk.0.attn_qkv"), ("mlp.gate_up_proj", "blk.0.ffn_up")):
-        a, b = weights[f"model.layers.0.{kind}"]
+        a, b, _ = weights[f"model.layers.0.{kind}"]
         np.testing.assert_allclose(delta(tensors, fields, name), (24.5 / 6 * b @ a).numpy(), atol=1e-5)
 
 

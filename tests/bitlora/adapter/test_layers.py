@@ -11,12 +11,13 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from bitlora.adapter.apply import load_packed_adapter, merge
-from bitlora.adapter.codes_file import PACKED, save_packed
+from bitlora.adapter.codes_file import PACKED, load_packed, save_packed
 from bitlora.adapter.cost import adapter_bytes, adapter_params
-from bitlora.adapter.latent import quantized_weights
+from bitlora.adapter.latent import Latent, quantized_weights
 from bitlora.adapter.peft_folder import load_latent, save_adapter, save_lora_adapter
 from bitlora.base.describe import describe_base
 from bitlora.config.sections import BaseConfig
+from bitlora.config.trial import as_written, layer_adapter
 from bitlora.engine.engine import Engine
 from bitlora.forward.forward_plan import ForwardPlan, Span
 from bitlora.forward.inject import load_base
@@ -71,6 +72,15 @@ TRIALS = [
     ),
     shaped(5, "mlp", ["gate_proj", "up_proj", "down_proj"], loraplus=8.0, betas=(0.8, 0.95), weight_decay=0.1,
            own={"loraplus_ratio": 8.0, "beta1": 0.8, "beta2": 0.95, "init": "orthogonal"}),
+    shaped(7, "attention", ["q_proj", "k_proj", "v_proj", "o_proj"], {"q_proj": 7}, dropout=0.1, weight_decay=0.1,
+           peft={"use_dora": True}, own={"dora": True}, rate=5e-3),
+    shaped(8, "base.targets", "all-linear", {"down_proj": 2}, {"k_proj": 3}, quantizer="ternary", component=True,
+           loraplus=4.0, peft={"use_dora": True}, own={"dora": True, "loraplus_ratio": 4.0}),
+    shaped(9, ["up_proj"], ["up_proj"], quantizer="double_binary", rslora=True, micro=2, peft={"use_dora": True},
+           own={"dora": True}),
+    shaped(10, "mlp", ["gate_proj", "up_proj", "down_proj"], {"down_proj": 3}, {"up_proj": 3}, dropout=0.1, rate=5e-3,
+           own={"init": "pissa"}),
+    shaped(11, "base.targets", "all-linear", {"q_proj": 2}, rslora=True, weight_decay=0.1, own={"init": "pissa"}),
     shaped(6, "base.targets", "all-linear", {"q_proj": 6}, quantizer="int4", component=True, warmup=0.2, floor=0.3,
            schedule="linear"),
 ]  # fmt: skip
@@ -110,8 +120,16 @@ def test_each_is_as_alone_over_stock_peft(number, folder, ran):
     engine, starts, losses, _, _ = ran
     trial, targets = TRIALS[number]
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    start = starts[number]
+    if trial.config.init == "pissa":  # as PEFT does it: what A and B begin as is taken out of the base (`test_start`)
+        for name, (a, b, *_) in start.items():
+            rank = len(a) // 2
+            assert torch.equal(a[:rank], a[rank:])
+            assert torch.equal(b[:, :rank], -b[:, rank:])
+            start = {**start, name: Latent(a[:rank], b[:, :rank])}
+            model.get_submodule(name).weight.data -= layer_adapter(trial.config, name).scaling * b[:, :rank] @ a[:rank]
     # PEFT's own layers, ranks and scalings: the oracle is handed values alone.
-    alone = trial.alone(model, starts[number], targets=targets, order=[*engine.base.linears])
+    alone = trial.alone(model, start, targets=targets, order=[*engine.base.linears])
     assert worst(losses[number], alone) < 1e-9
     assert losses[number][-2] != losses[number][0]
 
@@ -136,10 +154,15 @@ def test_what_is_handed_on_of_it_has_the_packs_logits(number, folder, ran, tmp_p
     assert apart(PeftModel.from_pretrained(plain(), tmp_path / "peft", autocast_adapter_dtype=False)) < near
     assert apart(merge(plain(), quantized_weights(latent, config), config, torch.float64)) < 1e-9
     save_packed(tmp_path / "packed", latent, config, str(folder))
-    layers = describe_base(BaseConfig(model=str(folder))).layers(config)
-    assert [layer.name for layer in layers] == [*latent]
-    assert (tmp_path / "packed" / PACKED).stat().st_size == adapter_bytes(layers, config.quantizer, config.granularity)
-    assert adapter_params(layers, config.quantizer) == sum(p.numel() for each in latent.values() for p in each.tensors)
+    for name, layer in load_packed(tmp_path / "packed").weights.items():
+        assert (layer.magnitude is None) == (not config.dora)
+        assert layer.magnitude is None or torch.equal(layer.magnitude, latent[name].magnitude.float())
+    written = describe_base(BaseConfig(model=str(folder))).layers(as_written(config))
+    assert [layer.name for layer in written] == [*latent]
+    size = adapter_bytes(written, config.quantizer, config.granularity, config.dora)
+    assert (tmp_path / "packed" / PACKED).stat().st_size == size
+    count = sum(part.numel() for layer in latent.values() for part in layer.tensors)
+    assert adapter_params(written, config.quantizer, config.dora) == count
     assert apart(load_packed_adapter(plain(), tmp_path / "packed")) < 2e-2  # weights of `none` are float16 there
     save_adapter(tmp_path / "latent", latent, config, str(folder))
     written = json.loads((tmp_path / "latent" / "adapter_config.json").read_text())

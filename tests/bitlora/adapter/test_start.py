@@ -1,5 +1,7 @@
 """Where adapters start: as PEFT itself draws them, one layer at a time."""
 
+import copy
+
 import pytest
 import torch
 from adapters import trial
@@ -8,7 +10,9 @@ from peft.tuners.lora.layer import Linear
 from torch import nn
 
 from bitlora.adapter.latent import Latent
-from bitlora.adapter.start import start_adapter
+from bitlora.adapter.start import principal_parts, start_adapter
+from bitlora.config.trial import layer_adapter
+from bitlora.forward.multi_lora import MultiLoraLinear
 from bitlora.quantizers.weights import QUANTIZERS
 
 
@@ -28,6 +32,31 @@ def test_a_layer_starts_as_peft_starts_it(init, rank):
     assert torch.allclose(ours.b, stock.lora_B["one"].weight, rtol=0, atol=1e-7)
     assert (ours.b @ ours.a).abs().max() < 1e-7
     assert ours.a.abs().min() > 0
+
+
+@pytest.mark.parametrize("scaling", ["lora", "rslora"])
+def test_pissa_takes_out_what_peft_takes_out(scaling):
+    """Singular vectors have a sign of their own choice, which is A's and B's together."""
+    torch.manual_seed(3)
+    base = nn.Linear(30, 12)
+    ours = MultiLoraLinear(copy.deepcopy(base), "layer", 0, torch.float32)
+    config = LoraConfig(r=3, init_lora_weights="pissa", use_rslora=scaling == "rslora", lora_alpha=4)
+    stock = Linear(base, "one", config, r=3, lora_alpha=4)
+    layer = layer_adapter(trial("none", rank=3, alpha=4, scaling=scaling), "layer")
+    a, b = principal_parts(ours.principal(3, torch.float32), layer)
+    signs = torch.sign((a * stock.lora_A["one"].weight).sum(1))
+    assert torch.allclose(signs[:, None] * a, stock.lora_A["one"].weight, atol=1e-6)
+    assert torch.allclose(signs * b, stock.lora_B["one"].weight, atol=1e-6)
+    assert torch.allclose(ours.base.weight - layer.scaling * b @ a, base.weight, atol=1e-6)
+
+
+def test_more_components_than_there_are_do_nothing():
+    ours = MultiLoraLinear(nn.Linear(5, 4), "layer", 0, torch.float32)
+    u, s, v = ours.principal(6, torch.float32)
+    assert (u.shape, s.shape, v.shape) == ((4, 6), (6,), (6, 5))
+    assert torch.allclose((u * s) @ v, ours.base.weight, atol=1e-6)
+    assert not s[4:].any()
+    assert torch.equal(ours.principal(2, torch.float32)[1], s[:2])
 
 
 @pytest.mark.parametrize("init", ["default", "gaussian"])

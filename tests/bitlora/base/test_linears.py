@@ -41,7 +41,8 @@ def test_an_adapter_on_conv1d(quantization, folder, tmp_path, monkeypatch):
     assert shapes["transformer.h.1.mlp.c_fc"] == (64, 256)
     assert len(shapes) == 8
     engine = Engine(load_base(config, torch.float32, CPU), 1)
-    trial = Trial(seed=1, quantizer="ternary", rank=3, rate=5e-4, steps=4)
+    dora = quantization == "none"
+    trial = Trial(seed=1, quantizer="ternary", rank=3, rate=5e-4, steps=4, own={"dora": dora}, peft={"use_dora": dora})
     slot = engine.attach(trial.config)
     start = engine.latent(slot)
     losses = [engine.step({slot: batch_of(rows)})[slot].loss for rows in trial.batches]

@@ -35,11 +35,11 @@ def base(tmp_path_factory):
     return load_base(BaseConfig(model=str(folder), quantization="none"), torch.float32, torch.device("cpu"))
 
 
-def operations(base, slots, rank=lambda number: 4, rows=lambda number: 2):
+def operations(base, slots, rank=lambda number: 4, rows=lambda number: 2, **options):
     """Of the second step with so many slots."""
     engine = Engine(base, slots)
     for number in range(slots):
-        engine.attach(trial(QUANTIZERS[number % 4], rank=rank(number), seed=number))
+        engine.attach(trial(QUANTIZERS[number % 4], rank=rank(number), seed=number, **options))
     batches = [
         {number: batch_of(make_rows(number + step, rows(number), 8, 9)) for number in range(slots)} for step in (0, 1)
     ]
@@ -58,6 +58,10 @@ def test_eight_slots_are_at_most_a_quarter_more_than_one(base):
     assert eight.total <= 1.25 * one.total
     # Of a block with seven layers: 35 of the adapters, 14 products of the frozen ones, the rest is the model's own.
     assert one.total <= 126 * LAYERS
+
+
+def test_so_are_eight_with_dora(base):
+    assert operations(base, 8, dora=True).total <= 1.25 * operations(base, 1, dora=True).total
 
 
 def test_products_are_as_many_whatever_the_slots_hold(base):
@@ -192,7 +196,6 @@ def test_what_a_step_sends_does_not_grow_with_its_slots(base, monkeypatch):
             "engine.passes",
             "engine.engine",
             "forward.forward_plan",
-            "forward.multi_lora",
             "forward.products",
         ):
             monkeypatch.setattr(

@@ -28,10 +28,11 @@ from transformers import (
     Phi3ForCausalLM,
 )
 from transformers.models.llama import modeling_llama
+from varlen import without_padding
 
 from bitlora.config.sections import BaseConfig
 from bitlora.engine.engine import Engine
-from bitlora.forward import multi_lora
+from bitlora.forward import products
 from bitlora.forward.forward_plan import ForwardPlan
 from bitlora.forward.head import CHUNK_ROWS
 from bitlora.forward.inject import load_base
@@ -118,7 +119,7 @@ def snapped(monkeypatch):
         scale = 127 / y.abs().amax(-1, keepdim=True).clamp_min(1e-5)
         return oracle.snapping_round(y * scale).clamp(-128, 127) / scale
 
-    monkeypatch.setattr(multi_lora, "int8", int8)
+    monkeypatch.setattr(products, "int8", int8)
     monkeypatch.setattr(oracle, "ROUND", oracle.snapping_round)
 
 
@@ -254,6 +255,20 @@ def test_a_trial_that_joins_late_in_a_used_slot(folders, snapped):
     assert all(not layer.slots for layer in engine.base.targets.values())
 
 
+def test_attention_without_padding(folders, snapped, monkeypatch):
+    calls = without_padding(monkeypatch)
+    engine = open_engine(folders / "llama", torch.float64)
+    engine.share_prefixes = True  # as in other dtypes; here it is seen in the eighth digit
+    first = Trial(seed=5, rank=16, quantizer="binary", steps=5)
+    neighbour = Trial(seed=6, rank=8, quantizer="none", prefix=6)
+    late = Trial(seed=7, rank=4, quantizer="ternary", int8=True, **FULL)
+    starts, losses = run_pack(engine, [(first, 0, 2), (neighbour, 0, 0), (late, 5, 2)], STEPS + 5)
+    assert len(calls) > 2 * STEPS
+    for trial in (first, neighbour, late):
+        alone = trial.alone(plain_model(folders / "llama", torch.float64), starts[trial])
+        assert worst(losses[trial], alone) < (1e-6 if trial is neighbour else 1e-9)
+
+
 @pytest.mark.parametrize("slot", [0, 1, 3])
 def test_slot_and_neighbours_do_not_matter(folders, snapped, slot):
     trial = Trial(seed=9, rank=4, quantizer="ternary", int8=True, **TOGETHER)
@@ -311,11 +326,17 @@ def test_gradient_checkpointing_changes_nothing(folders, recipe):
     assert worst(saved[trial], plain[trial]) < 1e-12
 
 
-@pytest.mark.parametrize(("dtype", "recipe"), [(torch.float64, FULL), (torch.float32, TOGETHER)])
-def test_a_neighbour_that_turns_nan_changes_nothing_to_the_last_bit(folders, dtype, recipe):
+@pytest.mark.parametrize(
+    ("dtype", "recipe", "padded"),
+    [(torch.float64, FULL, True), (torch.float32, TOGETHER, True), (torch.float32, {"prefix": 6}, False)],
+)
+def test_a_neighbour_that_turns_nan_changes_nothing_to_the_last_bit(folders, monkeypatch, dtype, recipe, padded):
+    if not padded:
+        without_padding(monkeypatch)
+
     def run(poison):
         engine = open_engine(folders / "llama", dtype)
-        trials = [Trial(seed=s, rank=4, quantizer=q, int8=s == 2, **recipe)
+        trials = [Trial(seed=s, rank=4, quantizer=q, int8=s == 1, own={"dora": s != 1}, **recipe)
                   for s, q in ((1, "ternary"), (2, "binary"), (3, "none"))]  # fmt: skip
         slots = [engine.attach(t.config) for t in trials]
         finite, losses = [], []
@@ -338,6 +359,26 @@ def test_a_neighbour_that_turns_nan_changes_nothing_to_the_last_bit(folders, dty
         for name in ours:
             assert all(torch.equal(a, b) for a, b in zip(ours[name].tensors, theirs[name].tensors, strict=True))
     assert scores_beside == scores
+
+
+DORA = {"own": {"dora": True}, "peft": {"use_dora": True}}
+
+
+@pytest.mark.parametrize(("base", "dtype", "near"), [("llama", torch.float64, 1e-9), ("phi3", torch.float32, 1e-4)])
+def test_dora_beside_plain_trials(folders, snapped, base, dtype, near):
+    """Where nothing is dropped, so that layers with one input are computed together; over NF4 in float32."""
+    trials = [
+        Trial(seed=1, steps=8, rate=5e-3, micro=2, **DORA),
+        Trial(seed=2, steps=8, quantizer="ternary", rank=8, rslora=True, sizes=(1, 5), prefix=6, **DORA),
+        Trial(seed=3, steps=8, quantizer="binary", int8=True),
+    ]
+    quantization = "none" if dtype == torch.float64 else "nf4"
+    engine = open_engine(folders / base, dtype, quantization)
+    starts, losses = run_pack(engine, [(t, 0, None) for t in trials], 8)
+    for trial in trials[: 3 if dtype == torch.float64 else 2]:
+        alone = trial.alone(plain_model(folders / base, dtype, quantization), starts[trial])
+        assert worst(losses[trial], alone) < near, trial.recipe
+        assert losses[trial][-2] != losses[trial][0]
 
 
 def test_micro_batches_do_not_change_the_step(folders):

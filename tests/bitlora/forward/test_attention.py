@@ -7,6 +7,7 @@ from both_ways import VOCAB
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
+from varlen import without_padding
 
 from bitlora.config.sections import BaseConfig
 from bitlora.forward.forward_plan import ForwardPlan
@@ -17,15 +18,25 @@ LONGEST = 40
 FAMILIES = ["Llama", "Mistral", "Gemma 2", "gpt-oss", "DeepSeek-V3"]
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+WITHOUT_PADDING = {"Llama": True, "Mistral": True, "Gemma 2": False, "gpt-oss": False, "DeepSeek-V3": False}
+"""Whether a GPU could attend without padding as they ask for it: with neither caps, nor sinks, nor values of another width
+than keys."""
+
+
+@pytest.fixture(scope="module", params=[(name, how) for how in ("padded", "unpadded") for name in FAMILIES],
+                ids=" ".join)  # fmt: skip
 def both(request):
     """A family's model as transformers has it, and the same with attention by rows."""
     made = []
+    family, how = request.param
     for _ in range(2):
         torch.manual_seed(0)
-        made.append(AutoModelForCausalLM.from_config(HELD[request.param][0]()).eval().requires_grad_(False))
-    config = BaseConfig(model=request.param, quantization="none", targets=HELD[request.param][1])
-    return made[0], inject_adapters(made[1], config, torch.float32, CPU)
+        made.append(AutoModelForCausalLM.from_config(HELD[family][0]()).eval().requires_grad_(False))
+    config = BaseConfig(model=family, quantization="none", targets=HELD[family][1])
+    with pytest.MonkeyPatch.context() as patch:
+        calls = without_padding(patch) if how == "unpadded" else []
+        yield made[0], inject_adapters(made[1], config, torch.float32, CPU)
+    assert bool(calls) == (how == "unpadded" and WITHOUT_PADDING[family])
 
 
 @st.composite

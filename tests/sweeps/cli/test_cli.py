@@ -155,8 +155,9 @@ def test_a_hub_out_of_reach_is_told_apart(bitlora, write_spec):
     ("args", "said"),
     [
         (["--address", "ray://127.0.0.1:10001"], "--address: submitting to"),
-        (["--set", "adapter.init=pissa"], "adapter.init"),
-        (["--set", "adapter.dora=true"], "adapter.dora"),
+        (["--set", "adapter.init=eva"], "eva is not available: it begins with"),
+        (["--set", "base.quantization=int8"], "int8 is not available: LLM.int8() leaves"),
+        (["--set", "adapter.use_dora=true"], "adapter.use_dora"),
         (["--set", "resources.gpus_per_worker=2"], "resources.gpus_per_worker"),
         (["--set", "scheduler.name=pbt"], "scheduler.name"),
     ],

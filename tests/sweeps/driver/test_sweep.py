@@ -80,9 +80,10 @@ def test_one_slot_and_four_give_the_same_losses(bitlora, write_spec, tmp_path):
             "trials": 8,
             "sampler": "grid",
             "space": {
-                "quantizer": ["none", "ternary"],
+                "quantizer": {"by": "targets", "attention": ["none"], "default": ["ternary"]},
                 "targets": ["attention", ["gate_proj", "down_proj"]],
                 "rank_pattern": [{}, {"q_proj": 2, "layers.0.mlp.down_proj": 8}],
+                "dora": [True, False],
             },
         },
         "adapter": {"dropout": 0.1},
@@ -98,7 +99,7 @@ def test_one_slot_and_four_give_the_same_losses(bitlora, write_spec, tmp_path):
         assert four[config][0] == pytest.approx(loss, rel=1e-9)
         assert four[config][1] == pytest.approx(curve, rel=1e-9)
     costs = {
-        (record["config"]["targets"], record["config"]["rank_pattern"]): (
+        tuple(record["config"][axis] for axis in ("targets", "rank_pattern", "dora")): (
             record["adapter_params"], record["base"]["targets"]
         )
         for record in contract.holds(tmp_path / "slots4").values()
@@ -106,12 +107,15 @@ def test_one_slot_and_four_give_the_same_losses(bitlora, write_spec, tmp_path):
     pattern = "q_proj: 2, layers.0.mlp.down_proj: 8"
     attention, mlp = "attention", "gate_proj, down_proj"
     rank, layers, hidden, middle = 4, 2, 64, 128
-    assert costs[attention, "none"] == (layers * rank * (2 * 2 * hidden + 2 * (hidden + hidden // 2)), 4 * layers)
-    assert costs[attention, pattern][0] == costs[attention, "none"][0] - layers * 2 * 2 * hidden
-    assert costs[mlp, "none"] == (layers * rank * 2 * (hidden + middle), 2 * layers)
-    assert costs[mlp, pattern][0] == costs[mlp, "none"][0] + 4 * (hidden + middle)
+    whole = layers * rank * (2 * 2 * hidden + 2 * (hidden + hidden // 2))
+    assert costs[attention, "none", False] == (whole, 4 * layers)
+    assert costs[attention, pattern, False][0] == whole - layers * 2 * 2 * hidden
+    assert costs[attention, pattern, True][0] == whole - layers * 2 * 2 * hidden + layers * 3 * hidden  # its outputs
+    assert costs[mlp, "none", False] == (layers * rank * 2 * (hidden + middle), 2 * layers)
+    assert costs[mlp, pattern, False][0] == costs[mlp, "none", False][0] + 4 * (hidden + middle)
+    assert costs[mlp, "none", True][0] == costs[mlp, "none", False][0] + layers * (middle + hidden)
     report = (tmp_path / "slots4" / "report" / "report.md").read_text()
-    for text in (attention, mlp, pattern):
+    for text in (attention, mlp, pattern, "dora (true, false)", " dora |"):
         assert text in report
 
 

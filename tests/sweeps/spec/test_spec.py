@@ -151,8 +151,17 @@ scheduler: {name: pbt}
         ("train: 3", "train: found 3; give a mapping"),
         ("train: {quantizer: none}", "train.quantizer: unknown key; did you mean adapter.quantizer?"),
         (
-            "adapter: {init: pissa}",
-            "adapter.init: found 'pissa'; give default, gaussian or orthogonal",
+            "adapter: {init: olora}",
+            "adapter.init: found 'olora'; give default, gaussian, orthogonal or pissa",
+        ),
+        (
+            "search: {space: {init: [default, eva]}}",
+            "search.space.init.1: eva is not available: it begins with the directions in which each layer's inputs vary "
+            "most over the training rows, and packs make no pass over them before they begin",
+        ),
+        (
+            "adapter: {init: pissa, dora: true}",
+            "adapter.init: the norms of a base without its principal components are not computed; give dora: false",
         ),
         (
             "adapter: {init: orthogonal, quantizer: ternary}",
@@ -165,8 +174,12 @@ scheduler: {name: pbt}
         ),
         (
             "adapter: {use_dora: true}",
-            "adapter.use_dora: not available: DoRA scales each layer's outputs by the norms of the merged weight's rows, "
-            "which packs do not compute yet",
+            "adapter.use_dora: not available: it is called adapter.dora here: true or false",
+        ),
+        (
+            "adapter: {dora: true, activations: int8}",
+            "adapter.dora: divides by the norms of the merged weight, and with activations: int8 no weight does what the "
+            "adapter does; give activations: full",
         ),
         ("adapter: {granularity: row}", "adapter.granularity: found 'row'; give tensor or component"),
         ("train: {dtype: float64}", "train.dtype: float64 needs base.quantization: none"),
@@ -191,6 +204,12 @@ scheduler: {name: pbt}
             "confirm: {by: rank}",
             "confirm.by: found 'rank'; give an axis of search.space that is a list",
         ),
+        (
+            "confirm: {margin: 0.5}",
+            "confirm.margin: found 0.5; give a share such as '0.5 %' (of the loss) or '5 % of gain'",
+        ),
+        ("confirm: {margin: {share: 2}}", "confirm.margin.share: found 2; give a number below 1"),
+        ("confirm: {margin: {of: loss}}", "confirm.margin.share: required key is missing"),
         (
             "trackers: [wandv]",
             "trackers.0: found 'wandv'; give tensorboard, wandb or mlflow; did you mean wandb?",
@@ -365,3 +384,14 @@ def test_options_of_nf4_go_with_nf4(file: Path) -> None:
     spec = load(file, text.replace("none", "nf4").replace("quant_storage: bfloat16", "double_quantization: true"))
     assert spec.base.quantized_as == "nf4-double"
     assert load(file, SMALLEST).base.quantized_as == "nf4"
+
+
+@pytest.mark.parametrize(
+    ("written", "share", "of"),
+    [("0.5 %", 0.005, "loss"), ("5% of the gain", 0.05, "gain"), ("{share: 0.02, of: gain}", 0.02, "gain")],
+)
+def test_a_margin_is_a_share_of_the_loss_or_of_the_gain(write_spec, tmp_path, written, share, of):
+    spec = load_spec(write_spec("quick"), [f"confirm.margin={written}"])
+    assert (spec.confirm.margin.share, spec.confirm.margin.of) == (pytest.approx(share), of)
+    (tmp_path / "again.yaml").write_text(dump_spec(spec))
+    assert load_spec(tmp_path / "again.yaml").confirm == spec.confirm
