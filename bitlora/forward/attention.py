@@ -5,7 +5,8 @@ configuration asks for. A sliding window, a soft cap of the scores and sinks are
 does them; what is not known here is refused (`bitlora.base.admission`).
 
 On a GPU in half precision rows of unlike lengths are attended to as they stand (`fits_unpadded`); elsewhere they are
-gathered and padded.
+gathered and padded. On a CPU half precision is attended to in float32, which takes less time there
+(`tests/benchmarks/forms/attention.py`).
 """
 
 from __future__ import annotations
@@ -90,8 +91,10 @@ def row_attention(
     if pad is not None and softcap is None and sinks is None and fits_unpadded(query, value):
         return _unpadded(plan, query, key, value, scaling, window), None
 
+    inside = attended_in(query)
+
     def padded(x: Tensor) -> Tensor:  # (1, heads, T, width) -> (rows, heads, longest, width)
-        tokens = x.squeeze(0)  # whose backward is a view, as that of x[0] is not
+        tokens = x.to(inside).squeeze(0)  # whose backward is a view, as that of x[0] is not
         rows: Tensor = (tokens if pad is None else tokens.index_select(1, pad)).unflatten(1, (-1, plan.longest))
         return rows.transpose(0, 1)
 
@@ -103,8 +106,13 @@ def row_attention(
     else:
         seen = _band(plan.longest, plan.longest, query.device) if seen is None else seen
         out = _written_out(q, k, v, seen, scaling, softcap, sinks)
-    tokens = out.transpose(1, 2).flatten(0, 1)
+    tokens = out.to(query.dtype).transpose(1, 2).flatten(0, 1)
     return (tokens if unpad is None else tokens.index_select(0, unpad))[None], None
+
+
+def attended_in(query: Tensor) -> torch.dtype:
+    """What attention is computed in: float32 at least on a CPU, else as it is given."""
+    return torch.promote_types(query.dtype, torch.float32) if query.device.type == "cpu" else query.dtype
 
 
 def fits_unpadded(query: Tensor, value: Tensor) -> bool:
