@@ -266,10 +266,17 @@ def code_map() -> str:
         folder = ROOT / package
         rows = [(_file_link(file), first_sentence(file)) for file in _modules(folder)]
         for room in rooms(package):
-            rows.append((f"**{room}/**", f"**{first_sentence(folder / room / '__init__.py')}**"))
-            rows += [(_file_link(file), first_sentence(file)) for file in _modules(folder / room)]
+            rows += _room(folder / room)
         parts += [f"### {package}", first_sentence(folder / "__init__.py"), table(("room, file", "its one job"), rows)]
     return "\n\n".join(parts)
+
+
+def _room(folder: Path) -> list[tuple[str, str]]:
+    """A room's lines, and those of rooms inside it."""
+    rows = [(f"**{folder.name}/**", f"**{first_sentence(folder / '__init__.py')}**")]
+    rows += [(_file_link(file), first_sentence(file)) for file in _modules(folder)]
+    inside = sorted(file.parent for file in folder.glob("*/__init__.py"))
+    return rows + [row for each in inside for row in _room(each)]
 
 
 def _modules(folder: Path) -> list[Path]:

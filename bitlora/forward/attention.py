@@ -87,18 +87,11 @@ def row_attention(
         calls.count += 1
 
     window, softcap, sinks = (options.get(name) for name in ("sliding_window", "softcap", "s_aux"))
-    pad, unpad = plan.pad, plan.unpad
-    if pad is not None and softcap is None and sinks is None and fits_unpadded(query, value):
+    if plan.pad is not None and softcap is None and sinks is None and fits_unpadded(query, value):
         return _unpadded(plan, query, key, value, scaling, window), None
 
-    inside = attended_in(query)
-
-    def padded(x: Tensor) -> Tensor:  # (1, heads, T, width) -> (rows, heads, longest, width)
-        tokens = x.to(inside).squeeze(0)  # whose backward is a view, as that of x[0] is not
-        rows: Tensor = (tokens if pad is None else tokens.index_select(1, pad)).unflatten(1, (-1, plan.longest))
-        return rows.transpose(0, 1)
-
-    q, k, v = padded(query), padded(key), padded(value)
+    inside = attended_in(query)  # the gradient of x[0], below, would be a copy
+    q, k, v = (plan.padded(x.to(inside).squeeze(0)) for x in (query, key, value))
     seen = None if window is None or window >= plan.longest else _band(plan.longest, int(window), query.device)
     if softcap is None and sinks is None:
         grouped = q.shape[1] != k.shape[1]
@@ -106,8 +99,7 @@ def row_attention(
     else:
         seen = _band(plan.longest, plan.longest, query.device) if seen is None else seen
         out = _written_out(q, k, v, seen, scaling, softcap, sinks)
-    tokens = out.to(query.dtype).transpose(1, 2).flatten(0, 1)
-    return (tokens if unpad is None else tokens.index_select(0, unpad))[None], None
+    return plan.unpadded(out.to(query.dtype))[None], None
 
 
 def attended_in(query: Tensor) -> torch.dtype:
@@ -135,14 +127,11 @@ def _unpadded(
     """Attention of `row_attention`, with neither soft cap nor sinks, over rows as they stand."""
     rows = plan.rows
 
-    def tokens(x: Tensor, places: Tensor | None) -> Tensor:  # (1, heads, T, width) -> (tokens, heads, width)
-        each = x.squeeze(0).transpose(0, 1)
-        return each if places is None else each.index_select(0, places)
-
+    q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))  # (T, heads, width)
     out = varlen_attn(
-        tokens(query, plan.inverse),
-        tokens(key, rows.chosen),
-        tokens(value, rows.chosen),
+        q if plan.inverse is None else q.index_select(0, plan.inverse),
+        k if rows.chosen is None else rows.chosen.of(k, 0),
+        v if rows.chosen is None else rows.chosen.of(v, 0),
         rows.queries,
         rows.keys,
         rows.most_queries,

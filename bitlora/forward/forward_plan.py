@@ -19,7 +19,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -56,6 +56,22 @@ class Tail:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class RowGather:
+    """Which token stands at each place of whole rows, and where each token stands."""
+
+    index: Tensor  # (places,) int64: the token
+    first: Tensor  # (T,) int64: a place of each token
+    again: tuple[Tensor, Tensor] | None
+    """(U,) int64: the tokens that several rows have; and (U, rows) int64: their further places, -1 where there are
+    fewer."""
+
+    def of(self, x: Tensor, axis: int) -> Tensor:
+        """A token's numbers at each of its places: (…, T, …) -> (…, places, …)."""
+        found: Tensor = _Gathered.apply(x, self, axis)  # type: ignore[no-untyped-call]
+        return found
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class RowBounds:
     """Where attention that needs no padding finds the rows: the tokens of each row behind those of the one before, as
     queries, without what it shares with the slot's first row; as keys, with it."""
@@ -64,7 +80,8 @@ class RowBounds:
     keys: Tensor  # (rows + 1,) int32: the same of the keys
     most_queries: int
     """Queries of the row that has most; keys are `ForwardPlan.longest`."""
-    chosen: Tensor | None  # (keys,) int64: the place in the pass of each key; None: they are the pass as it stands
+    chosen: RowGather | None
+    """The place in the pass of each key; None: they are the pass as it stands."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -81,6 +98,8 @@ class ForwardPlan:
         Tensor | None
     )  # (rows * longest,) int64: the token at each place of the padded form; None: it is T as it stands
     unpad: Tensor | None  # (T,) int64: a place in the padded form of each token
+    again: tuple[Tensor, Tensor] | None
+    """`RowGather.again`, in the padded form."""
     order: Tensor | None  # (T,) int64: the place in the rows' order of each token of the pass; None: the same
     inverse: Tensor | None  # (T,) int64: the place in the pass of each token in the rows' order
     grid: tuple[int, ...]
@@ -110,9 +129,18 @@ class ForwardPlan:
         unpads: list[NDArray[np.int64]] = []
         keys: list[NDArray[np.int64]] = []
         positions: list[NDArray[np.int64]] = []
+        shared_tokens: list[NDArray[np.int64]] = []
+        shared_places: list[NDArray[np.int64]] = []
+        most = max(map(len, rows)) - 1
         tokens = row = 0
         for lengths, common in zip(rows, shared, strict=True):
             prefix = np.arange(tokens, tokens + common)
+            if common and len(lengths) > 1:
+                places = np.full((common, most), -1)
+                further = row + longest * np.arange(1, len(lengths))
+                places[:, : len(further)] = further + np.arange(common)[:, None]
+                shared_tokens.append(prefix)
+                shared_places.append(places)
             for number, length in enumerate(lengths):
                 first = 0 if number == 0 else common
                 own = np.arange(tokens, tokens + length - first)
@@ -126,32 +154,61 @@ class ForwardPlan:
                 row += longest
         position, pad, unpad, chosen = (np.concatenate(parts) for parts in (positions, pads, unpads, keys))
         order, inverse, grid, grid_tokens, tails = _arranged(spans, tokens)
+        again = [inverse[np.concatenate(shared_tokens)], np.concatenate(shared_places)] if shared_tokens else []
         if order is not None:
             position, pad, unpad, chosen = position[order], inverse[pad], unpad[order], inverse[chosen]
         plain = _stands(pad, tokens)
         counts = [len(own) for own in positions]
         bounds = [np.cumsum([0, *each]) for each in (counts, map(len, keys))]
-        chosen_too = [] if _stands(chosen, tokens) else [chosen]
+        starts = np.cumsum([0, *map(len, keys)])
+
+        def as_key(place: NDArray[np.int64]) -> NDArray[np.int64]:
+            return np.where(place < 0, -1, starts[place // longest] + place % longest)
+
+        chosen_too = [] if _stands(chosen, tokens) else [chosen, as_key(unpad), *map(as_key, again[1:])]
 
         arrays = [
             *[position, *bounds, *chosen_too],
             *([] if plain else [pad, unpad]),
+            *again,
             *([] if order is None else [order, inverse]),
         ]
         sent = iter(send(arrays, device))
+        place, query_ends, key_ends = next(sent)[None], next(sent).int(), next(sent).int()
+        key_places = [next(sent) for _ in chosen_too]
+        to_pad, from_pad = (None, None) if plain else (next(sent), next(sent))
+        repeats = (next(sent), next(sent)) if again else None
+        gather = None
+        if key_places:
+            key_repeats = None if repeats is None else (repeats[0], key_places[2])
+            gather = RowGather(key_places[0], key_places[1], key_repeats)
         return cls(
             tuple(spans),
-            next(sent)[None],
+            place,
             longest,
-            RowBounds(next(sent).int(), next(sent).int(), max(counts), next(sent) if chosen_too else None),
-            None if plain else next(sent),
-            None if plain else next(sent),
+            RowBounds(query_ends, key_ends, max(counts), gather),
+            to_pad,
+            from_pad,
+            repeats,
             None if order is None else next(sent),
             None if order is None else next(sent),
             grid,
             grid_tokens,
             tails,
         )
+
+    def padded(self, x: Tensor) -> Tensor:
+        """Every row whole, padded to the longest: (heads, T, width) -> (rows, heads, longest, width)."""
+        whole = x
+        if self.pad is not None and self.unpad is not None:
+            whole = RowGather(self.pad, self.unpad, self.again).of(x, 1)
+        heads, _, width = x.shape
+        return whole.view(heads, -1, self.longest, width).transpose(0, 1)
+
+    def unpadded(self, x: Tensor) -> Tensor:
+        """Each token where it stands in the pass: (rows, heads, longest, width) -> (T, heads, width)."""
+        tokens = x.transpose(1, 2).flatten(0, 1)
+        return tokens if self.unpad is None else _Unpadded.apply(tokens, self)  # type: ignore[no-untyped-call]
 
     @contextlib.contextmanager
     def bound(self) -> Iterator[None]:
@@ -161,6 +218,47 @@ class ForwardPlan:
             yield
         finally:
             _BOUND.reset(before)
+
+
+class _Gathered(torch.autograd.Function):
+    """Gathers rows; backward, what their tokens have.
+
+    Nobody looks at padding, and so it has no gradient. A token that several rows begin with has the sum over them, always
+    in the same order: adding each to it as it comes would give other last bits each time on a GPU.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gather: RowGather, axis: int) -> Tensor:
+        ctx.gather, ctx.axis = gather, axis
+        return x.index_select(axis, gather.index)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        gather: RowGather = ctx.gather
+        axis: int = ctx.axis
+        (grad,) = grads
+        dx = grad.index_select(axis, gather.first)
+        if gather.again is not None:
+            tokens, places = gather.again
+            further = grad.index_select(axis, places.flatten().clamp(min=0)).unflatten(axis, places.shape)
+            nowhere = (places < 0).view(*([1] * axis), *places.shape, *([1] * (grad.ndim - axis - 1)))
+            dx.index_add_(axis, tokens, further.masked_fill(nowhere, 0).sum(axis + 1))  # each token once
+        return dx, None, None
+
+
+class _Unpadded(torch.autograd.Function):
+    """Gathers the tokens from the rows that they are counted in; backward, puts them there."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, plan: ForwardPlan) -> Tensor:
+        ctx.plan, ctx.places = plan, len(x)
+        assert plan.unpad is not None
+        return x.index_select(0, plan.unpad)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (grad,) = grads
+        return grad.new_zeros(ctx.places, *grad.shape[1:]).index_copy_(0, ctx.plan.unpad, grad), None
 
 
 def _stands(places: NDArray[np.int64], tokens: int) -> bool:

@@ -17,13 +17,12 @@ from bitlora.base.locate import BaseError
 from bitlora.config.sections import BaseConfig
 from bitlora.config.trial import LayerAdapter, TrialConfig, adapter_layers, refused_on_experts
 from bitlora.forward import attention
-from bitlora.forward import experts as routed
-from bitlora.forward.experts import MultiLoraExperts
 from bitlora.forward.forward_plan import ForwardPlan, recomputation
 from bitlora.forward.frozen import FrozenWeights
 from bitlora.forward.head import Head
 from bitlora.forward.multi_lora import LayerGroup, MultiLoraLinear, listening
 from bitlora.forward.proof import Proof
+from bitlora.forward.routed.experts import MultiLoraExperts, install_experts
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +244,7 @@ def inject_adapters(
             model.set_submodule(name, linears[name])
     attention.install(model)
     if experts:
-        routed.install(model, experts)
+        install_experts(model, experts)
     model.eval()
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": recomputation})

@@ -35,19 +35,19 @@ from bitlora.quantizers.activations import int8
 class _Tails:
     """The tails of a pass, padded: (tails, longest, K)."""
 
-    start: int
+    tokens: slice
     count: int
     longest: int
-    place: Tensor  # (tokens behind the grid,) int64: in the padded form
+    place: Tensor  # (tokens of the tails,) int64: in the padded form
     chosen: slice | Tensor
 
     def padded(self, x: Tensor) -> Tensor:
         """(T, K) -> (tails, longest, K), with zeros behind each tail."""
         out = x.new_zeros(self.count * self.longest, x.shape[1])
-        return out.index_copy_(0, self.place, x[self.start :]).view(self.count, self.longest, -1)
+        return out.index_copy_(0, self.place, x[self.tokens]).view(self.count, self.longest, -1)
 
     def flat(self, x: Tensor) -> Tensor:
-        """(tails, longest, K) -> (tokens behind the grid, K)."""
+        """(tails, longest, K) -> (tokens of the tails, K)."""
         return x.flatten(0, 1).index_select(0, self.place)
 
 
@@ -57,37 +57,45 @@ class SlotProducts:
     Args:
         plan: its spans have all T tokens.
         places: for each span its slot's matrix among the S.
+        absent: whether each span's matrix is zero; none is, where it is left out. Nothing is computed before the first span
+            that has one and behind the last: slots with equal layers stand next to each other.
     """
 
-    def __init__(self, plan: ForwardPlan, places: Sequence[int], device: torch.device) -> None:
-        self._grid = (len(plan.grid), plan.grid_tokens)
-        self._chosen = _choice([places[span] for span in plan.grid], device)
+    def __init__(
+        self, plan: ForwardPlan, places: Sequence[int], device: torch.device, absent: Sequence[bool] = ()
+    ) -> None:
+        absent = absent or [False] * len(places)
+        first, last = _without([absent[span] for span in plan.grid])
+        self._grid = (first, last - first, plan.grid_tokens)
+        self._chosen = _choice([places[span] for span in plan.grid[first:last]], device)
         self._tails: _Tails | None = None
-        if plan.tails:
-            longest = max(tail.stop - tail.start for tail in plan.tails)
+        start, stop = _without([absent[tail.span] for tail in plan.tails])
+        self._whole = last - first == len(plan.grid) and stop - start == len(plan.tails)
+        if tails := plan.tails[start:stop]:
+            longest = max(tail.stop - tail.start for tail in tails)
             place = [
-                number * longest + token
-                for number, tail in enumerate(plan.tails)
-                for token in range(tail.stop - tail.start)
+                number * longest + token for number, tail in enumerate(tails) for token in range(tail.stop - tail.start)
             ]
             self._tails = _Tails(
-                plan.tails[0].start,
-                len(plan.tails),
+                slice(tails[0].start, tails[-1].stop),
+                len(tails),
                 longest,
                 send([np.array(place)], device)[0],
-                _choice([places[tail.span] for tail in plan.tails], device),
+                _choice([places[tail.span] for tail in tails], device),
             )
 
     def times(self, x: Tensor, matrices: Tensor, out: Tensor | None = None) -> Tensor:
         """Each token's row by its slot's matrix: (T, K), (S, K, M) -> (T, M), of one dtype; `out` where it is given."""
         tails, grid = self._tails, self._on_grid(x)
         if out is None:
-            if tails is None:
+            if tails is None and self._whole:
                 return torch.bmm(grid, matrices[self._chosen]).flatten(0, 1)
             out = x.new_empty(len(x), matrices.shape[2])
+        if not self._whole:
+            out.zero_()
         torch.bmm(grid, matrices[self._chosen], out=self._on_grid(out))
         if tails is not None:
-            out[tails.start :] = tails.flat(torch.bmm(tails.padded(x), matrices[tails.chosen]))
+            out[tails.tokens] = tails.flat(torch.bmm(tails.padded(x), matrices[tails.chosen]))
         return out
 
     def add_times(self, into: Tensor, x: Tensor, matrices: Tensor) -> None:
@@ -97,7 +105,7 @@ class SlotProducts:
             return
         _add_product(self._on_grid(into), self._on_grid(x), matrices[self._chosen])
         if (tails := self._tails) is not None:
-            into[tails.start :] += tails.flat(torch.bmm(tails.padded(x), matrices[tails.chosen]))
+            into[tails.tokens] += tails.flat(torch.bmm(tails.padded(x), matrices[tails.chosen]))
 
     def add_outer(self, into: Tensor, left: Tensor, right: Tensor) -> None:
         """Add to each slot's matrix the product of its tokens: (S, K, M) += (T, K)ᵀ (T, M), where `into` may have another
@@ -107,14 +115,21 @@ class SlotProducts:
             _add_outer(into, tails.chosen, tails.padded(left), tails.padded(right))
 
     def _on_grid(self, x: Tensor) -> Tensor:
-        slots, tokens = self._grid
-        return x[: slots * tokens].view(slots, tokens, x.shape[1])
+        first, slots, tokens = self._grid
+        return x[first * tokens : (first + slots) * tokens].view(slots, tokens, x.shape[1])
+
+
+def _without(absent: Sequence[bool]) -> tuple[int, int]:
+    """From the first that is there to behind the last."""
+    there = [number for number, missing in enumerate(absent) if not missing]
+    return (there[0], there[-1] + 1) if there else (0, 0)
 
 
 def _choice(places: Sequence[int], device: torch.device) -> slice | Tensor:
     """These places, as a slice (which copies nothing) where they stand next to each other."""
-    if [*places] == [*range(places[0], places[0] + len(places))]:
-        return slice(places[0], places[0] + len(places))
+    first = places[0] if places else 0
+    if [*places] == [*range(first, first + len(places))]:
+        return slice(first, first + len(places))
     return send([np.array(places)], device)[0]
 
 
@@ -326,7 +341,7 @@ def _make(plan: ForwardPlan, slots: Mapping[int, SlotTraits], dtype: torch.dtype
     )
     return Ownership(
         slots,
-        SlotProducts(plan, [one.place for one in traits], device),
+        SlotProducts(plan, [one.place for one in traits], device, [not one.rank for one in traits]),
         column([1 - one.dropout for one in traits]) if masked else None,
         masked,
         tuple(Int8Part(start, stop, widths[start:stop]) for start, stop in parts),

@@ -86,6 +86,6 @@ def code_digest() -> str:
     """16 hex digits over the source of what loads a base and computes with it."""
     digest = hashlib.sha256()
     for room in ("base", "forward"):
-        for file in sorted((Path(__file__).parents[1] / room).glob("*.py")):
+        for file in sorted((Path(__file__).parents[1] / room).rglob("*.py")):
             digest.update(file.name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:16]

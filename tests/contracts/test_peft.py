@@ -22,6 +22,7 @@ from peft.tuners.lora.layer import LoraVariant  # bitlora.adapter.peft_layers
 from peft.tuners.tuners_utils import check_adapters_to_merge  # bitlora.adapter.peft_layers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
 
 class _Base(nn.Module):
@@ -304,6 +305,51 @@ def test_of_patterns_the_first_key_counts_and_files_have_them_sorted(tmp_path: P
     made.save_pretrained(str(tmp_path))
     loaded = PeftModel.from_pretrained(_Base(), str(tmp_path))
     assert [model.base_model.model.up.scaling["default"] for model in (made, loaded)] == [8.0, 2.0]
+
+
+# ---- routed experts
+
+
+def _experts(**options: Any) -> PeftModel:
+    torch.manual_seed(0)
+    config = Qwen3MoeConfig(
+        vocab_size=32, hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2, num_experts=3,
+        num_experts_per_tok=2, moe_intermediate_size=4, mlp_only_layers=[0],
+    )  # fmt: skip
+    return get_peft_model(
+        AutoModelForCausalLM.from_config(config), LoraConfig(r=2, lora_alpha=8, init_lora_weights=False, **options)
+    )
+
+
+def test_tensors_of_experts_are_wrapped_in_each_other() -> None:
+    """bitlora.adapter.peft_folder.tensor_place, bitlora.engine.vector.Kind: A has the rank's rows for each expert, B its
+    columns component by component; the last tensor of a module is the outermost."""
+    model = _experts(target_modules=[], target_parameters=["mlp.experts.down_proj", "mlp.experts.gate_up_proj"])
+    down = model.base_model.model.model.layers[1].mlp.experts
+    up = down.base_layer
+    assert (down.parameter_name, up.parameter_name) == ("down_proj", "gate_up_proj")
+    a, b = up.lora_A["default"].weight, up.lora_B["default"].weight
+    assert (a.shape, b.shape) == ((3 * 2, 8), (8, 2 * 3))
+    wanted = torch.stack([4 * b[:, expert::3] @ a[2 * expert : 2 * expert + 2] for expert in range(3)])
+    torch.testing.assert_close(up.get_delta_weight("default"), wanted)
+
+
+def test_experts_drop_nothing() -> None:
+    """bitlora.config.trial.refused_on_experts."""
+    with pytest.raises(ValueError, match="lora_dropout"):
+        _experts(target_modules=[], target_parameters=["mlp.experts.down_proj"], lora_dropout=0.1)
+
+
+def test_names_of_linear_layers_are_taken_for_experts() -> None:
+    """bitlora.adapter.peft_folder.as_parameter, bitlora.adapter.apply._unknown_to_peft: over a base that has experts a
+    list's `gate_proj`, `up_proj` and `down_proj` are theirs (PEFT 0.21.2); as a parameter such a layer has its own."""
+    name = "model.layers.0.mlp.down_proj"
+    taken = _experts(target_modules=[name, "q_proj"])
+    assert not hasattr(taken.base_model.model.get_submodule(name), "lora_A")
+    meant = _experts(target_modules=["q_proj"], target_parameters=[f"{name}.weight"])
+    layer = meant.base_model.model.get_submodule(name)
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    torch.testing.assert_close(layer.get_delta_weight("default"), 4 * b @ a)
 
 
 def _layers(model: PeftModel) -> list[Any]:

@@ -30,6 +30,7 @@ from transformers import (
     MistralConfig,
     PreTrainedTokenizerFast,
 )
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 SMALL: dict[str, Any] = {
     "vocab_size": 32,
@@ -387,3 +388,13 @@ def test_where_tokens_stand(tokenizer: PreTrainedTokenizerFast) -> None:
     assert [len(first.ids), len(second.ids)] == [3, 2]
     assert list(tokenizer.get_added_vocab()) == ["<eos>"]
     assert tokenizer("a").input_ids[0] != tokenizer.eos_token_id
+
+
+def test_experts_are_computed_by_what_is_registered() -> None:
+    """bitlora.forward.routed.experts, bitlora.base.experts: given all tokens, by a module that says how it is made."""
+    calls: list[Any] = []
+    ALL_EXPERTS_FUNCTIONS.register("mine", lambda *given: calls.append(given) or given[1])
+    (model := _model(GptOssConfig(**GROUPED, num_local_experts=4))).set_experts_implementation("mine")
+    model(input_ids=torch.zeros(1, 3, dtype=torch.int64))
+    found = [(m.is_transposed, m.has_bias, m.has_gate, len(x), of.shape, by.shape) for m, x, of, by in calls]
+    assert found == [(True, True, True, 3, (3, 4), (3, 4))] * 2

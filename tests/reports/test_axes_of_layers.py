@@ -23,10 +23,12 @@ def test_targets_and_patterns_are_axes_like_others(folder, add):
             learning_rate=2e-4 * (1 + number),
             targets=("attention", "mlp", REGEX)[number % 3],
             rank_pattern=("none", PATTERN)[number // 2 % 2],
+            record={"base": {"model": "tiny", "params": 1000, "adapted_params": (24, 824, 12)[number % 3]}},
         )
     write_report([folder])
     page = (folder / "report" / "report.md").read_text()
     assert "rank pattern (none, q_proj: 8, layers.(0\\|1).mlp.\\*: 32); targets (attention, mlp, " in page
+    assert "- Adapters on: layers that hold 1.2 % to 82.4 % of the base's parameters\n" in page
     best = "quantizer none, rank 8, alpha 16, learning rate 2e-4, targets attention, rank pattern none"
     assert f"**t0000** ({best}) **has the lowest loss**" in page
     board = page.split("## Leaderboard")[1]

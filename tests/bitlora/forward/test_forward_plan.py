@@ -1,11 +1,12 @@
 """The plan of a forward pass: where tokens stand, and that a pass runs by its own plan alone."""
 
 import threading
+from itertools import accumulate
 
 import pytest
 import torch
 from commands import save_tokenizer
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import OPTConfig, OPTForCausalLM
 
@@ -41,6 +42,41 @@ def test_attention_finds_every_row_whole_and_every_token_once(case):
         assert (row[length:] == row[length - 1]).all()  # padding repeats the row's own last token
     # From the padded form back, each token is itself.
     assert torch.equal(pad[unpad], as_it_stands)
+
+
+@settings(deadline=None)
+@given(layouts(), st.integers(0, 99))
+def test_there_and_back_are_gathers_with_the_gradients_of_gathers(case, seed):
+    rows, shared = case
+    ends = [sum(lengths) - common * (len(lengths) - 1) for lengths, common in zip(rows, shared, strict=True)]
+    stops = [*accumulate(ends)]
+    spans = [Span(slot, start, stop) for slot, (start, stop) in enumerate(zip([0, *stops], stops, strict=False))]
+    plan = ForwardPlan.make(spans, rows, shared, CPU)
+    tokens = torch.arange(plan.tokens)
+    pad, unpad = (tokens if places is None else places for places in (plan.pad, plan.unpad))
+    draw = torch.Generator().manual_seed(seed)
+    x = torch.randn(2, plan.tokens, 3, generator=draw, dtype=torch.float64, requires_grad=True)
+    padded = plan.padded(x)
+    plain = x.index_select(1, pad).view(2, -1, plan.longest, 3).transpose(0, 1)
+    assert torch.equal(padded, plain)
+    gradient = torch.randn(padded.shape, generator=draw, dtype=torch.float64)
+    for row, length in enumerate(length for each in rows for length in each):
+        gradient[row, :, length:] = 0  # as attention gives it
+    torch.testing.assert_close(*(torch.autograd.grad(found, x, gradient)[0] for found in (padded, plain)))
+
+    if plan.rows.chosen is not None:  # as attention without padding has the keys
+        keys = plan.rows.chosen.of(x, 1)
+        plain = x.index_select(1, plan.rows.chosen.index)
+        assert torch.equal(keys, plain)
+        gradient = torch.randn(keys.shape, generator=draw, dtype=torch.float64)
+        torch.testing.assert_close(*(torch.autograd.grad(found, x, gradient)[0] for found in (keys, plain)))
+
+    y = padded.detach().requires_grad_()
+    back = plan.unpadded(y)
+    plain = y.transpose(1, 2).flatten(0, 1).index_select(0, unpad)
+    assert torch.equal(back, plain)
+    gradient = torch.randn(back.shape, generator=draw, dtype=torch.float64)
+    assert torch.equal(*(torch.autograd.grad(found, y, gradient)[0] for found in (back, plain)))
 
 
 def test_it_never_changes():

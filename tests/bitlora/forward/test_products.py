@@ -68,6 +68,41 @@ def test_they_are_those_of_a_loop(case, into):
     torch.testing.assert_close(grads, (outer + 1).to(into), **close)
 
 
+@given(CASES, st.sets(st.integers(0, PLACES - 1)))
+def test_what_is_not_there_gives_zeros_and_is_not_computed_at_the_ends(case, absent):
+    lengths, order = case
+    plan, places = make(lengths)
+    mine = order[: len(lengths)]
+    products = SlotProducts(plan, mine, CPU, [number in absent for number in range(len(lengths))])
+    x, right, matrices = (
+        torch.randn(*shape).double() for shape in ((plan.tokens, K), (plan.tokens, M), (PLACES, K, M))
+    )
+    first = min((number for number in range(len(lengths)) if number not in absent), default=len(lengths))
+    for number, (place, tokens) in enumerate(zip(mine, places, strict=True)):
+        if number in absent:
+            matrices[place] = 0
+        if number < first:
+            x[tokens] = math.nan  # nobody looks
+    whole = SlotProducts(plan, mine, CPU)
+    close = {"rtol": 1e-12, "atol": 1e-12}
+    there = [tokens for number, tokens in enumerate(places) if number >= first]
+    seen = torch.cat([*there, torch.zeros(0, dtype=torch.int64)])
+    out = torch.full((plan.tokens, M), 7.0, dtype=torch.float64)
+    found = products.times(x, matrices, out=out)
+    torch.testing.assert_close(found[seen], whole.times(x, matrices)[seen], **close)
+    y = torch.ones(plan.tokens, M, dtype=torch.float64)
+    products.add_times(y, x, matrices)
+    torch.testing.assert_close(y, found + 1, **close)
+    grads = torch.zeros(PLACES, K, M, dtype=torch.float64)
+    products.add_outer(grads, x, right)
+    for number, (place, tokens) in enumerate(zip(mine, places, strict=True)):
+        if number < first:
+            assert not found[tokens].any()
+            assert not grads[place].any()
+        elif number not in absent:
+            torch.testing.assert_close(grads[place], x[tokens].T @ right[tokens], **close)
+
+
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
 @given(case=CASES)
 def test_a_slot_that_is_not_finite_changes_no_other_to_the_last_bit(poison, case):

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitlora.forward.routing import GroupProducts, Routing
+from bitlora.forward.routed.routing import GroupProducts, Routing
 
 EXPERTS = 3
 

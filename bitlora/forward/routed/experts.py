@@ -1,7 +1,7 @@
 """Routed experts with an adapter for each slot and each expert.
 
 transformers keeps a layer's experts as two tensors of three axes, and lets another implementation of their products be
-registered by name. This one sends a token's copies to its experts as the base's router says (`bitlora.forward.routing`)
+registered by name. This one sends a token's copies to its experts as the base's router says (`routing.py` beside it)
 and adds what the adapter of its slot makes of it there. The adapter is the one that PEFT has for such a tensor
 (`target_parameters`): of rank r, A and B for each expert, which differ from each other.
 
@@ -19,7 +19,7 @@ from bitlora.base.experts import ExpertWeights
 from bitlora.forward.forward_plan import bound_plan
 from bitlora.forward.multi_lora import GroupAdapters, LayerGroup, MultiLoraLinear
 from bitlora.forward.products import NO_SLOTS
-from bitlora.forward.routing import Routing, owners
+from bitlora.forward.routed.routing import Routing, owners
 
 EXPERTS: Final = "bitlora_experts"
 """The name under which `routed_experts` is known to transformers."""
@@ -70,7 +70,7 @@ class MultiLoraExperts(MultiLoraLinear):
         return _ExpertsAndAdapters.apply(x, anchor, self, routing, self.adapters())  # type: ignore[no-untyped-call, no-any-return]
 
 
-def install(model: Any, layers: dict[str, MultiLoraExperts]) -> None:
+def install_experts(model: Any, layers: dict[str, MultiLoraExperts]) -> None:
     """Make `model` (a transformers causal LM) compute its routed experts here.
 
     Args:

@@ -1,0 +1,1 @@
+"""Routed experts in a pass: their tokens, their products and their adapters."""
