@@ -5,7 +5,8 @@ configuration asks for. A sliding window, a soft cap of the scores and sinks are
 does them; what is not known here is refused (`bitlora.base.admission`).
 
 On a GPU in half precision rows of unlike lengths are attended to as they stand (`fits_unpadded`); elsewhere they are
-gathered and padded.
+gathered and padded. On a CPU half precision is attended to in float32, which takes less time there
+(`tests/benchmarks/forms/attention.py`).
 """
 
 from __future__ import annotations
@@ -89,7 +90,8 @@ def row_attention(
     if plan.pad is not None and softcap is None and sinks is None and fits_unpadded(query, value):
         return _unpadded(plan, query, key, value, scaling, window), None
 
-    q, k, v = (plan.padded(x.squeeze(0)) for x in (query, key, value))  # the gradient of x[0] would be a copy
+    inside = attended_in(query)  # the gradient of x[0], below, would be a copy
+    q, k, v = (plan.padded(x.to(inside).squeeze(0)) for x in (query, key, value))
     seen = None if window is None or window >= plan.longest else _band(plan.longest, int(window), query.device)
     if softcap is None and sinks is None:
         grouped = q.shape[1] != k.shape[1]
@@ -97,7 +99,12 @@ def row_attention(
     else:
         seen = _band(plan.longest, plan.longest, query.device) if seen is None else seen
         out = _written_out(q, k, v, seen, scaling, softcap, sinks)
-    return plan.unpadded(out)[None], None
+    return plan.unpadded(out.to(query.dtype))[None], None
+
+
+def attended_in(query: Tensor) -> torch.dtype:
+    """What attention is computed in: float32 at least on a CPU, else as it is given."""
+    return torch.promote_types(query.dtype, torch.float32) if query.device.type == "cpu" else query.dtype
 
 
 def fits_unpadded(query: Tensor, value: Tensor) -> bool:

@@ -67,7 +67,7 @@ class RowGather:
 
     def of(self, x: Tensor, axis: int) -> Tensor:
         """A token's numbers at each of its places: (…, T, …) -> (…, places, …)."""
-        found: Tensor = _Gathered.apply(x, self, axis)  # type: ignore[no-untyped-call]
+        found: Tensor = _GatheredRows.apply(x, self, axis)  # type: ignore[no-untyped-call]
         return found
 
 
@@ -220,7 +220,7 @@ class ForwardPlan:
             _BOUND.reset(before)
 
 
-class _Gathered(torch.autograd.Function):
+class _GatheredRows(torch.autograd.Function):
     """Gathers rows; backward, what their tokens have.
 
     Nobody looks at padding, and so it has no gradient. A token that several rows begin with has the sum over them, always

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from varlen import without_padding
 
 from bitlora.config.sections import BaseConfig
+from bitlora.forward import attention
 from bitlora.forward.forward_plan import ForwardPlan
 from bitlora.forward.inject import inject_adapters
 
@@ -71,3 +72,22 @@ def test_every_row_is_as_alone(both, slots, seed):
     for row, logits in zip(rows, found, strict=True):
         alone = model(input_ids=row[None], use_cache=False).logits[0, -1]
         assert (logits - alone).abs().max() < 1e-4 * max(1.0, float(alone.abs().max()))
+
+
+@pytest.mark.parametrize("asked", [{}, {"softcap": 5.0}], ids=str)
+def test_half_precision_is_attended_to_in_float32_on_a_cpu(asked, monkeypatch):
+    """To the last bit that of float32 on the same numbers, rounded once at its end; its gradients as well."""
+    monkeypatch.setattr(attention, "fits_unpadded", lambda query, value: False)
+    drawn = torch.Generator().manual_seed(0)
+    plan = ForwardPlan.make([], [[5, 9], [3]], [2, 0], CPU)
+    halves = [torch.randn(1, heads, plan.tokens, 8, generator=drawn).bfloat16() for heads in (4, 2, 2)]
+
+    def run(dtype):
+        given = [each.to(dtype, copy=True).requires_grad_() for each in halves]
+        with plan.bound():
+            out, _ = attention.row_attention(torch.nn.Module(), *given, None, **asked)
+        out.sum().backward()
+        return [out, *(each.grad for each in given)]
+
+    for half, full in zip(run(torch.bfloat16), run(torch.float32), strict=True):
+        assert torch.equal(half, full.bfloat16())
