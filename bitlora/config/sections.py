@@ -50,8 +50,8 @@ class BaseConfig(Config):
     hangs on it."""
     cache: bool | Literal["auto"] = "auto"
     """Of `nf4`: keep the values of the 4-bit codes in the compute dtype too, so that no step dequantizes them: four times
-    the codes' memory in bfloat16, eight times in float32. `auto`: on a GPU where no slot and no pass is lost by it, and not
-    on a CPU. No number hangs on it."""
+    the codes' memory in bfloat16, eight times in float32. `auto`: where there is room for them beside
+    all slots and whole steps. No number hangs on it."""
     targets: Targets = ALL
     """Which linear layers of the base's blocks get an adapter: all, those of the attention (`attention`), the others
     (`mlp`), the routed experts alone (`experts`, which `all-linear` and `mlp` have too), those whose name ends in one of a

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
+
+import pandas as pd
 
 from reports.document.cells import counted, loss, seconds, value
 from reports.document.document import NOTHING, Bullets, plain
 from reports.load.folder import SPEC
 from reports.load.sweep import DistinctValues, Sweep
-from reports.load.values import mapping
+from reports.load.values import finite, mapping
 from reports.sections.parts import Section, section
 from reports.statistics.axes import Axes
 from reports.statistics.findings import Findings
@@ -45,6 +49,7 @@ def facts(sweep: Sweep, axes: Axes) -> Bullets:
         **_optimizer(sweep),
         "Versions": ", ".join(f"{plain(name, 60)} {_values(found)}" for name, found in sorted(sweep.versions.items())),
         "Spec": f"{SPEC}, SHA-256 {sweep.spec_hash}…" if sweep.spec_hash else "",
+        **_budget(sweep),
         **_runs(sweep),
     }
     return Bullets(tuple((f"{title}: {line or NOTHING}",) for title, line in lines.items()))
@@ -76,6 +81,29 @@ def _optimizer(sweep: Sweep) -> dict[str, str]:
     }
 
 
+def _budget(sweep: Sweep) -> dict[str, str]:
+    """What a trial is trained on in full, and what share of the data that is; nothing where trials or data differ."""
+    none = pd.Series(dtype=object)
+    of = [set(sweep.trials.get(f"config.{key}", none).dropna()) for key in ("steps", "batch_size")]
+    rows = sweep.data.get("train_rows", ())
+    if any(len(found) != 1 for found in (*of, rows)) or not rows[0].isdecimal() or not int(rows[0]):
+        return {}
+    (steps,), (batch,) = of
+    share = steps * batch / int(rows[0])
+    epochs = f"{100 * share:.3g} % of an epoch" if share < 1 else f"{share:.3g} epochs"
+    return {"A trial in full": f"{counted(int(steps), 'step')} of {counted(int(batch), 'row')}, {epochs}"}
+
+
+def _cost(sweep: Sweep, used: float, gpu: object) -> str:
+    """Hours of workers, and what they cost where the spec has a price."""
+    price = finite(mapping(sweep.spec, "resources").get("price_per_hour"))
+    if price is None or used <= 0:
+        return ""
+    hours = used / 3600 * (gpu if isinstance(gpu, int | float) and gpu else 1)
+    what = "GPU" if gpu else "worker"
+    return f"; {hours:.3g} {what} hours at {price:g} are {hours * price:.2f}"
+
+
 def _runs(sweep: Sweep) -> dict[str, str]:
     """Code, machine and time, as the runs of the sweep recorded them; nothing where none did."""
     runs = sweep.runs
@@ -103,8 +131,18 @@ def _runs(sweep: Sweep) -> dict[str, str]:
     return {
         "Code": " and ".join(code) or "not from a checkout",
         "Machine": ", ".join(part for part in parts if part),
-        "Time": f"{seconds(wall)} in all{again}; {seconds(used)} of workers with {reserved} each",
+        "Time": f"{_day(runs[0])}{seconds(wall)} in all{again}; {seconds(used)} of workers with {reserved} each"
+        + _cost(sweep, used, gpu),
     }
+
+
+def _day(run: Mapping[str, Any]) -> str:
+    """When it began, to the minute, in UTC; nothing where the run does not say."""
+    try:
+        began = datetime.fromisoformat(str(run.get("began"))).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return ""
+    return f"{began:%Y-%m-%d %H:%M} UTC, "
 
 
 def _domain(key: str, domain: object) -> str:

@@ -68,7 +68,7 @@ def settle_memory(
         how = f"measured in {time.monotonic() - began:.1f} s"
         if workers.first:
             keep(asdict(needs) if needs is not None else short or {})
-    values = Values.of(cache, engine.base.values_bytes, engine.base.dtype, device)
+    values = Values.of(cache, engine.base.values_bytes, engine.base.dtype)
     if needs is None:
         assert short is not None
         how = short["reason"]
@@ -102,11 +102,10 @@ class Values:
     """They are kept where that takes nothing from anybody."""
 
     @classmethod
-    def of(cls, cache: bool | Literal["auto"], bytes_: int, dtype: torch.dtype, device: torch.device) -> Values:
+    def of(cls, cache: bool | Literal["auto"], bytes_: int, dtype: torch.dtype) -> Values:
         """Those of a base in which they would take so many bytes; 0: nothing is quantized."""
-        pays = device.type == "cuda"  # on CPUs it was measured: reports/examples/speed
         name = str(dtype).removeprefix("torch.")
-        return cls(bytes_, name, cache is True and bytes_ > 0, cache == "auto" and pays and bytes_ > 0)
+        return cls(bytes_, name, cache is True and bytes_ > 0, cache == "auto" and bytes_ > 0)
 
     def fit(self, needs: MemoryNeeds, budget: float, slots: int, rows: int, given: bool) -> tuple[MemoryFit, bool]:
         """As `bitlora.engine.memory.fit`, and whether they are kept."""

@@ -126,6 +126,8 @@ class ResourcesConfig(Config):
     patience: PositiveFloat | None = None
     """Seconds that a pack may wait for room on the cluster; null: 1800, and 180 on this machine's own Ray. Where no pack
     ever finds room, the sweep ends after that."""
+    price_per_hour: NonNegativeFloat | None = None
+    """Of a GPU, or without one of a worker, in any currency: the report says what the sweep cost."""
 
 
 class Spec(Config):

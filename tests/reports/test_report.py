@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from constructed import spread
+from constructed import spread, write_run
 
 from reports.load.sweep import load_sweep
 from reports.report import report as made
@@ -349,3 +349,14 @@ def test_other_examples_give_no_interval(folder, add):
     page = report(folder)
     assert "95 % interval of the gap 0" not in page
     assert "No interval could be computed" in page
+
+
+def test_what_a_sweep_cost_where_the_spec_has_a_price(folder, eight):
+    """440 seconds of one GPU are 0.122 hours."""
+    write_run(folder)
+    with (folder / "sweep.yaml").open("a") as spec:
+        spec.write("resources: {price_per_hour: 2.5}\n")
+    time = next(line for line in report(folder).splitlines() if line.startswith("- Time: "))
+    assert time == (
+        "- Time: 2026-01-02 03:04 UTC, 8 min in all; 7 min of workers with 1 GPU each; 0.122 GPU hours at 2.5 are 0.31"
+    )

@@ -6,6 +6,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 from printed_page import (
@@ -21,6 +22,11 @@ from printed_page import (
 )
 from recount_cells import Cells
 from sweep_files import Configuration, best_of_each_quantizer, edge, ratio
+
+
+def digits(text: str, value: float) -> bool:
+    """Three of them."""
+    return math.isclose(float(text), value, rel_tol=5.1e-3)
 
 
 def full_name(quantizer: str) -> str:
@@ -244,6 +250,8 @@ class Words(Cells):
         if match := page.one("set-up", lines["Spec"], r"SHA-256 ([0-9a-f]+)…"):
             digest = hashlib.sha256((sweep.folder / "sweep.yaml").read_bytes()).hexdigest()
             page.check("set-up, SHA-256", lines["Spec"].part(match, 1), digest[:16])
+        if "A trial in full" in lines:
+            self.in_full(lines["A trial in full"])
         if sweep.runs:
             self.ran(lines)
 
@@ -312,8 +320,30 @@ class Words(Cells):
                 if name and (at := cell.text.find(name)) >= 0:
                     page.check("set-up, machine", Cell(name, cell.start + at), name)
         cell = lines["Time"]
-        if match := page.one("set-up, time", cell, r"^([\w. ]+?) in all"):
-            page.check("set-up, time in all", cell.part(match, 1), sum(run["seconds"] for run in runs), duration)
+        if match := page.one("set-up, time", cell, r"^(?:([\d-]+ [\d:]+) UTC, )?([\w. ]+?) in all"):
+            began = datetime.fromisoformat(runs[0]["began"]).astimezone(UTC).isoformat(" ", "minutes")
+            if match[1]:  # reports of before do not say it
+                page.check("set-up, began", cell.part(match, 1), began.removesuffix("+00:00"))
+            page.check("set-up, time in all", cell.part(match, 2), sum(run["seconds"] for run in runs), duration)
         if match := re.search(r"; ([\w. ]+?) of workers with ([\d.]+) (GPU|CPU)", cell.text):
             page.check("set-up, time of workers", cell.part(match, 1), self.worker_seconds, duration)
             page.check("set-up, of a worker", cell.part(match, 2), last["worker"].get(match[3]), short)
+        price = (self.sweep.spec.get("resources") or {}).get("price_per_hour")
+        if price is not None and (
+            match := page.one("set-up, cost", cell, r"; (\S+) (?:GPU|worker) hours at (\S+) are (\S+)$")
+        ):
+            hours = self.worker_seconds / 3600 * (last["worker"].get("GPU") or 1)
+            for group, value, holds in ((1, hours, digits), (2, price, short), (3, hours * price, fixed(2))):
+                page.check("set-up, cost", cell.part(match, group), value, holds)
+        page.holds("set-up: a cost without a price", price is not None or "hours at" not in cell.text)
+
+    def in_full(self, cell: Cell) -> None:
+        """Steps, rows and epochs of a trial that is not stopped, where all trials have them alike."""
+        each = [(t.config["steps"], t.config["batch_size"], t.record["data"]["train_rows"]) for t in self.sweep.trials]
+        pattern = rf"^{COUNT} steps? of {COUNT} rows?, (\S+) (% of an epoch|epochs)$"
+        if match := self.page.one("set-up, a trial in full", cell, pattern):
+            self.page.holds("set-up: trials differ in steps, rows or data", len(set(each)) == 1)
+            steps, batch, rows = each[0]
+            share = steps * batch / rows * (100 if "%" in match[4] else 1)
+            for group, value, holds in ((1, steps, count), (2, batch, count), (3, share, digits)):
+                self.page.check("set-up, a trial in full", cell.part(match, group), value, holds)
