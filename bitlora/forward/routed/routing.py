@@ -152,7 +152,7 @@ class Routing:
 
     def gathered(self, y: Tensor) -> Tensor:
         """The sum of a token's copies: (P, K) -> (T, K)."""
-        return _CopiesSummed.apply(y, self)  # type: ignore[no-untyped-call, no-any-return]
+        return _SummedCopies.apply(y, self)  # type: ignore[no-untyped-call, no-any-return]
 
     def placed(self, weights: Tensor) -> Tensor:
         """What the router weighs each copy with, at its place: (T, copies) -> (P, 1)."""
@@ -170,7 +170,7 @@ class _Spread(torch.autograd.Function):
         return _sum_of_copies(grads[0], ctx.routing), None
 
 
-class _CopiesSummed(torch.autograd.Function):
+class _SummedCopies(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, routing: Routing) -> Tensor:
         ctx.routing = routing

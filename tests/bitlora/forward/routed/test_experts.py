@@ -25,6 +25,7 @@ TRIALS = {
                            own={"loraplus_ratio": 4.0}),
     "component": Trial(seed=4, quantizer="int4", component=True, rank=2, rate=5e-3, steps=4),
     "elsewhere": Trial(seed=5, rank=4, rate=5e-3, steps=4, own={"targets": "attention"}),
+    "dora": Trial(seed=6, rank=2, rate=5e-3, steps=4, own={"targets": "attention", "dora": True}, peft={"use_dora": True}),
 }  # fmt: skip
 
 
@@ -69,7 +70,7 @@ def test_a_trial_in_a_pack_is_as_stock_peft_alone(folder, trained, name):
     own = starts[name]
     parameters = [layer for layer in own if ".experts." in layer]
     modules = [layer for layer in own if layer not in parameters]
-    assert bool(modules) == (name == "elsewhere")
+    assert bool(modules) == (name in ("elsewhere", "dora"))
     assert worst(losses[name], TRIALS[name].alone(model, own, targets=modules, parameters=parameters)) < 1e-9
 
 
