@@ -115,6 +115,8 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         """Open trials, by our id -> the steps of which the study has a value, and that."""
         self._told: set[str] = set()
         self._firsts = Firsts(essence)
+        self._again: list[str] = []
+        """Open trials that waited for one with their configuration, which failed: they are to be trained after all."""
         self._settled: dict[str, Outcome] = {}
         """Of trials that were trained to their end."""
         self.twin: Callable[[Twin], object] = bool
@@ -179,6 +181,8 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         ours = self._next()
         while ours is not None and ours != Searcher.FINISHED and self._has_been_had(ours):
             ours = self._next()
+        if ours == Searcher.FINISHED and self._firsts.awaited:
+            return None  # if that one fails, those that wait for it are trained
         if ours is None or ours == Searcher.FINISHED:
             return ours
         self._ours[trial_id] = ours
@@ -191,6 +195,8 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
     def _next(self) -> str | None:
         """Our id of the next trial, which is open now; else what `suggest` gives."""
         reported = {}
+        if self._again:
+            return self._again.pop(0)
         if self._begun:
             ours = next(iter(self._begun))
             reported = {"reported": self.reported.get(ours, 0)}
@@ -303,6 +309,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         Raises:
             KeyError: no such trial was ever handed out.
         """
+        self._again = [waiting for waiting in self._again if waiting != trial_id]
         if trial_id not in self._open and trial_id not in self._told:
             raise KeyError(trial_id)
         trial = self._open.pop(trial_id, None)
@@ -326,6 +333,9 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         else:
             self._firsts.forget(trial_id)
         waiting = [twin for twin in self._firsts.followers(trial_id) if twin in self._open]
+        if status not in SETTLED and status != "interrupted":
+            self._again += waiting
+            waiting = []
         twins = [self._end_as(twin, trial_id, came_to) for twin in waiting]
         self._changed()
         return twins

@@ -68,6 +68,11 @@ class Firsts:
         """`twin` ends when `first` does."""
         self._followers.setdefault(first, []).append(twin)
 
+    @property
+    def awaited(self) -> bool:
+        """Does any twin wait for its first?"""
+        return bool(self._followers)
+
     def followers(self, first: str) -> list[str]:
         """The twins that end now, since `first` has."""
         return self._followers.pop(first, [])

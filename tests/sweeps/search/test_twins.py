@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
@@ -29,7 +28,7 @@ def trials(folder: Path) -> list[FrozenTrial]:
 def drain(one: OptunaSearcher) -> list[dict[str, Any]]:
     """Every trial it hands out, none told."""
     found: list[Any] = []
-    while (suggestion := one.suggest(f"tune{len(found)}")) != Searcher.FINISHED:
+    while isinstance(suggestion := one.suggest(f"tune{len(found)}"), dict):
         found.append(suggestion)
     return found
 
@@ -98,17 +97,44 @@ def test_a_result_of_before_is_used_at_once_and_a_sweep_that_goes_on_knows_it(tm
     assert third.ended["t0001"].same_as == "t0000"
 
 
-@pytest.mark.parametrize("status", ["failed", "diverged"])
-def test_a_trial_that_fails_says_nothing_of_its_configuration(tmp_path: Path, status: Any) -> None:
-    """Those that wait for it fail with it; the next one is trained. One that has diverged would diverge again."""
+def test_a_trial_that_fails_says_nothing_of_its_configuration(tmp_path: Path) -> None:
+    """Of those that wait for it the next is trained, and the others wait for that one: it may have failed of anything."""
+    one = listed(tmp_path, 3)
+    assert [each["trial_id"] for each in drain(one)] == ["t0000"]
+    assert one.suggest("later") is None  # not finished: somebody waits
+    assert one.finish("t0000", "failed", None, "no memory") == []
+    assert [each["trial_id"] for each in drain(one)] == ["t0001"]
+    assert one.suggest("later") is None
+    assert one.finish("t0001", "failed", None, "no memory") == []
+    assert [each["trial_id"] for each in drain(one)] == ["t0002"]
+    assert one.suggest("later") == Searcher.FINISHED
+    one.finish("t0002", "completed", 2.0)
+    states = [trial.state for trial in trials(tmp_path)]
+    assert states == [TrialState.FAIL, TrialState.FAIL, TrialState.COMPLETE]
+    assert not any("same_as" in trial.user_attrs for trial in trials(tmp_path))
+
+
+def test_one_that_waits_and_is_ended_is_not_trained_any_more(tmp_path: Path) -> None:
+    """As the sweep's end does it: all that are open fail, one after another."""
+    one = listed(tmp_path, 3)
+    drain(one)
+    for trial in one.unfinished():
+        one.finish(trial["trial_id"], "failed", None, "no pack can be started")
+    assert drain(one) == []
+    assert one.suggest("later") == Searcher.FINISHED
+    assert [trial.state for trial in trials(tmp_path)] == 3 * [TrialState.FAIL]
+
+
+def test_one_that_has_diverged_would_diverge_again(tmp_path: Path) -> None:
     one = listed(tmp_path, 3)
     one._searched = 2
     drain(one)
-    twins = one.finish("t0000", status, None, "no memory")
-    assert [(twin.status, twin.reason) for twin in twins] == [(status, "same configuration as t0000: no memory")]
+    twins = one.finish("t0000", "diverged", None, "no better than guessing")
+    why = "same configuration as t0000: no better than guessing"
+    assert [(twin.status, twin.reason) for twin in twins] == [("diverged", why)]
     one._searched = 3
-    assert [each["trial_id"] for each in drain(one)] == (["t0002"] if status == "failed" else [])
-    assert [trial.state for trial in trials(tmp_path)][:2] == 2 * [TrialState.FAIL]
+    assert drain(one) == []
+    assert [trial.state for trial in trials(tmp_path)] == 3 * [TrialState.FAIL]
 
 
 def test_a_twin_is_not_confirmed_beside_the_one_that_it_is(tmp_path: Path) -> None:
