@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
@@ -73,27 +73,28 @@ def sweep(
     if address is not None and job_server:
         raise typer.Exit(_submit(spec_file, spec, address, resume))
     _refuse_in_job(spec_file, spec)
-    from bitlora.files.opening import open_storage
-    from bitlora.files.storage import StorageError
-    from sweeps.driver.resume import as_begun
-
     console = Console(soft_wrap=True)
     errors: list[str] = []
     storage, going_on = None, False
     with contextlib.ExitStack() as stack:
-        try:
-            storage = stack.enter_context(open_storage(spec.place))
-            going_on = goes_on(storage, resume)
-            errors = errors_to_go_on(spec, storage) if going_on else errors_to_begin(storage)
-            if going_on and not errors and (code := ended(spec, storage, typer.echo)) is not None:
-                raise typer.Exit(code)
-            if going_on and not errors:
-                spec = as_begun(spec, storage.folder)
-        except StorageError as error:
-            errors = [str(error)]
-        begun = storage.folder if storage is not None and going_on else None
-        prepared = _prepare(spec_file, spec, errors, _import_run, begun)
-        assert storage is not None  # else there was an error
+        with _ctrl_c_counts():
+            from bitlora.files.opening import open_storage
+            from bitlora.files.storage import StorageError
+            from sweeps.driver.resume import as_begun
+
+            try:
+                storage = stack.enter_context(open_storage(spec.place))
+                going_on = goes_on(storage, resume)
+                errors = errors_to_go_on(spec, storage) if going_on else errors_to_begin(storage)
+                if going_on and not errors and (code := ended(spec, storage, typer.echo)) is not None:
+                    raise typer.Exit(code)
+                if going_on and not errors:
+                    spec = as_begun(spec, storage.folder)
+            except StorageError as error:
+                errors = [str(error)]
+            begun = storage.folder if storage is not None and going_on else None
+            prepared = _prepare(spec_file, spec, errors, _import_run, begun)
+            assert storage is not None  # else there was an error
         from sweeps.driver.run import run_sweep
         from sweeps.spec.errors import InputError
 
@@ -335,8 +336,9 @@ def _prepare(
     return prepared
 
 
-def _import_run() -> None:
-    """Import what runs a sweep. Of the many libraries that come along, some swallow a Ctrl-C: it counts all the same."""
+@contextlib.contextmanager
+def _ctrl_c_counts() -> Iterator[None]:
+    """A Ctrl-C ends this, whoever catches it: of the many libraries that are imported some swallow one."""
     interrupted = False
 
     def on(*_: object) -> None:
@@ -346,11 +348,16 @@ def _import_run() -> None:
 
     before = signal.signal(signal.SIGINT, on)
     try:
-        import_module("sweeps.driver.run")
+        yield
     finally:
         signal.signal(signal.SIGINT, before)
     if interrupted:
         raise KeyboardInterrupt
+
+
+def _import_run() -> None:
+    """Import what runs a sweep."""
+    import_module("sweeps.driver.run")
 
 
 def _submit(path: Path, spec: Spec, address: str, resume: Resume | None) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -234,3 +235,26 @@ def test_status_says_how_long_ago_the_store_was_written_to(
     assert f"last written {found.quiet:.0f} s ago" in said.getvalue()
     assert "1 completed, 1 failed" in said.getvalue()
     assert not list((tmp_path / "mirror").rglob("eval.parquet"))  # not fetched to be looked at
+
+
+def test_a_ctrl_c_that_a_library_swallows_ends_the_command_all_the_same(
+    spec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is started and nothing written."""
+
+    def prepare(*_: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except BaseException:  # as a library does while it is imported
+            return
+
+    def run_sweep(*_: object) -> None:
+        raise AssertionError("the sweep began")
+
+    monkeypatch.setattr("sweeps.cli.app._prepare", prepare)
+    monkeypatch.setattr("sweeps.driver.run.run_sweep", run_sweep)
+    before = signal.getsignal(signal.SIGINT)
+    ended = CliRunner().invoke(app, ["sweep", str(spec_file), "--out", str(tmp_path / "new")])
+    assert ended.exit_code == 130, ended.output
+    assert signal.getsignal(signal.SIGINT) is before
+    assert not (tmp_path / "new").exists()

@@ -104,7 +104,8 @@ def test_a_signal_ends_a_sweep_in_order(running, when, send):
 
 def test_ctrl_c_before_anything_began(bitlora, write_spec, tmp_path):
     process = bitlora.start("sweep", write_spec())
-    time.sleep(1.5)
+    assert "reading base and data" in process.stderr.readline()  # before that nobody catches it but Python
+    time.sleep(1)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130, out + err
