@@ -108,12 +108,23 @@ def _peft(trial: TrialFolder, part: Path, rows: Rows | None) -> list[str]:
             ]
         )
     latent = {name: layer.map(lambda part: part.float()) for name, layer in trial.latent.items()}
-    save_lora_adapter(part, latent, trial.config, trial.spec.base.model)
+    modules, findings = _modules(trial)
+    save_lora_adapter(part, latent, trial.config, *trial.hub_base, modules)
     if rows is None:
-        return []
+        return findings
     from peft import PeftModel
 
-    return [_compare(trial, PeftModel.from_pretrained(trial.model(), str(part)), rows)]
+    return [*findings, _compare(trial, PeftModel.from_pretrained(trial.model(), str(part)), rows)]
+
+
+def _modules(trial: TrialFolder) -> tuple[list[str], list[str]]:
+    """The names of the base's modules; where it cannot be had, none, and what there is to say of it."""
+    from bitlora.base.describe import module_names
+
+    try:
+        return module_names(trial.base.model, trial.base.revision), []
+    except ValueError as error:
+        return [], [f"target names are whole: {str(error).splitlines()[0]}"]
 
 
 def _gguf(trial: TrialFolder, part: Path, rows: Rows | None) -> list[str]:
