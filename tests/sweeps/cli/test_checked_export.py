@@ -95,33 +95,6 @@ def test_each_form_is_checked_and_its_card_loads_it(form, sweep, tmp_path, monke
     assert not [name for name in left(tmp_path) if name.startswith(".")]
 
 
-def test_what_is_for_servers_says_nothing_of_this_machine(plain_sweep, tmp_path, monkeypatch):
-    """Short names, no path; of a base on the hub its id and commit. Where the base cannot be had names are whole."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    trial = plain_sweep / "trials" / "t0000"
-
-    def written(place, *options):
-        out = tmp_path / place
-        ended = bitlora("export", trial, "--to", "peft", "--out", out, *options)
-        assert ended.exit_code == 0, ended.stderr
-        return ended.stdout, json.loads((out / "adapter_config.json").read_text())
-
-    _, found = written("here")
-    assert (found["base_model_name_or_path"], found["revision"]) == (None, None)
-    assert (found["use_rslora"], found["r"], found["lora_alpha"]) == (False, 4, 16)  # 8 / sqrt(4) as it was
-    assert set(found["target_modules"]) == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-    record = trial / "record.json"
-    read = json.loads(record.read_text())
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    record.write_text(json.dumps({**read, "base": {**read["base"], "revision": commit}}))
-    spec = plain_sweep / "sweep.yaml"
-    spec.write_text(re.sub(r"model: .*", "model: owner/is-not-there", spec.read_text()))
-    said, found = written("elsewhere", "--no-check")
-    assert (found["base_model_name_or_path"], found["revision"]) == ("owner/is-not-there", commit)
-    assert "model.layers.0.self_attn.q_proj" in found["target_modules"]
-    assert re.search(r"^target names are whole: base.model: .*owner/is-not-there", said, re.MULTILINE)
-
-
 def test_packed_has_the_size_of_the_record(sweep, tmp_path):
     for trial_id in TRIALS:
         out = tmp_path / trial_id
