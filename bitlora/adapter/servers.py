@@ -12,7 +12,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from bitlora.adapter.latent import Latent
 from bitlora.config.targets import NO_PATTERN, of_pattern, pattern
@@ -30,6 +30,38 @@ NUMBER: Final = re.compile(r"(^|\.)\d+(\.|$)")
 def vllm_rank(rank: int) -> int | None:
     """The least `--max-lora-rank` with which vLLM takes an adapter of this rank; None: there is none."""
     return next((allowed for allowed in VLLM_RANKS if allowed >= rank), None)
+
+
+def hindrances(described: dict[str, Any]) -> list[str]:
+    """What of an exported adapter the servers cannot do, a sentence each; nothing where all three take it as it is.
+
+    Args:
+        described: its `adapter_config.json`.
+    """
+    if described.get("use_dora"):
+        return [
+            "The adapter is DoRA's, and none of the three has its magnitudes: vLLM refuses it, LoRAX would leave them out "
+            "without a word. Serve what `bitlora export --to merged` writes."
+        ]
+    if described.get("target_parameters"):
+        return [
+            "The adapter is on routed experts, as PEFT's target_parameters: not held against what these servers read. "
+            "Serve what `bitlora export --to merged` writes."
+        ]
+    found = []
+    if vllm_rank(described["r"]) is None:
+        found.append(f"Its rank is {described['r']}, and vLLM takes {VLLM_RANKS[-1]} at most.")
+    if any(NUMBER.search(name) for name in described["target_modules"]):
+        found.append(
+            "LoRAX passes over a kind of layer (q_proj, say) on which not every block has an adapter, without a word; this "
+            "one names its layers one by one."
+        )
+    if described["base_model_name_or_path"] is None:
+        found.append(
+            "LoRAX asks for the base of an adapter, and on the hub there is none that is known: write what --model-id is "
+            "into base_model_name_or_path in adapter_config.json."
+        )
+    return found
 
 
 def even(layers: dict[str, Latent], config: TrialConfig) -> tuple[dict[str, Latent], TrialConfig]:

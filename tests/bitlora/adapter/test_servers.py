@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from bitlora.adapter.latent import Latent, quantized_weights
 from bitlora.adapter.peft_folder import save_adapter, save_lora_adapter
-from bitlora.adapter.servers import short_names, vllm_rank
+from bitlora.adapter.servers import hindrances, short_names, vllm_rank
 from bitlora.config.trial import layer_adapter
 
 TOKENS = torch.randint(3, VOCAB, (2, 12), generator=torch.Generator().manual_seed(9))
@@ -241,3 +241,18 @@ def test_names_are_as_short_as_they_may_be():
 )
 def test_the_least_rank_that_vllm_allows(rank, allowed):
     assert vllm_rank(rank) == allowed
+
+
+def test_what_a_server_cannot_do_is_said():
+    whole = {"r": 6, "target_modules": ["q_proj"], "base_model_name_or_path": "owner/name"}
+    assert hindrances(whole) == []
+
+    def said(**more):
+        (sentence,) = hindrances(whole | more)
+        return sentence
+
+    assert "`bitlora export --to merged`" in said(use_dora=True)
+    assert "`bitlora export --to merged`" in said(target_parameters=["model.layers.0.mlp.experts.down_proj"])
+    assert said(r=600) == "Its rank is 600, and vLLM takes 512 at most."
+    assert said(target_modules=["model.layers.1.self_attn.q_proj"]).startswith("LoRAX passes over a kind of layer")
+    assert said(base_model_name_or_path=None).startswith("LoRAX asks for the base of an adapter")
