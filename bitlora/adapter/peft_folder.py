@@ -42,16 +42,18 @@ FUSED: Final = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2
 
 
 def adapter_config(
-    config: TrialConfig, base_model: str, targets: list[str], experts: Collection[str] = ()
+    config: TrialConfig, base_model: str, targets: list[str], experts: Collection[str] = (), routed: bool = False
 ) -> dict[str, Any]:
     """The adapter's configuration in PEFT's keys, with the quantizer and the activations beside them.
 
     Args:
         experts: those of `targets` that are routed experts'.
+        routed: the base has routed experts, also where none is among `targets`.
     """
     config = as_written(config)
-    spelled = {name: as_parameter(name, experts) for name in targets}
-    parameters = {"target_parameters": [name for name in spelled.values() if name is not None]} if experts else {}
+    spelled = {name: as_parameter(name, experts, routed) for name in targets}
+    meant = [name for name in spelled.values() if name is not None]
+    parameters = {"target_parameters": meant} if meant else {}
     plain = config.quantizer == "none" and config.activations == "full"
     described = {
         "peft_type": "LORA" if plain else PEFT_TYPE,
@@ -76,7 +78,7 @@ def adapter_config(
     return described | ({"use_dora": True} if config.dora else {})
 
 
-def as_parameter(name: str, experts: Collection[str]) -> str | None:
+def as_parameter(name: str, experts: Collection[str], routed: bool = False) -> str | None:
     """What PEFT calls a target where it is one of its `target_parameters`; None: it is a module of its own.
 
     Routed experts are. Beside them so is the weight of a linear layer whose name PEFT would take for theirs: its adapter
@@ -84,7 +86,7 @@ def as_parameter(name: str, experts: Collection[str]) -> str | None:
     """
     if name in experts:
         return name
-    return f"{name}.weight" if experts and name.rpartition(".")[2] in FUSED else None
+    return f"{name}.weight" if (experts or routed) and name.rpartition(".")[2] in FUSED else None
 
 
 def adapted_experts(latent: AdapterLatent, config: TrialConfig) -> frozenset[str]:
@@ -196,6 +198,7 @@ def save_lora_adapter(
     base_model: str | None,
     revision: str | None = None,
     modules: Iterable[str] = (),
+    routed: bool = False,
 ) -> None:
     """Write the adapter as an ordinary LoRA adapter, with its quantized weights, for PEFT and for servers.
 
@@ -205,6 +208,7 @@ def save_lora_adapter(
         base_model: the hub's id of the base; None where it has none.
         revision: the hub's commit of it.
         modules: the names of all modules of the base, for short target names; without them names are whole.
+        routed: the base has routed experts, also where the adapter is on none of them.
 
     Raises:
         ValueError: it has `int8` activations, which an ordinary LoRA adapter has not.
@@ -217,11 +221,11 @@ def save_lora_adapter(
     made = {name: Latent(layer.a, layer.b, magnitude=layer.magnitude) for name, layer in weights.items()}
     if not experts:
         made, plain = even(made, plain)
-    described = adapter_config(plain, "", list(made), experts)
+    described = adapter_config(plain, "", list(made), experts, routed)
     described |= {"base_model_name_or_path": base_model, "revision": revision}
     if described["lora_alpha"] == int(described["lora_alpha"]):
         described["lora_alpha"] = int(described["lora_alpha"])  # PEFT's type for it
     every = frozenset(modules)
     if every and not experts:
-        described["target_modules"] = short_names(made, every)
+        described["target_modules"] = short_names(described["target_modules"], every)
     _write(folder, made, experts, described)

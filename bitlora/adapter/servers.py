@@ -45,7 +45,8 @@ def hindrances(described: dict[str, Any]) -> list[str]:
         ]
     if described.get("target_parameters"):
         return [
-            "The adapter is on routed experts, as PEFT's target_parameters: not held against what these servers read. "
+            "The adapter is on routed experts, or beside them, as PEFT's target_parameters: not held against what these "
+            "servers read. "
             "Serve what `bitlora export --to merged` writes."
         ]
     found = []

@@ -139,14 +139,14 @@ def check_targets(key: str, text: str, linears: Sequence[str], experts: float) -
         raise BaseError(f"{key}: {why}")
 
 
-def module_names(model: str, revision: str | None = None) -> list[str]:
-    """The names of all modules of a base.
+def all_modules(model: str, revision: str | None = None) -> tuple[list[str], bool]:
+    """The names of all modules of a base, and whether it has routed experts.
 
     Raises:
         BaseError: see `read_model_config`; or it is no causal LM.
     """
     found = _without_weights(model, read_model_config(model, revision))
-    return [name for name, _ in found.named_modules() if name]
+    return [name for name, _ in found.named_modules() if name], bool(named_experts(found))
 
 
 def _without_weights(name: str, found: FoundConfig) -> Any:

@@ -109,8 +109,9 @@ def _peft(trial: TrialFolder, part: Path, rows: Rows | None) -> list[str]:
             ]
         )
     latent = {name: layer.map(lambda part: part.float()) for name, layer in trial.latent.items()}
-    modules, findings = _modules(trial)
-    save_lora_adapter(part, latent, trial.config, *trial.hub_base, modules)
+    modules, routed, findings = _modules(trial)
+    routed = routed and trial.base.quantization == "none"  # in NF4 PEFT can be told no parameter
+    save_lora_adapter(part, latent, trial.config, *trial.hub_base, modules, routed)
     if rows is None:
         return findings
     from peft import PeftModel
@@ -118,14 +119,15 @@ def _peft(trial: TrialFolder, part: Path, rows: Rows | None) -> list[str]:
     return [*findings, _compare(trial, PeftModel.from_pretrained(trial.model(), str(part)), rows)]
 
 
-def _modules(trial: TrialFolder) -> tuple[list[str], list[str]]:
-    """The names of the base's modules; where it cannot be had, none, and what there is to say of it."""
-    from bitlora.base.describe import module_names
+def _modules(trial: TrialFolder) -> tuple[list[str], bool, list[str]]:
+    """The names of the base's modules, and whether it has routed experts; where it cannot be had, none, and what there is
+    to say of it."""
+    from bitlora.base.describe import all_modules
 
     try:
-        return module_names(trial.base.model, trial.base.revision), []
+        return *all_modules(trial.base.model, trial.base.revision), []
     except ValueError as error:
-        return [], [f"target names are whole: {str(error).splitlines()[0]}"]
+        return [], False, [f"target names are whole: {str(error).splitlines()[0]}"]
 
 
 def _gguf(trial: TrialFolder, part: Path, rows: Rows | None) -> list[str]:

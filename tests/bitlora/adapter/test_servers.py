@@ -2,6 +2,7 @@
 computes with the trial's own ranks, alphas and scaling.
 """
 
+import copy
 import json
 import math
 
@@ -10,7 +11,7 @@ import torch
 from both_ways import VOCAB, Trial
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from bitlora.adapter.latent import Latent, quantized_weights
 from bitlora.adapter.peft_folder import save_adapter, save_lora_adapter
@@ -194,6 +195,27 @@ def test_of_dora_the_norms_stay(tmp_path):
     assert written["use_dora"] is True
     model = PeftModel.from_pretrained(base(), tmp_path, autocast_adapter_dtype=False)
     assert float((logits(model) - logits(stock)).abs().max()) < 1e-11
+
+
+def test_beside_experts_that_have_no_adapter_a_layer_is_not_taken_for_theirs(tmp_path):
+    """PEFT takes a `down_proj` in a list for the experts' where the base has some, also by its whole name."""
+    torch.manual_seed(0)
+    shape = Qwen3MoeConfig(
+        vocab_size=VOCAB, hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2, num_experts=3,
+        num_experts_per_tok=2, moe_intermediate_size=4, mlp_only_layers=[0], num_key_value_heads=2, head_dim=4,
+    )  # fmt: skip
+    model = Qwen3MoeForCausalLM(shape)
+    wanted, layers = copy.deepcopy(model), {}
+    for name in ("model.layers.0.mlp.down_proj", "model.layers.0.self_attn.k_proj"):
+        weight = wanted.get_submodule(name).weight
+        a, b = torch.randn(2, weight.shape[1]), torch.randn(len(weight), 2)
+        layers[name] = Latent(a, b)
+        weight.data += 1.5 * b @ a
+    config = Trial(seed=1, rank=2, alpha=3).config
+    save_lora_adapter(tmp_path, layers, config, None, None, names_of(model), routed=True)
+    read = PeftModel.from_pretrained(copy.deepcopy(model), tmp_path)
+    assert float((logits(wanted) - logits(model)).abs().max()) > 1e-2
+    assert float((logits(read) - logits(wanted)).abs().max()) < 1e-5
 
 
 def test_without_the_base_names_are_whole_and_nothing_of_it_is_known(tmp_path):
