@@ -3,7 +3,8 @@
 Stock PEFT reads the adapter of a full-precision trial as the LoRA adapter it is. Latent weights of a quantized one would
 be silently wrong there, so its configuration names a type that stock PEFT does not know and refuses; it is read by
 `bitlora.adapter.peft_layers`. With the quantized weights in the place of
-the latent ones it is an ordinary LoRA adapter.
+the latent ones it is an ordinary LoRA adapter (`save_lora_adapter`), written so that servers, which read one rank and one
+alpha and nothing else of the scale, compute what PEFT does.
 
 A checkpoint is one safetensors file: latent weights and AdamW's moments, in its header what else the trial goes on with.
 One file is replaced in one step on a disk and is one object in a store; nothing in it can be executed.
@@ -12,11 +13,12 @@ One file is replaced in one step on a disk and is one object in a store; nothing
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, Final
 
 from bitlora.adapter.latent import AdapterLatent, Latent, quantized_weights
+from bitlora.adapter.servers import even, short_names
 from bitlora.config.targets import of_pattern, pattern
 from bitlora.config.trial import TrialConfig, as_written, layer_adapter
 from bitlora.quantizers.weights import QUANTIZERS
@@ -35,22 +37,23 @@ KEYS: Final = ("lora_A.weight", "lora_B.weight", "lora_A.scales", "lora_B.scales
 MAGNITUDE: Final = KEYS[-1]
 """Of DoRA: (out,) in the files."""
 
-
 FUSED: Final = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
 """Names that PEFT (0.21.2) takes for routed experts' in a list of modules, over bases that have such experts."""
 
 
 def adapter_config(
-    config: TrialConfig, base_model: str, targets: list[str], experts: Collection[str] = ()
+    config: TrialConfig, base_model: str, targets: list[str], experts: Collection[str] = (), routed: bool = False
 ) -> dict[str, Any]:
     """The adapter's configuration in PEFT's keys, with the quantizer and the activations beside them.
 
     Args:
         experts: those of `targets` that are routed experts'.
+        routed: the base has routed experts, also where none is among `targets`.
     """
     config = as_written(config)
-    spelled = {name: as_parameter(name, experts) for name in targets}
-    parameters = {"target_parameters": [name for name in spelled.values() if name is not None]} if experts else {}
+    spelled = {name: as_parameter(name, experts, routed) for name in targets}
+    meant = [name for name in spelled.values() if name is not None]
+    parameters = {"target_parameters": meant} if meant else {}
     plain = config.quantizer == "none" and config.activations == "full"
     described = {
         "peft_type": "LORA" if plain else PEFT_TYPE,
@@ -75,7 +78,7 @@ def adapter_config(
     return described | ({"use_dora": True} if config.dora else {})
 
 
-def as_parameter(name: str, experts: Collection[str]) -> str | None:
+def as_parameter(name: str, experts: Collection[str], routed: bool = False) -> str | None:
     """What PEFT calls a target where it is one of its `target_parameters`; None: it is a module of its own.
 
     Routed experts are. Beside them so is the weight of a linear layer whose name PEFT would take for theirs: its adapter
@@ -83,7 +86,7 @@ def as_parameter(name: str, experts: Collection[str]) -> str | None:
     """
     if name in experts:
         return name
-    return f"{name}.weight" if experts and name.rpartition(".")[2] in FUSED else None
+    return f"{name}.weight" if (experts or routed) and name.rpartition(".")[2] in FUSED else None
 
 
 def adapted_experts(latent: AdapterLatent, config: TrialConfig) -> frozenset[str]:
@@ -126,9 +129,13 @@ def _patterns(config: TrialConfig, targets: dict[str, str]) -> dict[str, dict[st
 
 def save_adapter(folder: Path, latent: AdapterLatent, config: TrialConfig, base_model: str) -> None:
     """Write the latent weights into `folder`, which exists and is empty (`bitlora.files.writing.write_folder`)."""
+    experts = adapted_experts(latent, config)
+    _write(folder, latent, experts, adapter_config(config, base_model, list(latent), experts))
+
+
+def _write(folder: Path, latent: AdapterLatent, experts: Collection[str], described: dict[str, Any]) -> None:
     from safetensors.torch import save_file
 
-    experts = adapted_experts(latent, config)
     tensors = {}
     for name, layer in latent.items():
         for key, part in zip(KEYS, layer, strict=True):
@@ -136,8 +143,7 @@ def save_adapter(folder: Path, latent: AdapterLatent, config: TrialConfig, base_
                 whole = part.flatten() if key == MAGNITUDE else part
                 tensors[f"base_model.model.{tensor_place(name, experts)}.{key}"] = whole.cpu().contiguous()
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    text = json.dumps(adapter_config(config, base_model, list(latent), experts), indent=2, sort_keys=True)
-    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+    (folder / CONFIG).write_text(json.dumps(described, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def load_latent(folder: Path, config: TrialConfig) -> dict[str, Latent]:
@@ -185,15 +191,41 @@ def load_latent(folder: Path, config: TrialConfig) -> dict[str, Latent]:
     }
 
 
-def save_lora_adapter(folder: Path, latent: AdapterLatent, config: TrialConfig, base_model: str) -> None:
-    """Write the adapter as an ordinary LoRA adapter, with its quantized weights; arguments as for `save_adapter`.
+def save_lora_adapter(
+    folder: Path,
+    latent: AdapterLatent,
+    config: TrialConfig,
+    base_model: str | None,
+    revision: str | None = None,
+    modules: Iterable[str] = (),
+    routed: bool = False,
+) -> None:
+    """Write the adapter as an ordinary LoRA adapter, with its quantized weights, for PEFT and for servers.
+
+    Of routed experts' adapters rank, alpha and names stay as they were trained.
+
+    Args:
+        base_model: the hub's id of the base; None where it has none.
+        revision: the hub's commit of it.
+        modules: the names of all modules of the base, for short target names; without them names are whole.
+        routed: the base has routed experts, also where the adapter is on none of them.
 
     Raises:
         ValueError: it has `int8` activations, which an ordinary LoRA adapter has not.
     """
     if config.activations != "full":
         raise ValueError(f"activations: {config.activations}: stock PEFT would run it on full activations")
-    plain = config.model_copy(update={"quantizer": "none"})
+    experts = adapted_experts(latent, config)
+    plain = as_written(config).model_copy(update={"quantizer": "none"})
     weights = quantized_weights(latent, config)
     made = {name: Latent(layer.a, layer.b, magnitude=layer.magnitude) for name, layer in weights.items()}
-    save_adapter(folder, made, plain, base_model)
+    if not experts:
+        made, plain = even(made, plain)
+    described = adapter_config(plain, "", list(made), experts, routed)
+    described |= {"base_model_name_or_path": base_model, "revision": revision}
+    if described["lora_alpha"] == int(described["lora_alpha"]):
+        described["lora_alpha"] = int(described["lora_alpha"])  # PEFT's type for it
+    every = frozenset(modules)
+    if every and not experts:
+        described["target_modules"] = short_names(described["target_modules"], every)
+    _write(folder, made, experts, described)

@@ -139,6 +139,26 @@ def check_targets(key: str, text: str, linears: Sequence[str], experts: float) -
         raise BaseError(f"{key}: {why}")
 
 
+def all_modules(model: str, revision: str | None = None) -> tuple[list[str], bool]:
+    """The names of all modules of a base, and whether it has routed experts.
+
+    Raises:
+        BaseError: see `read_model_config`; or it is no causal LM.
+    """
+    found = _without_weights(model, read_model_config(model, revision))
+    return [name for name, _ in found.named_modules() if name], bool(named_experts(found))
+
+
+def _without_weights(name: str, found: FoundConfig) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):  # in bfloat16: torch's grouped products of experts take nothing else there
+            return AutoModelForCausalLM.from_config(found.config, dtype=torch.bfloat16)
+    except ValueError as error:
+        raise BaseError(f"base.model: {name} is no causal LM: {str(error).splitlines()[0]}") from None
+
+
 def describe_base(config: BaseConfig, longest: int | None = None) -> BaseInfo:
     """What can be known of a base without loading its weights.
 
@@ -148,14 +168,8 @@ def describe_base(config: BaseConfig, longest: int | None = None) -> BaseInfo:
     Raises:
         BaseError: see `read_model_config`, `bitlora.base.admission.admit` and `choose_targets`.
     """
-    from transformers import AutoModelForCausalLM
-
     found = read_model_config(config.model, config.revision)
-    try:
-        with torch.device("meta"):  # in bfloat16: torch's grouped products of experts take nothing else there
-            model = AutoModelForCausalLM.from_config(found.config, dtype=torch.bfloat16)
-    except ValueError as error:
-        raise BaseError(f"base.model: {config.model} is no causal LM: {str(error).splitlines()[0]}") from None
+    model = _without_weights(config.model, found)
     admit(model, config.model, longest)
     layers = block_layers(model)
     targets = tuple(choose_targets(layers, config, model))

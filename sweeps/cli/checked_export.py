@@ -16,6 +16,7 @@ from sweeps.spec.errors import InputError
 
 if TYPE_CHECKING:
     from bitlora.data.rows import Rows
+    from reports.pages.card import Serving
 
 
 Form = Literal["packed", "peft", "gguf", "merged"]
@@ -108,12 +109,25 @@ def _peft(trial: TrialFolder, part: Path, rows: Rows | None) -> list[str]:
             ]
         )
     latent = {name: layer.map(lambda part: part.float()) for name, layer in trial.latent.items()}
-    save_lora_adapter(part, latent, trial.config, trial.spec.base.model)
+    modules, routed, findings = _modules(trial)
+    routed = routed and trial.base.quantization == "none"  # in NF4 PEFT can be told no parameter
+    save_lora_adapter(part, latent, trial.config, *trial.hub_base, modules, routed)
     if rows is None:
-        return []
+        return findings
     from peft import PeftModel
 
-    return [_compare(trial, PeftModel.from_pretrained(trial.model(), str(part)), rows)]
+    return [*findings, _compare(trial, PeftModel.from_pretrained(trial.model(), str(part)), rows)]
+
+
+def _modules(trial: TrialFolder) -> tuple[list[str], bool, list[str]]:
+    """The names of the base's modules, and whether it has routed experts; where it cannot be had, none, and what there is
+    to say of it."""
+    from bitlora.base.describe import all_modules
+
+    try:
+        return *all_modules(trial.base.model, trial.base.revision), []
+    except ValueError as error:
+        return [], False, [f"target names are whole: {str(error).splitlines()[0]}"]
 
 
 def _gguf(trial: TrialFolder, part: Path, rows: Rows | None) -> list[str]:
@@ -225,14 +239,57 @@ def _compare(trial: TrialFolder, model: Any, rows: Rows) -> str:
 
 
 def _write_card(trial: TrialFolder, form: Form, part: Path, out: Path) -> None:
+    from bitlora.base.licence import base_licence
     from reports.load.sweep import load_sweep
     from reports.pages.card import model_card
 
-    how = use(trial, form, out.name)
     card = model_card(
-        load_sweep(trial.sweep), trial.record.trial_id, _about(trial, form), how, LIBRARY[form], LANGUAGE[form]
+        load_sweep(trial.sweep),
+        trial.record.trial_id,
+        _about(trial, form),
+        use(trial, form, out.name),
+        LIBRARY[form],
+        LANGUAGE[form],
+        licence=base_licence(trial.base.model, trial.base.revision),
+        serving=_serving(trial, part, out.name) if form == "peft" else None,
     )
     write_text(part / CARD, card)
+
+
+def _serving(trial: TrialFolder, part: Path, folder: str) -> Serving:
+    """The shell's lines that serve it with vLLM and SGLang, and what is to be known there."""
+    from bitlora.adapter.peft_folder import CONFIG
+    from bitlora.adapter.servers import hindrances, vllm_rank
+    from reports.pages.card import Serving
+
+    described = json.loads((part / CONFIG).read_text(encoding="utf-8"))
+    notes, rank = hindrances(described), vllm_rank(described["r"])
+    if described.get("use_dora") or described.get("target_parameters"):
+        return Serving("", tuple(notes))
+    name, commit = trial.base.model, described["revision"]
+    if name.startswith("pypi:"):
+        find = f"from bitlora.export import converted; print(converted({name.removeprefix('pypi:')!r}))"
+        lines = [f'base=$(python -c "{find}")']
+    else:
+        lines = [f"base={shlex.quote(name)}"]
+    nf4 = trial.base.quantization == "nf4"
+    adapter = shlex.quote(f"{trial.record.trial_id}={folder}")
+    same = f" --revision {commit}" if commit else ""
+    if trial.spec.data.chat_template is not None:
+        same += f" --chat-template {shlex.quote(f'{folder}/{TEMPLATE}')}"
+    if rank is not None:
+        four_bits = " --quantization bitsandbytes" if nf4 else ""
+        lines.append(
+            f'vllm serve "$base"{same}{four_bits} --enable-lora --max-lora-rank {rank} --lora-modules {adapter}'
+        )
+    lines.append(f'python -m sglang.launch_server --model-path "$base"{same} --enable-lora --lora-paths {adapter}')
+    if nf4:
+        notes.append(
+            "It was trained over NF4. vLLM quantizes the base so with --quantization bitsandbytes (double quantization "
+            "always); over 16 bits the loss is another one, and was not measured."
+        )
+    notes.append("LoRAX takes it in a request: adapter_id is the folder, adapter_source is local.")
+    return Serving("\n".join(lines) + "\n", tuple(notes))
 
 
 def _about(trial: TrialFolder, form: Form) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -50,6 +51,12 @@ class TrialFolder:
         found: Any = base.get("revision") if isinstance(base, dict) else None
         revision = found if isinstance(found, str) and found else self.spec.base.revision
         return self.spec.base.model_copy(update={"revision": revision})
+
+    @property
+    def hub_base(self) -> tuple[str | None, str | None]:
+        """The base's id on the hub, and its commit there; None: it is a folder's or a package's, or that is not known."""
+        found = re.fullmatch("[0-9a-f]{40}", self.base.revision or "")
+        return (self.base.model, self.base.revision) if found else (None, None)
 
     def model(self) -> Any:
         """The base as the trial was trained over it: a transformers model, frozen.
