@@ -35,6 +35,7 @@ def facts(sweep: Sweep, axes: Axes) -> Bullets:
     asked += "".join(f"; {role} {plain(name, 60)}" for role, name in by if name is not None)
     options = [f"{plain(key, 40)} {value(key, scheduler[key])}" for key in ("grace", "reduction") if key in scheduler]
     asked += f" ({', '.join(options)})" if options and scheduler.get("name") not in (None, "none") else ""
+    asked += _bounds(mapping(search, "where"))
     asked += f"; then {confirming} to confirm the best" if confirming else ""
     varied = [f"{plain(key, 40).replace('_', ' ')}{_domain(key, space.get(key))}" for key in axes.varying]
     fixed = [f"{plain(key, 40).replace('_', ' ')} {value(key, held)}" for key, held in axes.fixed.items()]
@@ -53,6 +54,13 @@ def facts(sweep: Sweep, axes: Axes) -> Bullets:
         **_runs(sweep),
     }
     return Bullets(tuple((f"{title}: {line or NOTHING}",) for title, line in lines.items()))
+
+
+def _bounds(where: dict[str, Any]) -> str:
+    """What adapters were held to before they were trained; nothing where they were not."""
+    bounds = [(key, mapping(where, key).get("max")) for key in ("adapter_bytes", "adapter_params")]
+    said = [f"{most:,} {key.removeprefix('adapter_')}" for key, most in bounds if isinstance(most, int)]
+    return f"; no adapter of more than {' or '.join(said)}".replace("params", "parameters") if said else ""
 
 
 def _adapted(base: DistinctValues) -> dict[str, str]:

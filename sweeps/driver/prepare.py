@@ -21,6 +21,7 @@ from bitlora.config.targets import NO_PATTERN, OF_BASE, idle_key, targeted
 from bitlora.config.trial import TrialConfig, adapter_layers, refused_on_experts, trial_config
 from bitlora.quantizers.weights import QUANTIZERS
 from sweeps.driver.meanwhile import ReadingBar
+from sweeps.search.bounds import Bounds
 from sweeps.spec.errors import InputError
 from sweeps.spec.space import extent
 from sweeps.spec.spec import Spec
@@ -195,7 +196,7 @@ def _look(
     info = tokenizer = None
     try:
         info = describe_base(spec.base, spec.data.max_length)
-        errors += _misses(spec, info)
+        errors += _misses(spec, info) or Bounds(spec, info).errors()
         tokenizer = load_tokenizer(spec.base.model, info.revision)
     except BaseError as error:
         errors.append(str(error))

@@ -44,6 +44,7 @@ from sweeps.pack.settings import FAKE_GPUS, PackSettings
 from sweeps.pack.travel import travelling
 from sweeps.pool.feed import PoolFeed
 from sweeps.pool.pool import AHEAD, INTERRUPTED_REASON, POOL, Pool
+from sweeps.search.bounds import Bounds
 from sweeps.search.journal import mend
 from sweeps.search.searcher import OptunaSearcher
 from sweeps.spec.errors import InputError
@@ -287,6 +288,7 @@ class _Search:
             configure=lambda chosen: self._prepared.trial(spec, chosen).model_dump(),
             changed=lambda: storage.push_soon(JOURNAL),
             essence=self._prepared.essence,
+            bounds=Bounds(spec, self._prepared.base),
         )
         searcher.set_attributes(began_with(self._prepared))
         past = look(storage.folder)
@@ -339,6 +341,8 @@ class _Search:
                 recorder.ending = recorder.ending or ("interrupted", f"the search ended: {one_line(error)}")
             finally:
                 self._end(recorder, searcher)
+        if searcher.refused:
+            heartbeat.say(f"search.where: {searcher.refused} suggestions did not fit, and were not trained")
         return recorder
 
     def _end(self, recorder: Recorder, searcher: OptunaSearcher) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any, Final
 
 import optuna
@@ -22,14 +23,17 @@ from optuna.trial import BaseTrial, FixedTrial, FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
 from bitlora.files.record import Status
+from sweeps.search.bounds import Bounds
 from sweeps.search.confirm import REPEATS, most, repeats
 from sweeps.search.metric import METRIC, STEP, finite
-from sweeps.search.study import DIVERGED, open_study, reopen, searching, set_aside, sync
+from sweeps.search.study import DIVERGED, SEARCH_ENDED, Drafts, open_study, reopen, searching, set_aside, sync
 from sweeps.search.twins import SAME_AS, SETTLED, Firsts, Outcome, Twin, reason_of
 from sweeps.spec import space as spaces
 from sweeps.spec.spec import Spec
 
 ABANDONED: Final = "the sweep ended before it did"
+MISSES: Final = 50
+"""So many suggestions in a row may be beyond `search.where`; then one that fits is drawn from the space itself."""
 
 
 def _none(_: object) -> None: ...
@@ -62,6 +66,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         changed: Called when the journal has something new.
         essence: What of a whole configuration its numbers hang on. Of trials that are equal in it the first alone is handed
             out; the others have its result (`twin`). None: of this one there is no other.
+        bounds: What an adapter may be. What is beyond it is no trial: the sampler hears of it, and the next is asked for.
     """
 
     def __init__(
@@ -73,15 +78,20 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         configure: Callable[[dict[str, Any]], dict[str, Any]] = dict,
         changed: Callable[[], object] = bool,
         essence: Callable[[dict[str, Any]], Hashable | None] = _none,
+        bounds: Bounds | None = None,
     ) -> None:
         super().__init__(metric=metric, mode=mode)
         self._space = spec.search.space
         self._plan = list(spec.search.first)
         """The configurations of the first trials; an axis that is left out is the sampler's."""
-        self._searched = searching(spec)
+        self._bounds = bounds or None
+        self._searched = asked = searching(spec)
         """Trials that search."""
         if spec.search.sampler == "grid":
-            self._plan = _ordered(spaces.grid(self._space), self._plan)
+            grid = _ordered(spaces.grid(self._space), self._plan)
+            self._plan = grid if bounds is None else [point for point in grid if not bounds.over(point)]
+            self._searched = min(asked, len(self._plan))
+        self._fewer = f"{self._searched} points of the grid fit search.where" if self._searched < asked else ""
         self._confirm = spec.confirm
         self._first_seed = spec.search.seed + 1
         self._repeats: list[dict[str, Any]] | None = None
@@ -92,6 +102,10 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         journal.parent.mkdir(parents=True, exist_ok=True)
         self._journal = journal
         self._study = open_study(spec, journal)
+        self._drafts = Drafts(spec, self._study) if self._bounds and spec.search.sampler != "grid" else None
+        self._chance = Random(spec.search.seed + len(self._study.trials))
+        self.refused = 0
+        """Suggestions that were beyond the bounds."""
         self._configure = configure
         self._changed = changed
         self._open: dict[str, optuna.Trial] = {}
@@ -191,13 +205,15 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
     def _next(self) -> str | None:
         """Our id of the next trial, which is open now; else what `suggest` gives."""
         reported = {}
+        if self._fewer and not self._begun and self._count - self._confirming >= self._searched:
+            self._end_search(self._fewer)
         if self._begun:
             ours = next(iter(self._begun))
             reported = {"reported": self.reported.get(ours, 0)}
             self._reopen(ours)
         elif (searched := self._count - self._confirming) < self._searched:
             planned = self._plan[searched] if searched < len(self._plan) else {}
-            ours = self._ask(spaces.params(self._space, planned), {})
+            ours = self._ask(self._within_bounds(planned), {})
         elif self._confirm is None:
             return str(Searcher.FINISHED)
         else:
@@ -213,6 +229,27 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
             self._confirming += 1
         self._suggested[ours] = {"trial_id": ours, "config": self._config(ours), **reported}
         return ours
+
+    def _end_search(self, why: str) -> None:
+        """No more trials search, though the spec has more: there is nothing that could be tried, or it may not be."""
+        if SEARCH_ENDED not in self._study.user_attrs:
+            self._study.set_user_attr(SEARCH_ENDED, why)
+
+    def _within_bounds(self, planned: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters of the next trial, which may leave some to the sampler where there are no bounds."""
+        if self._drafts is None or self._bounds is None:
+            return spaces.params(self._space, planned)
+        for _ in range(MISSES):
+            draft = self._drafts.ask(spaces.params(self._space, planned))
+            over = self._bounds.over(spaces.suggest(draft, self._space))
+            if not over:
+                return self._drafts.take(draft)
+            self._drafts.refuse(draft, over)
+            self.refused += 1
+        fitting = self._bounds.fitting(planned, self._chance)
+        draft = self._drafts.ask(spaces.params(self._space, {**planned, **fitting}))
+        spaces.suggest(draft, self._space)
+        return self._drafts.take(draft)
 
     def _has_been_had(self, trial_id: str) -> bool:
         """Has another trial had the configuration of this one? Then it ends with that one."""

@@ -9,7 +9,7 @@ import copy
 import json
 import os
 import warnings
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +26,12 @@ from sweeps.spec.spec import Spec
 
 DIVERGED: Final = "diverged"
 """The status of such a trial, and the constraint that it violates."""
+MOST_REFUSED: Final = 200
+"""Of the drafts that were refused a sampler sees so many: what it takes grows with them."""
+SEARCH_ENDED: Final = "search_ended"
+"""Attribute of a study whose search has ended before `search.trials`: why."""
+_TOLD: Final = (TrialState.COMPLETE, TrialState.PRUNED)
+_NO_NUMBER: Final = 2**53
 
 
 class StudyError(ValueError):
@@ -38,34 +44,84 @@ def open_study(spec: Spec, journal: Path) -> optuna.Study:
     study = optuna.create_study(
         storage=_storage(journal), study_name=spec.name, direction="minimize", load_if_exists=True
     )
+    study.sampler = _sampler(spec, study)
+    return study
+
+
+def _sampler(spec: Spec, study: optuna.Study, drafts: optuna.Study | None = None) -> optuna.samplers.BaseSampler:
     # a study that goes on must not draw once more what it drew first
     seed = (spec.search.seed + len(study.trials)) % 2**32
-    if spec.search.sampler == "tpe":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study.sampler = _DivergenceSampler(
-                seed=seed, n_startup_trials=spec.search.startup, multivariate=True, group=True, constant_liar=True
-            )
-    else:
-        study.sampler = optuna.samplers.RandomSampler(seed=seed)
-    return study
+    if spec.search.sampler != "tpe":
+        return optuna.samplers.RandomSampler(seed=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return _SeeingSampler(_SeenStudy(study, drafts, spec.search.startup), seed, spec.search.startup)
+
+
+class Drafts:
+    """What a sampler proposes, to be looked at before it is a trial of the study: what is refused is none, and is nowhere
+    in the journal.
+
+    It stands in a study of its own in memory. The sampler sees both: the study's trials, and of the drafts those that were
+    refused, as pruned ones that violate constraints. They are not known to a sweep that goes on, which learns that anew.
+    """
+
+    def __init__(self, spec: Spec, study: optuna.Study) -> None:
+        self._study = optuna.create_study(direction="minimize")
+        self._study.sampler = _sampler(spec, study, self._study)
+        study.sampler = optuna.samplers.RandomSampler()  # whose trials are given all their parameters
+
+    def ask(self, params: Mapping[str, Any]) -> optuna.Trial:
+        """A draft with these parameters; those that are missing are the sampler's."""
+        if params:
+            self._study.enqueue_trial(dict(params))
+        return self._study.ask()
+
+    def take(self, draft: optuna.Trial) -> dict[str, Any]:
+        """Its parameters, with which it becomes a trial of the study."""
+        self._study.tell(draft, state=TrialState.FAIL)
+        return draft.params
+
+    def refuse(self, draft: optuna.Trial, over: Mapping[str, float]) -> None:
+        """It violates these constraints by so much."""
+        for name, much in over.items():
+            draft.set_constraint(name, much)
+        self._study.tell(draft, state=TrialState.PRUNED)
 
 
 class _SeenStudy:
     """A study as its sampler is to see it: a trial that has diverged, told FAIL, of which no sampler learns anything, is
-    seen as one that was pruned and violates a constraint."""
+    seen as one that was pruned and violates a constraint.
 
-    def __init__(self, study: optuna.Study) -> None:
-        self._study = study
+    Args:
+        drafts: a study of which those that were refused are seen too: not before there are `startup` trials without them,
+            so that as many are drawn at random as without bounds, and of many the last.
+    """
+
+    def __init__(self, study: optuna.Study, drafts: optuna.Study | None, startup: int) -> None:
+        self._study, self._drafts, self._startup = study, drafts, startup
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._study, name)
+        if name.startswith("__"):  # asked for while a copy has nothing yet
+            raise AttributeError(name)
+        return getattr(self._drafts or self._study, name)
 
     def _get_trials(
         self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
     ) -> list[FrozenTrial]:
         seen = [_seen(trial) for trial in self._study._get_trials(deepcopy, None, use_cache)]
+        if self._drafts is not None and sum(t.state in _TOLD for t in seen) >= self._startup:
+            seen += self._drafts._get_trials(deepcopy, (TrialState.PRUNED,))[-MOST_REFUSED:]
         return [trial for trial in seen if states is None or trial.state in states]
+
+    def own(self, trial: FrozenTrial) -> FrozenTrial:
+        """The trial that is sampled for. The sampler leaves out what has its number: a draft's is a number of drafts, so it
+        has one here that no trial has."""
+        if self._drafts is None:
+            return trial
+        shown = copy.copy(trial)
+        shown.number = _NO_NUMBER
+        return shown
 
 
 def _seen(trial: FrozenTrial) -> FrozenTrial:
@@ -76,17 +132,21 @@ def _seen(trial: FrozenTrial) -> FrozenTrial:
     return shown
 
 
-class _DivergenceSampler(optuna.samplers.TPESampler):
-    """TPE, which hears of divergence."""
+class _SeeingSampler(optuna.samplers.TPESampler):
+    """TPE, which hears of divergence, and of what was refused."""
+
+    def __init__(self, seen: _SeenStudy, seed: int, startup: int) -> None:
+        super().__init__(seed=seed, n_startup_trials=startup, multivariate=True, group=True, constant_liar=True)
+        self._seen: Any = seen
 
     def infer_relative_search_space(self, study: Any, trial: FrozenTrial) -> dict[str, Any]:
-        return super().infer_relative_search_space(_SeenStudy(study), trial)  # type: ignore[arg-type]
+        return super().infer_relative_search_space(self._seen, trial)
 
     def sample_relative(self, study: Any, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
-        return super().sample_relative(_SeenStudy(study), trial, search_space)  # type: ignore[arg-type]
+        return super().sample_relative(self._seen, self._seen.own(trial), search_space)
 
     def sample_independent(self, study: Any, trial: FrozenTrial, param_name: str, param_distribution: Any) -> Any:
-        return super().sample_independent(_SeenStudy(study), trial, param_name, param_distribution)  # type: ignore[arg-type]
+        return super().sample_independent(self._seen, self._seen.own(trial), param_name, param_distribution)
 
 
 def read_study(journal: Path) -> optuna.Study:
@@ -122,7 +182,8 @@ def complete(spec: Spec, study: optuna.Study) -> bool:
     """Has every trial of the sweep ended: those that search, and those that confirm the best of them?"""
     trials = study.get_trials(deepcopy=False)
     confirming = sum(REPEATS in trial.user_attrs for trial in trials)
-    if not all(trial.state.is_finished() for trial in trials) or len(trials) - confirming < searching(spec):
+    searched = SEARCH_ENDED in study.user_attrs or len(trials) - confirming >= searching(spec)
+    if not searched or not all(trial.state.is_finished() for trial in trials):
         return False
     wanted = spec.confirm and repeats(study, spec.confirm, spec.search.space, spec.search.seed + 1)
     return confirming >= len(wanted or ())

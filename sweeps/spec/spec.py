@@ -30,6 +30,7 @@ from bitlora.config.sections import (
 )
 from bitlora.config.trial import AXES
 from sweeps.spec import space as spaces
+from sweeps.spec.bounds import WhereConfig
 from sweeps.spec.clashes import adapter_clashes
 from sweeps.spec.confirm import ConfirmConfig
 from sweeps.spec.draft import Draft, yaml
@@ -68,6 +69,8 @@ class SearchConfig(Config):
     """What stands here replaces the fixed value in `adapter` or `train`."""
     first: list[dict[str, Any]] = Field(default_factory=list)
     """Configurations to try before any other; an axis that is left out is chosen by the sampler."""
+    where: WhereConfig | None = None
+    """null: whatever the space has."""
 
 
 class SchedulerConfig(Config):
