@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 import pandas as pd
 
@@ -17,6 +17,13 @@ from reports.load.values import finite, mapping
 from reports.sections.parts import Section, section
 from reports.statistics.axes import Axes
 from reports.statistics.findings import Findings
+
+BUDGETS: Final = (
+    ("hours", "hours of search"),
+    ("tokens", "tokens to train on"),
+    ("patience", "trials in a row without a new best"),
+)
+"""Keys of a spec after which no new trial is asked for, and what they count."""
 
 
 def set_up(findings: Findings) -> Section:
@@ -36,6 +43,12 @@ def facts(sweep: Sweep, axes: Axes) -> Bullets:
     options = [f"{plain(key, 40)} {value(key, scheduler[key])}" for key in ("grace", "reduction") if key in scheduler]
     asked += f" ({', '.join(options)})" if options and scheduler.get("name") not in (None, "none") else ""
     asked += _bounds(mapping(search, "where"))
+    budgets = [(search.get(key), what) for key, what in BUDGETS]
+    asked += "".join(f"; at most {most:,} {what}" for most, what in budgets if isinstance(most, int | float))
+    ended = [str(run["search_ended"]) for run in sweep.runs if run.get("search_ended")]
+    asked += (
+        f"; no more were asked for, since {plain(ended[-1], 200)}: what had begun went on to its end" if ended else ""
+    )
     asked += f"; then {confirming} to confirm the best" if confirming else ""
     varied = [f"{plain(key, 40).replace('_', ' ')}{_domain(key, space.get(key))}" for key in axes.varying]
     fixed = [f"{plain(key, 40).replace('_', ' ')} {value(key, held)}" for key, held in axes.fixed.items()]

@@ -137,6 +137,7 @@ def run_sweep(
                 worker=resources,
                 machines=machines(ray.nodes()),
                 git=git,
+                search_ended=search.ended_early,
             )
         if session is not None:
             keep_logs(session / "logs", folder / "logs" / "ray")
@@ -274,6 +275,8 @@ class _Search:
         self._pool = pool.remote(settings, host, slots, limits, patience)
         self.pack_seconds = 0.0
         """That packs were up, summed; known when the search has ended."""
+        self.ended_early = ""
+        """Why it asked for fewer trials than the spec has; known when it has ended."""
 
     def run(self, console: Console, heartbeat: Heartbeat, interrupt: Interrupt, lost: Callable[[], str]) -> Recorder:
         """Search, and end everything, however the search ends. Gives the recorder, which knows how the trials ended.
@@ -295,6 +298,7 @@ class _Search:
         searcher.reported = {trial_id: lines[-1].step for trial_id, lines in past.metrics.items() if lines}
         recorder = Recorder(storage, pool, self._prepared, searcher, stopped_by=spec.scheduler.name)
         recorder.resume(past)
+        searcher.trained(past.tokens)
         left = searcher.left
         if left:
             pool.start.remote()
@@ -310,6 +314,7 @@ class _Search:
             trials_from(PoolFeed(pool, scheduler.heard)) as trainable,
         ):
             recorder.tell = display.end_twin
+            searcher.ended_early = lambda why: display.search_ends(why, searcher.total)
             tuner = tune.Tuner(
                 trainable,
                 tune_config=tune.TuneConfig(
@@ -343,6 +348,7 @@ class _Search:
                 self._end(recorder, searcher)
         if searcher.refused:
             heartbeat.say(f"search.where: {searcher.refused} suggestions did not fit, and were not trained")
+        self.ended_early = searcher.why_ended
         return recorder
 
     def _end(self, recorder: Recorder, searcher: OptunaSearcher) -> None:

@@ -10,7 +10,9 @@ import json
 import os
 import warnings
 from collections.abc import Container, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any, Final
 
 import optuna
@@ -19,6 +21,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import get_lock_file
 from optuna.trial import FrozenTrial, TrialState
 
+from bitlora.files.record import Status
+from sweeps.search.bounds import Bounds
 from sweeps.search.confirm import REPEATS, repeats
 from sweeps.search.journal import broken
 from sweeps.spec import space as spaces
@@ -26,6 +30,8 @@ from sweeps.spec.spec import Spec
 
 DIVERGED: Final = "diverged"
 """The status of such a trial, and the constraint that it violates."""
+MISSES: Final = 50
+"""So many suggestions in a row may be beyond `search.where`; then one that fits is drawn from the space itself."""
 MOST_REFUSED: Final = 200
 """Of the drafts that were refused a sampler sees so many: what it takes grows with them."""
 SEARCH_ENDED: Final = "search_ended"
@@ -36,6 +42,19 @@ _NO_NUMBER: Final = 2**53
 
 class StudyError(ValueError):
     """A journal that cannot be read, in one line for a user."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndedTrial:
+    """What the study knows of a trial that has ended."""
+
+    status: Status
+    reason: str
+    config: dict[str, Any] | None
+    """Its whole configuration; None where nothing was chosen yet."""
+    value: float | None
+    same_as: str = ""
+    """The trial whose result it has; empty: it was trained itself."""
 
 
 def open_study(spec: Spec, journal: Path) -> optuna.Study:
@@ -66,27 +85,40 @@ class Drafts:
     refused, as pruned ones that violate constraints. They are not known to a sweep that goes on, which learns that anew.
     """
 
-    def __init__(self, spec: Spec, study: optuna.Study) -> None:
+    def __init__(self, spec: Spec, study: optuna.Study, bounds: Bounds) -> None:
+        self._space, self._bounds = spec.search.space, bounds
+        self._chance = Random(spec.search.seed + len(study.trials))
+        self.refused = 0
+        """Suggestions that were beyond the bounds."""
         self._study = optuna.create_study(direction="minimize")
         self._study.sampler = _sampler(spec, study, self._study)
         study.sampler = optuna.samplers.RandomSampler()  # whose trials are given all their parameters
 
-    def ask(self, params: Mapping[str, Any]) -> optuna.Trial:
-        """A draft with these parameters; those that are missing are the sampler's."""
-        if params:
-            self._study.enqueue_trial(dict(params))
-        return self._study.ask()
+    def propose(self, planned: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters of a trial within the bounds.
 
-    def take(self, draft: optuna.Trial) -> dict[str, Any]:
-        """Its parameters, with which it becomes a trial of the study."""
+        Args:
+            planned: values of some axes; the sampler chooses the others.
+        """
+        for _ in range(MISSES):
+            draft = self._ask(planned)
+            over = self._bounds.over(spaces.suggest(draft, self._space))
+            if not over:
+                break
+            for name, much in over.items():
+                draft.set_constraint(name, much)
+            self._study.tell(draft, state=TrialState.PRUNED)
+            self.refused += 1
+        else:
+            draft = self._ask({**planned, **self._bounds.fitting(planned, self._chance)})
+            spaces.suggest(draft, self._space)
         self._study.tell(draft, state=TrialState.FAIL)
         return draft.params
 
-    def refuse(self, draft: optuna.Trial, over: Mapping[str, float]) -> None:
-        """It violates these constraints by so much."""
-        for name, much in over.items():
-            draft.set_constraint(name, much)
-        self._study.tell(draft, state=TrialState.PRUNED)
+    def _ask(self, planned: Mapping[str, Any]) -> optuna.Trial:
+        if params := spaces.params(self._space, planned):
+            self._study.enqueue_trial(params)
+        return self._study.ask()
 
 
 class _SeenStudy:
@@ -176,6 +208,17 @@ def searching(spec: Spec) -> int:
     if spec.search.sampler == "grid":
         return min(spec.search.trials, len(spaces.grid(spec.search.space)))
     return spec.search.trials
+
+
+def planned(spec: Spec, bounds: Bounds | None) -> list[dict[str, Any]]:
+    """The configurations of the first trials, which may leave axes to the sampler: those of `search.first`, and of a grid
+    all points that fit, those in front."""
+    first = list(spec.search.first)
+    if spec.search.sampler != "grid":
+        return first
+    grid = [point for point in spaces.grid(spec.search.space) if bounds is None or not bounds.over(point)]
+    ranks = [next((rank for rank, one in enumerate(first) if one.items() <= row.items()), len(first)) for row in grid]
+    return [row for _, row in sorted(zip(ranks, grid, strict=True), key=lambda pair: pair[0])]
 
 
 def complete(spec: Spec, study: optuna.Study) -> bool:

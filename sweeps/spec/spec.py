@@ -69,6 +69,13 @@ class SearchConfig(Config):
     """What stands here replaces the fixed value in `adapter` or `train`."""
     first: list[dict[str, Any]] = Field(default_factory=list)
     """Configurations to try before any other; an axis that is left out is chosen by the sampler."""
+    hours: PositiveFloat | None = None
+    """When it has searched so long, in all runs of the sweep, no new trial is asked for. Those that have begun go on to
+    their end, and `confirm` follows: both take time on top. null: no bound, as for the next two."""
+    tokens: Positive | None = None
+    """When the trials have been trained on so many in all, no new one is asked for."""
+    patience: Positive | None = None
+    """When so many trials in a row have ended without a new best at full budget, no new one is asked for."""
     where: WhereConfig | None = None
     """null: whatever the space has."""
 

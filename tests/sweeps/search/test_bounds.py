@@ -11,6 +11,7 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
+from ray import cloudpickle
 from ray.tune.search import Searcher
 
 from bitlora.base.info import BaseInfo, LayerShape
@@ -146,7 +147,7 @@ def test_a_grid_leaves_out_what_does_not_fit(tmp_path: Path) -> None:
         (8, 1e-3), (4, 1e-4), (4, 1e-3), (8, 1e-4)
     ]  # fmt: skip
     assert complete(sweep, read_study(tmp_path / "study.journal"))
-    assert told.user_attrs["search_ended"] == "4 points of the grid fit search.where"
+    assert told.user_attrs["search_ended"] == "only 4 points of the grid fit search.where"
 
 
 def test_a_first_configuration_that_leaves_axes_out_is_not_lost(tmp_path: Path) -> None:
@@ -195,3 +196,16 @@ def test_branches_of_a_range_are_all_looked_at() -> None:
         space = {"batch_size": {"low": 2, "high": 8}, "rank": {"by": "batch_size", **branches}}
         assert errors(params(2400), space=space) == []
         assert len(errors(params(2399), space=space)) == 1
+
+
+def test_survives_what_tune_does_to_it(tmp_path: Path) -> None:
+    """It pickles the searcher, with whoever is told of what."""
+    one = searcher(tmp_path, spec(params(4800), trials=8, startup=2))
+    one.ended_early = lambda why: one.total
+    for number in range(4):
+        suggestion = one.suggest(f"tune{number}")
+        assert isinstance(suggestion, dict)
+        one.finish(suggestion["trial_id"], "completed", 2.0)
+    copy = cloudpickle.loads(cloudpickle.dumps(one))
+    assert copy.refused == one.refused
+    assert copy.suggest("tune4")["config"]["rank"] <= 8
