@@ -43,6 +43,9 @@ def facts(sweep: Sweep, axes: Axes) -> Bullets:
     options = [f"{plain(key, 40)} {value(key, scheduler[key])}" for key in ("grace", "reduction") if key in scheduler]
     asked += f" ({', '.join(options)})" if options and scheduler.get("name") not in (None, "none") else ""
     asked += _bounds(mapping(search, "where"))
+    known = search.get("from")
+    names = [plain(place, 60) for place in known] if isinstance(known, list) else []
+    asked += f"; the sampler knew the trials of {', '.join(names)}" if names else ""
     budgets = [(search.get(key), what) for key, what in BUDGETS]
     asked += "".join(f"; at most {most:,} {what}" for most, what in budgets if isinstance(most, int | float))
     ended = [str(run["search_ended"]) for run in sweep.runs if run.get("search_ended")]

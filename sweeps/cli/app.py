@@ -97,7 +97,7 @@ def sweep(
         from sweeps.driver.run import run_sweep
         from sweeps.spec.errors import InputError
 
-        _notes(console, prepared)
+        _notes(console, spec, prepared)
         try:
             code = run_sweep(spec, prepared, storage, console, address, going_on)
         except InputError as error:
@@ -123,7 +123,7 @@ def plan(
     from sweeps.cli.trial_folder import quiet
 
     console = Console(soft_wrap=True)
-    _notes(console, prepared)
+    _notes(console, spec, prepared)
     draw(console, make_plan(spec, prepared))
     quiet()
     try:
@@ -372,7 +372,7 @@ def _refuse_in_job(path: Path, spec: Spec) -> None:
         _refuse(*(f"{path}: {line}" for line in errors))
 
 
-def _notes(console: Console, prepared: Prepared) -> None:
+def _notes(console: Console, spec: Spec, prepared: Prepared) -> None:
     data = prepared.dataset.summary
     console.print(
         f"data: {data.train_rows} rows to train on, {data.eval_rows} to evaluate"
@@ -383,6 +383,10 @@ def _notes(console: Console, prepared: Prepared) -> None:
     )
     for note in data.notes:
         console.print(f"data: {note}", markup=False, highlight=False)
+    if spec.search.from_:
+        console.print(
+            f"search.from: {len(prepared.earlier)} trials of earlier sweeps lie in this space", highlight=False
+        )
 
 
 def main() -> None:

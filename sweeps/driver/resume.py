@@ -41,6 +41,7 @@ FREE: Final = (
     "base.cache",
     "base.revision",
     "data.revision",
+    "search.from",
 )
 """Keys of a spec, or how they begin, that may differ when a sweep goes on: they decide no number, or what they come to is
 compared (`changed`)."""

@@ -292,6 +292,7 @@ class _Search:
             changed=lambda: storage.push_soon(JOURNAL),
             essence=self._prepared.essence,
             bounds=Bounds(spec, self._prepared.base),
+            earlier=self._prepared.earlier,
         )
         searcher.set_attributes(began_with(self._prepared))
         past = look(storage.folder)

@@ -25,6 +25,7 @@ from bitlora.files.record import Status
 from sweeps.search.bounds import Bounds
 from sweeps.search.budget import SearchBudget
 from sweeps.search.confirm import REPEATS, most, repeats
+from sweeps.search.earlier import EarlierTrial
 from sweeps.search.metric import METRIC, STEP, finite
 from sweeps.search.study import (
     DIVERGED,
@@ -64,6 +65,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
             out; the others have its result (`twin`). None: of this one there is no other.
         bounds: What an adapter may be. What is beyond it is no trial: the sampler hears of it, and the next is asked for.
         clock: Seconds.
+        earlier: Trials of other sweeps that the sampler knows too.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         essence: Callable[[dict[str, Any]], Hashable | None] = _none,
         bounds: Bounds | None = None,
         clock: Callable[[], float] = time.monotonic,
+        earlier: Sequence[EarlierTrial] = (),
     ) -> None:
         super().__init__(metric=metric, mode=mode)
         self._space = spec.search.space
@@ -97,7 +100,8 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         journal.parent.mkdir(parents=True, exist_ok=True)
         self._journal = journal
         self._study = open_study(spec, journal)
-        self._drafts = Drafts(spec, self._study, bounds) if bounds and spec.search.sampler != "grid" else None
+        drafted = (bounds or earlier) and spec.search.sampler != "grid"
+        self._drafts = Drafts(spec, self._study, bounds, earlier) if drafted else None
         self._budget = SearchBudget(spec.search, self._study, clock)
         self._configure = configure
         self._changed = changed

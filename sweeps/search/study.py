@@ -9,7 +9,7 @@ import copy
 import json
 import os
 import warnings
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -24,6 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 from bitlora.files.record import Status
 from sweeps.search.bounds import Bounds
 from sweeps.search.confirm import REPEATS, repeats
+from sweeps.search.earlier import EarlierTrial
 from sweeps.search.journal import broken
 from sweeps.spec import space as spaces
 from sweeps.spec.spec import Spec
@@ -81,16 +82,22 @@ class Drafts:
     """What a sampler proposes, to be looked at before it is a trial of the study: what is refused is none, and is nowhere
     in the journal.
 
-    It stands in a study of its own in memory. The sampler sees both: the study's trials, and of the drafts those that were
-    refused, as pruned ones that violate constraints. They are not known to a sweep that goes on, which learns that anew.
+    It stands in a study of its own in memory, with trials of earlier sweeps, which are none of this one either. The sampler
+    sees all: the study's trials, those, and of the drafts those that were refused, as pruned ones that violate constraints.
+    A sweep that goes on knows no draft any more, and learns that anew.
     """
 
-    def __init__(self, spec: Spec, study: optuna.Study, bounds: Bounds) -> None:
+    def __init__(self, spec: Spec, study: optuna.Study, bounds: Bounds | None, earlier: Sequence[EarlierTrial]) -> None:
         self._space, self._bounds = spec.search.space, bounds
         self._chance = Random(spec.search.seed + len(study.trials))
         self.refused = 0
         """Suggestions that were beyond the bounds."""
         self._study = optuna.create_study(direction="minimize")
+        self._study.sampler = optuna.samplers.RandomSampler()
+        for one in earlier:
+            draft = self._ask(one.chosen)
+            spaces.suggest(draft, self._space)
+            self._study.tell(draft, one.eval_loss)
         self._study.sampler = _sampler(spec, study, self._study)
         study.sampler = optuna.samplers.RandomSampler()  # whose trials are given all their parameters
 
@@ -102,17 +109,20 @@ class Drafts:
         """
         for _ in range(MISSES):
             draft = self._ask(planned)
-            over = self._bounds.over(spaces.suggest(draft, self._space))
-            if not over:
-                break
+            chosen = spaces.suggest(draft, self._space)
+            if self._bounds is None or not (over := self._bounds.over(chosen)):
+                return self._take(draft)
             for name, much in over.items():
                 draft.set_constraint(name, much)
             self._study.tell(draft, state=TrialState.PRUNED)
             self.refused += 1
-        else:
-            draft = self._ask({**planned, **self._bounds.fitting(planned, self._chance)})
-            spaces.suggest(draft, self._space)
-        self._study.tell(draft, state=TrialState.FAIL)
+        assert self._bounds is not None
+        draft = self._ask({**planned, **self._bounds.fitting(planned, self._chance)})
+        spaces.suggest(draft, self._space)
+        return self._take(draft)
+
+    def _take(self, draft: optuna.Trial) -> dict[str, Any]:
+        self._study.tell(draft, state=TrialState.FAIL)  # of a draft nothing is learned: it is a trial of the study now
         return draft.params
 
     def _ask(self, planned: Mapping[str, Any]) -> optuna.Trial:
@@ -126,8 +136,8 @@ class _SeenStudy:
     seen as one that was pruned and violates a constraint.
 
     Args:
-        drafts: a study of which those that were refused are seen too: not before there are `startup` trials without them,
-            so that as many are drawn at random as without bounds, and of many the last.
+        drafts: a study of which completed trials are seen too, and those that were refused: not before there are `startup`
+            trials without these, so that as many are drawn at random as without bounds, and of many the last.
     """
 
     def __init__(self, study: optuna.Study, drafts: optuna.Study | None, startup: int) -> None:
@@ -142,6 +152,8 @@ class _SeenStudy:
         self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
     ) -> list[FrozenTrial]:
         seen = [_seen(trial) for trial in self._study._get_trials(deepcopy, None, use_cache)]
+        if self._drafts is not None:
+            seen += self._drafts._get_trials(deepcopy, (TrialState.COMPLETE,))
         if self._drafts is not None and sum(t.state in _TOLD for t in seen) >= self._startup:
             seen += self._drafts._get_trials(deepcopy, (TrialState.PRUNED,))[-MOST_REFUSED:]
         return [trial for trial in seen if states is None or trial.state in states]

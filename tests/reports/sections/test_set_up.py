@@ -31,3 +31,10 @@ def test_budgets_and_what_ended_the_search(folder, add):
     (folder / "runs.jsonl").write_text("".join(f"{json.dumps(run)}\n" for run in runs))
     said = "; no more were asked for, since search.hours (1.5) are over: what had begun went on to its end"
     assert said in trials(folder)
+
+
+def test_earlier_sweeps_that_the_sampler_knew(folder, add):
+    add("t0", eval_loss=2.5)
+    spec = (folder / "sweep.yaml").read_text()
+    (folder / "sweep.yaml").write_text(spec.replace("search:", "search:\n  from: [runs/one, 's3://b/two']", 1))
+    assert "; the sampler knew the trials of runs/one, s3://b/two" in trials(folder)
