@@ -47,7 +47,7 @@ def test_every_key_but_two_has_a_default(file: Path) -> None:
 
 
 def test_a_section_left_empty_has_its_defaults(file: Path) -> None:
-    assert load(file, SMALLEST + "train:\nsearch:\n  space:\n  first:\n") == load(file, SMALLEST)
+    assert load(file, SMALLEST + "train:\nsearch:\n  space:\n  first:\n  from:\n") == load(file, SMALLEST)
 
 
 def test_quickstart_loads() -> None:
@@ -69,6 +69,7 @@ def test_quickstart_loads() -> None:
         "search: {sampler: grid, space: {seed: {low: 0, high: 4, step: 2}, alpha: {low: 1, high: 2, step: 0.5}}}\n",
         "search:\n  space:\n    quantizer: [none, binary]\n    learning_rate:\n      by: quantizer\n"
         "      none: {low: 1e-4, high: 2e-3, log: true}\n      default: [1, 2e-3]\n  first: [{learning_rate: 2e-3}]\n",
+        "search: {from: [runs/one, 's3://bucket/two'], hours: 1.5, tokens: 1000, patience: 3}\n",
         "base: {model: a, targets: [q_proj]}\ndata: {source: [x.jsonl, y.jsonl], eval_rows: null}\n",
     ],
 )
@@ -200,6 +201,15 @@ scheduler: {name: pbt}
             "scheduler.name: bohb is HyperBand with configurations of TPE's; give search.sampler: tpe, or "
             "scheduler.name: hyperband",
         ),
+        (
+            "search: {sampler: random, from: [runs/earlier]}",
+            "search.from: sampler random models nothing, so that it learns nothing of earlier sweeps; give "
+            "search.sampler: tpe, or leave it out",
+        ),
+        ("search: {from: runs/earlier}", "search.from: found 'runs/earlier'; give a list"),
+        ("search: {hours: 0}", "search.hours: found 0; give a number above 0"),
+        ("search: {tokens: 1.5}", "search.tokens: found 1.5; give a whole number"),
+        ("search: {patience: 0}", "search.patience: found 0; give a number of at least 1"),
         (
             "confirm: {by: rank}",
             "confirm.by: found 'rank'; give an axis of search.space that is a list",
