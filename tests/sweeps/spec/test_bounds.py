@@ -1,4 +1,4 @@
-"""`search.where` as a spec has it."""
+"""What `search` has beside its space, as a spec has it: bounds, budgets, earlier sweeps."""
 
 from __future__ import annotations
 
@@ -72,3 +72,24 @@ def test_what_is_wrong_is_said(tmp_path: Path, where: str, line: str) -> None:
         load(tmp_path, where)
     (found,) = caught.value.lines
     assert found.partition(": ")[2].startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("search", "line"),
+    [
+        ("{sampler: random, from: [runs/earlier]}",
+         "search.from: sampler random models nothing, so that it learns nothing of earlier sweeps; give "
+         "search.sampler: tpe, or leave it out"),
+        ("{from: runs/earlier}", "search.from: found 'runs/earlier'; give a list"),
+        ("{hours: 0}", "search.hours: found 0; give a number above 0"),
+        ("{tokens: 1.5}", "search.tokens: found 1.5; give a whole number"),
+        ("{patience: 0}", "search.patience: found 0; give a number of at least 1"),
+    ],
+)  # fmt: skip
+def test_budgets_and_earlier_sweeps_that_are_none(tmp_path: Path, search: str, line: str) -> None:
+    file = tmp_path / "small.yaml"
+    file.write_text(f"base: {{model: a}}\ndata: {{source: b}}\nsearch: {search}\n", encoding="utf-8")
+    with pytest.raises(SpecError) as caught:
+        load_spec(file)
+    (found,) = caught.value.lines
+    assert found.partition(": ")[2] == line

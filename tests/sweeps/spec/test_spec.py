@@ -202,15 +202,6 @@ scheduler: {name: pbt}
             "scheduler.name: hyperband",
         ),
         (
-            "search: {sampler: random, from: [runs/earlier]}",
-            "search.from: sampler random models nothing, so that it learns nothing of earlier sweeps; give "
-            "search.sampler: tpe, or leave it out",
-        ),
-        ("search: {from: runs/earlier}", "search.from: found 'runs/earlier'; give a list"),
-        ("search: {hours: 0}", "search.hours: found 0; give a number above 0"),
-        ("search: {tokens: 1.5}", "search.tokens: found 1.5; give a whole number"),
-        ("search: {patience: 0}", "search.patience: found 0; give a number of at least 1"),
-        (
             "confirm: {by: rank}",
             "confirm.by: found 'rank'; give an axis of search.space that is a list",
         ),
