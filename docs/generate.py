@@ -145,7 +145,7 @@ def keys() -> str:
         for name, field in cls.model_fields.items():
             section, alone = _section(field)
             meaning = one_line(f"{section.__doc__ if alone else ''} {told.get(name, '')}")
-            rows.append((f"`{name}`", value(field), default(cls, name, field), meaning))
+            rows.append((f"`{field.alias or name}`", value(field), default(cls, name, field), meaning))
         file = inspect.getsourcefile(cls)
         assert file is not None
         about = f"{one_line(cls.__doc__)} ([{cls.__name__}](../{Path(file).relative_to(ROOT).as_posix()}))"

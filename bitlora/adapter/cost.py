@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, NamedTuple
 
-from bitlora.base.info import AdaptedLayer
+from bitlora.base.info import AdaptedLayer, BaseInfo
+from bitlora.config.trial import TrialConfig, as_written
 from bitlora.quantizers.weights import QUANTIZERS, Granularity, Quantizer
 
 DTYPE_BYTES: Final = {"F32": 4, "F16": 2, "U8": 1}
@@ -53,6 +54,24 @@ def adapter_bytes(
 ) -> int:
     """Bytes of an adapter as packed: the size of its safetensors file, header included."""
     return _safetensors_bytes(packed_tensors(layers, quantizer, granularity, dora))
+
+
+class AdapterSize(NamedTuple):
+    """What a trial's adapter has."""
+
+    params: int
+    """Trained."""
+    bytes: int
+    """As packed."""
+
+
+def adapter_size(base: BaseInfo, trial: TrialConfig) -> AdapterSize:
+    """What the adapter of a trial has over a base: what its record says, known beforehand."""
+    written = base.layers(as_written(trial))
+    return AdapterSize(
+        adapter_params(base.layers(trial), trial.quantizer, trial.dora),
+        adapter_bytes(written, trial.quantizer, trial.granularity, trial.dora),
+    )
 
 
 def _safetensors_bytes(tensors: dict[str, tuple[str, int]]) -> int:

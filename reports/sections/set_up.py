@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 import pandas as pd
 
@@ -17,6 +17,13 @@ from reports.load.values import finite, mapping
 from reports.sections.parts import Section, section
 from reports.statistics.axes import Axes
 from reports.statistics.findings import Findings
+
+BUDGETS: Final = (
+    ("hours", "hours of search"),
+    ("tokens", "tokens to train on"),
+    ("patience", "trials in a row without a new best"),
+)
+"""Keys of a spec after which no new trial is asked for, and what they count."""
 
 
 def set_up(findings: Findings) -> Section:
@@ -35,6 +42,16 @@ def facts(sweep: Sweep, axes: Axes) -> Bullets:
     asked += "".join(f"; {role} {plain(name, 60)}" for role, name in by if name is not None)
     options = [f"{plain(key, 40)} {value(key, scheduler[key])}" for key in ("grace", "reduction") if key in scheduler]
     asked += f" ({', '.join(options)})" if options and scheduler.get("name") not in (None, "none") else ""
+    asked += _bounds(mapping(search, "where"))
+    known = search.get("from")
+    names = [plain(place, 60) for place in known] if isinstance(known, list) else []
+    asked += f"; the sampler knew the trials of {', '.join(names)}" if names else ""
+    budgets = [(search.get(key), what) for key, what in BUDGETS]
+    asked += "".join(f"; at most {most:,} {what}" for most, what in budgets if isinstance(most, int | float))
+    ended = [str(run["search_ended"]) for run in sweep.runs if run.get("search_ended")]
+    asked += (
+        f"; no more were asked for, since {plain(ended[-1], 200)}: what had begun went on to its end" if ended else ""
+    )
     asked += f"; then {confirming} to confirm the best" if confirming else ""
     varied = [f"{plain(key, 40).replace('_', ' ')}{_domain(key, space.get(key))}" for key in axes.varying]
     fixed = [f"{plain(key, 40).replace('_', ' ')} {value(key, held)}" for key, held in axes.fixed.items()]
@@ -53,6 +70,13 @@ def facts(sweep: Sweep, axes: Axes) -> Bullets:
         **_runs(sweep),
     }
     return Bullets(tuple((f"{title}: {line or NOTHING}",) for title, line in lines.items()))
+
+
+def _bounds(where: dict[str, Any]) -> str:
+    """What adapters were held to before they were trained; nothing where they were not."""
+    bounds = [(key, mapping(where, key).get("max")) for key in ("adapter_bytes", "adapter_params")]
+    said = [f"{most:,} {key.removeprefix('adapter_')}" for key, most in bounds if isinstance(most, int)]
+    return f"; no adapter of more than {' or '.join(said)}".replace("params", "parameters") if said else ""
 
 
 def _adapted(base: DistinctValues) -> dict[str, str]:

@@ -93,12 +93,12 @@ def sweep(
             except StorageError as error:
                 errors = [str(error)]
             begun = storage.folder if storage is not None and going_on else None
-            prepared = _prepare(spec_file, spec, errors, _import_run, begun)
+            prepared = _prepare(spec_file, spec, errors, lambda: import_module("sweeps.driver.run"), begun)
             assert storage is not None  # else there was an error
         from sweeps.driver.run import run_sweep
         from sweeps.spec.errors import InputError
 
-        _notes(console, prepared)
+        _notes(console, spec, prepared)
         try:
             code = run_sweep(spec, prepared, storage, console, address, going_on)
         except InputError as error:
@@ -124,7 +124,7 @@ def plan(
     from sweeps.cli.trial_folder import quiet
 
     console = Console(soft_wrap=True)
-    _notes(console, prepared)
+    _notes(console, spec, prepared)
     draw(console, make_plan(spec, prepared))
     quiet()
     try:
@@ -355,11 +355,6 @@ def _ctrl_c_counts() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def _import_run() -> None:
-    """Import what runs a sweep."""
-    import_module("sweeps.driver.run")
-
-
 def _submit(path: Path, spec: Spec, address: str, resume: Resume | None) -> int:
     """Run the sweep as a job of a cluster."""
     from sweeps.cli.job import submit
@@ -379,7 +374,7 @@ def _refuse_in_job(path: Path, spec: Spec) -> None:
         _refuse(*(f"{path}: {line}" for line in errors))
 
 
-def _notes(console: Console, prepared: Prepared) -> None:
+def _notes(console: Console, spec: Spec, prepared: Prepared) -> None:
     data = prepared.dataset.summary
     console.print(
         f"data: {data.train_rows} rows to train on, {data.eval_rows} to evaluate"
@@ -390,6 +385,10 @@ def _notes(console: Console, prepared: Prepared) -> None:
     )
     for note in data.notes:
         console.print(f"data: {note}", markup=False, highlight=False)
+    if spec.search.from_:
+        console.print(
+            f"search.from: {len(prepared.earlier)} trials of earlier sweeps lie in this space", highlight=False
+        )
 
 
 def main() -> None:

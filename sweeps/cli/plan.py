@@ -9,12 +9,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bitlora.adapter.cost import adapter_bytes, adapter_params
+from bitlora.adapter.cost import adapter_size
 from bitlora.base.info import adapted_params
 from bitlora.config.explain import show
-from bitlora.config.trial import TrialConfig, as_written
+from bitlora.config.trial import TrialConfig
 from bitlora.quantizers.weights import Granularity, Quantizer
 from sweeps.driver.prepare import Prepared, possible_values
+from sweeps.search.bounds import SHAPE, Bounds
 from sweeps.spec.spec import PacksConfig, Spec
 
 
@@ -33,6 +34,8 @@ class AdapterCost:
     layers: int
     params: int
     bytes: int
+    fits: bool
+    """It is within `search.where`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +66,16 @@ def make_plan(spec: Spec, prepared: Prepared) -> Plan:
     from sweeps.spec import space as spaces
 
     trials = spec.search.trials
+    bounds = Bounds(spec, prepared.base)
     if spec.search.sampler == "grid":
-        trials = min(trials, len(spaces.grid(spec.search.space)))
+        trials = min(trials, sum(not bounds.over(point) for point in spaces.grid(spec.search.space)))
     example: TrialConfig = prepared.trial(spec, {})
     costs: list[AdapterCost] = []
     adapted: list[int] = []
-    shape = ("targets", "rank", "rank_pattern", "quantizer", "granularity", "dora", "init")
-    for values in product(*(possible_values(spec, axis) for axis in shape)):
-        trial = prepared.trial(spec, dict(zip(shape, values, strict=True)))
+    for values in product(*(possible_values(spec, axis) for axis in SHAPE)):
+        trial = prepared.trial(spec, dict(zip(SHAPE, values, strict=True)))
         layers = prepared.base.layers(trial)
-        params = adapter_params(layers, trial.quantizer, trial.dora)
-        packed = adapter_bytes(prepared.base.layers(as_written(trial)), trial.quantizer, trial.granularity, trial.dora)
+        size = adapter_size(prepared.base, trial)
         costs.append(
             AdapterCost(
                 trial.targets,
@@ -84,8 +86,9 @@ def make_plan(spec: Spec, prepared: Prepared) -> Plan:
                 trial.dora,
                 trial.init if trial.init == "pissa" else "others",
                 len(layers),
-                params,
-                packed,
+                size.params,
+                size.bytes,
+                not bounds.over(dict(zip(SHAPE, values, strict=True))),
             )
         )
         adapted.append(adapted_params(layers))
@@ -137,12 +140,15 @@ def draw(console: Console, plan: Plan) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0))
     varying = ("targets", "rank_pattern", "dora", "init")
     shaped = [name for name in varying if len({getattr(cost, name) for cost in plan.adapters}) > 1]
-    for name in (*shaped, "rank", "quantizer", "parameters", "bytes as packed", "a scale per"):
-        table.add_column(name, justify="left" if name in (*shaped, "quantizer", "a scale per") else "right")
+    bounded = not all(cost.fits for cost in plan.adapters)
+    last = ("a scale per", "search.where") if bounded else ("a scale per",)
+    for name in (*shaped, "rank", "quantizer", "parameters", "bytes as packed", *last):
+        table.add_column(name, justify="left" if name in (*shaped, "quantizer", *last) else "right")
     for cost in plan.adapters:
         scale = {"none": "", "double_binary": "row"}.get(cost.quantizer, cost.granularity)
         own = [escape(show(value) if isinstance(value := getattr(cost, name), bool) else value) for name in shaped]
-        table.add_row(*own, str(cost.rank), cost.quantizer, f"{cost.params:,}", f"{cost.bytes:,}", scale)
+        fits = ["fits" if cost.fits else "not trained"] if bounded else []
+        table.add_row(*own, str(cost.rank), cost.quantizer, f"{cost.params:,}", f"{cost.bytes:,}", scale, *fits)
     console.print(table)
 
 

@@ -10,7 +10,7 @@ import os
 import re
 import signal
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -21,6 +21,8 @@ from bitlora.config.targets import NO_PATTERN, OF_BASE, idle_key, targeted
 from bitlora.config.trial import TrialConfig, adapter_layers, refused_on_experts, trial_config
 from bitlora.quantizers.weights import QUANTIZERS
 from sweeps.driver.meanwhile import ReadingBar
+from sweeps.search.bounds import Bounds
+from sweeps.search.earlier import EarlierTrial, Likeness, earlier_trials
 from sweeps.spec.errors import InputError
 from sweeps.spec.space import extent
 from sweeps.spec.spec import Spec
@@ -40,6 +42,8 @@ class Prepared:
 
     base: BaseInfo
     dataset: Dataset
+    earlier: tuple[EarlierTrial, ...] = ()
+    """Trials out of `search.from`."""
 
     def trial(self, spec: Spec, chosen: dict[str, Any]) -> TrialConfig:
         """The whole configuration of the trial for which the searcher chose `chosen`.
@@ -195,7 +199,7 @@ def _look(
     info = tokenizer = None
     try:
         info = describe_base(spec.base, spec.data.max_length)
-        errors += _misses(spec, info)
+        errors += _misses(spec, info) or Bounds(spec, info).errors()
         tokenizer = load_tokenizer(spec.base.model, info.revision)
     except BaseError as error:
         errors.append(str(error))
@@ -205,7 +209,7 @@ def _look(
         try:
             test_rows = 0 if spec.confirm is None else spec.confirm.rows
             dataset = prepare_data(spec.data, tokenizer, test_rows, places, seen)
-            return beyond(dataset, info.vocab_size, tokenizer) or Prepared(info, dataset)
+            return beyond(dataset, info.vocab_size, tokenizer) or with_earlier(spec, Prepared(info, dataset))
         except DataError as error:
             return error.lines
     # Without a tokenizer the sources can still be read, so that what is wrong with them is said in the same breath.
@@ -216,6 +220,14 @@ def _look(
         except DataError as error:
             errors += error.lines
     return errors
+
+
+def with_earlier(spec: Spec, prepared: Prepared) -> Prepared | list[str]:
+    """It with the trials of `search.from`; or what is wrong with that."""
+    fingerprint = prepared.dataset.summary.fingerprint
+    likeness = Likeness(spec, prepared.base, fingerprint, lambda chosen: prepared.trial(spec, chosen))
+    earlier, errors = earlier_trials(likeness)
+    return errors or replace(prepared, earlier=tuple(earlier))
 
 
 def _misses(spec: Spec, info: BaseInfo) -> list[str]:

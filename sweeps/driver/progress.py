@@ -192,6 +192,17 @@ class Display(DriverOnly, Callback):  # type: ignore[misc]
         """The pool could not take a trial, or is gone."""
         self._end(trial.config, "failed", {"reason": UNANSWERED})
 
+    def search_ends(self, why: str, total: int) -> None:
+        """No more trials are asked for that search.
+
+        Args:
+            total: trials of the whole sweep, now; with `confirm`, at most.
+        """
+        self._total = total
+        self._bar.update(self._task, total=total)
+        line = f"no new trial is asked for: {why}; what has begun goes on to its end"
+        self._console.print(line, style="yellow", markup=False, highlight=False)
+
     def end_twin(self, twin: Twin) -> None:
         """A trial has ended with another one, whose configuration it has."""
         self._end(twin.suggestion, twin.status, {"reason": twin.reason})

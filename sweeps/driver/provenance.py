@@ -36,6 +36,8 @@ class Run:
     """`nodes`, `cpus`, `memory_gb`, `gpus` (kind -> number), and of the driver's machine `cpu` and `system`."""
     git: dict[str, Any] | None
     """Of the code that ran: `commit`, and whether files differed from it (`changed`). None: it is not a checkout."""
+    search_ended: str = ""
+    """Why fewer trials were asked for than the spec has: a budget that is spent, a grid of which not all fits."""
 
 
 def now() -> datetime:

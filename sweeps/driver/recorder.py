@@ -17,8 +17,8 @@ import ray
 from ray.tune import Callback
 
 from bitlora import timeouts
-from bitlora.adapter.cost import adapter_bytes, adapter_params
-from bitlora.config.trial import TrialConfig, as_written
+from bitlora.adapter.cost import adapter_size
+from bitlora.config.trial import TrialConfig
 from bitlora.files import origin, record, writing
 from bitlora.files.origin import Origin
 from bitlora.files.record import STATUSES, Metrics, Record, Status
@@ -181,7 +181,7 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
                 reason += f"; evaluated once more before it heard, at step {at}"
         ranked = last is not None and status != "diverged"
         tested = status == "completed" and (folder / record.TEST).exists()
-        layers = self._prepared.base.layers(trial)
+        size = adapter_size(self._prepared.base, trial)
         computed: Origin | None = None
         with contextlib.suppress(OSError, ValueError):  # of a trial that was never evaluated there is no such file
             computed = record.origin_of(folder / record.EVAL)
@@ -196,10 +196,8 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
                 steps=last.step if last else 0,
                 tokens=last.tokens if last else 0,
                 seconds=last.seconds if last else 0.0,
-                adapter_params=adapter_params(layers, trial.quantizer, trial.dora),
-                adapter_bytes=adapter_bytes(
-                    self._prepared.base.layers(as_written(trial)), trial.quantizer, trial.granularity, trial.dora
-                ),
+                adapter_params=size.params,
+                adapter_bytes=size.bytes,
                 base=self._prepared.base.provenance(trial) | _base(computed),
                 data=provenance(self._prepared),
                 versions=(computed and computed.versions) or self._versions,

@@ -41,6 +41,7 @@ FREE: Final = (
     "base.cache",
     "base.revision",
     "data.revision",
+    "search.from",
 )
 """Keys of a spec, or how they begin, that may differ when a sweep goes on: they decide no number, or what they come to is
 compared (`changed`)."""
@@ -57,13 +58,23 @@ class Past:
     @property
     def curves(self) -> dict[str, list[tuple[int, float]]]:
         """Steps and losses of each trial that searches and was trained: of no copies, and of none that confirms."""
-        copies = {trial_id for trial_id, found in self.records.items() if found.same_as}
+        copies = self._copies
         confirming = {trial_id for trial_id, config in self.configs.items() if config.get("confirms")}
         return {
             trial_id: [(line.step, line.eval_loss) for line in lines]
             for trial_id, lines in self.metrics.items()
             if trial_id not in copies | confirming
         }
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """On how many tokens each trial was trained; of no copies."""
+        return {t: lines[-1].tokens for t, lines in self.metrics.items() if lines and t not in self._copies}
+
+    @property
+    def _copies(self) -> set[str]:
+        """Trials that have another's result."""
+        return {trial_id for trial_id, found in self.records.items() if found.same_as}
 
     @property
     def best(self) -> tuple[float, str] | None:

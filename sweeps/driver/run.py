@@ -44,6 +44,7 @@ from sweeps.pack.settings import FAKE_GPUS, PackSettings
 from sweeps.pack.travel import travelling
 from sweeps.pool.feed import PoolFeed
 from sweeps.pool.pool import AHEAD, INTERRUPTED_REASON, POOL, Pool
+from sweeps.search.bounds import Bounds
 from sweeps.search.journal import mend
 from sweeps.search.searcher import OptunaSearcher
 from sweeps.spec.errors import InputError
@@ -136,6 +137,7 @@ def run_sweep(
                 worker=resources,
                 machines=machines(ray.nodes()),
                 git=git,
+                search_ended=search.ended_early,
             )
         if session is not None:
             keep_logs(session / "logs", folder / "logs" / "ray")
@@ -273,6 +275,8 @@ class _Search:
         self._pool = pool.remote(settings, host, slots, limits, patience)
         self.pack_seconds = 0.0
         """That packs were up, summed; known when the search has ended."""
+        self.ended_early = ""
+        """Why it asked for fewer trials than the spec has; known when it has ended."""
 
     def run(self, console: Console, heartbeat: Heartbeat, interrupt: Interrupt, lost: Callable[[], str]) -> Recorder:
         """Search, and end everything, however the search ends. Gives the recorder, which knows how the trials ended.
@@ -287,12 +291,15 @@ class _Search:
             configure=lambda chosen: self._prepared.trial(spec, chosen).model_dump(),
             changed=lambda: storage.push_soon(JOURNAL),
             essence=self._prepared.essence,
+            bounds=Bounds(spec, self._prepared.base),
+            earlier=self._prepared.earlier,
         )
         searcher.set_attributes(began_with(self._prepared))
         past = look(storage.folder)
         searcher.reported = {trial_id: lines[-1].step for trial_id, lines in past.metrics.items() if lines}
         recorder = Recorder(storage, pool, self._prepared, searcher, stopped_by=spec.scheduler.name)
         recorder.resume(past)
+        searcher.trained(past.tokens)
         left = searcher.left
         if left:
             pool.start.remote()
@@ -308,6 +315,7 @@ class _Search:
             trials_from(PoolFeed(pool, scheduler.heard)) as trainable,
         ):
             recorder.tell = display.end_twin
+            searcher.ended_early = lambda why: display.search_ends(why, searcher.total)
             tuner = tune.Tuner(
                 trainable,
                 tune_config=tune.TuneConfig(
@@ -339,6 +347,9 @@ class _Search:
                 recorder.ending = recorder.ending or ("interrupted", f"the search ended: {one_line(error)}")
             finally:
                 self._end(recorder, searcher)
+        if searcher.refused:
+            heartbeat.say(f"search.where: {searcher.refused} suggestions did not fit, and were not trained")
+        self.ended_early = searcher.why_ended
         return recorder
 
     def _end(self, recorder: Recorder, searcher: OptunaSearcher) -> None:

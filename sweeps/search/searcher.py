@@ -12,8 +12,8 @@ driver that died is RUNNING: both are the same Optuna trials again, under their 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,9 +22,23 @@ from optuna.trial import BaseTrial, FixedTrial, FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
 from bitlora.files.record import Status
+from sweeps.search.bounds import Bounds
+from sweeps.search.budget import SearchBudget
 from sweeps.search.confirm import REPEATS, most, repeats
+from sweeps.search.earlier import EarlierTrial
 from sweeps.search.metric import METRIC, STEP, finite
-from sweeps.search.study import DIVERGED, open_study, reopen, searching, set_aside, sync
+from sweeps.search.study import (
+    DIVERGED,
+    SEARCH_ENDED,
+    Drafts,
+    EndedTrial,
+    open_study,
+    planned,
+    reopen,
+    searching,
+    set_aside,
+    sync,
+)
 from sweeps.search.twins import SAME_AS, SETTLED, Firsts, Outcome, Twin, reason_of
 from sweeps.spec import space as spaces
 from sweeps.spec.spec import Spec
@@ -33,19 +47,6 @@ ABANDONED: Final = "the sweep ended before it did"
 
 
 def _none(_: object) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class EndedTrial:
-    """What the study knows of a trial that has ended."""
-
-    status: Status
-    reason: str
-    config: dict[str, Any] | None
-    """Its whole configuration; None where nothing was chosen yet."""
-    value: float | None
-    same_as: str = ""
-    """The trial whose result it has; empty: it was trained itself."""
 
 
 class OptunaSearcher(Searcher):  # type: ignore[misc]
@@ -62,6 +63,9 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         changed: Called when the journal has something new.
         essence: What of a whole configuration its numbers hang on. Of trials that are equal in it the first alone is handed
             out; the others have its result (`twin`). None: of this one there is no other.
+        bounds: What an adapter may be. What is beyond it is no trial: the sampler hears of it, and the next is asked for.
+        clock: Seconds.
+        earlier: Trials of other sweeps that the sampler knows too.
     """
 
     def __init__(
@@ -73,15 +77,19 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         configure: Callable[[dict[str, Any]], dict[str, Any]] = dict,
         changed: Callable[[], object] = bool,
         essence: Callable[[dict[str, Any]], Hashable | None] = _none,
+        bounds: Bounds | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        earlier: Sequence[EarlierTrial] = (),
     ) -> None:
         super().__init__(metric=metric, mode=mode)
         self._space = spec.search.space
-        self._plan = list(spec.search.first)
+        self._plan = planned(spec, bounds)
         """The configurations of the first trials; an axis that is left out is the sampler's."""
-        self._searched = searching(spec)
+        self._searched = asked = searching(spec)
         """Trials that search."""
         if spec.search.sampler == "grid":
-            self._plan = _ordered(spaces.grid(self._space), self._plan)
+            self._searched = min(asked, len(self._plan))
+        self._fewer = f"only {self._searched} points of the grid fit search.where" if self._searched < asked else ""
         self._confirm = spec.confirm
         self._first_seed = spec.search.seed + 1
         self._repeats: list[dict[str, Any]] | None = None
@@ -92,6 +100,9 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         journal.parent.mkdir(parents=True, exist_ok=True)
         self._journal = journal
         self._study = open_study(spec, journal)
+        drafted = (bounds or earlier) and spec.search.sampler != "grid"
+        self._drafts = Drafts(spec, self._study, bounds, earlier) if drafted else None
+        self._budget = SearchBudget(spec.search, self._study, clock)
         self._configure = configure
         self._changed = changed
         self._open: dict[str, optuna.Trial] = {}
@@ -115,10 +126,10 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         """Open trials, by our id -> the steps of which the study has a value, and that."""
         self._told: set[str] = set()
         self._firsts = Firsts(essence)
-        self._again: list[str] = []
-        """Open trials that waited for one with their configuration, which failed: they are to be trained after all."""
         self._settled: dict[str, Outcome] = {}
         """Of trials that were trained to their end."""
+        self.ended_early: Callable[[str], object] = bool
+        """Told once why no more trials are asked for that search; whoever is to know says it here."""
         self.twin: Callable[[Twin], object] = bool
         """Told of a trial that is not handed out, since one has ended that is the same; whoever is to know says it here."""
         for trial in self._study.get_trials(deepcopy=False):
@@ -135,6 +146,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
                 self._confirming += REPEATS in trial.user_attrs
             else:
                 self._begun[name] = trial
+        self._end_search_if_spent()
 
     def _config_of(self, trial: FrozenTrial) -> dict[str, Any] | None:
         try:
@@ -162,6 +174,21 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
             self._study.set_user_attr(name, value)
 
     @property
+    def why_ended(self) -> str:
+        """Why fewer trials were asked for than the spec has; nothing where that is not so."""
+        return str(self._study.user_attrs.get(SEARCH_ENDED, ""))
+
+    @property
+    def refused(self) -> int:
+        """Suggestions that were beyond the bounds."""
+        return self._drafts.refused if self._drafts is not None else 0
+
+    def trained(self, tokens: Mapping[str, int]) -> None:
+        """Trials have been trained on so many tokens each, since their first step: those of an earlier run of the sweep."""
+        self._budget.trained(tokens)
+        self._end_search_if_spent()
+
+    @property
     def left(self) -> int:
         """Trials that are still to be handed out."""
         return len(self._begun) + max(0, self.total - self._count - len(self._begun))
@@ -181,29 +208,29 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         ours = self._next()
         while ours is not None and ours != Searcher.FINISHED and self._has_been_had(ours):
             ours = self._next()
-        if ours == Searcher.FINISHED and self._firsts.awaited:
-            return None  # if that one fails, those that wait for it are trained
         if ours is None or ours == Searcher.FINISHED:
-            return ours
+            return None if self._firsts.awaited else ours  # if that one fails, those that wait for it are trained
         self._ours[trial_id] = ours
-        sync(
-            self._journal
-        )  # whatever has files in the sweep's folder is known to the study, whatever the machine dies of
+        self._budget.note()
+        # whatever has files in the sweep's folder is known to the study, whatever the machine dies of
+        sync(self._journal)
         self._changed()
         return self._suggested[ours]
 
     def _next(self) -> str | None:
         """Our id of the next trial, which is open now; else what `suggest` gives."""
+        if ours := self._firsts.next_again(self._open):
+            return ours
         reported = {}
-        if self._again:
-            return self._again.pop(0)
+        self._end_search_if_spent()
         if self._begun:
             ours = next(iter(self._begun))
             reported = {"reported": self.reported.get(ours, 0)}
             self._reopen(ours)
         elif (searched := self._count - self._confirming) < self._searched:
-            planned = self._plan[searched] if searched < len(self._plan) else {}
-            ours = self._ask(spaces.params(self._space, planned), {})
+            point = self._plan[searched] if searched < len(self._plan) else {}
+            drafts, params = self._drafts, spaces.params(self._space, point)
+            ours = self._ask(params if drafts is None else drafts.propose(point), {})
         elif self._confirm is None:
             return str(Searcher.FINISHED)
         else:
@@ -219,6 +246,19 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
             self._confirming += 1
         self._suggested[ours] = {"trial_id": ours, "config": self._config(ours), **reported}
         return ours
+
+    def _end_search_if_spent(self) -> None:
+        """Where no more trials are to be asked for that search, though the spec has more, the study is told why."""
+        begun = sum(REPEATS not in trial.user_attrs for trial in self._begun.values())
+        searched = self._count - self._confirming + begun
+        spent = self._budget.spent() if searched < self._searched else self._fewer
+        if not (why := self.why_ended or spent):
+            return
+        self.total -= self._searched - searched
+        self._searched = searched
+        if not self.why_ended:
+            self._study.set_user_attr(SEARCH_ENDED, why)
+            self.ended_early(why)
 
     def _has_been_had(self, trial_id: str) -> bool:
         """Has another trial had the configuration of this one? Then it ends with that one."""
@@ -283,6 +323,8 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         """Report a result to the study: finite ones, each step once."""
         ours = self._ours.get(trial_id, "")
         trial = self._open.get(ours)
+        if trial is not None and (tokens := result.get("tokens")) is not None:
+            self._budget.trained({ours: tokens})
         value, step = finite(result.get(self.metric)), result.get(STEP)
         if trial is None or value is None or step is None or step in self._values[ours]:
             return
@@ -291,8 +333,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
         """Tune is done with a trial. How it ended is for `finish` to say: Tune cannot tell pruned from interrupted."""
-        # Tune hands the result that the scheduler stopped at to this method alone
-        self.on_trial_result(trial_id, result or {})
+        self.on_trial_result(trial_id, result or {})  # the one that the scheduler stopped at comes here alone
 
     def finish(self, trial_id: str, status: Status, value: float | None, reason: str = "") -> list[Twin]:
         """Tell the study how a trial ended. The first call counts: later ones for the same trial are dropped.
@@ -309,7 +350,6 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         Raises:
             KeyError: no such trial was ever handed out.
         """
-        self._again = [waiting for waiting in self._again if waiting != trial_id]
         if trial_id not in self._open and trial_id not in self._told:
             raise KeyError(trial_id)
         trial = self._open.pop(trial_id, None)
@@ -323,20 +363,19 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         if status == DIVERGED:
             trial.set_constraint(DIVERGED, 1.0)
         if status == "completed" and finite(value) is not None:
-            self._study.tell(trial, value)
+            self._budget.ended(self._study.tell(trial, value))
         elif status == "interrupted":  # not ended for the study: it goes on when the sweep does
             set_aside(self._study, trial)
         else:
-            self._study.tell(trial, state=TrialState.PRUNED if status == "pruned" else TrialState.FAIL)
+            state = TrialState.PRUNED if status == "pruned" else TrialState.FAIL
+            self._budget.ended(self._study.tell(trial, state=state))
+        self._budget.note()
+        waiting = [] if status == "failed" else self._firsts.followers(trial_id)
         if status in SETTLED:
             self._settled[trial_id] = came_to
         else:
             self._firsts.forget(trial_id)
-        waiting = [twin for twin in self._firsts.followers(trial_id) if twin in self._open]
-        if status not in SETTLED and status != "interrupted":
-            self._again += waiting
-            waiting = []
-        twins = [self._end_as(twin, trial_id, came_to) for twin in waiting]
+        twins = [self._end_as(twin, trial_id, came_to) for twin in waiting if twin in self._open]
         self._changed()
         return twins
 
@@ -359,9 +398,3 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
 
 def _name(trial: optuna.Trial | FrozenTrial) -> str:
     return f"t{trial.number:04d}"
-
-
-def _ordered(grid: list[dict[str, Any]], first: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The grid's points, those that `first` names in front."""
-    ranks = [next((rank for rank, one in enumerate(first) if one.items() <= row.items()), len(first)) for row in grid]
-    return [row for _, row in sorted(zip(ranks, grid, strict=True), key=lambda pair: pair[0])]

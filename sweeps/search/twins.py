@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Container, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -55,6 +55,7 @@ class Firsts:
         self._firsts: dict[Hashable, str] = {}
         self._followers: dict[str, list[str]] = {}
         """First -> twins that wait for what it comes to."""
+        self._again: list[str] = []
 
     def enter(self, trial_id: str, config: Mapping[str, Any]) -> str | None:
         """A trial begins, or has settled. Gives the one that has its configuration already; None: it is the first."""
@@ -77,6 +78,14 @@ class Firsts:
         """The twins that end now, since `first` has."""
         return self._followers.pop(first, [])
 
+    def next_again(self, among: Container[str]) -> str | None:
+        """The next of the twins `among` these that is to be trained after all, since the one that it waited for failed."""
+        while self._again:
+            if (twin := self._again.pop(0)) in among:
+                return twin
+        return None
+
     def forget(self, first: str) -> None:
-        """What it comes to is not known: the next with its configuration is trained."""
+        """What it comes to is not known: the next with its configuration is trained, and those that still wait for it."""
+        self._again += self.followers(first)
         self._firsts = {essence: trial_id for essence, trial_id in self._firsts.items() if trial_id != first}

@@ -144,6 +144,17 @@ def extent(domain: Choices | Range | By) -> set[Any]:
     return {value for _, branch in _options("", domain) for value in extent(branch)}
 
 
+def smallest(space: Space, axis: str, chosen: Mapping[str, Any]) -> list[Any]:
+    """The values of an axis, once the one it hangs on is chosen: all of a list; of a range the smallest, and where others
+    hang on it also those for which they have branches of their own, and the largest."""
+    _, domain = _option(space, axis, chosen)
+    if isinstance(domain, Choices):
+        return list(domain.values)
+    hanging = [other for other in space.values() if isinstance(other, By) and other.axis == axis]
+    keys = [key for other in hanging for key in other.branches if _holds(domain, key)]
+    return list(dict.fromkeys([domain.low, *keys, *([domain.high] if hanging else [])]))
+
+
 def dump(space: Space) -> dict[str, Any]:
     """The space as the spec writes it: `parse` reads it back to an equal one."""
     return {axis: _plain(domain) for axis, domain in space.items()}

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args
 
-from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError
 
 from bitlora.config.explain import explain, nearest, show
 from bitlora.config.sections import (
@@ -30,6 +30,7 @@ from bitlora.config.sections import (
 )
 from bitlora.config.trial import AXES
 from sweeps.spec import space as spaces
+from sweeps.spec.bounds import WhereConfig
 from sweeps.spec.clashes import adapter_clashes
 from sweeps.spec.confirm import ConfirmConfig
 from sweeps.spec.draft import Draft, yaml
@@ -56,6 +57,8 @@ def _space(value: Any) -> Space:
 class SearchConfig(Config):
     """How the configurations of the trials are chosen."""
 
+    model_config = ConfigDict(serialize_by_alias=True)
+
     trials: Positive = 12
     """Configurations to try; of a grid at most all of its points. `confirm` adds its own."""
     sampler: Literal["tpe", "random", "grid"] = "tpe"
@@ -68,6 +71,18 @@ class SearchConfig(Config):
     """What stands here replaces the fixed value in `adapter` or `train`."""
     first: list[dict[str, Any]] = Field(default_factory=list)
     """Configurations to try before any other; an axis that is left out is chosen by the sampler."""
+    from_: list[str] = Field(default_factory=list, alias="from")
+    """Folders of earlier sweeps over the same base and data: their completed trials that lie in this space, of as many
+    steps, are known to the sampler. They are no trials of this sweep."""
+    hours: PositiveFloat | None = None
+    """When it has searched so long, in all runs of the sweep, no new trial is asked for. Those that have begun go on to
+    their end, and `confirm` follows: both take time on top. null: no bound, as for the next two."""
+    tokens: Positive | None = None
+    """When the trials have been trained on so many in all, no new one is asked for."""
+    patience: Positive | None = None
+    """When so many trials in a row have ended without a new best at full budget, no new one is asked for."""
+    where: WhereConfig | None = None
+    """null: whatever the space has."""
 
 
 class SchedulerConfig(Config):
@@ -171,7 +186,7 @@ def load_spec(path: Path, overrides: Sequence[str] = ()) -> Spec:
         del train["epochs"]
     axes: Any = ()
     if isinstance(search, dict):
-        search["first"] = [] if search.get("first") is None else search["first"]
+        search |= {key: [] for key in ("first", "from") if search.get(key) is None}
         raw = {} if search.get("space") is None else search["space"]
         axes = raw if isinstance(raw, dict) else AXES
         search["space"], wrong = parse(raw)
@@ -278,7 +293,7 @@ def _message(path: spaces.Path, errors: list[Any], data: Any) -> str:
 def _keys(model: type[Config], at: str = "") -> Iterator[str]:
     """Every dotted key there is."""
     for name, info in model.model_fields.items():
-        yield at + name
+        yield at + (info.alias or name)
         for inner in (info.annotation, *get_args(info.annotation)):
             if isinstance(inner, type) and issubclass(inner, Config):
                 yield from _keys(inner, f"{at}{name}.")
@@ -350,6 +365,9 @@ def _clashes(spec: Spec) -> Iterator[tuple[str, tuple[str, ...], str]]:
     if spec.scheduler.name == "bohb" and spec.search.sampler != "tpe":
         right = "give search.sampler: tpe, or scheduler.name: hyperband"
         yield "scheduler.name", ("search.sampler",), f"bohb is HyperBand with configurations of TPE's; {right}"
+    if spec.search.from_ and spec.search.sampler != "tpe":
+        message = f"sampler {spec.search.sampler} models nothing, so that it learns nothing of earlier sweeps"
+        yield "search.from", ("search.sampler",), f"{message}; give search.sampler: tpe, or leave it out"
     if len(spec.search.first) > spec.search.trials:
         yield "search.first", ("search.trials",), f"more configurations than search.trials {spec.search.trials}"
     if spec.search.sampler == "grid":

@@ -5,6 +5,7 @@ A failure shows the docstring of its test, which says who relies on what is gone
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import threading
@@ -301,3 +302,25 @@ def test_tpe_reads_a_study_by_one_method() -> None:
         trial = study.ask()
         study.tell(trial, trial.suggest_float("rate", 0, 1))
     assert len(asked) >= 6
+
+
+def test_tpe_leaves_out_the_trial_of_the_number_that_it_samples_for() -> None:
+    """sweeps.search.study._SeenStudy.own: a draft, whose number a trial of the study has too, is shown with another."""
+    study = optuna.create_study()
+    for number in range(8):
+        trial = study.ask()
+        trial.suggest_float("x", 0.0, 1.0)
+        study.tell(trial, float(number))
+    drawn = set()
+    for number in (0, 1000):  # the best trial's, and nobody's
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            sampler = optuna.samplers.TPESampler(
+                seed=0, n_startup_trials=1, multivariate=True, group=True, constant_liar=True
+            )
+        study.ask()
+        own = copy.copy(study.get_trials(deepcopy=False)[-1])
+        own.number = number
+        space = sampler.infer_relative_search_space(study, own)
+        drawn.add(sampler.sample_relative(study, own, space)["x"])
+    assert len(drawn) == 2

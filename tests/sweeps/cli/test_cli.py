@@ -1,14 +1,19 @@
 """The command line: what it answers at once, what it refuses, and that it then has started and written nothing."""
 
+import io
 import re
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
-from sweeps.cli.plan import _packs
+from bitlora.base.info import BaseInfo, LayerShape
+from sweeps.cli.plan import _packs, draw, make_plan
 from sweeps.cli.plan_memory import Calibration
+from sweeps.driver.prepare import Prepared
 from sweeps.spec.spec import load_spec
 
 PYTHON = [sys.executable, "-m", "sweeps"]
@@ -195,6 +200,40 @@ def test_plan_says_what_it_takes_and_starts_nothing(bitlora, write_spec, tmp_pat
     assert "(estimated)" in memory
     assert re.search(r"2 slots and whole steps of \d+ tokens$", memory)
     assert not (tmp_path / "quick").exists()
+
+
+def test_plan_says_which_adapters_fit(write_spec):
+    """At rank 2 there are 48 parameters over the two layers, at rank 8 192; the binary ones have hardly any bytes."""
+    search = {"space": {"rank": [2, 8], "quantizer": ["none", "binary"]}, "sampler": "grid"}
+    spec = load_spec(write_spec(search={**search, "where": {"adapter_bytes": {"max": 300}}}))
+    shapes = tuple(LayerShape(f"model.layers.{at}.self_attn.q_proj", 8, 4) for at in (0, 1))
+    info = BaseInfo("base", "none", "1", shapes, tuple(shape.name for shape in shapes), 96, 1000)
+    dataset = SimpleNamespace(train=range(100), summary=SimpleNamespace(test_rows=0))
+    plan = make_plan(spec, Prepared(info, dataset))
+    fits = {(cost.rank, cost.quantizer): (cost.fits, cost.params, cost.bytes) for cost in plan.adapters}
+    assert [key for key, (fits, _, _) in fits.items() if not fits] == [(8, "none")]
+    assert fits[8, "none"][1] == 192
+    assert plan.trials == 3
+    console = Console(file=io.StringIO(), width=200)
+    draw(console, plan)
+    first, *rows = [line.split() for line in console.file.getvalue().splitlines()[2:]]
+    assert first[-1] == "search.where"
+    assert {(row[0], row[1]): row[-1] for row in rows} == {
+        ("2", "none"): "fits",
+        ("2", "binary"): "fits",
+        ("8", "none"): "trained",  # not
+        ("8", "binary"): "fits",
+    }
+
+
+def test_a_space_in_which_nothing_fits_starts_nothing(bitlora, write_spec, tmp_path):
+    search = {"space": {"rank": [2, 8]}, "where": {"adapter_params": {"max": "4K"}}}
+    ended = bitlora("plan", write_spec(search=search))
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.splitlines()[1:] == [
+        "search.where: nothing in search.space fits: the smallest (rank: 2) has 4,096 parameters, and adapter_params.max "
+        "is 4,000; give more, or smaller adapters"
+    ]
 
 
 def test_plan_measures_what_it_takes_here_and_writes_nothing(bitlora, write_spec, tmp_path):

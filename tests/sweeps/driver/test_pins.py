@@ -81,6 +81,21 @@ def test_a_sweep_that_goes_on_has_what_it_began_with(spec: Spec, prepared: Prepa
     )
 
 
+def test_what_a_sweep_was_warmed_by_may_be_gone_when_it_goes_on(spec: Spec, tmp_path: Path) -> None:
+    """Other bounds and budgets than it began with are refused."""
+    folder = tmp_path / "quick"
+    search = {"sampler": "tpe", "from_": ["runs/earlier"], "hours": 2.0}
+    warm = spec.model_copy(update={"search": spec.search.model_copy(update=search)})
+    begin(folder, warm)
+    assert "from:" in (folder / "sweep.yaml").read_text()
+    assert load_spec(folder / "sweep.yaml").search.from_ == ["runs/earlier"]
+    cold = warm.model_copy(update={"search": warm.search.model_copy(update={"from_": []})})
+    assert cannot_resume(cold, folder) == []
+    longer = warm.model_copy(update={"search": warm.search.model_copy(update={"hours": 3.0})})
+    (line,) = cannot_resume(longer, folder)
+    assert line.startswith("search.hours: 3, but the sweep in ")
+
+
 def test_a_sweep_of_before_there_were_revisions_goes_on(spec: Spec, prepared: Prepared, tmp_path: Path) -> None:
     """Its spec has no such keys, and of a folder it knew the configuration alone."""
     folder = tmp_path / "quick"
@@ -88,7 +103,7 @@ def test_a_sweep_of_before_there_were_revisions_goes_on(spec: Spec, prepared: Pr
     begin(folder, spec, **began)
     now = (folder / "sweep.yaml").read_text().splitlines(keepends=True)
     then = [line for line in now if line.strip().split(":")[0] not in ("revision", "patience")]
-    assert len(then) == len(now) - 3
+    assert len(then) == len(now) - 4  # base, data; search, resources
     (folder / "sweep.yaml").write_text("".join(then))
     assert load_spec(folder / "sweep.yaml") == spec
     assert cannot_resume(spec, folder) == []

@@ -8,10 +8,12 @@ from rich.console import Console
 
 from bitlora import timeouts
 from bitlora.base.info import BaseInfo, LayerShape
+from bitlora.files.record import Record, write_record
 from sweeps.driver import meanwhile
 from sweeps.driver.meanwhile import ReadingBar
-from sweeps.driver.prepare import Prepared, _misses
-from sweeps.spec.spec import load_spec
+from sweeps.driver.prepare import Prepared, _misses, with_earlier
+from sweeps.search.earlier import EarlierTrial
+from sweeps.spec.spec import dump_spec, load_spec
 
 SPACE = {
     "quantizer": ["none", "ternary"],
@@ -112,3 +114,31 @@ def test_targets_and_patterns_that_match_nothing_are_said_before_anything_starts
         "search.space.rank_pattern: 'down_proj' matches no linear layer of the base",
         "adapter.alpha_pattern: 'v_porj' matches no linear layer of the base",
     ]
+
+
+def test_earlier_sweeps_are_read_with_base_and_data(write_spec, tmp_path):
+    """The trials of one that is there are kept beside them; what is wrong with another is said."""
+    there = tmp_path / "there"
+    for name, given in (("there", []), ("now", [str(there)]), ("lost", [str(tmp_path / "nowhere")])):
+        spec, info = over_layers(write_spec, {"rank": [4, 8]})
+        spec = spec.model_copy(update={"search": spec.search.model_copy(update={"from_": given})})
+        summary = SimpleNamespace(fingerprint="rows")
+        prepared = Prepared(info, SimpleNamespace(train=range(100), summary=summary))
+        if name == "there":
+            config = prepared.trial(spec, {"rank": 8}).model_dump(mode="json")
+            (there / "trials" / "t0000").mkdir(parents=True)
+            (there / "sweep.yaml").write_text(dump_spec(spec))
+            base = {"model": "base", "quantization": info.quantization, "revision": info.revision}
+            counts = {"steps": 8, "tokens": 1, "seconds": 1.0, "adapter_params": 1, "adapter_bytes": 1}
+            write_record(
+                there / "trials" / "t0000",
+                Record(trial_id="t0000", status="completed", reason="", config=config, eval_loss=2.5, **counts,
+                       base=base, data={"fingerprint": "rows"}, versions={}, test_loss=None),
+            )  # fmt: skip
+            assert with_earlier(spec, prepared) == prepared
+        elif name == "now":
+            assert with_earlier(spec, prepared).earlier == (EarlierTrial({"rank": 8}, 2.5),)
+        else:
+            assert with_earlier(spec, prepared) == [
+                f"search.from: {tmp_path / 'nowhere'}: there is no sweep; give the folder of one, with its sweep.yaml"
+            ]

@@ -88,6 +88,17 @@ def display(monkeypatch):
     return shown
 
 
+def test_a_search_that_ends_early_is_said_and_fewer_are_to_come(display):
+    for trial_id in ("t0", "t1"):
+        display.on_trial_start(0, [], Trial(trial_id))
+    assert display.at(1, PackCounts(ready=1), t0=1, t1=1).endswith("; 4 of 4 trials to end")
+    display.search_ends("search.hours (2) are over", 2)
+    assert display._console.file.getvalue() == (
+        "no new trial is asked for: search.hours (2) are over; what has begun goes on to its end\n"
+    )
+    assert display.at(1, PackCounts(ready=1), t0=1, t1=1).endswith("; 2 of 2 trials to end")
+
+
 def test_where_a_sweep_stands(display):
     up = PackCounts(ready=1)
     for trial_id in ("t0", "t1", "t2"):

@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -223,3 +223,17 @@ def test_a_twin_has_the_files_of_the_first_and_says_whose_they_are(
     left = record.read_record(sweep / "trials" / "t0002")
     assert (left.same_as, left.status, left.reason, left.eval_loss) == (None, "interrupted", "as the first", None)
     assert [twin.suggestion["trial_id"] for twin in told] == ["t0001", "t0002"]
+
+
+def test_tokens_of_an_earlier_run_are_those_that_trials_were_trained_on(finished: Path, sweep: Path) -> None:
+    """Each trial's last word, whether it has ended or not; a copy of another's files costs nothing."""
+    trials = sweep / "trials"
+    for name in ("t0001", "t0002"):
+        shutil.copytree(finished / "trials" / "t0000", trials / name)
+    copied = record.read_record(trials / "t0002")
+    record.write_record(trials / "t0002", replace(copied, same_as="t0000"))
+    last = record.read_metrics(trials / "t0000")[-1].tokens
+    assert last > 0
+    past = look(sweep)
+    assert past.tokens == {"t0000": last, "t0001": last}
+    assert past.curves.keys() == {"t0000", "t0001"}

@@ -47,7 +47,7 @@ def test_every_key_but_two_has_a_default(file: Path) -> None:
 
 
 def test_a_section_left_empty_has_its_defaults(file: Path) -> None:
-    assert load(file, SMALLEST + "train:\nsearch:\n  space:\n  first:\n") == load(file, SMALLEST)
+    assert load(file, SMALLEST + "train:\nsearch:\n  space:\n  first:\n  from:\n") == load(file, SMALLEST)
 
 
 def test_quickstart_loads() -> None:
@@ -69,6 +69,7 @@ def test_quickstart_loads() -> None:
         "search: {sampler: grid, space: {seed: {low: 0, high: 4, step: 2}, alpha: {low: 1, high: 2, step: 0.5}}}\n",
         "search:\n  space:\n    quantizer: [none, binary]\n    learning_rate:\n      by: quantizer\n"
         "      none: {low: 1e-4, high: 2e-3, log: true}\n      default: [1, 2e-3]\n  first: [{learning_rate: 2e-3}]\n",
+        "search: {from: [runs/one, 's3://bucket/two'], hours: 1.5, tokens: 1000, patience: 3}\n",
         "base: {model: a, targets: [q_proj]}\ndata: {source: [x.jsonl, y.jsonl], eval_rows: null}\n",
     ],
 )
