@@ -307,20 +307,22 @@ def test_tpe_reads_a_study_by_one_method() -> None:
 def test_tpe_leaves_out_the_trial_of_the_number_that_it_samples_for() -> None:
     """sweeps.search.study._SeenStudy.own: a draft, whose number a trial of the study has too, is shown with another."""
     study = optuna.create_study()
+    known = {"x": optuna.distributions.FloatDistribution(0.0, 1.0)}
     for number in range(8):
-        trial = study.ask()
-        trial.suggest_float("x", 0.0, 1.0)
-        study.tell(trial, float(number))
-    drawn = set()
+        study.add_trial(optuna.trial.create_trial(params={"x": number / 8}, distributions=known, value=float(number)))
+    study.ask()
+    drawn = []
     for number in (0, 1000):  # the best trial's, and nobody's
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            sampler = optuna.samplers.TPESampler(
-                seed=0, n_startup_trials=1, multivariate=True, group=True, constant_liar=True
-            )
-        study.ask()
         own = copy.copy(study.get_trials(deepcopy=False)[-1])
         own.number = number
-        space = sampler.infer_relative_search_space(study, own)
-        drawn.add(sampler.sample_relative(study, own, space)["x"])
-    assert len(drawn) == 2
+        each = []
+        for seed in range(4):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                sampler = optuna.samplers.TPESampler(
+                    seed=seed, n_startup_trials=1, multivariate=True, group=True, constant_liar=True
+                )
+            space = sampler.infer_relative_search_space(study, own)
+            each.append(sampler.sample_relative(study, own, space)["x"])
+        drawn.append(each)
+    assert drawn[0] != drawn[1]
