@@ -103,7 +103,7 @@ class SlotProducts:
         if into.dtype != x.dtype:
             into += self.times(x, matrices)
             return
-        _add_product(self._on_grid(into), self._on_grid(x), matrices[self._chosen])
+        self._on_grid(into).baddbmm_(self._on_grid(x), matrices[self._chosen])
         if (tails := self._tails) is not None:
             into[tails.tokens] += tails.flat(torch.bmm(tails.padded(x), matrices[tails.chosen]))
 
@@ -137,21 +137,9 @@ def _add_outer(into: Tensor, chosen: slice | Tensor, left: Tensor, right: Tensor
     if isinstance(chosen, Tensor):
         into.index_add_(0, chosen, torch.bmm(left.mT, right).to(into.dtype))
     elif into.dtype == left.dtype:
-        _add_product(into[chosen], left.mT, right)
+        into[chosen].baddbmm_(left.mT, right)
     else:
         into[chosen] += torch.bmm(left.mT, right)
-
-
-def _add_product(into: Tensor, left: Tensor, right: Tensor) -> None:
-    """into += left @ right, (S, K, M) += (S, K, J) (S, J, M), of one dtype.
-
-    Into matrices that do not stand close behind each other PyTorch adds on a CPU one by one, each with all threads, which
-    are longer in agreeing on such a small product than in computing it; a product of its own is computed in one batch.
-    """
-    if len(into) > 1 and into.device.type == "cpu" and not into.is_contiguous():
-        into += torch.bmm(left, right)
-    else:
-        into.baddbmm_(left, right)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
