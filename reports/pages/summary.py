@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, Final
 
 from reports.document.cells import counted, gap, loss, percent, size, value
 from reports.document.document import NOTHING, plain
 from reports.load.sweep import Sweep
+from reports.load.values import finite
 from reports.statistics.comparable import Row
 from reports.statistics.findings import Findings
 from reports.statistics.gain import Gains
@@ -49,7 +49,7 @@ def summary(found: Findings) -> dict[str, Any]:
                 "began": line.began,
                 "at_full_budget": line.full,
                 "trial": line.best["trial_id"] if line.best and at_full else None,
-                "eval_loss": _finite(line.best["eval_loss"]) if line.best and at_full else None,
+                "eval_loss": finite(line.best["eval_loss"]) if line.best and at_full else None,
                 "gap": line.gap,
                 "interval": _ends(line.interval),
                 "tied": None if line.interval is None else not line.interval.decided,
@@ -135,8 +135,8 @@ def _best(row: Row, gains: Gains | None) -> dict[str, Any]:
     config = {key.removeprefix("config."): _plain(row[key]) for key in keys}
     return {
         "trial": row["name"],
-        "loss": _finite(row["loss"]),
-        "error": _finite(row["error"]),
+        "loss": finite(row["loss"]),
+        "error": finite(row["error"]),
         "seeds": int(row["seeds"]),
         "gain_kept": _kept(gains, row),
         "bytes": row["adapter_bytes"],
@@ -157,10 +157,6 @@ def _began(sweep: Sweep) -> str | None:
     """When the first run of the sweep began, as it was noted."""
     began = sweep.runs[0].get("began") if sweep.runs else None
     return began if isinstance(began, str) else None
-
-
-def _finite(number: object) -> float | None:
-    return number if isinstance(number, float) and math.isfinite(number) else None
 
 
 def _plain(anything: object) -> Any:

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from bitlora import timeouts
 from bitlora.files.record import STATUSES
+from reports.document.cells import seconds
 from reports.pages.summary import quantizer_lines
 from sweeps.driver.driver_only import DriverOnly
 from sweeps.driver.meanwhile import Heartbeat
@@ -58,10 +59,6 @@ class Pace:
 
 def _span(low: int, high: int) -> str:
     return f"step {low}" if low == high else f"steps {low} to {high}"
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{math.ceil(seconds / 60)} min"
 
 
 class Display(DriverOnly, Callback):  # type: ignore[misc]
@@ -163,8 +160,8 @@ class Display(DriverOnly, Callback):  # type: ignore[misc]
         to_come = f"{left} of {self._total} trials to end"
         # What stops early stops sooner; what has not begun has the budget of the others.
         most = left * max(budgets, default=0) - sum(steps)
-        seconds = self._pace.seconds_for(most)
-        return f"{now}; {to_come}" + (f"; at this pace {_time(seconds)} at most" if seconds is not None else "")
+        needed = self._pace.seconds_for(most)
+        return f"{now}; {to_come}" + (f"; at this pace {seconds(needed)} at most" if needed is not None else "")
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has begun: it waits for a slot now."""
