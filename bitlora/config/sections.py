@@ -83,6 +83,10 @@ class DataConfig(Config):
     may be written `owner/name:config@revision[split]`; or several of these."""
     eval_source: Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(min_length=1)] | None = None
     """Evaluate on this instead of on a split of `source`."""
+    eval_sets: dict[str, Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(min_length=1)]] = Field(
+        default_factory=dict
+    )
+    """Further sets to evaluate on, by name, that metrics are over (`metrics.NAME.set`): of each at most `eval_rows`."""
     config: Annotated[str, Field(min_length=1)] | None = None
     """The configuration of data sets on the hub that have several."""
     split: Annotated[str, Field(min_length=1)] | None = None

@@ -77,6 +77,8 @@ class Reading:
     """What is noticed while examples are read."""
 
     errors: list[str] = field(default_factory=list)
+    choices: bool = False
+    """Rows are questions with choices, and each of these is an example: the right one first."""
     unused: dict[str, None] = field(default_factory=dict)
     """Names of columns, and of fields in them, that say something and are not used: in the order in which they are met."""
     opened: int = 0

@@ -97,6 +97,32 @@ class Fields:
                 self.reading.unused.setdefault(f"{self.path}{key}")
 
 
+def choices_of(row: Fields) -> list[str]:
+    """The texts of a row's `choices`, the one first that `answer` says; none where one of them is wrong."""
+    before, given, answer = len(row.errors), row.row["choices"], row.row["answer"]
+    row.used |= {"choices", "answer"}
+    labels: list[object] = []
+    if isinstance(given, Mapping):
+        labels, given = list(given.get("label") or []), given.get("text")
+    if not isinstance(given, list) or len(given) < 2:
+        row.wrong(f"'choices' is {kind(given)}; it must be a list of at least two texts")
+        return []
+    texts = [row.string(text, f"choice {number}") for number, text in enumerate(given, 1)]
+    if len(row.errors) > before:
+        return []
+    right = None
+    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(texts):
+        right = answer
+    elif isinstance(answer, str):
+        named = labels or [chr(ord("A") + number) for number in range(len(texts))]
+        right = next((each.index(answer) for each in (labels, texts, named) if answer in each), None)
+    if right is None or right >= len(texts):
+        shown = repr(answer) if isinstance(answer, str | int) else kind(answer)
+        row.wrong(f"'answer' is {shown}; it must be the place of a choice from 0, its label or its text")
+        return []
+    return [texts[right], *(text for number, text in enumerate(texts) if number != right)]
+
+
 def listed(keys: Iterable[object]) -> str:
     """Names, as messages have them."""
     return ", ".join(repr(key) for key in keys) or "no keys"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from bitlora.data.examples import Example, Message, Reading, pair
-from bitlora.data.fields import Fields, kind, listed
+from bitlora.data.fields import Fields, choices_of, kind, listed
 from bitlora.data.turns import Turns, tools_of, turns_of
 
 REFUSED: Final = ("images", "image", "videos", "video", "audios", "audio", "loss_mask")
@@ -62,6 +62,23 @@ def shape(
         return read
 
     return register
+
+
+@shape(
+    "choices",
+    "answer",
+    optional=("prompt", "question", "system", "history"),
+    unless=("messages", "conversations", "completion"),
+    name="prompt (or question) + choices + answer",
+)
+def choices(row: Fields) -> Turns | list[Turns]:
+    """A question and what may be answered: `choices` is a list of texts, or an object with the lists `text` and `label`;
+    `answer` the place of the right one from 0, its label, or its text. That one is learned. The metric `choice_accuracy`
+    compares it with the others."""
+    key = "prompt" if row.given("prompt") or not row.given("question") else "question"
+    before, asked, texts = _before(row), row.text(key), choices_of(row)
+    several = [(*before, *pair(asked, text)) for text in texts]
+    return several if row.reading.choices else several[0] if several else ()
 
 
 @shape("prompt", "completion", optional=("system", "history", "tools", "label"), unless=("messages",))
@@ -170,6 +187,9 @@ def examples_of(row: object, example_id: str, where: str, reading: Reading) -> l
     for key in REFUSED:
         if key in row and fields.given(key) and row[key] not in ("", [], {}):
             fields.wrong(f"{key!r} would change what is learned, and is not read: only text is")
+    if reading.choices and fitting.read is not choices:
+        reading.errors.append(f"{where}: no choices; a set that choice_accuracy is over has 'choices' and 'answer'")
+        return []
     found = fitting.read(fields)
     tools, options = tools_of(fields), _options(fields)
     learned = fields.weight()

@@ -50,6 +50,8 @@ class How(NamedTuple):
     """It is for evaluation: of a data set on the hub nobody takes `train` by himself."""
     places: Mapping[str, Path] | None = None
     """Files that lie elsewhere than their names say, by name."""
+    choices: bool = False
+    """Rows are questions with choices, and each of these is an example, the right one first."""
 
     @classmethod
     def of(cls, data: DataConfig, evaluation: bool = False, places: Mapping[str, Path] | None = None) -> How:
@@ -84,6 +86,7 @@ def stream_examples(source: str | list[str], how: How = AS_IT_IS, reading: Readi
         DataError: after the last one, with every error of every source.
     """
     reading = Reading() if reading is None else reading
+    reading.choices = how.choices
     names = [source] if isinstance(source, str) else source
     reading.errors += [f"{name}: listed twice" for name in sorted(set(names)) if names.count(name) > 1]
     if how.weights is not None and len(how.weights) != len(names):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -24,6 +24,7 @@ from bitlora.tokenized.groups import RowKeys, copies, grouped, hold_out
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from bitlora.config.metrics import MetricConfig
     from bitlora.config.sections import DataConfig
 
 
@@ -87,6 +88,9 @@ class Dataset:
     eval: Rows
     test: Rows
     summary: DataSummary
+    sets: Mapping[str, Rows] = field(default_factory=dict)
+    """By the name of a metric the rows of the eval set that it is over; of choices those of each question stand behind each
+    other, the right one first."""
 
 
 def prepare_data(
@@ -239,9 +243,53 @@ def _apart(train: Picked, keys: RowKeys, evaluated: Rows, config: DataConfig) ->
     return left, count, [f"{them} in the eval source too, and not trained on"]
 
 
+def with_sets(
+    dataset: Dataset,
+    config: DataConfig,
+    metrics: Mapping[str, MetricConfig],
+    tokenizer: PreTrainedTokenizerBase,
+    places: Mapping[str, Path] | None = None,
+) -> Dataset:
+    """It with the eval sets of `metrics`: of each at most `config.eval_rows` rows, or questions, drawn by `config.seed`.
+
+    Raises:
+        DataError: with every error of all of them; also where a choice does not fit `config.max_length`.
+    """
+    errors: list[str] = []
+    sets: dict[str, Rows] = {}
+    for name, metric in metrics.items():
+        if metric.set is None:
+            continue
+        of_choices = metric.kind == "choice_accuracy"
+        source = config.eval_sets[metric.set]
+        how = How.of(config, evaluation=True, places=places)._replace(choices=of_choices)
+        found = _load(source, config, how, tokenizer, ["to evaluate"], errors, lambda *_: None)
+        if found is None:
+            continue
+        if of_choices and (lost := found.truncated + found.dropped):
+            errors.append(
+                f"data.eval_sets.{metric.set}: {lost} choices do not fit data.max_length {config.max_length}, and what is "
+                "cut cannot be compared"
+            )
+        groups = found.rows.groups if of_choices else found.rows.example_ids
+        places_of: dict[str, list[int]] = {}
+        for place, group in enumerate(groups):
+            places_of.setdefault(group, []).append(place)
+        drawn = _shuffled(len(places_of), config.seed)[: config.eval_rows]
+        several = [*places_of.values()]
+        sets[name] = found.rows.take([place for number in np.sort(drawn) for place in several[number]])
+    if errors:
+        raise DataError(errors)
+    fingerprint = hashlib.sha256(dataset.summary.fingerprint.encode())
+    for name, rows in sets.items():
+        fingerprint.update(f"\0{name}\0{_computed(rows)}".encode())
+    known = dataset.summary.fingerprint if not sets else fingerprint.hexdigest()[:16]
+    return replace(dataset, sets=sets, summary=replace(dataset.summary, fingerprint=known))
+
+
 def beyond(dataset: Dataset, vocab_size: int, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """An error where a token is beyond a base's embedding: its tokenizer knows more than it does."""
-    for rows in (dataset.train, dataset.eval, dataset.test):
+    for rows in (dataset.train, dataset.eval, dataset.test, *dataset.sets.values()):
         if len(places := np.flatnonzero(rows.largest_tokens >= vocab_size)):
             row = rows.take(places[:1])
             token = int(row.tokens[row.tokens >= vocab_size][0])

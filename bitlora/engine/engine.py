@@ -61,6 +61,8 @@ class EvalResult:
     tokens: list[int]
     failed: str = ""
     """Why the slot cannot be scored, in one line; its losses are then not all there."""
+    hits: list[int] | None = None
+    """Of the example's completion tokens those that are the likeliest where they stand; None: nobody asked."""
 
     @property
     def loss(self) -> float:
@@ -280,32 +282,37 @@ class Engine:
         self.bank.quantize(changed)
         return stats
 
-    def evaluate(self, slots: Sequence[int], batch: Batch) -> dict[int, EvalResult]:
+    def evaluate(self, slots: Sequence[int], batch: Batch, hits: bool = False) -> dict[int, EvalResult]:
         """Score the rows of `batch` with each slot's adapter as it would be deployed: quantized, without dropout.
 
         Where a pass raises, all is scored again slot by slot and row by row, as in `step`.
+
+        Args:
+            hits: count, too, how many tokens are the likeliest.
         """
         ends = np.cumsum(batch.lengths)
         tokens = np.diff(np.cumsum(batch.learn.numpy())[ends - 1], prepend=0).tolist()
-        losses = torch.zeros(len(slots), len(tokens), dtype=torch.float64)
+        sums = torch.zeros(1 + hits, len(slots), len(tokens), dtype=torch.float64)
         first, last = self.workers.share(len(tokens))
         reasons: dict[int, str] = {}
         rows, all_slots = range(first, last), range(len(slots))
-        _, error = attempt(self._score, slots, all_slots, batch, tokens, rows, losses, self.eval_tokens)
-        if self.workers.sum([losses], torch.float64, bool(error)):
-            losses.zero_()
+        _, error = attempt(self._score, slots, all_slots, batch, tokens, rows, sums, self.eval_tokens)
+        if self.workers.sum([sums], torch.float64, bool(error)):
+            sums.zero_()
             spared = self.base.keep_values(False)  # what nothing needs goes first
             for place, slot in enumerate(slots):
-                _, error = attempt(self._score, slots, [place], batch, tokens, rows, losses, 1)
+                _, error = attempt(self._score, slots, [place], batch, tokens, rows, sums, 1)
                 if error:
                     reasons[slot] = error
             reasons = first_reasons(self.workers.gather(reasons))
-            self.workers.sum([losses], torch.float64)
+            self.workers.sum([sums], torch.float64)
             if not reasons and not spared:  # together they did not fit
                 self.eval_tokens = max(1, self.eval_tokens // 2)
+        losses, *counted = sums.tolist()
+        likeliest = [[int(count) for count in row] for row in counted[0]] if hits else [None] * len(slots)
         return {
-            slot: EvalResult(row, tokens, reasons.get(slot, ""))
-            for slot, row in zip(slots, losses.tolist(), strict=True)
+            slot: EvalResult(row, tokens, reasons.get(slot, ""), hit)
+            for slot, row, hit in zip(slots, losses, likeliest, strict=True)
         }
 
     def _score(
@@ -315,12 +322,13 @@ class Engine:
         batch: Batch,
         tokens: Sequence[int],
         rows: range,
-        losses: Tensor,
+        sums: Tensor,
         most: int,
     ) -> None:
-        """Write the losses of `rows` of `batch` with the slots at `places` of `slots` into `losses` (slots, rows).
+        """Write the losses of `rows` of `batch` with the slots at `places` of `slots` into `sums` (1, slots, rows).
 
         Args:
+            sums: of two, the second gets the hits.
             most: tokens of a pass, but at least one row.
         """
         start = rows.start
@@ -336,14 +344,14 @@ class Engine:
         with torch.no_grad():
             for each in self._kept.passes(self.slots, batch, (*chosen, rows, most), lay_out):
                 hidden = self.base.hidden(each.plan, each.tokens, each.keep)
-                found.append(self.base.head.losses(hidden, each.targets))
+                found.append(self.base.head.scores(hidden, each.targets, len(sums) > 1))
                 stop = start + len(each.pieces[0].batch.lengths)
                 of += [(slots.index(piece.slot), row) for piece in each.pieces for row in range(start, stop)]
                 start = stop
         if found:
-            parts = np.split(read(torch.cat(found)), np.cumsum([tokens[row] for _, row in of])[:-1])
+            parts = np.split(read(torch.cat(found, 1)), np.cumsum([tokens[row] for _, row in of])[:-1], 1)
             for (place, row), part in zip(of, parts, strict=True):
-                losses.numpy()[place, row] = part.sum()
+                sums.numpy()[:, place, row] = part.sum(1)
 
     def _passes_of(self, batches: Mapping[int, Batch]) -> Iterable[LaidOutPass]:
         """The passes of a step: laid out before, or one by one as they are asked for."""

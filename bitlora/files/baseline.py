@@ -33,6 +33,8 @@ class Baseline:
     """Its `model`, `quantization` and `revision`, and in which `dtype` and on which `device` it was scored."""
     versions: dict[str, str]
     """On the machine of the pack that scored it."""
+    metrics: dict[str, float] | None = None
+    """The spec's `metrics`, by name; None where it has none."""
 
 
 def write_baseline(folder: Path, baseline: Baseline) -> None:

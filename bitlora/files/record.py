@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, Literal, get_args
 
 from bitlora.files.origin import Origin
@@ -64,6 +65,10 @@ class Record:
     data: dict[str, Any]
     versions: dict[str, str]
     """On the machine of the pack that evaluated it; of one that never was, on the driver's."""
+    metrics: dict[str, float] | None = None
+    """The spec's `metrics` at the last reported evaluation, by name; None where it has none, or there was no evaluation."""
+    test_metrics: dict[str, float] | None = None
+    """Those of them that are over a split's own rows, over the test split, of a trial that has a `test_loss`."""
     test_loss: float | None = None
     """Nats per completion token over the test split, of a trial that confirms another and has completed."""
     same_as: str | None = None
@@ -82,6 +87,12 @@ class Metrics:
     learning_rate: float
     """Of the step just taken."""
     seconds: float
+    metrics: dict[str, float] | None = None
+    """The spec's `metrics`, by name; a line has none where the spec has none."""
+
+    def as_line(self) -> str:
+        """JSON."""
+        return json.dumps({key: value for key, value in asdict(self).items() if value is not None}, allow_nan=False)
 
 
 def write_record(folder: Path, record: Record) -> None:
@@ -110,13 +121,13 @@ def read_record(folder: Path) -> Record:
 
 def append_metrics(folder: Path, metrics: Metrics) -> None:
     """Add a line to metrics.jsonl, in one write."""
-    append_line(folder / METRICS, json.dumps(asdict(metrics), allow_nan=False))
+    append_line(folder / METRICS, metrics.as_line())
 
 
 def keep_metrics(folder: Path, step: int) -> None:
     """Drop the lines of metrics.jsonl past `step`."""
     kept = [line for line in read_metrics(folder) if line.step <= step]
-    write_text(folder / METRICS, "".join(json.dumps(asdict(line)) + "\n" for line in kept))
+    write_text(folder / METRICS, "".join(line.as_line() + "\n" for line in kept))
 
 
 def read_metrics(folder: Path) -> list[Metrics]:
@@ -147,6 +158,7 @@ def write_scores(
     text_bytes: Sequence[int],
     origin: Origin | None = None,
     groups: Sequence[str] = (),
+    columns: Mapping[str, Sequence[float]] = MappingProxyType({}),
 ) -> None:
     """Write eval.parquet or test.parquet: a row for each example that was scored.
 
@@ -155,6 +167,7 @@ def write_scores(
         text_bytes: UTF-8 bytes of the text that those tokens stand for.
         origin: what computed them; kept in the file's metadata.
         groups: of each example what it belongs to, by the id of the first one; empty: to nothing but itself.
+        columns: further ones, by metric: what the example adds to it.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -166,6 +179,7 @@ def write_scores(
             "tokens": pa.array(list(tokens), pa.int64()),
             "bytes": pa.array(list(text_bytes), pa.int64()),
             "group": pa.array(list(groups or example_ids), pa.string()),
+            **{name: pa.array(list(values), pa.float64()) for name, values in columns.items()},
         }
     )
     if origin is not None:
@@ -183,6 +197,32 @@ def origin_of(path: Path) -> Origin | None:
     import pyarrow.parquet as pq
 
     return Origin.from_metadata(pq.read_schema(path).metadata or {})
+
+
+def of_set(metric: str) -> str:
+    """The file, beside eval.parquet and like it, of the eval set that a metric is over. Of choices those of a question are
+    a `group`, the right one first."""
+    return f"eval-{metric}.parquet"
+
+
+def means_of(path: Path, sums: Mapping[str, bool]) -> dict[str, float]:
+    """What the metrics come to that have a column in such a file.
+
+    Args:
+        sums: their names -> whether the column counts tokens; else it has a value for each row.
+
+    Raises:
+        OSError, ValueError: it cannot be read.
+    """
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path).to_pydict()
+    tokens: int = sum(table["tokens"])
+    return {
+        name: math.fsum(table[name]) / (tokens if counts else len(table[name]))
+        for name, counts in sums.items()
+        if name in table
+    }
 
 
 def loss_of(path: Path) -> float:

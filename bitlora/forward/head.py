@@ -84,8 +84,22 @@ class Head:
         Returns:
             (K,) nats, in float32, or in float64 where the model is.
         """
-        chunks = zip(hidden.split(self.rows), targets.split(self.rows), strict=True)
-        return torch.cat([_target(_log_softmax(self.logits(rows)), wanted).neg_() for rows, wanted in chunks])
+        return self.scores(hidden, targets, False)[0]
+
+    @torch.no_grad()
+    def scores(self, hidden: Tensor, targets: Tensor, hits: bool) -> Tensor:
+        """The losses, and where `hits` is asked for a row below them 1 where the target is the likeliest token.
+
+        Args:
+            hidden, targets: as of `losses`.
+
+        Returns:
+            (1, K), or (2, K) with hits, in the dtype of the losses.
+        """
+        parts = []
+        for rows, wanted in zip(hidden.split(self.rows), targets.split(self.rows), strict=True):
+            parts.append(_scores(_log_softmax(self.logits(rows)), wanted, hits))
+        return torch.cat(parts, 1)
 
     def backward(self, hidden: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         """The losses, and the backward pass of their weighted sum.
@@ -118,6 +132,12 @@ class Head:
         found.scatter_add_(1, targets[:, None], -weights[:, None])
         (gradient,) = torch.autograd.grad(logits, hidden, found.to(logits.dtype))
         return losses, gradient
+
+
+def _scores(found: Tensor, targets: Tensor, hits: bool) -> Tensor:
+    """Of a chunk what `Head.scores` gives: nothing else of it is held when the next one is made."""
+    losses = _target(found, targets).neg_()
+    return torch.stack([losses, (found.argmax(-1) == targets).to(found.dtype)] if hits else [losses])
 
 
 def _log_softmax(logits: Tensor) -> Tensor:

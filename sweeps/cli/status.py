@@ -10,10 +10,12 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
+from bitlora.config.metrics import LOSS
 from bitlora.files import record
 from bitlora.files.storage import Storage
 from sweeps.driver.progress import describe
 from sweeps.driver.resume import EXIT_CODE, SPEC, Past, look
+from sweeps.search.metric import Objective
 from sweeps.spec.spec import Spec, load_spec
 
 READ: Final = (SPEC, EXIT_CODE, record.CONFIG, record.METRICS, record.RECORD)
@@ -63,8 +65,10 @@ def draw(console: Console, found: Standing) -> None:
     confirm = found.spec.confirm
     total = f"{searching} trials" if confirm is None else f"{searching} trials and those that confirm the best"
     console.print(f"{found.spec.name}: {state}; of at most {total} have ended: {ended}", highlight=False)
-    if past.best is not None:
-        console.print(f"best so far: {past.best[1]} {past.best[0]:.4f}", highlight=False)
+    objective = Objective.of_spec(found.spec.search.metric, found.spec.metrics)
+    if (best := past.best(objective)) is not None:
+        by = "" if objective.name == LOSS else f" by {objective.name}"
+        console.print(f"best so far{by}: {best[1]} {objective.turned(best[0]):.4f}", highlight=False)
     if not found.open:
         return
     table = Table(box=None, padding=(0, 2, 0, 0))

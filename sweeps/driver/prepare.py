@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import re
 import signal
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from multiprocessing.connection import Connection
@@ -21,6 +21,7 @@ from bitlora.config.targets import NO_PATTERN, OF_BASE, idle_key, targeted
 from bitlora.config.trial import TrialConfig, adapter_layers, refused_on_experts, trial_config
 from bitlora.quantizers.weights import QUANTIZERS
 from sweeps.driver.meanwhile import ReadingBar
+from sweeps.pack.measures import unmeasurable
 from sweeps.search.bounds import Bounds
 from sweeps.search.earlier import EarlierTrial, Likeness, earlier_trials
 from sweeps.spec.errors import InputError
@@ -29,6 +30,7 @@ from sweeps.spec.spec import Spec
 
 if TYPE_CHECKING:
     from bitlora.base.info import BaseInfo
+    from bitlora.data.sources import How
     from bitlora.data.split import Dataset
 
 
@@ -155,7 +157,7 @@ def glance(spec: Spec, places: Mapping[str, Path] | None = None) -> list[str]:
     """
     from bitlora.base.locate import PACKAGE, BaseError, locate
     from bitlora.data.examples import DataError
-    from bitlora.data.sources import How, local, read_examples
+    from bitlora.data.sources import local, read_examples
 
     errors: list[str] = []
     try:
@@ -163,12 +165,25 @@ def glance(spec: Spec, places: Mapping[str, Path] | None = None) -> list[str]:
             locate(spec.base.model)
     except BaseError as error:
         errors.append(str(error))
-    for source, evaluation in ((spec.data.source, False), (spec.data.eval_source, True)):
+    for source, how in _sources(spec, places):
         try:
-            read_examples(local(source), How.of(spec.data, evaluation, places)._replace(most=GLANCE, weights=None))
+            read_examples(local(source), how._replace(most=GLANCE, weights=None))
         except DataError as error:
             errors += error.lines
     return errors
+
+
+def _sources(spec: Spec, places: Mapping[str, Path] | None) -> Iterator[tuple[str | list[str] | None, How]]:
+    """All that is read, and how."""
+    from bitlora.data.sources import How
+
+    evaluated = How.of(spec.data, evaluation=True, places=places)
+    yield spec.data.source, How.of(spec.data, places=places)
+    yield spec.data.eval_source, evaluated
+    for metric in spec.metrics.values():
+        if metric.set is not None:
+            choices = metric.kind == "choice_accuracy"
+            yield spec.data.eval_sets[metric.set], evaluated._replace(choices=choices)
 
 
 def _child(answer: Connection, spec: Spec, places: Mapping[str, Path] | None) -> None:
@@ -192,13 +207,14 @@ def _look(
     from bitlora.base.load import load_tokenizer
     from bitlora.base.locate import BaseError
     from bitlora.data.examples import DataError
-    from bitlora.data.sources import How, read_examples
-    from bitlora.data.split import beyond, prepare_data
+    from bitlora.data.sources import read_examples
+    from bitlora.data.split import beyond, prepare_data, with_sets
 
     errors: list[str] = []
     info = tokenizer = None
     try:
-        info = describe_base(spec.base, spec.data.max_length)
+        written = any(metric.what.generated for metric in spec.metrics.values())
+        info = describe_base(spec.base, spec.data.max_length + spec.generation.max_tokens * written)
         errors += _misses(spec, info) or Bounds(spec, info).errors()
         tokenizer = load_tokenizer(spec.base.model, info.revision)
     except BaseError as error:
@@ -209,14 +225,16 @@ def _look(
         try:
             test_rows = 0 if spec.confirm is None else spec.confirm.rows
             dataset = prepare_data(spec.data, tokenizer, test_rows, places, seen)
-            return beyond(dataset, info.vocab_size, tokenizer) or with_earlier(spec, Prepared(info, dataset))
+            dataset = with_sets(dataset, spec.data, spec.metrics, tokenizer, places)
+            errors = beyond(dataset, info.vocab_size, tokenizer) or unmeasurable(spec.metrics, dataset.eval, tokenizer)
+            return errors or with_earlier(spec, Prepared(info, dataset))
         except DataError as error:
             return error.lines
     # Without a tokenizer the sources can still be read, so that what is wrong with them is said in the same breath.
-    for source, evaluation in ((spec.data.source, False), (spec.data.eval_source, True)):
+    for source, how in _sources(spec, places):
         try:
             if source is not None:
-                read_examples(source, How.of(spec.data, evaluation, places))
+                read_examples(source, how)
         except DataError as error:
             errors += error.lines
     return errors

@@ -23,6 +23,7 @@ from reports.pages.summary import quantizer_lines
 from sweeps.driver.driver_only import DriverOnly
 from sweeps.driver.meanwhile import Heartbeat
 from sweeps.pool.messages import UNANSWERED, PackCounts, PoolStatus
+from sweeps.search.metric import Objective
 from sweeps.search.twins import Twin
 
 SHOWN: Final = 6
@@ -68,8 +69,9 @@ class Display(DriverOnly, Callback):  # type: ignore[misc]
         heartbeat: says its lines, and meanwhile where the sweep stands.
         axes: what the sweep varies.
         total: trials of the sweep.
-        best: (eval loss, trial) of an earlier run of the sweep.
+        best: (what is searched by, lower where it is better; trial) of an earlier run of the sweep.
         done: trials that ended in it.
+        objective: what is searched by.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Display(DriverOnly, Callback):  # type: ignore[misc]
         total: int,
         best: tuple[float, str] | None = None,
         done: int = 0,
+        objective: Objective = Objective(),  # noqa: B008 (frozen)
     ) -> None:
         self._console = console
         self._heartbeat = heartbeat
@@ -88,6 +91,7 @@ class Display(DriverOnly, Callback):  # type: ignore[misc]
         self._axes = axes
         self._total = total
         self._best = best
+        self._objective = objective
         self._done = done
         self._ended: list[str] = []
         self._running: dict[str, dict[str, Any]] = {}
@@ -172,12 +176,13 @@ class Display(DriverOnly, Callback):  # type: ignore[misc]
         trial_id, loss, step = trial.config["trial_id"], result["eval_loss"], result["step"]
         if not math.isfinite(loss):
             return
-        steps = trial.config["config"]["steps"]
+        steps, value = trial.config["config"]["steps"], self._objective.of(result)
         best = ""
         # The best is named among full trials: a loss at fewer steps is another number.
-        if step == steps and (self._best is None or loss < self._best[0]):
-            self._best, best = (loss, trial_id), "  (best so far)"
-        self._print(f"{trial_id}  step {step}/{steps}  eval loss {loss:.4f}{best}")
+        if step == steps and value is not None and (self._best is None or value < self._best[0]):
+            self._best, best = (value, trial_id), "  (best so far)"
+        measured = "".join(f"  {name} {found:.4g}" for name, found in (result.get("metrics") or {}).items())
+        self._print(f"{trial_id}  step {step}/{steps}  eval loss {loss:.4f}{measured}{best}")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial ended by itself, or was stopped."""
@@ -233,7 +238,7 @@ class Display(DriverOnly, Callback):  # type: ignore[misc]
         state = "" if packs.ready else "starting a pack: loading the base …"
         if packs.waiting:
             state = f"packs that wait for a machine: {packs.waiting}"
-        best = f"best so far: {self._best[1]} {self._best[0]:.4f}" if self._best else ""
+        best = f"best so far: {self._best[1]} {self._objective.turned(self._best[0]):.4f}" if self._best else ""
         waiting = len(self._status.waiting)
         tail = [Text(line, style="dim") for line in self._ended[-SHOWN:]]
         summary = [part for part in (best, state, f"{waiting} waiting" if waiting else "") if part]

@@ -7,10 +7,11 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import ray
@@ -18,6 +19,7 @@ from ray.tune import Callback
 
 from bitlora import timeouts
 from bitlora.adapter.cost import adapter_size
+from bitlora.config.metrics import MetricConfig
 from bitlora.config.trial import TrialConfig
 from bitlora.files import origin, record, writing
 from bitlora.files.origin import Origin
@@ -42,10 +44,17 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
         pool: the pool's handle.
         searcher: told how each trial ended.
         stopped_by: what a trial was stopped by that did not end by itself.
+        metrics: the spec's.
     """
 
     def __init__(
-        self, storage: Storage, pool: Any, prepared: Prepared, searcher: OptunaSearcher, stopped_by: str
+        self,
+        storage: Storage,
+        pool: Any,
+        prepared: Prepared,
+        searcher: OptunaSearcher,
+        stopped_by: str,
+        metrics: Mapping[str, MetricConfig] = MappingProxyType({}),
     ) -> None:
         self.counts: Counter[Status] = Counter()
         """How the trials of the whole sweep ended, those of an earlier run of it included."""
@@ -56,6 +65,10 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
         self._prepared = prepared
         self._searcher = searcher
         self._stopped_by = stopped_by
+        self._objective = searcher.objective
+        self._columns = {name: metric.kind == "token_accuracy" for name, metric in metrics.items() if not metric.set}
+        self._sets = [record.of_set(name) for name, metric in metrics.items() if metric.set]
+        """Files that a trial has beside those of `REPORTED`."""
         self._versions = origin.versions()
         self._ended: set[str] = set()
         self.tell: Callable[[Twin], object] = bool
@@ -71,7 +84,7 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
         if status not in STATUSES:
             stopped = f"stopped by {self._stopped_by} at step {result['step']}" if "step" in result else ""
             status, reason = self.ending or ("pruned", stopped)
-        self.end(trial.config, status, reason, result.get("eval_loss"))
+        self.end(trial.config, status, reason, self._objective.of(result))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The pool could not take a trial; or it is gone, and nothing more will come."""
@@ -86,9 +99,7 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
 
         A trial that needs no more training ends here; the record of one that goes on is removed.
         """
-        self._searcher.evaluations = {
-            trial_id: [(line.step, line.eval_loss) for line in lines] for trial_id, lines in past.metrics.items()
-        }
+        self._searcher.evaluations = {trial_id: past.curve(trial_id, self._objective) for trial_id in past.metrics}
         for trial_id, ended in self._searcher.ended.items():
             self._ended.add(trial_id)
             self.counts[ended.status] += 1
@@ -104,7 +115,8 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
             if lines and config and lines[-1].step == config["steps"]:
                 self._ended.add(trial_id)
                 self.counts["completed"] += 1
-                config = self._searcher.finish_resumed(trial_id, "completed", lines[-1].eval_loss)
+                value = past.curve(trial_id, self._objective)[-1][1]
+                config = self._searcher.finish_resumed(trial_id, "completed", value)
                 self._jobs.append(self._writer.submit(self._write, trial_id, config, "completed", ""))
             elif trial_id in past.records:
                 self._storage.delete(f"trials/{trial_id}/{record.RECORD}")
@@ -115,13 +127,17 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
         for config in self._searcher.unfinished():
             self.end(config, status, reason)
 
-    def end(self, config: dict[str, Any], status: Status, reason: str, eval_loss: float | None = None) -> None:
-        """A trial has ended so: tell the study, let its slot go, write its record. The first word counts."""
+    def end(self, config: dict[str, Any], status: Status, reason: str, value: float | None = None) -> None:
+        """A trial has ended so: tell the study, let its slot go, write its record. The first word counts.
+
+        Args:
+            value: what is searched by, lower where it is better.
+        """
         trial_id = config["trial_id"]
         if trial_id in self._ended:
             return
         self._ended.add(trial_id)
-        twins = self._searcher.finish(trial_id, status, eval_loss, reason)
+        twins = self._searcher.finish(trial_id, status, value, reason)
         self.counts[status] += 1
         self._pool.detach.remote(trial_id)
         # Asked for now, not when its turn has come: a pack that hangs holds all its trials up together, not one by one.
@@ -171,7 +187,7 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
         folder = self._storage.folder / where
         trial = TrialConfig(**config)
         writing.sweep_up(folder)
-        self._storage.pull(where, only=REPORTED)
+        self._storage.pull(where, only=(*REPORTED, *self._sets))
         lines = record.read_metrics(folder)
         last: Metrics | None = lines[-1] if lines else None
         if status == "pruned":
@@ -202,6 +218,8 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
                 data=provenance(self._prepared),
                 versions=(computed and computed.versions) or self._versions,
                 test_loss=record.loss_of(folder / record.TEST) if tested else None,
+                metrics=last.metrics if last is not None and ranked else None,
+                test_metrics=(record.means_of(folder / record.TEST, self._columns) or None) if tested else None,
             ),
         )
         self._storage.push(f"{where}/{record.RECORD}")
@@ -222,7 +240,8 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
         def copy_adapter(part: Path) -> None:
             shutil.copytree(source / record.ADAPTER, part, dirs_exist_ok=True)
 
-        copied = [name for name in (record.METRICS, record.EVAL, record.ADAPTER) if (source / name).exists()]
+        own = (record.METRICS, record.EVAL, *self._sets, record.ADAPTER)
+        copied = [name for name in own if (source / name).exists()]
         for name in copied:
             if name == record.ADAPTER:
                 writing.write_folder(folder / name, copy_adapter)

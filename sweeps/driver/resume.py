@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from bitlora.config.metrics import LOSS
 from bitlora.files import record
 from bitlora.files.record import Metrics, Record
 from sweeps.driver.prepare import Prepared
 from sweeps.pool.measured import MEMORY
+from sweeps.search.metric import Objective
 from sweeps.spec.errors import SpecError
 from sweeps.spec.spec import Spec, load_spec
 
@@ -55,14 +58,18 @@ class Past:
     records: dict[str, Record]
     configs: dict[str, dict[str, Any]]
 
-    @property
-    def curves(self) -> dict[str, list[tuple[int, float]]]:
-        """Steps and losses of each trial that searches and was trained: of no copies, and of none that confirms."""
+    def curve(self, trial_id: str, objective: Objective) -> list[tuple[int, float]]:
+        """Steps of a trial, and what is searched by, lower where it is better; where that is not finite, a NaN."""
+        found = [(line.step, objective.of(asdict(line))) for line in self.metrics.get(trial_id, ())]
+        return [(step, math.nan if value is None else value) for step, value in found]
+
+    def curves(self, objective: Objective) -> dict[str, list[tuple[int, float]]]:
+        """`curve` of each trial that searches and was trained: of no copies, and of none that confirms."""
         copies = self._copies
         confirming = {trial_id for trial_id, config in self.configs.items() if config.get("confirms")}
         return {
-            trial_id: [(line.step, line.eval_loss) for line in lines]
-            for trial_id, lines in self.metrics.items()
+            trial_id: self.curve(trial_id, objective)
+            for trial_id in self.metrics
             if trial_id not in copies | confirming
         }
 
@@ -76,13 +83,11 @@ class Past:
         """Trials that have another's result."""
         return {trial_id for trial_id, found in self.records.items() if found.same_as}
 
-    @property
-    def best(self) -> tuple[float, str] | None:
-        """The lowest eval loss of a completed trial, and its id."""
-        found = [
-            (r.eval_loss, t) for t, r in self.records.items() if r.status == "completed" and r.eval_loss is not None
-        ]
-        return min(found, default=None)
+    def best(self, objective: Objective) -> tuple[float, str] | None:
+        """Of the completed trials the best by what is searched, lower where it is better, and its id."""
+        completed = {trial_id: found for trial_id, found in self.records.items() if found.status == "completed"}
+        values = {t: objective.of({LOSS: r.eval_loss, "metrics": r.metrics}) for t, r in completed.items()}
+        return min(((value, trial_id) for trial_id, value in values.items() if value is not None), default=None)
 
 
 def look(folder: Path) -> Past:

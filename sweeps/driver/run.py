@@ -40,12 +40,13 @@ from sweeps.onray.connection import ENVIRONMENT, connect
 from sweeps.onray.schedulers import make_scheduler
 from sweeps.onray.trials import NoStatistics, trials_from
 from sweeps.pack.host import PackHost
-from sweeps.pack.settings import FAKE_GPUS, PackSettings
+from sweeps.pack.settings import FAKE_GPUS, PackSettings, measuring
 from sweeps.pack.travel import travelling
 from sweeps.pool.feed import PoolFeed
 from sweeps.pool.pool import AHEAD, INTERRUPTED_REASON, POOL, Pool
 from sweeps.search.bounds import Bounds
 from sweeps.search.journal import mend
+from sweeps.search.metric import Objective
 from sweeps.search.searcher import OptunaSearcher
 from sweeps.spec.errors import InputError
 from sweeps.spec.spec import Spec, dump_spec
@@ -260,6 +261,7 @@ class _Search:
             storage=storage,
             token=token,
             checkpoint_every=spec.train.checkpoint_every,
+            **measuring(spec),
             workers=spec.resources.workers_per_pack,
             resources=resources,
         )
@@ -285,9 +287,11 @@ class _Search:
             lost: says why the folder is this run's no longer; nothing while it is.
         """
         spec, storage, pool = self._spec, self._storage, self._pool
+        objective = Objective.of_spec(spec.search.metric, spec.metrics)
         searcher = OptunaSearcher(
             spec,
             storage.folder / JOURNAL,
+            objective,
             configure=lambda chosen: self._prepared.trial(spec, chosen).model_dump(),
             changed=lambda: storage.push_soon(JOURNAL),
             essence=self._prepared.essence,
@@ -297,7 +301,7 @@ class _Search:
         searcher.set_attributes(began_with(self._prepared))
         past = look(storage.folder)
         searcher.reported = {trial_id: lines[-1].step for trial_id, lines in past.metrics.items() if lines}
-        recorder = Recorder(storage, pool, self._prepared, searcher, stopped_by=spec.scheduler.name)
+        recorder = Recorder(storage, pool, self._prepared, searcher, spec.scheduler.name, spec.metrics)
         recorder.resume(past)
         searcher.trained(past.tokens)
         left = searcher.left
@@ -306,11 +310,18 @@ class _Search:
         scheduler = make_scheduler(
             spec,
             self._prepared.trial(spec, {}).steps,
-            past=past.curves,
+            past=past.curves(objective),
         )
         with (
             Display(
-                console, heartbeat, pool, list(spec.search.space), searcher.total, past.best, searcher.total - left
+                console,
+                heartbeat,
+                pool,
+                list(spec.search.space),
+                searcher.total,
+                past.best(objective),
+                searcher.total - left,
+                objective,
             ) as display,
             trials_from(PoolFeed(pool, scheduler.heard)) as trainable,
         ):

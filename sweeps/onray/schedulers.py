@@ -7,12 +7,12 @@ from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from sweeps.search.metric import METRIC, STEP, finite
+from sweeps.search.metric import STEP, Objective, finite
 from sweeps.search.rules import StoppingRule, Wave, make_rule
 from sweeps.spec.spec import Spec
 
 Past = Mapping[str, Sequence[tuple[int, float]]]
-"""Our id -> (step, eval loss) of each evaluation."""
+"""Our id -> (step, what is searched by, lower where it is better) of each evaluation."""
 
 
 def make_scheduler(spec: Spec, max_steps: int, past: Past | None = None) -> WaveScheduler:
@@ -21,7 +21,8 @@ def make_scheduler(spec: Spec, max_steps: int, past: Past | None = None) -> Wave
     Args:
         past: what trials that search have reported before this scheduler came, whether they go on or not.
     """
-    scheduler = WaveScheduler(make_rule(spec.scheduler, max_steps))
+    objective = Objective.of_spec(spec.search.metric, spec.metrics)
+    scheduler = WaveScheduler(make_rule(spec.scheduler, max_steps), objective)
     for trial_id, curve in (past or {}).items():
         for step, loss in curve:
             scheduler.recall(trial_id, step, loss)
@@ -36,8 +37,9 @@ class WaveScheduler(FIFOScheduler):  # type: ignore[misc]
     is known and not decided again.
     """
 
-    def __init__(self, rule: StoppingRule | None) -> None:
+    def __init__(self, rule: StoppingRule | None, objective: Objective = Objective()) -> None:  # noqa: B008 (frozen)
         super().__init__()
+        self._objective = objective
         self._rule = rule
         self._stopped: set[str] = set()
         """Whose packs may not have heard of it yet: what they come to from then on counts for nobody."""
@@ -61,7 +63,7 @@ class WaveScheduler(FIFOScheduler):  # type: ignore[misc]
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         confirms = trial.config.get("config", {}).get("confirms")
-        loss, trial_id = finite(result.get(METRIC)), trial.config["trial_id"]
+        loss, trial_id = self._objective.of(result), trial.config["trial_id"]
         if confirms or loss is None or self._rule is None:
             return str(TrialScheduler.CONTINUE)
         self.heard({trial_id: (result[STEP], loss)})

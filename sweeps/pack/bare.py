@@ -9,12 +9,9 @@ from typing import TYPE_CHECKING, Final
 from bitlora.config.trial import TrialConfig
 from bitlora.files import record
 from bitlora.files.baseline import BASE, Baseline, write_baseline
+from sweeps.pack.scoring import Scored, write_scored
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from bitlora.data.rows import Rows
-    from bitlora.engine.engine import EvalResult
     from bitlora.files.origin import Origin
     from sweeps.pack.settings import PackSettings
 
@@ -44,15 +41,15 @@ BARE: Final = TrialConfig(
 class BareScores:
     """What the base came to."""
 
-    eval: EvalResult
-    test: EvalResult | None
+    eval: Scored
+    test: Scored | None
     """None where there is no test split, or the eval split could not be scored."""
 
     @property
     def unusable(self) -> str:
         """Why there is nothing to write of it, in one line; empty where there is."""
         scored = [self.eval, *([self.test] if self.test is not None else [])]
-        failed = [each.failed for each in scored if each.failed]
+        failed = [why for each in scored if (why := each.result.failed or each.measured.failed)]
         if not failed and not all(math.isfinite(each.loss) for each in scored):
             return "its loss is not finite"
         return failed[0] if failed else ""
@@ -64,24 +61,15 @@ class BareScores:
             OSError: it cannot be written.
         """
         folder, base = settings.storage.folder / BASE, settings.base
-        splits = {record.EVAL: (settings.dataset.eval, self.eval)}
-        if self.test is not None:
-            splits[record.TEST] = (settings.dataset.test, self.test)
-        for name, (rows, scored) in splits.items():
-            write_scores(folder / name, rows, scored, origin)
+        files = write_scored(folder, settings.dataset, self.eval, self.test, origin)
         what = {"model": base.model, "quantization": base.quantization, "revision": base.revision}
         baseline = Baseline(
             eval_loss=self.eval.loss,
             test_loss=self.test.loss if self.test is not None else None,
-            tokens=sum(self.eval.tokens),
+            tokens=sum(self.eval.result.tokens),
             base=what | {"dtype": origin.dtype, "device": origin.device},
             versions=origin.versions,
+            metrics=self.eval.measured.values or None,
         )
         write_baseline(folder, baseline)
-        settings.storage.push(*(f"{BASE}/{name}" for name in (*splits, record.RECORD)))
-
-
-def write_scores(path: Path, rows: Rows, scored: EvalResult, origin: Origin) -> None:
-    """Write eval.parquet or test.parquet: what each of `rows` was scored with, and by what."""
-    counts = scored.tokens, rows.text_bytes.tolist()
-    record.write_scores(path, rows.example_ids, scored.losses, *counts, origin, rows.groups)
+        settings.storage.push(*(f"{BASE}/{name}" for name in (*files, record.RECORD)))

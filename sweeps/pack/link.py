@@ -23,14 +23,14 @@ from bitlora.config.explain import one_line
 from bitlora.config.trial import TrialConfig
 from bitlora.files import record, writing
 from bitlora.files.baseline import BASE
-from sweeps.pack.bare import BareScores, write_scores
+from sweeps.pack.bare import BareScores
+from sweeps.pack.scoring import Scored, write_scored
 from sweeps.pool.messages import Attach, Command, Detach, Leave, StepProgress, Stop, TrialResult
 from sweeps.search.rules import Wave
 
 if TYPE_CHECKING:
     from bitlora.adapter.latent import Latent
     from bitlora.engine.checkpoint import TrialProgress
-    from bitlora.engine.engine import EvalResult
     from bitlora.engine.slot import SlotState
     from bitlora.files.origin import Origin
     from bitlora.forward.host import Coming
@@ -72,9 +72,9 @@ class Link:
         trial_id: str,
         config: TrialConfig,
         metrics: record.Metrics,
-        result: EvalResult,
+        scored: Scored,
         latent: Coming[dict[str, Latent]],
-        test: EvalResult | None,
+        test: Scored | None,
         wave: Wave,
     ) -> None:
         """Write what an evaluation came to, and report it.
@@ -253,15 +253,12 @@ class FirstLink(Link):
         trial_id: str,
         config: TrialConfig,
         metrics: record.Metrics,
-        result: EvalResult,
+        scored: Scored,
         latent: Coming[dict[str, Latent]],
-        test: EvalResult | None,
+        test: Scored | None,
         wave: Wave,
     ) -> None:
         folder, where = self._storage.folder / "trials" / trial_id, f"trials/{trial_id}"
-        scores = [(record.EVAL, self._settings.dataset.eval, result)]
-        if test is not None:
-            scores.append((record.TEST, self._settings.dataset.test, test))
         done = metrics.step == config.steps
 
         def write() -> None:
@@ -270,12 +267,10 @@ class FirstLink(Link):
             if not self._call(self._pool.evaluated, trial_id):
                 return
             weights = latent.arrived()
-            for name, rows, scored in scores:
-                write_scores(folder / name, rows, scored, self._origin)
+            files = write_scored(folder, self._settings.dataset, scored, test, self._origin)
             model = self._settings.base.model
             writing.write_folder(folder / record.ADAPTER, lambda part: save_adapter(part, weights, config, model))
             record.append_metrics(folder, metrics)
-            files = [name for name, _, _ in scores]
             self._storage.push(*(f"{where}/{name}" for name in (*files, record.ADAPTER, record.METRICS)))
             self._report(trial_id, "completed" if done else "running", metrics, wave)
 

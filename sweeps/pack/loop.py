@@ -23,11 +23,12 @@ from bitlora.engine.optim import LossScale, learning_rate
 from bitlora.engine.slot import SlotState
 from bitlora.files import record
 from sweeps.pack.bare import BARE, BareScores
+from sweeps.pack.scoring import Scored, Scoring
 from sweeps.pool.messages import Attach, Command, Continue, Detach, Leave, StepProgress, Stop
 from sweeps.search.rules import Wave
 
 if TYPE_CHECKING:
-    from bitlora.engine.engine import Engine, EvalResult, StepStats
+    from bitlora.engine.engine import Engine, StepStats
     from sweeps.pack.link import Link
     from sweeps.pack.settings import PackSettings
 
@@ -70,16 +71,16 @@ class PackLoop:
 
     Args:
         link: the first worker's; the others' is silent.
+        scoring: how trials are scored; None: by their loss alone.
     """
 
-    def __init__(self, settings: PackSettings, engine: Engine, link: Link) -> None:
+    def __init__(self, settings: PackSettings, engine: Engine, link: Link, scoring: Scoring | None = None) -> None:
         self._engine = engine
         self._workers = engine.workers
         self._link = link
         self._checkpoint_every = settings.checkpoint_every
         self._train = settings.dataset.train
-        self._eval = Batch.of(settings.dataset.eval)
-        self._test = settings.dataset.test
+        self._scoring = scoring or Scoring(settings.dataset, engine)
         self._uniform = math.log(engine.base.vocab_size)
         self._trials: dict[str, SlottedTrial] = {}
         self._queue: dict[str, Attach] = {}
@@ -115,12 +116,12 @@ class PackLoop:
         if not self._workers.broadcast(self._link.wants_base()):
             return
         slot = self._engine.attach(BARE)
-        result = self._engine.evaluate([slot], self._eval)[slot]
+        scored = self._scoring.score([slot])[slot]
         test = None
-        if len(self._test) and not result.failed:
-            test = self._engine.evaluate([slot], Batch.of(self._test))[slot]
+        if self._scoring.tests and not scored.result.failed:
+            test = self._scoring.score([slot], record.TEST)[slot]
         self._engine.detach(slot)
-        scores = BareScores(result, test)
+        scores = BareScores(scored, test)
         if scores.unusable:
             self._link.log_event(f"the base without an adapter could not be scored: {scores.unusable}")
         elif self._workers.first:
@@ -298,19 +299,24 @@ class PackLoop:
             return
         if self._workers.size > 1:
             self._post()
-        results = self._engine.evaluate([trial.slot for trial in trials], self._eval)
-        tested = [t.slot for t in trials if t.config.confirms and self._at(t) == t.config.steps and len(self._test)]
-        tests = self._engine.evaluate(tested, Batch.of(self._test)) if tested else {}
+        results = self._scoring.score([trial.slot for trial in trials])
+        tested = [t.slot for t in trials if t.config.confirms and self._at(t) == t.config.steps]
+        tests = self._scoring.score(tested, record.TEST) if self._scoring.tests else {}
         scored = []
         for trial in trials:
-            test = tests.get(trial.slot)
-            if failed := results[trial.slot].failed or (test.failed if test is not None else ""):
-                self._failed(trial, f"in its evaluation at step {self._at(trial)}: {failed}")
-            elif why := self._worthless(trial, results[trial.slot].loss):
+            both = [results[trial.slot], *([tests[trial.slot]] if trial.slot in tests else [])]
+            unscored = [one.result.failed for one in both if one.result.failed]
+            if not unscored and (why := self._worthless(trial, both[0].loss)):
                 self._diverged(trial, why)
+            elif failed := unscored or [one.measured.failed for one in both if one.measured.failed]:
+                self._failed(trial, f"in its evaluation at step {self._at(trial)}: {failed[0]}")
             else:
                 scored.append(trial)
-        wave = {t.trial_id: (self._at(t), results[t.slot].loss) for t in scored if not t.config.confirms}
+        wave = {
+            trial.trial_id: (self._at(trial), value)
+            for trial in scored
+            if not trial.config.confirms and (value := self._scoring.value(results[trial.slot])) is not None
+        }
         for trial in scored:
             self._scored(trial, results[trial.slot], tests.get(trial.slot), wave)
         if self._workers.size > 1:
@@ -326,20 +332,21 @@ class PackLoop:
         guess = f"no better than guessing (uniform: {self._uniform:.4g} nats)"
         return f"the eval loss at step {self._at(trial)} was {found}, {guess}"
 
-    def _scored(self, trial: SlottedTrial, result: EvalResult, test: EvalResult | None, wave: Wave) -> None:
+    def _scored(self, trial: SlottedTrial, scored: Scored, test: Scored | None, wave: Wave) -> None:
         step = self._at(trial)
         metrics = record.Metrics(
             step=step,
             tokens=trial.tokens,
             train_loss=math.fsum(trial.losses) / len(trial.losses),
-            eval_loss=result.loss,
+            eval_loss=scored.loss,
             learning_rate=learning_rate(trial.config, step),
             seconds=time.monotonic() - trial.began,
+            metrics=scored.measured.values or None,
         )
         trial.losses.clear()
         if self._workers.first:
             latent = self._engine.fetch_latent(trial.slot)
-            self._link.evaluated(trial.trial_id, trial.config, metrics, result, latent, test, wave)
+            self._link.evaluated(trial.trial_id, trial.config, metrics, scored, latent, test, wave)
         if step == trial.config.steps:
             self._detach(trial)
         else:

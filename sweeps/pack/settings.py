@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from bitlora.config.metrics import GenerationConfig, MetricConfig
 from bitlora.config.sections import BaseConfig, Dtype
 from bitlora.config.trial import TrialConfig
+from sweeps.pack.user_function import packed
+from sweeps.search.metric import Objective
 
 if TYPE_CHECKING:
     from bitlora.data.split import Dataset
     from bitlora.files.storage import Storage
     from sweeps.pack.travel import TravellingRows
+    from sweeps.spec.spec import Spec
 
 
 FAKE_GPUS: Final = "BITLORA_FAKE_GPUS"
 """In the environment, as "1": a test's GPUs are numbers that Ray counts; packs reserve them and compute on the CPU."""
+
+
+def measuring(spec: Spec) -> dict[str, Any]:
+    """What of the settings says by what trials are measured, and by which of it the sweep searches.
+
+    Raises:
+        ScoringError: a user's function cannot be had, or cannot travel.
+    """
+    return {
+        "metrics": spec.metrics,
+        "generation": spec.generation,
+        "functions": {name: packed(metric.kind) for name, metric in spec.metrics.items() if metric.is_function},
+        "objective": Objective.of_spec(spec.search.metric, spec.metrics),
+    }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +65,13 @@ class PackSettings:
     """Of the sweep's folder."""
     token: str
     """By which a worker knows that the folder it sees is that one."""
+    metrics: Mapping[str, MetricConfig] = field(default_factory=dict)
+    """What trials are measured by beside their loss; those over eval sets have their rows in `dataset.sets`."""
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    functions: Mapping[str, bytes] = field(default_factory=dict)
+    """Users' own, by metric (`sweeps.pack.user_function`)."""
+    objective: Objective = field(default_factory=Objective)
+    """What is searched by."""
     checkpoint_every: int | None
     """Steps; None: at each evaluation."""
     workers: int

@@ -103,7 +103,9 @@ def worker_loop(config: dict[str, Any]) -> None:
         from bitlora.forward.inject import load_base
         from sweeps.pack.link import FirstLink, Link
         from sweeps.pack.loop import PackLoop
+        from sweeps.pack.measures import Measures
         from sweeps.pack.memory import memory_key, settle_memory
+        from sweeps.pack.scoring import Scoring
 
         settings = fetched(ray.get(pool.settings.remote()))
         longest = LongestRow.of(settings.dataset)
@@ -117,6 +119,7 @@ def worker_loop(config: dict[str, Any]) -> None:
         device = pack_device(settings.resources)
         dtype = agreed_dtype(settings, device, lambda own: str(ray.get(pool.settle_dtype.remote(name, own))))
         base = load_base(settings.base, dtype, device, settings.checkpointing, longest.tokens)
+        measures = Measures.of(settings, base) if settings.metrics else None
     except Exception as error:  # the pool passes it on as the reason of the trials that waited for this pack
         why = one_line(error) if isinstance(error, StorageError) else f"the base could not be loaded: {one_line(error)}"
         ray.get(pool.pack_failed.remote(name, why))
@@ -141,7 +144,7 @@ def worker_loop(config: dict[str, Any]) -> None:
     link = FirstLink(name, pool, settings, own, origin(base)) if workers.first else Link()
     for line in lines:
         link.log_event(line)
-    pack = PackLoop(settings, engine, link)
+    pack = PackLoop(settings, engine, link, Scoring(settings.dataset, engine, measures, settings.objective))
     if workers.first:
         # Where all fits, nobody needs to hear of it.
         short = engine.pass_tokens is not None or engine.size < settings.slots

@@ -82,7 +82,8 @@ class TrialResult:
         """As Ray Tune takes a result. Its loggers would draw a wave's losses as the trial's own: those are left out."""
         own = {"trial_id": self.trial_id, "status": self.status, "reason": self.reason, "fatal": self.fatal}
         scores = {"step": self.step, "eval_loss": self.eval_loss}
-        return {**(asdict(self.metrics) if self.metrics is not None else {}), **own, **scores}
+        found = asdict(self.metrics) if self.metrics is not None else {}
+        return {**{key: value for key, value in found.items() if value is not None}, **own, **scores}
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from bitlora.files import record
 from bitlora.files.opening import open_storage
 from bitlora.files.record import Record
 from bitlora.files.storage import StorageError
-from sweeps.search.metric import finite
+from sweeps.search.metric import Objective
 from sweeps.spec import space as spaces
 from sweeps.spec.errors import SpecError
 from sweeps.spec.spec import Spec, load_spec
@@ -31,8 +31,8 @@ class EarlierTrial:
 
     chosen: dict[str, Any]
     """A value for each axis of the space."""
-    eval_loss: float
-    """In full."""
+    value: float
+    """What this sweep searches by, lower where it is better: in full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,9 @@ class Likeness:
 
     def of(self, found: Record, begun: Spec) -> EarlierTrial | None:
         """A record of the sweep `begun` as a trial of this one's space; None: it has not completed, or is none."""
-        space, loss = self.spec.search.space, finite(found.eval_loss)
-        if found.status != "completed" or found.same_as or found.config.get("confirms") or loss is None:
+        objective = Objective.of_spec(self.spec.search.metric, self.spec.metrics)
+        space, value = self.spec.search.space, objective.of({"eval_loss": found.eval_loss, "metrics": found.metrics})
+        if found.status != "completed" or found.same_as or found.config.get("confirms") or value is None:
             return None
         if found.config.get("targets", OF_BASE) == OF_BASE and begun.base.targets != self.spec.base.targets:
             return None
@@ -65,7 +66,7 @@ class Likeness:
         except ValueError:  # a configuration that this version does not have
             return None
         same = all(there[key] == here[key] for key in here.keys() - NO_MATTER)
-        return EarlierTrial(chosen, loss) if same else None
+        return EarlierTrial(chosen, value) if same else None
 
     def unlike(self, found: Record) -> str:
         """What differs, in words; nothing where base and data are those of this sweep."""

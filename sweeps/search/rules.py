@@ -2,7 +2,8 @@
 
 A pack evaluates its trials together. So a rule is told of all that were evaluated together, a wave, before it is asked of
 any of them: judged one by one as they are told, the first of a wave would meet nobody and pass, however bad it is.
-Trials go by our own ids. A loss is in nats per completion token; lower is better.
+Trials go by our own ids. A loss is what the sweep searches by (`sweeps.search.metric`), turned so that lower is better: by
+itself the eval loss, in nats per completion token.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from sweeps.spec.keys.scheduler import SchedulerConfig
 
 Wave = Mapping[str, tuple[int, float]]
-"""Trials that were evaluated together: our id -> step and eval loss, which is finite."""
+"""Trials that were evaluated together: our id -> step and loss, which is finite."""
 MEDIAN_OF: Final = 3
 """Other trials that the median rule needs before it stops anybody."""
 

@@ -26,7 +26,7 @@ from sweeps.search.bounds import Bounds
 from sweeps.search.budget import SearchBudget
 from sweeps.search.confirm import REPEATS, most, repeats
 from sweeps.search.earlier import EarlierTrial
-from sweeps.search.metric import METRIC, STEP, finite
+from sweeps.search.metric import STEP, Objective, finite
 from sweeps.search.study import (
     DIVERGED,
     SEARCH_ENDED,
@@ -58,7 +58,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         spec: The sweep.
         journal: The study's file; one that is there already goes on: the trials in it that have not ended are handed out
             first, and all count towards `spec.search.trials`.
-        metric, mode: The result to minimize, and Tune's word for that.
+        objective: What is searched by.
         configure: Makes a trial's whole configuration of the values that were chosen for the axes.
         changed: Called when the journal has something new.
         essence: What of a whole configuration its numbers hang on. Of trials that are equal in it the first alone is handed
@@ -72,8 +72,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         self,
         spec: Spec,
         journal: Path,
-        metric: str = METRIC,
-        mode: str = "min",
+        objective: Objective = Objective(),  # noqa: B008 (frozen)
         configure: Callable[[dict[str, Any]], dict[str, Any]] = dict,
         changed: Callable[[], object] = bool,
         essence: Callable[[dict[str, Any]], Hashable | None] = _none,
@@ -81,7 +80,8 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         clock: Callable[[], float] = time.monotonic,
         earlier: Sequence[EarlierTrial] = (),
     ) -> None:
-        super().__init__(metric=metric, mode=mode)
+        super().__init__(metric=objective.name, mode="max" if objective.higher else "min")
+        self.objective = objective
         self._space = spec.search.space
         self._plan = planned(spec, bounds)
         """The configurations of the first trials; an axis that is left out is the sampler's."""
@@ -325,7 +325,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         trial = self._open.get(ours)
         if trial is not None and (tokens := result.get("tokens")) is not None:
             self._budget.trained({ours: tokens})
-        value, step = finite(result.get(self.metric)), result.get(STEP)
+        value, step = self.objective.of(result), result.get(STEP)
         if trial is None or value is None or step is None or step in self._values[ours]:
             return
         trial.report(value, int(step))

@@ -97,7 +97,7 @@ class Drafts:
         for one in earlier:
             draft = self._ask(one.chosen)
             spaces.suggest(draft, self._space)
-            self._study.tell(draft, one.eval_loss)
+            self._study.tell(draft, one.value)
         self._study.sampler = _sampler(spec, study, self._study)
         study.sampler = optuna.samplers.RandomSampler()  # whose trials are given all their parameters
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from bitlora.config.explain import nearest, show
-from bitlora.config.sections import AdapterConfig, BaseConfig, TrainConfig
+from bitlora.config.metrics import LOSS, MetricConfig
+from bitlora.config.sections import AdapterConfig, BaseConfig, DataConfig, TrainConfig
 from bitlora.config.targets import pattern
 from sweeps.spec import space as spaces
 from sweeps.spec.keys.confirm import ConfirmConfig
@@ -61,6 +62,32 @@ def adapter_clashes(adapter: AdapterConfig, space: spaces.Space) -> Iterator[Cla
     if steps or any(rank % 2 for rank in every):
         message = "orthogonal needs even ranks; give a list of even ones, or a range with a step of 2"
         yield _key(space, "init"), (_key(space, "rank"), _key(space, "rank_pattern")), message
+
+
+def metric_clashes(metrics: Mapping[str, MetricConfig], data: DataConfig, search: SearchConfig) -> Iterator[Clash]:
+    """What metrics need and do not have, or have and do not need; and what is searched by that is none of them."""
+    if search.metric != LOSS and search.metric not in metrics:
+        right = f"{LOSS}, or a name out of metrics{nearest(search.metric, metrics)}"
+        yield "search.metric", ("metrics",), f"found {show(search.metric)}; give {right}"
+    for name, metric in metrics.items():
+        key = f"metrics.{name}"
+        if metric.what.of_set and metric.set is None:
+            right = f"{{kind: {metric.kind}, set: NAME}}, a name out of data.eval_sets"
+            message = f"{metric.kind} is over an eval set; give {right}"
+            yield f"{key}.set", ("data.eval_sets",), message
+        elif metric.set is not None and not metric.what.of_set:
+            yield f"{key}.set", (), f"{metric.kind} is over the eval split; leave it out"
+        elif metric.set is not None and metric.set not in data.eval_sets:
+            right = f"a name out of data.eval_sets{nearest(metric.set, data.eval_sets)}"
+            yield f"{key}.set", ("data.eval_sets",), f"found {show(metric.set)}; give {right}"
+        if metric.by != "sum" and metric.kind != "choice_accuracy":
+            yield f"{key}.by", (), f"{metric.kind} compares no choices; leave it out"
+        if metric.direction is not None and not metric.is_function:
+            yield f"{key}.direction", (), f"of {metric.kind} it is known; leave it out"
+    idle = [name for name in data.eval_sets if all(metric.set != name for metric in metrics.values())]
+    for name in idle:
+        message = "no metric is over it; give one, such as {kind: perplexity, set: " + name + "}"
+        yield f"data.eval_sets.{name}", ("metrics",), message
 
 
 def search_clashes(search: SearchConfig, train: TrainConfig, confirm: ConfirmConfig | None) -> Iterator[Clash]:

@@ -17,9 +17,18 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from bitlora.config.explain import show
+from bitlora.config.metrics import GenerationConfig, Metrics
 from bitlora.config.sections import AdapterConfig, BaseConfig, Config, DataConfig, TrainConfig
 from bitlora.config.trial import AXES
-from sweeps.spec.clashes import Clash, adapter_clashes, base_clashes, budget_clashes, resource_clashes, search_clashes
+from sweeps.spec.clashes import (
+    Clash,
+    adapter_clashes,
+    base_clashes,
+    budget_clashes,
+    metric_clashes,
+    resource_clashes,
+    search_clashes,
+)
 from sweeps.spec.draft import Draft, yaml
 from sweeps.spec.errors import SpecError
 from sweeps.spec.keys.confirm import ConfirmConfig
@@ -43,6 +52,10 @@ class Spec(Config):
     data: DataConfig
     adapter: AdapterConfig = AdapterConfig()
     train: TrainConfig = TrainConfig()
+    metrics: Metrics = Field(default_factory=dict, description="a mapping from names to kinds, or to mappings")
+    """What trials are measured by beside their loss, at every evaluation, under names of your own:
+    `{exact: exact_match, mine: my_module:score}`."""
+    generation: GenerationConfig = GenerationConfig()
     search: SearchConfig = SearchConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     confirm: ConfirmConfig | None = None
@@ -121,6 +134,7 @@ def _clashes(spec: Spec) -> Iterator[Clash]:
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", spec.name):
         yield "name", (), f"found {show(spec.name)}; give a folder's name out of letters, digits, '.', '_' and '-'"
     yield from base_clashes(spec.base, spec.train)
+    yield from metric_clashes(spec.metrics, spec.data, spec.search)
     yield from adapter_clashes(spec.adapter, spec.search.space)
     yield from search_clashes(spec.search, spec.train, spec.confirm)
     yield from resource_clashes(spec.resources)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Any, Final, TypeVar, get_args
+from typing import Annotated, Any, Final, TypeVar, get_args, get_origin
 
 from pydantic import ValidationError
 
@@ -98,9 +98,11 @@ def dotted_keys(model: type[Config], at: str = "") -> Iterator[str]:
     """Every key there is in a section."""
     for name, info in model.model_fields.items():
         yield at + (info.alias or name)
-        for inner in (info.annotation, *get_args(info.annotation)):
+        named = "NAME." if get_origin(info.annotation) is dict else ""
+        for part in (info.annotation, *get_args(info.annotation)):
+            inner = get_args(part)[0] if get_origin(part) is Annotated else part
             if _is_section(inner):
-                yield from dotted_keys(inner, f"{at}{name}.")
+                yield from dotted_keys(inner, f"{at}{name}.{named}")
 
 
 def _is_section(annotation: Any) -> bool:

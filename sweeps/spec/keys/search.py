@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, PlainSerializer, PlainValidator
 
+from bitlora.config.metrics import LOSS
 from bitlora.config.sections import Config, Positive, PositiveFloat
 from sweeps.spec import space as spaces
 from sweeps.spec.keys.where import WhereConfig
@@ -32,6 +33,9 @@ class SearchConfig(Config):
     """Configurations to try; of a grid at most all of its points. `confirm` adds its own."""
     sampler: Literal["tpe", "random", "grid"] = "tpe"
     """Optuna's TPE over all axes together, its random sampler, or every point in turn."""
+    metric: Annotated[str, Field(min_length=1)] = LOSS
+    """What is searched by, stopped by and confirmed by: the eval loss, or a name out of `metrics`, of which more or less is
+    better as its kind has it."""
     startup: Annotated[int, Field(ge=0)] = 4
     """Random trials before the sampler models anything."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0

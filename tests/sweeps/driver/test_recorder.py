@@ -25,6 +25,7 @@ from bitlora.files.writing import write_json
 from sweeps.driver.prepare import Prepared
 from sweeps.driver.recorder import Recorder, provenance
 from sweeps.driver.resume import look
+from sweeps.search.metric import Objective
 from sweeps.search.twins import Twin
 from sweeps.spec.spec import Spec, load_spec
 
@@ -215,11 +216,11 @@ def test_a_twin_has_the_files_of_the_first_and_says_whose_they_are(
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
     path = sweep / "trials" / "t0000"
     steps = [line.step for line in record.read_metrics(path)]
-    assert {trial: [step for step, _ in curve] for trial, curve in look(sweep).curves.items() if curve} == {
-        "t0000": steps
-    }
+    assert {
+        trial: [step for step, _ in curve] for trial, curve in look(sweep).curves(Objective()).items() if curve
+    } == {"t0000": steps}
     write_json(path / record.CONFIG, {**first.config, "confirms": "t0008"})
-    assert not any(look(sweep).curves.values())
+    assert not any(look(sweep).curves(Objective()).values())
     left = record.read_record(sweep / "trials" / "t0002")
     assert (left.same_as, left.status, left.reason, left.eval_loss) == (None, "interrupted", "as the first", None)
     assert [twin.suggestion["trial_id"] for twin in told] == ["t0001", "t0002"]
@@ -236,4 +237,4 @@ def test_tokens_of_an_earlier_run_are_those_that_trials_were_trained_on(finished
     assert last > 0
     past = look(sweep)
     assert past.tokens == {"t0000": last, "t0001": last}
-    assert past.curves.keys() == {"t0000", "t0001"}
+    assert past.curves(Objective()).keys() == {"t0000", "t0001"}

@@ -20,6 +20,7 @@ from bitlora.files import record
 from bitlora.files.origin import Origin
 from sweeps.pack import link
 from sweeps.pack.bare import BareScores
+from sweeps.pack.scoring import Scored
 from sweeps.pool.messages import Attach, Stop
 
 
@@ -156,7 +157,9 @@ def scoring(tmp_path, monkeypatch):
 def test_what_the_base_scores_is_written_as_a_trials_scores_are_and_its_record_last(scoring, tmp_path):
     first, _, pushed = scoring
     assert first.wants_base()
-    first.base_scored(BareScores(EvalResult([4.0, 8.0, 6.0], [4, 4, 4]), EvalResult([2.0, 3.0], [4, 4])))
+    first.base_scored(
+        BareScores(Scored(EvalResult([4.0, 8.0, 6.0], [4, 4, 4])), Scored(EvalResult([2.0, 3.0], [4, 4])))
+    )
     first.close()
     assert pushed == ["base/eval.parquet", "base/test.parquet", "base/record.json", "logs/p0.jsonl"]
     table = pd.read_parquet(tmp_path / "base" / "eval.parquet")

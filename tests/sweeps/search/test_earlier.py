@@ -78,7 +78,7 @@ class Earlier:
 def known(sweep: Spec) -> list[tuple[dict[str, Any], float]]:
     found, errors = earlier_trials(likeness(sweep))
     assert errors == []
-    return [(one.chosen, one.eval_loss) for one in found]
+    return [(one.chosen, one.value) for one in found]
 
 
 def test_those_that_completed_and_lie_in_the_space_are_known(tmp_path: Path) -> None:
