@@ -16,10 +16,11 @@ from bitlora import timeouts
 from bitlora.files.opening import open_storage
 from bitlora.files.record import Record, write_record
 from sweeps.cli.app import app
-from sweeps.driver import meanwhile, progress
+from sweeps.driver import meanwhile
 from sweeps.driver.meanwhile import Heartbeat
 from sweeps.driver.provenance import Run
 from sweeps.driver.run import _finish
+from sweeps.driver.underway import progress
 from sweeps.driver.underway.progress import Display, Pace
 from sweeps.pool.messages import PackCounts, PoolStatus, StepProgress
 
