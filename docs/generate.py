@@ -126,13 +126,15 @@ def sections(cls: type[Config] = Spec, at: str = "") -> Iterator[tuple[str, type
     for name, field in cls.model_fields.items():
         section, _ = _section(field)
         if section is not None:
-            yield from sections(section, f"{at}.{name}".lstrip("."))
+            named = ".NAME" if get_origin(field.annotation) is dict else ""
+            yield from sections(section, f"{at}.{name}{named}".lstrip("."))
 
 
 def _section(field: FieldInfo) -> tuple[type[Config] | None, bool]:
     """The section that a field's value may be, and whether it is nothing else, null apart."""
-    union = get_origin(field.annotation) in (Union, types.UnionType)
-    members = [one for one in (get_args(field.annotation) if union else [field.annotation]) if one is not type(None)]
+    union = get_origin(field.annotation) in (Union, types.UnionType, dict)
+    several = [get_args(one)[0] if get_origin(one) is Annotated else one for one in get_args(field.annotation)]
+    members = [one for one in (several if union else [field.annotation]) if one is not type(None)]
     found = [one for one in members if isinstance(one, type) and issubclass(one, Config)]
     return (found[0], len(members) == 1) if found else (None, False)
 

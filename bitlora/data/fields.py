@@ -100,7 +100,7 @@ class Fields:
 def choices_of(row: Fields) -> list[str]:
     """The texts of a row's `choices`, the one first that `answer` says; none where one of them is wrong."""
     before, given, answer = len(row.errors), row.row["choices"], row.row["answer"]
-    row.used |= {"choices", "answer"}
+    row.used.update(("choices", "answer"))
     labels: list[object] = []
     if isinstance(given, Mapping):
         labels, given = list(given.get("label") or []), given.get("text")

@@ -13,8 +13,8 @@ from rich.table import Table
 from bitlora.config.metrics import LOSS
 from bitlora.files import record
 from bitlora.files.storage import Storage
-from sweeps.driver.progress import describe
 from sweeps.driver.resume import EXIT_CODE, SPEC, Past, look
+from sweeps.driver.underway.progress import describe
 from sweeps.search.metric import Objective
 from sweeps.spec.spec import Spec, load_spec
 
