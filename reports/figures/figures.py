@@ -83,6 +83,26 @@ def learning_curves(sweep: Sweep, best: str | None) -> Plot | None:
     )
 
 
+def metric_curves(sweep: Sweep, metric: str, what: str, higher: bool, best: str | None) -> Plot | None:
+    """A metric over optimizer steps, trial by trial; `what` is what it is called."""
+    about = sweep.trials.set_index("trial_id")
+    data = sweep.measured[sweep.measured["metric"] == metric]
+    data = data.assign(
+        quantizer=data["trial_id"].map(about["config.quantizer"].astype(str)),
+        status=data["trial_id"].map(about["status"]),
+        best=data["trial_id"] == best,
+    ).drop(columns="metric")
+    return _plot(
+        f"metric-{metric.replace('_', '-')}",
+        plots.metric_curves,
+        data,
+        f"{what} of every trial at each of its evaluations, over optimizer steps.",
+        f"{what} at each evaluation. The best is drawn heavy.",
+        what,
+        higher,
+    )
+
+
 def importance(found: Importances) -> Plot | None:
     """What mattered, axis by axis."""
     return _plot(

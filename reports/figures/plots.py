@@ -133,6 +133,17 @@ def learning_curves(curves: pd.DataFrame, look: Look) -> Figure | None:
 
     `curves`: `trial_id`, `quantizer`, `step`, `eval_loss`, `status` and `best` (bool), both of the whole trial.
     """
+    return _curves(curves, look, LOSS)
+
+
+def metric_curves(curves: pd.DataFrame, words: str, higher: bool, look: Look) -> Figure | None:
+    """The same of a metric, `value` in the place of `eval_loss`: `words` is what it is called. No curve leaves the axes."""
+    return _curves(curves.rename(columns={"value": "eval_loss"}), look, words, whole=True, higher=higher)
+
+
+def _curves(
+    curves: pd.DataFrame, look: Look, words: str, *, whole: bool = False, higher: bool = False
+) -> Figure | None:
     curves = tidy(curves, ["step", "eval_loss"])
     if curves.empty:
         return None
@@ -144,7 +155,8 @@ def learning_curves(curves: pd.DataFrame, look: Look) -> Figure | None:
     best, completed = trials["best"].astype(bool), trials["status"] == "completed"
     learned = [path[path[:, 0] > 0] if path[-1, 0] > 0 else path for path in paths]
     lowest = curves["eval_loss"].min()
-    ceiling = highest(pd.Series([path[:, 1].max() for path in learned]), lowest)
+    tops = pd.Series([path[:, 1].max() for path in learned])
+    ceiling = tops.max() if whole else highest(tops, lowest)
     gone = [path[np.argmax(path[:, 1] > ceiling), 0] for path in learned if (path[:, 1] > ceiling).any()]
     begun = curves.loc[curves["step"] == 0, "eval_loss"].max()
     if begun <= ceiling + OUTLIER * (ceiling - lowest):
@@ -156,11 +168,11 @@ def learning_curves(curves: pd.DataFrame, look: Look) -> Figure | None:
         axes.set_ylim(span(curves.loc[curves["eval_loss"] <= ceiling, "eval_loss"], 0.12, 0.05))
         count_ticks(axes.xaxis, curves["step"])
         axes.set_xlabel("optimizer step")
-        heading(axes, LOSS)
+        heading(axes, words)
         axes.grid(True, axis="y")
         marks = [mark(name, look) for name in trials["quantizer"]]
         faint = min(0.35, max(0.08, 40 / len(trials))) if crowd else 0.9
-        ahead = completed & (trials.index.isin(leaders(trials[completed])) if crowd else False)
+        ahead = completed & (trials.index.isin(leaders(trials[completed], higher)) if crowd else False)
         layers = [
             (trials[~completed & ~best], 0.6 if crowd else 1.2, 0.6 * faint, 2.0),
             (trials[completed & ~best & ~ahead], 0.7 if crowd else 1.4, faint, 2.5),
@@ -186,9 +198,10 @@ def learning_curves(curves: pd.DataFrame, look: Look) -> Figure | None:
         return figure
 
 
-def leaders(completed: pd.DataFrame) -> pd.Index:
-    """The trial of each quantizer that ended lowest: in a crowd it stands out."""
-    return completed.sort_values(["eval_loss", "trial_id"]).drop_duplicates("quantizer").index
+def leaders(completed: pd.DataFrame, higher: bool = False) -> pd.Index:
+    """The trial of each quantizer that ended lowest, or highest: in a crowd it stands out."""
+    order = completed.sort_values(["eval_loss", "trial_id"], ascending=[not higher, True])
+    return order.drop_duplicates("quantizer").index
 
 
 def draw_ends(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -34,6 +34,8 @@ class BareBase:
     eval: BareLoss
     test: BareLoss | None
     """None where there is no test split, or its scores cannot be used."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """The spec's `metrics` on the eval split and on its sets."""
 
 
 def load_baseline(reader: FolderReader, trials: Sequence[Path]) -> BareBase | None:
@@ -49,7 +51,9 @@ def load_baseline(reader: FolderReader, trials: Sequence[Path]) -> BareBase | No
         return None
     found = _split(reader, trials, folder / EVAL, record.eval_loss)
     test = None if record.test_loss is None else _split(reader, trials, folder / TEST, record.test_loss)
-    return None if found is None else BareBase(found, test)
+    given = record.metrics if isinstance(record.metrics, dict) else {}
+    numbers = {str(name): number for name, value in given.items() if (number := finite(value)) is not None}
+    return None if found is None else BareBase(found, test, numbers)
 
 
 def _split(reader: FolderReader, trials: Sequence[Path], path: Path, told: object) -> BareLoss | None:

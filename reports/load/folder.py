@@ -40,6 +40,8 @@ class FolderReader:
     problems: list[str] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
     curves: list[tuple[Any, ...]] = field(default_factory=list)
+    measured: list[tuple[Any, ...]] = field(default_factory=list)
+    """Trial, step, metric, value."""
     spec_hash: str = ""
 
     def note(self, path: Path, what: str) -> None:
@@ -102,6 +104,12 @@ class FolderReader:
         evaluations = self._metrics(folder)
         name = as_text(folder.name)
         self.curves += [(name, *point) for line in evaluations if (point := _point(line))]
+        self.measured += [
+            (name, whole_number(line.step), str(metric), number)
+            for line in evaluations
+            for metric, value in _numbers(line.metrics).items()
+            if (number := finite(value)) is not None
+        ]
         try:
             record = read_record(folder)
         except FileNotFoundError:
@@ -133,6 +141,8 @@ class FolderReader:
         }
         for key in ("eval_loss", "test_loss", "seconds"):
             row[key] = finite(getattr(record, key))
+        for before, found in (("metric.", record.metrics), ("test_metric.", record.test_metrics)):
+            row |= {f"{before}{as_text(name)}": finite(value) for name, value in _numbers(found).items()}
         for key in ("steps", "tokens", "adapter_params", "adapter_bytes"):
             row[key] = whole_number(getattr(record, key))
         absent_loss = record.eval_loss is None and record.status not in ("completed", "pruned")
@@ -162,6 +172,10 @@ def _point(line: Metrics) -> tuple[Any, ...] | None:
     step = whole_number(line.step)
     found = [finite(part) for part in (line.train_loss, line.eval_loss, line.learning_rate)]
     return None if step is None else (step, *(math.nan if number is None else number for number in found))
+
+
+def _numbers(metrics: object) -> dict[Any, Any]:
+    return metrics if isinstance(metrics, dict) else {}
 
 
 def _configuration_columns(config: object) -> dict[str, Any]:

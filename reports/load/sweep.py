@@ -29,6 +29,7 @@ COLUMNS: Final = {
     "adapter_bytes": "Int64",
 }
 CURVES: Final = ("trial_id", "step", "train_loss", "eval_loss", "learning_rate")
+MEASURED: Final = ("trial_id", "step", "metric", "value")
 DistinctValues = dict[str, tuple[str, ...]]
 """Key → the distinct values that the records have for it, as text. More than one: the trials differ."""
 
@@ -54,6 +55,8 @@ class Sweep:
     `config.steps`."""
     curves: pd.DataFrame
     """A row per evaluation: `trial_id`, `step`, `train_loss`, `eval_loss`, `learning_rate`, by trial_id and step."""
+    measured: pd.DataFrame
+    """A row per evaluation and metric: `trial_id`, `step`, `metric`, `value`."""
     bare: BareBase | None
     """What the base scored without an adapter; None where nobody scored it, or that cannot be used."""
     base: DistinctValues
@@ -93,6 +96,7 @@ def load_sweep(folder: Path) -> Sweep:
         data_files=reader.data_files(),
         trials=_frame(rows),
         curves=pd.DataFrame(reader.curves, columns=CURVES),
+        measured=pd.DataFrame(reader.measured, columns=MEASURED),
         bare=load_baseline(reader, trials),
         base=_distinct(record.base for record in reader.records),
         data=_distinct(record.data for record in reader.records),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from reports.document.cells import counted, gap, loss, names, percent, value
 from reports.document.document import Bullets, Code, Inline, Paragraph, Strong, plain
+from reports.sections.metrics import searched_sentence
 from reports.sections.parts import Section, section
 from reports.statistics.axes import Axes
 from reports.statistics.comparable import Comparable, Row
@@ -23,10 +24,12 @@ def who_won(findings: Findings) -> Section:
     """The verdict on top of the page, what was searched for it, and what it can be relied on for."""
     verdict, groups = findings.verdict, findings.groups
     lead = sentence(verdict, len(findings.sweep.trials), findings.axes, findings.confirmed)
+    searched = [told] if (told := searched_sentence(findings)) else []
     if not verdict.best:
-        return section("", lead)
+        return section("", *searched, lead)
     found = [line for line in (_effort(findings), _left_out(findings), _at_edges(findings)) if line]
-    return section("", lead, Bullets(tuple((line,) for line in found)) if found else None, note(verdict, groups))
+    bullets = Bullets(tuple((line,) for line in found)) if found else None
+    return section("", *searched, lead, bullets, note(verdict, groups))
 
 
 def sentence(verdict: Verdict, begun: int, axes: Axes, confirmed: bool) -> Paragraph:

@@ -63,9 +63,9 @@ class Scoring:
         if not slots:
             return {}
         batch, measures = self._eval if split == record.EVAL else Batch.of(self._rows[split]), self._measures
-        results = self._engine.evaluate(slots, batch, measures is not None and measures.hits)
         if measures is None:
-            return {slot: Scored(result) for slot, result in results.items()}
+            return {slot: Scored(result) for slot, result in self._engine.evaluate(slots, batch).items()}
+        results = self._engine.evaluate(slots, batch, measures.hits)
         found = measures.measure(self._engine, results, self._rows[split], sets=split == record.EVAL)
         return {slot: Scored(result, found[slot]) for slot, result in results.items()}
 

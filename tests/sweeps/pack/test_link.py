@@ -192,11 +192,11 @@ def test_a_store_that_does_not_answer_costs_the_base_its_score_and_nothing_else(
 @pytest.mark.parametrize(
     ("scores", "why"),
     [
-        (BareScores(EvalResult([1.0], [1]), None), ""),
-        (BareScores(EvalResult([0.0], [1], "no room"), None), "no room"),
-        (BareScores(EvalResult([math.nan], [1]), None), "its loss is not finite"),
-        (BareScores(EvalResult([1.0], [1]), EvalResult([math.inf], [1])), "its loss is not finite"),
-        (BareScores(EvalResult([1.0], [1]), EvalResult([math.nan], [1], "no room")), "no room"),
+        (BareScores(Scored(EvalResult([1.0], [1])), None), ""),
+        (BareScores(Scored(EvalResult([0.0], [1], "no room")), None), "no room"),
+        (BareScores(Scored(EvalResult([math.nan], [1])), None), "its loss is not finite"),
+        (BareScores(Scored(EvalResult([1.0], [1])), Scored(EvalResult([math.inf], [1]))), "its loss is not finite"),
+        (BareScores(Scored(EvalResult([1.0], [1])), Scored(EvalResult([math.nan], [1], "no room"))), "no room"),
     ],
 )
 def test_scores_of_the_base_that_cannot_be_used_say_why(scores, why):

@@ -254,7 +254,7 @@ def test_trials_that_are_due_together_are_scored_together(run):
 
 def test_a_trial_that_confirms_is_scored_on_the_test_split_at_its_end_alone(run):
     link = run({"at first": [*attach("a"), *attach("b", confirms="a")], ("released", "b", 1): [Stop()]})
-    assert {key: test and len(test.losses) for key, test in link.tests.items()} == {
+    assert {key: test and len(test.result.losses) for key, test in link.tests.items()} == {
         ("a", 4): None,
         ("a", 8): None,
         ("b", 4): None,
