@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,9 @@ class SweepMetric:
 
     def turned(self, values: pd.Series[float]) -> pd.Series[float]:
         """Values so that lower is better."""
-        return np.log(values) if self.logarithmic else -values if self.higher else values
+        if self.logarithmic:
+            return values.map(np.log)
+        return -values if self.higher else values
 
     def shown(self, turned: float) -> float:
         """The other way round."""
@@ -88,7 +89,7 @@ class SweepMetric:
         return by_seed(sweep, lambda trial: self.read(sweep.folder / TRIALS / trial, test))
 
 
-def metrics_of(spec: Mapping[str, Any]) -> tuple[SweepMetric, ...]:
+def metrics_of(spec: dict[str, Any]) -> tuple[SweepMetric, ...]:
     """The metrics of a sweep.yaml, in its order; without those that nobody could have written there."""
     found = []
     for name, entry in mapping(spec, "metrics").items():
@@ -99,7 +100,7 @@ def metrics_of(spec: Mapping[str, Any]) -> tuple[SweepMetric, ...]:
     return tuple(found)
 
 
-def searched_by(spec: Mapping[str, Any]) -> str:
+def searched_by(spec: dict[str, Any]) -> str:
     """The name of what the sweep searched by."""
     named = mapping(spec, "search").get("metric")
     return named if isinstance(named, str) else LOSS

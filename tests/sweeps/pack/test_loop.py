@@ -286,11 +286,11 @@ def test_the_base_is_scored_before_the_first_trial_and_is_what_it_is_without_us(
     link = run(script, slots=1, scores_base=True, tested=tested)
     [scores] = link.base
     model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float64)
-    assert scores.eval.losses == pytest.approx(own_losses(model, rows(4, 2)), rel=1e-9)
-    assert scores.eval.tokens == [3] * 4
+    assert scores.eval.result.losses == pytest.approx(own_losses(model, rows(4, 2)), rel=1e-9)
+    assert scores.eval.result.tokens == [3] * 4
     assert not scores.unusable
     if tested:
-        assert scores.test.losses == pytest.approx(own_losses(model, rows(3, 3)), rel=1e-9)
+        assert scores.test.result.losses == pytest.approx(own_losses(model, rows(3, 3)), rel=1e-9)
     else:
         assert scores.test is None
     # and the trial is what it is where nobody asks for the base
