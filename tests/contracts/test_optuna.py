@@ -104,8 +104,8 @@ def test_ask_takes_whatever_waits(journal: Path) -> None:
 
 
 def test_what_is_queued_comes_next_with_its_attributes(journal: Path) -> None:
-    """sweeps.search.open_trials: `enqueue_trial(params, user_attrs=…)` before `ask` makes the next trial: parameters that are
-    left out are the sampler's, attributes are there before anything is suggested, and empty parameters count."""
+    """sweeps.search.open_trials: `enqueue_trial(params, user_attrs=…)` before `ask` makes the next trial: parameters that
+    are left out are the sampler's, attributes are there before anything is suggested, and empty parameters count."""
     study, _ = _study(journal)
     study.enqueue_trial({"rank": 8}, user_attrs={"repeats": {"seed": 7}})
     trial = study.ask()
