@@ -43,7 +43,10 @@ def write_baseline(folder: Path, baseline: Baseline) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    write_json(folder / RECORD, asdict(baseline))
+    held = asdict(baseline)
+    if baseline.metrics is None:
+        del held["metrics"]
+    write_json(folder / RECORD, held)
 
 
 def read_baseline(folder: Path) -> Baseline:

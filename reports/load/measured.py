@@ -94,7 +94,8 @@ def metrics_of(spec: dict[str, Any]) -> tuple[SweepMetric, ...]:
     found = []
     for name, entry in mapping(spec, "metrics").items():
         try:
-            found.append(SweepMetric(str(name), MetricConfig.model_validate(entry)))
+            config = {"kind": entry} if isinstance(entry, str) else entry
+            found.append(SweepMetric(str(name), MetricConfig.model_validate(config)))
         except ValidationError:
             continue
     return tuple(found)

@@ -13,11 +13,12 @@ from pathlib import Path
 from printed_page import NUMBER
 from recount_beside import Beside
 from recount_gains import Gains
+from recount_metrics import Measured
 from recount_tables import Tables
 from recount_words import Words
 
 
-class Recount(Words, Gains, Tables, Beside):
+class Recount(Words, Gains, Tables, Measured, Beside):
     def run(self) -> list[str]:
         self.files()
         self.bare_files()
@@ -26,6 +27,7 @@ class Recount(Words, Gains, Tables, Beside):
         self.setup()
         self.bare()
         self.confirmed()
+        self.metrics()
         self.quantizers()
         self.full_precision()
         self.leaderboard()
