@@ -89,8 +89,8 @@ def searched_sentence(findings: Findings) -> Paragraph | None:
         return None
     contest = next((each for each in contests(findings) if each.searched), None)
     if contest is None:
-        return Paragraph((Strong("Searched by "), Code(name), ", which no trial at full budget has. By the loss:"))
-    return Paragraph((Strong("Searched by "), *_sentence(contest), " By the loss:"))
+        return Paragraph((Strong("Searched by"), " ", Code(name), ", which no trial at full budget has. By the loss:"))
+    return Paragraph((Strong("Searched by"), " ", *_sentence(contest), " By the loss:"))
 
 
 def _sentence(contest: Contest) -> list[Inline]:
