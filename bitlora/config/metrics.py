@@ -64,7 +64,7 @@ class MetricConfig(Config):
     by: Literal["sum", "token"] = "sum"
     """Of `choice_accuracy`: choices are compared by their log-likelihood, or by that per token."""
     direction: Literal["max", "min"] | None = None
-    """Of your own function: is more of it better (null, or `max`), or less?"""
+    """Of your own function: more of it is better (null, or `max`), or less."""
 
     @property
     def what(self) -> MetricKind:

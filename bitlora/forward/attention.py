@@ -24,7 +24,7 @@ from torch.nn.attention.varlen import varlen_attn
 
 from bitlora.base.admission import unknown_option
 from bitlora.forward.forward_plan import ForwardPlan, bound_plan
-from bitlora.forward.kv_cache import Past
+from bitlora.forward.kv_cache import SeenTokens
 
 ATTENTION: Final = "bitlora_rows"
 """The name under which `row_attention` is known to transformers."""
@@ -109,7 +109,7 @@ def row_attention(
 def _looking_back(
     module: nn.Module,
     plan: ForwardPlan,
-    past: Past,
+    past: SeenTokens,
     query: Tensor,  # (1, heads, T, width)
     scaling: float | None,
     window: int | None,

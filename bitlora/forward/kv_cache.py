@@ -57,7 +57,7 @@ class KvCache:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Past:
+class SeenTokens:
     """What a pass keeps of its rows, and what they had before."""
 
     cache: KvCache

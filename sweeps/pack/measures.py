@@ -174,11 +174,11 @@ class Measures:
     def _measure_text(self, engine: Engine, found: dict[int, Measured], rows: Rows) -> None:
         """Generate once for all metrics that are over text, and score it: in the first worker, since nobody says that a
         user's function gives the same twice."""
-        from bitlora.engine.generation.greedy import Ending, generate_all, never
+        from bitlora.engine.generation.greedy import OutputEnd, generate_all, never
 
         over = self._is_over if self._generation.stop else never
         asked = asked_of(rows)
-        ending = Ending(self._generation.max_tokens, self._ends, over)
+        ending = OutputEnd(self._generation.max_tokens, self._ends, over)
         written = generate_all(engine, _well(found), [each.prompt for each in asked], ending)
         texts: dict[int, tuple[dict[str, list[float]], str]] = {}
         if engine.workers.first:

@@ -17,7 +17,7 @@ import torch
 
 from bitlora.forward.forward_plan import ForwardPlan, Span
 from bitlora.forward.host import send
-from bitlora.forward.kv_cache import KvCache, Past
+from bitlora.forward.kv_cache import KvCache, SeenTokens
 
 if TYPE_CHECKING:
     from bitlora.engine.engine import Engine
@@ -140,7 +140,9 @@ class Decoder:
         looks_back = rows[0].seen > 0
         chosen = [row.lane for row in rows]
         together = plan.order is None and chosen == [*range(chosen[0], chosen[0] + len(chosen))]
-        past = Past(self._cache, lanes, slice(chosen[0], chosen[-1] + 1) if together else lanes, longest, looks_back)
+        past = SeenTokens(
+            self._cache, lanes, slice(chosen[0], chosen[-1] + 1) if together else lanes, longest, looks_back
+        )
         plan = replace(plan, positions=plan.positions + seen, past=past)
         engine.bank.lay_out(plan)
         hidden = base.hidden(plan, tokens, last)

@@ -22,7 +22,7 @@ def never(_: Sequence[int]) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class OutputEnd:
     """What ends a row."""
 
     most: int
@@ -44,7 +44,7 @@ class Outputs:
 
 
 def generate(
-    engine: Engine, rows: Sequence[tuple[int, Sequence[int]]], ending: Ending, kept: int = KEPT_TOKENS
+    engine: Engine, rows: Sequence[tuple[int, Sequence[int]]], ending: OutputEnd, kept: int = KEPT_TOKENS
 ) -> list[list[int]]:
     """What follows each prompt.
 
@@ -79,7 +79,7 @@ def generate(
 
 
 def generate_all(
-    engine: Engine, slots: Sequence[int], prompts: Sequence[Sequence[int]], ending: Ending
+    engine: Engine, slots: Sequence[int], prompts: Sequence[Sequence[int]], ending: OutputEnd
 ) -> dict[int, Outputs]:
     """What follows each prompt with the adapter of each slot, as it would be deployed; of many workers each has a part of
     the prompts. Where a pass raises, on any of them, all is done again slot by slot and row by row, as in `Engine.step`.

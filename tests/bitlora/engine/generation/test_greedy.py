@@ -16,7 +16,7 @@ from bitlora.adapter.peft_folder import save_lora_adapter
 from bitlora.config.sections import BaseConfig
 from bitlora.engine.engine import Engine
 from bitlora.engine.generation.decoder import Decoder
-from bitlora.engine.generation.greedy import Ending, generate, generate_all
+from bitlora.engine.generation.greedy import OutputEnd, generate, generate_all
 from bitlora.forward.inject import load_base
 
 CPU = torch.device("cpu")
@@ -86,7 +86,7 @@ def test_rows_of_several_slots_are_written_as_each_alone(name, tmp_path):
     engine, slots = started(folder, targets, torch.float64)
     rows = [(slot, prompt) for prompt in prompts(3) for slot in slots]
     # few at once, so that rows come while others are under way, in lanes that others have left
-    ours = generate(engine, rows, Ending(MOST, frozenset(ENDS)), kept=110)
+    ours = generate(engine, rows, OutputEnd(MOST, frozenset(ENDS)), kept=110)
     models = {slot: stock(folder, engine, slot, torch.float64, tmp_path / str(slot)) for slot in slots}
     assert ours == [alone(models[slot], prompt)[0] for slot, prompt in rows]
     assert len({tuple(row) for row in ours}) == len(rows)  # they do differ
@@ -100,7 +100,7 @@ def test_in_float32_tokens_differ_only_where_two_are_as_likely(name, tmp_path):
     rows = [(slot, prompt) for prompt in prompts(4) for slot in slots]
     models = {slot: stock(folder, engine, slot, torch.float32, tmp_path / str(slot)) for slot in slots}
     equal = 0
-    for (slot, prompt), ours in zip(rows, generate(engine, rows, Ending(MOST, frozenset(ENDS))), strict=True):
+    for (slot, prompt), ours in zip(rows, generate(engine, rows, OutputEnd(MOST, frozenset(ENDS))), strict=True):
         theirs, logits = alone(models[slot], prompt)
         equal += ours == theirs
         if ours != theirs:
@@ -122,7 +122,7 @@ def engine(small):
 
 def test_rows_come_and_go_between_steps(engine):
     first, second, third = prompts(5, 3)
-    whole = generate(engine, [(0, first), (1, second), (0, third)], Ending(6))
+    whole = generate(engine, [(0, first), (1, second), (0, third)], OutputEnd(6))
     decoder = Decoder(engine)
     a = decoder.add(0, first)
     written = {a: [decoder.step()[a]]}
@@ -144,7 +144,7 @@ def test_rows_come_and_go_between_steps(engine):
 
 def test_a_row_that_is_not_finite_leaves_nothing_behind(engine):
     prompt = prompts(6, 3)[2]
-    expected = generate(engine, [(1, prompt)], Ending(5))
+    expected = generate(engine, [(1, prompt)], OutputEnd(5))
     decoder = Decoder(engine)
     sick = decoder.add(0, prompt)
     engine.slots[0].vectors.quantized[engine.slots[0].place].fill_(torch.nan)
@@ -157,11 +157,11 @@ def test_a_row_that_is_not_finite_leaves_nothing_behind(engine):
 
 def test_what_ends_a_row(engine):
     prompt = prompts(7, 3)[2]
-    (whole,) = generate(engine, [(0, prompt)], Ending(10))
+    (whole,) = generate(engine, [(0, prompt)], OutputEnd(10))
     assert len(whole) == 10
     cut = whole.index(whole[4])
-    assert generate(engine, [(0, prompt)], Ending(10, frozenset({whole[4]}))) == [whole[:cut]]
-    assert generate(engine, [(0, prompt)], Ending(10, over=lambda so_far: len(so_far) == 3)) == [whole[:3]]
+    assert generate(engine, [(0, prompt)], OutputEnd(10, frozenset({whole[4]}))) == [whole[:cut]]
+    assert generate(engine, [(0, prompt)], OutputEnd(10, over=lambda so_far: len(so_far) == 3)) == [whole[:3]]
 
 
 def test_a_prompt_needs_a_token_and_a_slot(engine):
@@ -173,7 +173,7 @@ def test_a_prompt_needs_a_token_and_a_slot(engine):
 
 def test_a_slot_that_cannot_be_run_fails_alone(engine, monkeypatch):
     rows = prompts(8, 4)
-    expected = generate_all(engine, [0, 1], rows, Ending(5))
+    expected = generate_all(engine, [0, 1], rows, OutputEnd(5))
     assert not expected[0].failed
     real = engine.base.head.hidden
 
@@ -185,6 +185,6 @@ def test_a_slot_that_cannot_be_run_fails_alone(engine, monkeypatch):
         return real(keep, **inputs)
 
     monkeypatch.setattr(engine.base.head, "hidden", hidden)
-    found = generate_all(engine, [0, 1], rows, Ending(5))
+    found = generate_all(engine, [0, 1], rows, OutputEnd(5))
     assert found[0] == expected[0]
     assert found[1].failed == "RuntimeError: no such kernel"
