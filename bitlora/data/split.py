@@ -257,6 +257,7 @@ def with_sets(
     """
     errors: list[str] = []
     sets: dict[str, Rows] = {}
+    commits: dict[str, str] = {}
     for name, metric in metrics.items():
         if metric.set is None:
             continue
@@ -266,6 +267,7 @@ def with_sets(
         found = _load(source, config, how, tokenizer, ["to evaluate"], errors, lambda *_: None)
         if found is None:
             continue
+        commits |= found.commits
         if of_choices and (lost := found.truncated + found.dropped):
             errors.append(
                 f"data.eval_sets.{metric.set}: {lost} choices do not fit data.max_length {config.max_length}, and what is "
@@ -284,7 +286,8 @@ def with_sets(
     for name, rows in sets.items():
         fingerprint.update(f"\0{name}\0{_computed(rows)}".encode())
     known = dataset.summary.fingerprint if not sets else fingerprint.hexdigest()[:16]
-    return replace(dataset, sets=sets, summary=replace(dataset.summary, fingerprint=known))
+    summary = replace(dataset.summary, fingerprint=known, revisions=dataset.summary.revisions | commits)
+    return replace(dataset, sets=sets, summary=summary)
 
 
 def beyond(dataset: Dataset, vocab_size: int, tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -300,7 +303,8 @@ def beyond(dataset: Dataset, vocab_size: int, tokenizer: PreTrainedTokenizerBase
 
 def _unread(config: DataConfig) -> list[str]:
     """An error for each revision of what is not read."""
-    ids = [*hub_ids(config.source), *hub_ids(config.eval_source)]
+    every = (config.source, config.eval_source, *config.eval_sets.values())
+    ids = [name for source in every for name in hub_ids(source)]
     if isinstance(config.revision, str) and not ids:
         return ["data.revision: neither data.source nor data.eval_source is on the hub, and nothing else has revisions"]
     named = config.revision if isinstance(config.revision, dict) else {}
@@ -340,7 +344,9 @@ def _load(
 
 def _files(config: DataConfig, places: Mapping[str, Path]) -> tuple[SourceFile, ...]:
     """Those of the sources that are files, as they are now."""
-    found = files_of(config.source, places) | files_of(config.eval_source, places)
+    found: dict[str, Path] = {}
+    for source in (config.source, config.eval_source, *config.eval_sets.values()):
+        found |= files_of(source, places)
     return tuple(SourceFile.of(name, path) for name, path in found.items())
 
 
