@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from bitlora.config.metrics import GenerationConfig, MetricConfig
 from bitlora.config.sections import BaseConfig, Dtype
@@ -65,6 +65,8 @@ class PackSettings:
     """Of the sweep's folder."""
     token: str
     """By which a worker knows that the folder it sees is that one."""
+    keep: Literal["last", "best"] = "last"
+    """The evaluation whose files a trial has in the end."""
     metrics: Mapping[str, MetricConfig] = field(default_factory=dict)
     """What trials are measured by beside their loss; those over eval sets have their rows in `dataset.sets`."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)

@@ -7,8 +7,9 @@ from typing import Any, Final
 
 from bitlora.config.explain import nearest, show
 from bitlora.config.metrics import LOSS, MetricConfig
-from bitlora.config.sections import AdapterConfig, BaseConfig, DataConfig, TrainConfig
+from bitlora.config.sections import MOVED, AdapterConfig, BaseConfig, DataConfig, TrainConfig
 from bitlora.config.targets import pattern
+from bitlora.config.trial import AXES
 from sweeps.spec import space as spaces
 from sweeps.spec.keys.confirm import ConfirmConfig
 from sweeps.spec.keys.resources import PacksConfig, ResourcesConfig
@@ -64,11 +65,16 @@ def adapter_clashes(adapter: AdapterConfig, space: spaces.Space) -> Iterator[Cla
         yield _key(space, "init"), (_key(space, "rank"), _key(space, "rank_pattern")), message
 
 
-def metric_clashes(metrics: Mapping[str, MetricConfig], data: DataConfig, search: SearchConfig) -> Iterator[Clash]:
+def metric_clashes(
+    metrics: Mapping[str, MetricConfig], data: DataConfig, train: TrainConfig, search: SearchConfig
+) -> Iterator[Clash]:
     """What metrics need and do not have, or have and do not need; and what is searched by that is none of them."""
     if search.metric != LOSS and search.metric not in metrics:
         right = f"{LOSS}, or a name out of metrics{nearest(search.metric, metrics)}"
         yield "search.metric", ("metrics",), f"found {show(search.metric)}; give {right}"
+    if search.metric != LOSS and train.keep == "best":
+        message = f"keeps the evaluation of the lowest eval loss, and what is searched by is {search.metric}"
+        yield "train.keep", ("search.metric",), f"{message}; give train.keep: last"
     for name, metric in metrics.items():
         key = f"metrics.{name}"
         if metric.what.of_set and metric.set is None:
@@ -129,9 +135,47 @@ def budget_clashes(train: TrainConfig, scheduler: SchedulerConfig, search: Searc
         right = f"give a multiple of it, such as {-(-grace // every) * every}"
         message = f"{grace} is between evaluations, which come every {every} steps (train.eval_every); {right}"
         yield "scheduler.grace", ("train.eval_every", "train.steps", "scheduler.name"), message
+    ends = [stage.until for stage in train.stages]
+    if ends != sorted(set(ends)):
+        yield (
+            "train.stages",
+            (),
+            f"found stages until {', '.join(map(str, ends))}; give them in the order of their steps",
+        )
+    elif steps is not None and ends and ends[-1] >= steps:
+        message = f"a stage until {ends[-1]} leaves no step after it; give less than train.steps {steps}"
+        yield "train.stages", ("train.steps",), message
     if scheduler.name == "bohb" and search.sampler != "tpe":
         right = "give search.sampler: tpe, or scheduler.name: hyperband"
         yield "scheduler.name", ("search.sampler",), f"bohb is HyperBand with configurations of TPE's; {right}"
+
+
+def population_clashes(train: TrainConfig, scheduler: SchedulerConfig, search: SearchConfig) -> Iterator[Clash]:
+    """What does not go with a population that trains in step."""
+    steps, every, interval, name = train.steps, train.eval_every, scheduler.interval, scheduler.name
+    if every == "epoch":
+        yield "train.eval_every", ("scheduler.name",), f"{name} compares trials at steps; give a number of steps"
+    elif interval % every:
+        right = f"give a multiple of it, such as {-(-interval // every) * every}"
+        message = f"{interval} is between evaluations, which come every {every} steps (train.eval_every); {right}"
+        yield "scheduler.interval", ("train.eval_every", "train.steps", "scheduler.name"), message
+    if steps is not None and interval >= steps:
+        message = f"{interval} leaves no step after the first rung; give less than train.steps {steps}"
+        yield "scheduler.interval", ("train.steps", "train.eval_every", "scheduler.name"), message
+    if not search.space.keys() & set(MOVED):
+        movable = ", ".join(axis for axis in MOVED if axis in AXES)
+        yield "search.space", ("scheduler.name",), f"{name} moves {movable}: give one of them an axis"
+    if search.trials < 2:
+        yield "search.trials", ("scheduler.name",), f"{name} compares trials; give at least 2"
+    for key in ("hours", "tokens", "patience"):
+        if getattr(search, key) is not None:
+            message = f"all trials of {name} begin at once, so that none can be left out; leave it out"
+            yield f"search.{key}", ("scheduler.name",), message
+    if train.keep == "best":
+        message = "a member that has become a copy has no files of what it was a copy of before; give last"
+        yield "train.keep", ("scheduler.name",), message
+    if train.stages:
+        yield "train.stages", ("scheduler.name",), f"the stages of a trial are what {name} makes; leave them out"
 
 
 def resource_clashes(resources: ResourcesConfig) -> Iterator[Clash]:

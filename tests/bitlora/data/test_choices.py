@@ -14,7 +14,6 @@ from bitlora.data.examples import DataError
 from bitlora.data.sources import How, read_examples
 from bitlora.data.split import prepare_data, with_sets
 
-
 PLACE = "it must be the place of a choice from 0, its label or its text"
 
 
