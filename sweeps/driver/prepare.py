@@ -21,7 +21,7 @@ from bitlora.config.targets import NO_PATTERN, OF_BASE, idle_key, targeted
 from bitlora.config.trial import TrialConfig, adapter_layers, refused_on_experts, trial_config
 from bitlora.quantizers.weights import QUANTIZERS
 from sweeps.driver.meanwhile import ReadingBar
-from sweeps.pack.measures import unmeasurable
+from sweeps.pack.measuring.measures import unmeasurable
 from sweeps.search.bounds import Bounds
 from sweeps.search.sampling.earlier import EarlierTrial, Likeness, earlier_trials
 from sweeps.spec.errors import InputError

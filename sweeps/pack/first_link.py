@@ -22,7 +22,7 @@ from bitlora.files import record, writing
 from bitlora.files.baseline import BASE
 from sweeps.pack.bare import BareScores
 from sweeps.pack.link import Link
-from sweeps.pack.scoring import Scored, write_scored
+from sweeps.pack.measuring.scoring import Scored, write_scored
 from sweeps.pool.messages import Attach, Command, Detach, Leave, StepProgress, Stop, TrialResult
 from sweeps.search.cloning.place import Source
 from sweeps.search.rules import Wave

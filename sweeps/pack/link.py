@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from bitlora.config.trial import TrialConfig
 from bitlora.files import record
 from sweeps.pack.bare import BareScores
-from sweeps.pack.scoring import Scored
+from sweeps.pack.measuring.scoring import Scored
 from sweeps.pool.messages import Command, StepProgress
 from sweeps.search.cloning.place import Source
 from sweeps.search.rules import Wave

@@ -23,7 +23,7 @@ from bitlora.engine.slots.optim import LossScale, learning_rate
 from bitlora.engine.slots.slot import SlotState
 from bitlora.files import record
 from sweeps.pack.bare import BARE, BareScores
-from sweeps.pack.scoring import Scored, Scoring
+from sweeps.pack.measuring.scoring import Scored, Scoring
 from sweeps.pack.slotted import SlottedTrial
 from sweeps.pool.messages import Attach, Command, Continue, Detach, Leave, StepProgress, Stop
 from sweeps.search.cloning.place import Source

@@ -104,9 +104,9 @@ def worker_loop(config: dict[str, Any]) -> None:
         from sweeps.pack.first_link import FirstLink
         from sweeps.pack.link import Link
         from sweeps.pack.loop import PackLoop
-        from sweeps.pack.measures import Measures
+        from sweeps.pack.measuring.measures import Measures
+        from sweeps.pack.measuring.scoring import Scoring
         from sweeps.pack.memory import memory_key, settle_memory
-        from sweeps.pack.scoring import Scoring
 
         settings = fetched(ray.get(pool.settings.remote()))
         longest = LongestRow.of(settings.dataset)

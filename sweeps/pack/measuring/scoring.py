@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from bitlora.config.metrics import LOSS
 from bitlora.engine.batch import Batch
 from bitlora.files import record
-from sweeps.pack.measures import Measured, Measures
+from sweeps.pack.measuring.measures import Measured, Measures
 from sweeps.search.metric import Objective
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from bitlora.data.split import Dataset
 from bitlora.engine.engine import EvalResult
 from bitlora.files import record
 from bitlora.files.origin import Origin
-from sweeps.pack.measures import Measured
-from sweeps.pack.scoring import Scored, Scoring, write_scored
+from sweeps.pack.measuring.measures import Measured
+from sweeps.pack.measuring.scoring import Scored, Scoring, write_scored
 from sweeps.search.metric import Objective
 
 
