@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from bitlora.config.metrics import GenerationConfig, MetricConfig
 from bitlora.config.sections import BaseConfig, Dtype
 from bitlora.config.trial import TrialConfig
-from sweeps.pack.measuring.user_function import packed
+from sweeps.pack.user_function import packed
 from sweeps.search.metric import Objective
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class PackSettings:
     """What trials are measured by beside their loss; those over eval sets have their rows in `dataset.sets`."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     functions: Mapping[str, bytes] = field(default_factory=dict)
-    """Users' own, by metric (`sweeps.pack.measuring.user_function`)."""
+    """Users' own, by metric (`sweeps.pack.user_function`)."""
     objective: Objective = field(default_factory=Objective)
     """What is searched by."""
     checkpoint_every: int | None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from bitlora.config.metrics import GenerationConfig, MetricConfig
-from sweeps.pack.measuring.user_function import Scoring, ScoringError, packed, scored, unpacked
+from sweeps.pack.user_function import Scoring, ScoringError, packed, scored, unpacked
 
 if TYPE_CHECKING:
     from bitlora.data.rows import Rows

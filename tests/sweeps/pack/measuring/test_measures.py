@@ -20,7 +20,7 @@ from bitlora.engine.engine import Engine
 from bitlora.forward.inject import load_base
 from sweeps.pack.bare import BARE
 from sweeps.pack.measuring.measures import Measures, asked_of, right_choices, unmeasurable
-from sweeps.pack.measuring.user_function import ScoringError, find_function, packed, scored, unpacked
+from sweeps.pack.user_function import ScoringError, find_function, packed, scored, unpacked
 
 
 def made(rows):
