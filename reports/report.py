@@ -21,7 +21,6 @@ from reports.sections import (
     axes,
     endings,
     leaderboard,
-    metrics,
     quality_size,
     quantizers,
     repeat,
@@ -31,6 +30,7 @@ from reports.sections import (
     training,
     verdict,
 )
+from reports.sections.measured import metrics
 from reports.sections.parts import Section
 from reports.statistics.comparable import rows
 from reports.statistics.findings import Findings, findings

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from reports.document.cells import counted, gap, loss, names, percent, value
 from reports.document.document import Bullets, Code, Inline, Paragraph, Strong, plain
-from reports.sections.metrics import searched_sentence
+from reports.sections.measured.metrics import searched_sentence
 from reports.sections.parts import Section, section
 from reports.statistics.axes import Axes
 from reports.statistics.comparable import Comparable, Row

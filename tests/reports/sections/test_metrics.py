@@ -10,7 +10,7 @@ from recount import recount
 from bitlora.files.record import EVAL, TEST, of_set, write_scores
 from reports.load.sweep import load_sweep
 from reports.report import report, write_report
-from reports.sections.metrics import contests
+from reports.sections.measured.metrics import contests
 from reports.statistics.findings import findings
 from reports.writers.markdown import markdown
 

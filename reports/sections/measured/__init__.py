@@ -1,0 +1,1 @@
+"""The sections of what trials were measured by beside their loss."""
