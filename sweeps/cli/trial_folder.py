@@ -116,7 +116,7 @@ class TrialFolder:
         from sweeps.driver.kept import places
 
         hint = "to export without comparing losses give --no-check"
-        test_rows = 0 if self.spec.confirm is None else self.spec.confirm.rows
+        test_rows = 0 if self.spec.confirm is None else self.spec.confirm.most_rows
         try:
             elsewhere, _ = places(self.spec.data, self.sweep)
         except InputError as error:

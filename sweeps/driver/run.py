@@ -45,6 +45,7 @@ from sweeps.pack.travel import travelling
 from sweeps.pool.feed import PoolFeed
 from sweeps.pool.pool import AHEAD, INTERRUPTED_REASON, POOL, Pool
 from sweeps.search.bounds import Bounds
+from sweeps.search.first_look import chooser
 from sweeps.search.journal import mend
 from sweeps.search.searcher import OptunaSearcher
 from sweeps.spec.errors import InputError
@@ -303,11 +304,10 @@ class _Search:
         left = searcher.left
         if left:
             pool.start.remote()
-        scheduler = make_scheduler(
-            spec,
-            self._prepared.trial(spec, {}).steps,
-            past=past.curves,
-        )
+        steps = self._prepared.trial(spec, {}).steps
+        scheduler = make_scheduler(spec, steps, past=past.curves)
+        rows = self._prepared.dataset.summary.test_rows
+        searcher.choose = chooser(spec, storage, rows, steps, heartbeat.say, fresh=not past.metrics)
         with (
             Display(
                 console, heartbeat, pool, list(spec.search.space), searcher.total, past.best, searcher.total - left
@@ -316,6 +316,7 @@ class _Search:
         ):
             recorder.tell = display.end_twin
             searcher.ended_early = lambda why: display.search_ends(why, searcher.total)
+            searcher.confirms = display.confirms
             tuner = tune.Tuner(
                 trainable,
                 tune_config=tune.TuneConfig(

@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from bitlora import timeouts
-from bitlora.files.record import Status
-from sweeps.pool.entry import Entry, in_order
+from bitlora.files.record import Status, in_order
+from sweeps.pool.entry import Entry
 from sweeps.pool.measured import MeasuredMemory
 from sweeps.pool.messages import Attach, Command, Continue, Detach, PoolStatus, StepProgress, Stop, TrialResult
 from sweeps.pool.packs import START_ATTEMPTS, PackHandle, Packs

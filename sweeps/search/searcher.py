@@ -24,7 +24,7 @@ from ray.tune.search import Searcher
 from bitlora.files.record import Status
 from sweeps.search.bounds import Bounds
 from sweeps.search.budget import SearchBudget
-from sweeps.search.confirm import REPEATS, most, repeats
+from sweeps.search.confirm import REPEATS, Choose, most, repeats
 from sweeps.search.earlier import EarlierTrial
 from sweeps.search.metric import METRIC, STEP, finite
 from sweeps.search.study import (
@@ -128,6 +128,10 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         self._firsts = Firsts(essence)
         self._settled: dict[str, Outcome] = {}
         """Of trials that were trained to their end."""
+        self.choose: Choose | None = None
+        """Asked once for what `confirm` leaves open, when the search has ended; whoever knows says it here."""
+        self.confirms: Callable[[int], object] = bool
+        """Told how many trials the sweep has, when it is known what is to be confirmed; whoever is to know says it here."""
         self.ended_early: Callable[[str], object] = bool
         """Told once why no more trials are asked for that search; whoever is to know says it here."""
         self.twin: Callable[[Twin], object] = bool
@@ -237,12 +241,14 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
             if self._repeats is None:
                 if any(REPEATS not in trial.user_attrs for trial in self._open.values()):
                     return None
-                self._repeats = repeats(self._study, self._confirm, self._space, self._first_seed)
+                self._repeats = repeats(self._study, self._confirm, self._first_seed, self.choose)
+                self.total = self._searched + len(self._repeats)
+                self.confirms(self.total)
             if self._confirming >= len(self._repeats):
                 return str(Searcher.FINISHED)
             repeat = self._repeats[self._confirming]
             best = self._study.trials[repeat["number"]]
-            ours = self._ask(best.params, {REPEATS: {"seed": repeat["seed"], "confirms": _name(best)}})
+            ours = self._ask(best.params, {REPEATS: {**repeat["with"], "confirms": _name(best)}})
             self._confirming += 1
         self._suggested[ours] = {"trial_id": ours, "config": self._config(ours), **reported}
         return ours

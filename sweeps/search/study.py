@@ -240,7 +240,7 @@ def complete(spec: Spec, study: optuna.Study) -> bool:
     searched = SEARCH_ENDED in study.user_attrs or len(trials) - confirming >= searching(spec)
     if not searched or not all(trial.state.is_finished() for trial in trials):
         return False
-    wanted = spec.confirm and repeats(study, spec.confirm, spec.search.space, spec.search.seed + 1)
+    wanted = spec.confirm and repeats(study, spec.confirm, spec.search.seed + 1)
     return confirming >= len(wanted or ())
 
 

@@ -32,7 +32,7 @@ from bitlora.config.trial import AXES
 from sweeps.spec import space as spaces
 from sweeps.spec.bounds import WhereConfig
 from sweeps.spec.clashes import adapter_clashes
-from sweeps.spec.confirm import ConfirmConfig
+from sweeps.spec.confirm import ConfirmConfig, confirm_clashes
 from sweeps.spec.draft import Draft, yaml
 from sweeps.spec.errors import SpecError
 from sweeps.spec.parse_space import parse, parse_points
@@ -334,11 +334,7 @@ def _clashes(spec: Spec) -> Iterator[tuple[str, tuple[str, ...], str]]:
         message = "with epochs, trials of different batch size take different steps; count in steps instead"
         yield "search.space.batch_size", ("train.epochs", "train.eval_every"), message
     yield from adapter_clashes(spec.adapter, spec.search.space)
-    by = spec.confirm.by if spec.confirm is not None else None
-    if by is not None and not isinstance(spec.search.space.get(by), spaces.Choices):
-        lists = [axis for axis, domain in spec.search.space.items() if isinstance(domain, spaces.Choices)]
-        right = f"an axis of search.space that is a list{nearest(by, lists)}"
-        yield "confirm.by", ("search.space",), f"found {show(by)}; give {right}"
+    yield from confirm_clashes(spec.confirm, spec.search.space)
     packs = spec.resources.packs
     if isinstance(packs, PacksConfig) and packs.min > packs.max:
         message = f"{packs.min} is more than resources.packs.max {packs.max}; give at most {packs.max}"
