@@ -19,7 +19,7 @@ from reports.statistics.comparable import comparable, rows
 from reports.statistics.full_precision import Margin
 from sweeps.search.confirm import Choose, Finalist, most_finalists
 from sweeps.search.twins import SAME_AS
-from sweeps.spec.confirm import MOST_SEEDS, SEEDS, ConfirmConfig
+from sweeps.spec.keys.confirm import MOST_SEEDS, SEEDS, ConfirmConfig
 from sweeps.spec.spec import Spec
 
 if TYPE_CHECKING:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, Field
 
-from bitlora.config.explain import nearest, show
+from bitlora.config.explain import show
 from bitlora.config.sections import Config, Positive
-from sweeps.spec import space as spaces
-from sweeps.spec.clashes import Clash
 
 SEEDS: Final = 3
 """On so many, where nobody says otherwise."""
@@ -65,17 +62,3 @@ class ConfirmConfig(Config):
     def most_rows(self) -> int | None:
         """Of the test split, at most; None: all."""
         return None if self.rows == "auto" else self.rows
-
-
-def confirm_clashes(confirm: ConfirmConfig | None, space: spaces.Space) -> Iterator[Clash]:
-    """What of `confirm` does not go with the search space, or with the rest of it."""
-    if confirm is None:
-        return
-    if (by := confirm.by) is not None and not isinstance(space.get(by), spaces.Choices):
-        lists = [axis for axis, domain in space.items() if isinstance(domain, spaces.Choices)]
-        right = f"an axis of search.space that is a list{nearest(by, lists)}"
-        yield "confirm.by", ("search.space",), f"found {show(by)}; give {right}"
-    for key in ("seeds", "rows"):
-        if getattr(confirm, key) == "auto" and confirm.margin is None:
-            why = "auto needs to know what is to be shown; give confirm.margin: 0.5 %"
-            yield f"confirm.{key}", ("confirm.margin",), why
