@@ -31,9 +31,9 @@ from reports.statistics.paired import (
     side_of,
 )
 
-ASSUMED: Final = 0.006
+ASSUMED: Final = 0.003
 """How far a seed puts two configurations apart, as a share of the loss (one standard deviation), where nothing is known of
-it: what the confirmations of the examples came to (`tests/reports/design/test_first_look.py`)."""
+it: what the seeds of reports/examples/lowbit come to, rounded up."""
 SCORED: Final = 0.5
 """What a row that is scored costs of one that is trained on, which goes forward and backward through the frozen base."""
 
