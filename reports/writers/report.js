@@ -112,16 +112,12 @@ for (const box of document.querySelectorAll(".table")) {
 }
 
 // Whose curve is under the pointer, or chosen by the arrow keys.
-const SVG = "http://www.w3.org/2000/svg";
 const NEAR = 40; // pixels
 
 for (const plot of document.querySelectorAll(".plot[data-curves]")) {
   const {plane, lines} = JSON.parse(document.getElementById(plot.dataset.curves).textContent);
   const image = plot.querySelector("img");
-  const svg = plot.appendChild(document.createElementNS(SVG, "svg"));
-  const tip = plot.appendChild(document.createElement("div"));
-  tip.className = "tip";
-  tip.setAttribute("role", "status");
+  const [svg, line, dot, tip] = ["svg", "polyline", "circle", ".tip"].map((name) => plot.querySelector(name));
   plot.tabIndex = 0;
   plot.setAttribute("role", "group");
   plot.setAttribute("aria-label", `${image.alt} Up and down choose a trial by its last loss, left and right a step.`);
@@ -142,20 +138,17 @@ for (const plot of document.querySelectorAll(".plot[data-curves]")) {
 
   function show(curve, at) {
     chosen = curve === null ? null : {curve, at};
-    svg.replaceChildren();
+    svg.toggleAttribute("hidden", curve === null);
     tip.replaceChildren();
     if (curve === null) return;
     const {width, height} = image.getBoundingClientRect();
     const spots = curve.points.map(place);
     svg.setAttribute("width", width);
     svg.setAttribute("height", height);
-    const line = svg.appendChild(document.createElementNS(SVG, "polyline"));
     line.setAttribute("points", spots.map((spot) => spot.join()).join(" "));
-    const dot = svg.appendChild(document.createElementNS(SVG, "circle"));
     const [x, y] = spots[at];
     dot.setAttribute("cx", x);
     dot.setAttribute("cy", y);
-    dot.setAttribute("r", 5);
     const [step, loss] = curve.points[at];
     const name = document.createElement("strong");
     name.textContent = `${curve.trial}: ${loss.toFixed(4)} at step ${step.toLocaleString("en")}`;
