@@ -12,7 +12,7 @@ from constructed import spread
 from reports.load.sweep import load_sweep
 from reports.pages.versus import Control, versus
 from reports.report import write_report
-from sweeps.cli.against import control
+from sweeps.cli.commands.against import control
 
 
 @pytest.fixture

@@ -218,7 +218,7 @@ def test_what_is_left_open_is_chosen_once_when_the_search_has_ended(tmp_path: Pa
         told.append(([(f.number, f.params["quantizer"], f.scored) for f in finalists], len(trials)))
         return {"seeds": 2, "rows": 50}
 
-    one.choose, one.confirms = choose, totals.append
+    one.confirm_by(choose, totals.append)
     assert one.suggest("early") is None
     one.finish("t0005", "completed", LOSSES["t0005"])
     given = one.suggest("again")
@@ -230,7 +230,7 @@ def test_what_is_left_open_is_chosen_once_when_the_search_has_ended(tmp_path: Pa
     assert told == [([(3, params[0], {0: "t0003"}), (1, params[1], {0: "t0001"})], 6)]
     assert (totals, one.total) == ([10], 10)
     other = OptunaSearcher(of, tmp_path / "study.journal")
-    other.choose = choose
+    other.confirm_by(choose)
     assert [(of, seed) for _, of, seed in repeats(other)] == [("t0003", 1), ("t0001", 1), ("t0003", 2), ("t0001", 2)]
     assert len(told) == 1
 
@@ -245,7 +245,7 @@ def test_a_search_that_ends_chooses_by_what_is_on_disk(tmp_path: Path) -> None:
             tmp_path / "trials" / name / "eval.parquet", [f"e{i}" for i in range(40)], losses, [10] * 40, [40] * 40
         )
     said: list[str] = []
-    one.choose = chooser(of, Storage(str(tmp_path), tmp_path), 100, 32, said.append)
+    one.confirm_by(chooser(of, Storage(str(tmp_path), tmp_path), 100, 32, said.append))
     confirmed = repeats(one)
     assert (
         said[0]
