@@ -28,7 +28,13 @@ def how_trials_ended(findings: Findings) -> Section | None:
     table = endings_table(endings(trials))
     badly = trials["status"].isin(BAD).any()
     common = shared_values(shared) if shared else None
-    return section(title, counts(findings.sweep), table, common, folded="" if badly else "Counts, which and why: no trial ended badly")
+    return section(
+        title,
+        counts(findings.sweep),
+        table,
+        common,
+        folded="" if badly else "Counts, which and why: no trial ended badly",
+    )
 
 
 def problems(findings: Findings) -> Section | None:

@@ -12,6 +12,7 @@ from typing import Any, Final
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from sweeps.search.cloning.population import became
 from sweeps.search.twins import SAME_AS
 from sweeps.spec.keys.confirm import MOST_SEEDS, SEEDS, ConfirmConfig
 from sweeps.spec.space import Choices, Space
@@ -62,7 +63,7 @@ def repeats(
         choose: what `confirm` leaves open; it is asked once, and the study remembers. None: nobody is asked.
     """
     searched = [trial for trial in study.get_trials(deepcopy=False) if REPEATS not in trial.user_attrs]
-    best = finalists(searched, confirm)
+    best = finalists(searched, confirm, study.user_attrs)
     if confirm.open and CHOSEN not in study.user_attrs and choose is not None and best:
         study.set_user_attr(CHOSEN, dict(choose(best, searched)))
     chosen = study.user_attrs.get(CHOSEN, {})
@@ -73,14 +74,25 @@ def repeats(
     return [{"number": finalist.number, "with": {"seed": seed, **rows}} for seed in fresh for finalist in best]
 
 
-def finalists(searched: Sequence[FrozenTrial], confirm: ConfirmConfig) -> list[Finalist]:
+def finalists(searched: Sequence[FrozenTrial], confirm: ConfirmConfig, attributes: Mapping[str, Any]) -> list[Finalist]:
     """The configurations with the lowest mean over their seeds, `confirm.top` of each value of `confirm.by`. A trial that
-    has another's result is not beside it, unless it stands for another value of that."""
+    has another's result is not beside it, unless it stands for another value of that.
+
+    Args:
+        attributes: the study's.
+    """
     by_name = {f"t{trial.number:04d}": trial for trial in searched}
+
+    def stands_for(trial: FrozenTrial) -> Any:
+        """Its value of `confirm.by`, in the end."""
+        if confirm.by is None:
+            return None
+        changed = became(attributes, trial.user_attrs.get("trial_id", ""))
+        return changed.get(confirm.by, trial.params[confirm.by])
 
     def beside(trial: FrozenTrial) -> bool:
         first = by_name.get(trial.user_attrs.get(SAME_AS, ""), trial)
-        return first is trial or (confirm.by is not None and first.params[confirm.by] != trial.params[confirm.by])
+        return first is trial or stands_for(first) != stands_for(trial)
 
     groups: dict[str, list[FrozenTrial]] = {}
     for trial in searched:
@@ -90,7 +102,7 @@ def finalists(searched: Sequence[FrozenTrial], confirm: ConfirmConfig) -> list[F
     taken: Counter[Any] = Counter()
     chosen = []
     for group in best:
-        value = group[0].params[confirm.by] if confirm.by is not None else None
+        value = stands_for(group[0])
         if taken[value] < confirm.top:
             taken[value] += 1
             scored: dict[int, str] = {}
