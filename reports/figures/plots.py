@@ -40,12 +40,14 @@ from reports.figures.plot_parts import (
     value_ticks,
 )
 from reports.figures.style import HEIGHT, MANY, SMALL, Look, Mark, label, mark, size, whole
+from reports.load.values import ids_in_order
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 LOSS: Final = "eval loss, nats per completion token"
+TRAINING: Final = "training loss, nats per completion token"
 CROWD: Final = 60
 """Trials above which learning curves are thin."""
 ENDS: Final[dict[str, str | tuple[int, int, int]]] = {
@@ -126,14 +128,14 @@ def obstacles(
     return [tuple(box) for box in np.vstack(found)]
 
 
-def learning_curves(curves: pd.DataFrame, look: Look) -> Figure | None:
+def learning_curves(curves: pd.DataFrame, look: Look, what: str = LOSS) -> Figure | None:
     """Eval loss by step, a line per trial; the mark at its end says how it ended. A curve far above the others leaves the
     axes, with an arrow there; step 0, which is the base's and the same for all, stays on them where it squashes no curve.
     Of more than `CROWD` trials, only the best of each quantizer stands out.
 
     `curves`: `trial_id`, `quantizer`, `step`, `eval_loss`, `status` and `best` (bool), both of the whole trial.
     """
-    return _curves(curves, look, LOSS)
+    return _curves(curves, look, what)
 
 
 def metric_curves(curves: pd.DataFrame, words: str, higher: bool, look: Look) -> Figure | None:
@@ -198,10 +200,15 @@ def _curves(
         return figure
 
 
+def training_curves(curves: pd.DataFrame, look: Look) -> Figure | None:
+    """The same of the training loss, `train_loss`."""
+    return learning_curves(curves.rename(columns={"train_loss": "eval_loss"}), look, TRAINING)
+
+
 def leaders(completed: pd.DataFrame, higher: bool = False) -> pd.Index:
     """The trial of each quantizer that ended lowest, or highest: in a crowd it stands out."""
-    order = completed.sort_values(["eval_loss", "trial_id"], ascending=[not higher, True])
-    return order.drop_duplicates("quantizer").index
+    order = completed.assign(eval_loss=-completed["eval_loss"]) if higher else completed
+    return order.sort_values(["eval_loss", "trial_id"], key=ids_in_order).drop_duplicates("quantizer").index
 
 
 def draw_ends(

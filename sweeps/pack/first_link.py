@@ -224,7 +224,7 @@ class FirstLink(Link):
             files: list[str] = []
             if latent is not None:
                 weights, model = latent.arrived(), self._settings.base.model
-                written = write_scored(folder, self._settings.dataset, scored, test, self._origin)
+                written = write_scored(folder, self._settings.dataset, scored, test, self._origin, config.confirm_rows)
                 writing.write_folder(folder / record.ADAPTER, lambda part: save_adapter(part, weights, config, model))
                 files = [*written, record.ADAPTER]
             if left is not None:

@@ -303,8 +303,11 @@ class PackLoop:
         if self._workers.size > 1:
             self._post()
         results = self._scoring.score([trial.slot for trial in trials])
-        tested = [t.slot for t in trials if t.config.confirms and self._stays(t, results[t.slot])]
-        tests = self._scoring.score(tested, record.TEST) if self._scoring.tests else {}
+        tested = [t for t in trials if t.config.confirms and self._stays(t, results[t.slot])]
+        tests: dict[int, Scored] = {}
+        for rows in dict.fromkeys(t.config.confirm_rows for t in tested if self._scoring.tests):
+            slots = [t.slot for t in tested if t.config.confirm_rows == rows]
+            tests |= self._scoring.score(slots, record.TEST, rows)
         scored = []
         for trial in trials:
             both = [results[trial.slot], *([tests[trial.slot]] if trial.slot in tests else [])]

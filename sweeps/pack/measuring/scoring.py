@@ -58,15 +58,17 @@ class Scoring:
         self.tests = len(dataset.test) > 0
         """Is there a test split?"""
 
-    def score(self, slots: Sequence[int], split: str = record.EVAL) -> dict[int, Scored]:
-        """Score slots on a split, by its file's name, and measure them. Every worker must call it."""
+    def score(self, slots: Sequence[int], split: str = record.EVAL, most: int | None = None) -> dict[int, Scored]:
+        """Score slots on a split, by its file's name, and measure them: on all of its rows, or on the first so many of the
+        test split. Every worker must call it."""
         if not slots:
             return {}
-        batch, measures = self._eval if split == record.EVAL else Batch.of(self._rows[split]), self._measures
+        rows, measures = self._rows[split].first(most), self._measures
+        batch = self._eval if split == record.EVAL else Batch.of(rows)
         if measures is None:
             return {slot: Scored(result) for slot, result in self._engine.evaluate(slots, batch).items()}
         results = self._engine.evaluate(slots, batch, measures.hits)
-        found = measures.measure(self._engine, results, self._rows[split], sets=split == record.EVAL)
+        found = measures.measure(self._engine, results, rows, sets=split == record.EVAL)
         return {slot: Scored(result, found[slot]) for slot, result in results.items()}
 
     def value(self, scored: Scored) -> float | None:
@@ -74,9 +76,19 @@ class Scoring:
         return self._objective.of({LOSS: scored.loss, "metrics": scored.measured.values})
 
 
-def write_scored(folder: Path, dataset: Dataset, scored: Scored, test: Scored | None, origin: Origin) -> list[str]:
+def write_scored(
+    folder: Path,
+    dataset: Dataset,
+    scored: Scored,
+    test: Scored | None,
+    origin: Origin,
+    test_rows: int | None = None,
+) -> list[str]:
     """Write what a trial was scored with, and what each row adds to its metrics: eval.parquet, test.parquet and a file for
     each metric over an eval set.
+
+    Args:
+        test_rows: on so many first rows of the test split it was scored; None: on all.
 
     Returns:
         The files' names.
@@ -87,7 +99,7 @@ def write_scored(folder: Path, dataset: Dataset, scored: Scored, test: Scored | 
     files = [record.EVAL]
     write_scores(folder / record.EVAL, dataset.eval, scored.result, origin, scored.measured.columns)
     if test is not None:
-        write_scores(folder / record.TEST, dataset.test, test.result, origin, test.measured.columns)
+        write_scores(folder / record.TEST, dataset.test.first(test_rows), test.result, origin, test.measured.columns)
         files.append(record.TEST)
     for metric, result in scored.measured.sets.items():
         files.append(record.of_set(metric))

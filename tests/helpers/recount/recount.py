@@ -12,13 +12,13 @@ from pathlib import Path
 
 from printed_page import NUMBER
 from recount_beside import Beside
-from recount_gains import Gains
-from recount_metrics import Measured
+from recount_gains import Gains, Measured
+from recount_margin import Margins
 from recount_tables import Tables
 from recount_words import Words
 
 
-class Recount(Words, Gains, Tables, Measured, Beside):
+class Recount(Words, Gains, Tables, Margins, Measured, Beside):
     def run(self) -> list[str]:
         self.files()
         self.bare_files()
@@ -30,6 +30,7 @@ class Recount(Words, Gains, Tables, Measured, Beside):
         self.metrics()
         self.quantizers()
         self.full_precision()
+        self.margin()
         self.leaderboard()
         self.pareto()
         self.importances()
