@@ -181,7 +181,7 @@ class AdapterConfig(Config):
 
 
 class ScheduleConfig(Config):
-    """The learning rate over a trial's steps (`bitlora.engine.optim.learning_rate`)."""
+    """The learning rate over a trial's steps (`bitlora.engine.slots.optim.learning_rate`)."""
 
     name: ScheduleName = "cosine"
     """How the rate falls after its warm-up: along half a cosine, on a line, or not at all."""

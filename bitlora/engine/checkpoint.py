@@ -16,12 +16,12 @@ from bitlora.files.record import CHECKPOINT
 from bitlora.files.writing import replacing
 
 if TYPE_CHECKING:
-    from bitlora.engine.slot import SlotState
+    from bitlora.engine.slots.slot import SlotState
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialProgress:
-    """What a trial goes on with beside its state (`bitlora.engine.slot.SlotState`)."""
+    """What a trial goes on with beside its state (`bitlora.engine.slots.slot.SlotState`)."""
 
     step: int
     tokens: int
@@ -58,8 +58,8 @@ def load_checkpoint(folder: Path, config: TrialConfig, base: str) -> tuple[SlotS
     """
     from safetensors import SafetensorError, safe_open
 
-    from bitlora.engine.optim import UNSCALED, LossScale
-    from bitlora.engine.slot import SlotState
+    from bitlora.engine.slots.optim import UNSCALED, LossScale
+    from bitlora.engine.slots.slot import SlotState
 
     path = folder / CHECKPOINT
     if not path.exists():

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from bitlora.adapter.latent import Latent
     from bitlora.engine.checkpoint import TrialProgress
     from bitlora.engine.engine import EvalResult
-    from bitlora.engine.slot import SlotState
+    from bitlora.engine.slots.slot import SlotState
     from bitlora.files.origin import Origin
     from bitlora.forward.host import Coming
     from sweeps.pack.settings import PackSettings

@@ -19,8 +19,8 @@ from bitlora.config.trial import TrialConfig
 from bitlora.data.batches import batch_rows
 from bitlora.engine.batch import Batch
 from bitlora.engine.checkpoint import TrialProgress
-from bitlora.engine.optim import LossScale, learning_rate
-from bitlora.engine.slot import SlotState
+from bitlora.engine.slots.optim import LossScale, learning_rate
+from bitlora.engine.slots.slot import SlotState
 from bitlora.files import record
 from sweeps.pack.bare import BARE, BareScores
 from sweeps.pool.messages import Attach, Command, Continue, Detach, Leave, StepProgress, Stop

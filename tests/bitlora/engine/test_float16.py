@@ -13,8 +13,8 @@ from bitlora.config.sections import BaseConfig
 from bitlora.config.trial import TrialConfig, layer_adapter
 from bitlora.engine.checkpoint import TrialProgress, load_checkpoint, save_checkpoint
 from bitlora.engine.engine import Engine
-from bitlora.engine.optim import GROWTH_STEPS, LossScale
-from bitlora.engine.slot import Bank
+from bitlora.engine.slots.bank import Bank
+from bitlora.engine.slots.optim import GROWTH_STEPS, LossScale
 from bitlora.forward.forward_plan import ForwardPlan, Span
 from bitlora.forward.inject import load_base
 from bitlora.forward.multi_lora import MultiLoraLinear
