@@ -5,10 +5,10 @@
     model.load_adapter("…", "second")                                             # beside it
 
 `BitLoraConfig` is a `LoraConfig` that registers layers of its own for `nn.Linear`, transformers' `Conv1D` and bitsandbytes'
-`Linear4bit` and `Linear8bitLt`; they put modules that quantize in the place of `lora_A` and `lora_B`. What is saved are the
-latent weights under PEFT's usual keys, and a configuration of a type that PEFT knows once this module is imported, and
-refuses before: it would compute something else with them. Its own layers refuse such a configuration too; over bitsandbytes'
-they would drop the quantizer (PEFT 0.21.2), so there, and there alone, a method of theirs is replaced.
+`Linear4bit` and `Linear8bitLt`; they put modules that quantize in the place of `lora_A` and `lora_B`. What is saved are
+the latent weights under PEFT's usual keys, and a configuration of a type that PEFT knows once this module is imported, and
+refuses before: it would compute something else with them. Its own layers refuse such a configuration too; over those of
+bitsandbytes they would drop the quantizer (PEFT 0.21.2), so there, and there alone, a method of theirs is replaced.
 """
 
 from __future__ import annotations

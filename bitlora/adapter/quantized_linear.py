@@ -1,10 +1,10 @@
-"""A or B of an adapter in PEFT's layers: its weight goes through the quantizer, its inputs through 8 bits, with the gradients
-of both written out.
+"""A or B of an adapter in PEFT's layers: its weight goes through the quantizer, its inputs through 8 bits, with the
+gradients of both written out.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,18 +14,18 @@ from bitlora.quantizers.activations import int8, int8_backward
 from bitlora.quantizers.codes import Side, quantize
 from bitlora.quantizers.weights import DOUBLE_BINARY_B, QUANTIZERS, Granularity, Quantizer, double_binary
 
-if TYPE_CHECKING:
-    from bitlora.adapter.peft_layers import BitLoraConfig
-
 
 class QuantizedLinear(nn.Linear):
     """A or B of one adapter: `x @ w_q.T`, where w_q is its weight through the quantizer, and x may go through 8 bits first.
 
     `weight` is the latent weight; `scales` (rows, 1) are learned ones, of `double_binary` alone. The gradients are those of
     `bitlora.engine.slots.bank.Bank.backward_to_latent`.
+
+    Args:
+        config: a `bitlora.adapter.peft_layers.BitLoraConfig`.
     """
 
-    def __init__(self, linear: nn.Linear, side: Side, config: BitLoraConfig) -> None:
+    def __init__(self, linear: nn.Linear, side: Side, config: Any) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.side = linear.weight, side

@@ -1,10 +1,10 @@
 """Layers in 8 bits (bitsandbytes' `Linear8bitLt`; LLM.int8(), arXiv 2208.07339) that leave their inputs whole.
 
-bitsandbytes (0.50.2) does so itself on a CPU in training: it multiplies by what the codes stand for. In evaluation, and on a
-GPU always, it rounds the inputs to 8 bits too, and leaves those columns in 16 that hold an outlier in any row of a pass: so
-a row hangs on its neighbours, and an adapter that was trained on a CPU is not evaluated over what it was trained over. Here
-it is one function, in training, evaluation and merged, on any device, and no outlier is rounded. The threshold of outliers
-then does nothing.
+bitsandbytes (0.50.2) does so itself on a CPU in training: it multiplies by what the codes stand for. In evaluation, and on
+a GPU always, it rounds the inputs to 8 bits too, and leaves those columns in 16 that hold an outlier in any row of a pass:
+so a row hangs on its neighbours, and an adapter that was trained on a CPU is evaluated over something else. Here it is one
+function, in training, evaluation and merged, on any device, and no outlier is rounded. The threshold of outliers then does
+nothing.
 """
 
 from __future__ import annotations

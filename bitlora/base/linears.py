@@ -32,8 +32,8 @@ def features(linear: nn.Module) -> tuple[int, int]:
 
 
 def dequantizer(linear: nn.Module) -> Any:
-    """What the codes of its weight become values with: in NF4 bitsandbytes' `QuantState`, in 8 bits the largest size in each
-    row, (out,) float32; None: its weight is plain."""
+    """What the codes of its weight become values with: in NF4 bitsandbytes' `QuantState`, in 8 bits the largest size in
+    each row, (out,) float32; None: its weight is plain."""
     module: Any = linear
     state = getattr(module.weight, "quant_state", None)
     if state is not None or module.weight.dtype != torch.int8:

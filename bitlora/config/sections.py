@@ -71,8 +71,8 @@ class BaseConfig(Config):
     """Of a hub id a branch, a tag or a commit; of a folder or a package the fingerprint that a record has of it. null: what
     is found when the sweep begins. From then on the sweep has that one, and its `sweep.yaml` says which."""
     quantization: Quantization = "nf4"
-    """`nf4`: linear layers in 4 bits (bitsandbytes; QLoRA, arXiv 2305.14314); `int8`: in 8 bits with a scale for each row (as
-    LLM.int8(), arXiv 2208.07339, with inputs left whole); `none`: in `train.dtype`."""
+    """`nf4`: linear layers in 4 bits (bitsandbytes; QLoRA, arXiv 2305.14314); `int8`: in 8 bits with a scale for each row
+    (as LLM.int8(), arXiv 2208.07339, with inputs left whole); `none`: in `train.dtype`."""
     double_quantization: bool = False
     """Of `nf4`: its scales are quantized too, to 8 bits, which saves 0.37 bits a weight (QLoRA, section 3)."""
     quant_storage: QuantStorage = "uint8"

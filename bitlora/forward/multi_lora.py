@@ -138,6 +138,8 @@ class MultiLoraLinear(nn.Module):
         super().__init__()
         self.base: Any = base
         self.experts = 1
+        self.routes: int | None = None
+        """Of routed experts, what is alike in the layers whose tokens are sorted at once."""
         self.in_features, self.out_features = features(base)
         self.name = name
         self.index = index

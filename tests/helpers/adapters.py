@@ -20,8 +20,8 @@ def of_rank(shapes: list[LayerShape], rank: int) -> list[AdaptedLayer]:
 
 def exact(model: Any) -> Any:
     """`model`, computing in the dtype that was asked for: on CPUs with AVX-512 BF16 bitsandbytes has a product of its own
-    for NF4 layers, in bfloat16, so that stock logits are 3e-3 off. And always as it is trained: in evaluation an 8-bit layer
-    rounds its inputs, on a CPU there alone."""
+    for NF4 layers, in bfloat16, so that stock logits are 3e-3 off. And always as it is trained: in evaluation, on a CPU
+    there alone, an 8-bit layer rounds its inputs."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False

@@ -1,4 +1,4 @@
-"""A base in 8 bits: in packs what stock PEFT trains over bitsandbytes' layers on a CPU, kept on the machine, and handed on."""
+"""A base in 8 bits: in packs what stock PEFT trains over bitsandbytes' layers on a CPU, and kept on the machine."""
 
 import pytest
 import torch
@@ -46,12 +46,13 @@ def test_trials_in_a_pack_are_as_each_alone(config, tiny_base):
             losses[name].append(stats[slot].loss)
     for name, slot in slots.items():
         losses[name].append(engine.evaluate([slot], batch_of(TRIALS[name].held_out))[slot].loss)
-        alone = TRIALS[name].alone(exact(stock(tiny_base)), starts[name])
-        assert worst(losses[name], alone) < 1e-4
+        # PEFT 0.21.2 loses the scales of an 8-bit layer on a CPU when DoRA asks for its norms: over what it stands for
+        model = stock(tiny_base).dequantize() if name == "dora" else exact(stock(tiny_base))
+        assert worst(losses[name], TRIALS[name].alone(model, starts[name])) < 1e-4
     # bitsandbytes' own evaluation rounds the inputs: another function, near this one
     rounded = TRIALS["plain"].alone(stock(tiny_base), starts["plain"])
     assert worst(losses["plain"][:-1], rounded[:-1]) < 1e-4
-    assert 1e-4 < worst(losses["plain"][-1:], rounded[-1:]) < 2e-2
+    assert 1e-5 < worst(losses["plain"][-1:], rounded[-1:]) < 1e-3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,4 +1,4 @@
-"""transformers' Conv1D (GPT-2), plain, in NF4 and in 8 bits: in a pack as stock PEFT has it, and handed on in every form."""
+"""transformers' Conv1D (GPT-2), plain, in NF4 and in 8 bits: in a pack as in stock PEFT, and handed on in every form."""
 
 import pytest
 import torch

@@ -3,11 +3,12 @@
 import pytest
 import torch
 from adapters import trial
-from bitsandbytes.functional import dequantize_4bit, int8_vectorwise_dequant
+from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from both_ways import batch_of, make_rows
 from torch import nn
 
+from bitlora.base.eight_bits import leave_inputs_whole
 from bitlora.config.sections import BaseConfig
 from bitlora.engine.engine import EVAL_TOKENS, Engine
 from bitlora.forward.frozen import FrozenWeights
@@ -19,7 +20,9 @@ OUTPUTS = (24, 8, 16)
 def linears(kind, inputs=64, biases=(False, True, False)):
     torch.manual_seed(0)
     made = [kind(inputs, outputs, bias=bias) for outputs, bias in zip(OUTPUTS, biases, strict=True)]
-    return [layer.to("cpu").requires_grad_(False) for layer in made]  # which quantizes
+    made = [layer.to("cpu").requires_grad_(False) for layer in made]  # which quantizes
+    leave_inputs_whole(nn.ModuleList(made))
+    return made
 
 
 def nf4(inputs, outputs, bias):
@@ -32,8 +35,10 @@ def eight_bits(inputs, outputs, bias):
 
 def weight_of(layer):
     if layer.weight.dtype == torch.int8:
-        scales = layer.weight.SCB
-        return int8_vectorwise_dequant(layer.weight.data, layer.state.SCB if scales is None else scales)
+        scales = layer.state.SCB if layer.weight.SCB is None else layer.weight.SCB
+        return (
+            layer.weight.data * (scales * (1 / 127))[:, None]
+        )  # as its product has it; `int8_vectorwise_dequant` rounds
     state = getattr(layer.weight, "quant_state", None)
     return (layer.weight.data if state is None else dequantize_4bit(layer.weight.data, state)).clone()
 
