@@ -11,7 +11,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from sweeps.search.twins import SAME_AS
-from sweeps.spec.confirm import ConfirmConfig
+from sweeps.spec.keys.confirm import ConfirmConfig
 from sweeps.spec.space import Choices, Space
 
 REPEATS: Final = "repeats"

@@ -1,13 +1,18 @@
-"""What is wrong with an adapter whose values are right each by itself, whichever of them the space or the spec has."""
+"""What is wrong with values that are right each by itself, whichever of them the space or the spec has."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any, Final
 
-from bitlora.config.sections import AdapterConfig, init_kind
+from bitlora.config.explain import nearest, show
+from bitlora.config.sections import AdapterConfig, BaseConfig, TrainConfig, init_kind
 from bitlora.config.targets import pattern
 from sweeps.spec import space as spaces
+from sweeps.spec.keys.confirm import ConfirmConfig
+from sweeps.spec.keys.resources import PacksConfig, ResourcesConfig
+from sweeps.spec.keys.scheduler import SchedulerConfig
+from sweeps.spec.keys.search import SearchConfig
 
 Clash = tuple[str, tuple[str, ...], str]
 """Key, the other keys involved, and what is wrong."""
@@ -24,6 +29,24 @@ ONLY: Final[tuple[tuple[str, Any, str, Any, str], ...]] = (
     ("init", "pissa", "dora", False, "the norms of a base without its principal components are not computed"),
 )  # fmt: skip
 """A value of an axis, another axis, its one value that goes with it, and why."""
+
+_RUNGS: Final = ("asha", "hyperband", "bohb")
+"""Schedulers that judge at rungs, where there must be an evaluation."""
+
+
+def base_clashes(base: BaseConfig, train: TrainConfig) -> Iterator[Clash]:
+    """What options of `base` do not go together."""
+    if train.dtype == "float64" and base.quantization != "none":
+        yield "train.dtype", ("base.quantization",), "float64 needs base.quantization: none"
+    if base.quantization != "nf4" and base.quantized_as != base.quantization:
+        key = "double_quantization" if base.double_quantization else "quant_storage"
+        yield (
+            f"base.{key}",
+            ("base.quantization",),
+            f"an option of base.quantization: nf4, which is {base.quantization}",
+        )
+    if base.quantization == "none" and base.cache is True:
+        yield "base.cache", ("base.quantization",), "an option of base.quantization: nf4 or int8, which is none"
 
 
 def adapter_clashes(adapter: AdapterConfig, space: spaces.Space) -> Iterator[Clash]:
@@ -43,6 +66,66 @@ def adapter_clashes(adapter: AdapterConfig, space: spaces.Space) -> Iterator[Cla
     if steps or any(rank % 2 for rank in every):
         message = "orthogonal needs even ranks; give a list of even ones, or a range with a step of 2"
         yield _key(space, "init"), (_key(space, "rank"), _key(space, "rank_pattern")), message
+
+
+def search_clashes(search: SearchConfig, train: TrainConfig, confirm: ConfirmConfig | None) -> Iterator[Clash]:
+    """What of `search` does not go with itself, or with what is trained and confirmed."""
+    space, first = search.space, search.first
+    if "batch_size" in space and (train.epochs is not None or train.eval_every == "epoch"):
+        message = "with epochs, trials of different batch size take different steps; count in steps instead"
+        yield "search.space.batch_size", ("train.epochs", "train.eval_every"), message
+    by = confirm.by if confirm is not None else None
+    if by is not None and not isinstance(space.get(by), spaces.Choices):
+        lists = [axis for axis, domain in space.items() if isinstance(domain, spaces.Choices)]
+        right = f"an axis of search.space that is a list{nearest(by, lists)}"
+        yield "confirm.by", ("search.space",), f"found {show(by)}; give {right}"
+    if search.from_ and search.sampler != "tpe":
+        message = f"sampler {search.sampler} models nothing, so that it learns nothing of earlier sweeps"
+        yield "search.from", ("search.sampler",), f"{message}; give search.sampler: tpe, or leave it out"
+    if len(first) > search.trials:
+        yield "search.first", ("search.trials",), f"more configurations than search.trials {search.trials}"
+    if search.sampler == "grid":
+        for axis in spaces.endless(space):
+            right = "give it a step or a list, or take another search.sampler"
+            yield f"search.space.{axis}", ("search.sampler",), f"a grid cannot list a range; {right}"
+        if not spaces.endless(space):
+            try:
+                spaces.grid(space)
+            except ValueError as error:
+                yield "search.space", ("search.sampler",), f"{error}; take another search.sampler"
+
+
+def budget_clashes(train: TrainConfig, scheduler: SchedulerConfig, search: SearchConfig) -> Iterator[Clash]:
+    """What does not go together of how long trials train, when they are judged, and by whom."""
+    steps, every, grace = train.steps, train.eval_every, scheduler.grace
+    if steps is not None and every != "epoch" and every > steps:
+        yield "train.eval_every", ("train.steps",), f"{every} is more than train.steps {steps}; give at most {steps}"
+    if scheduler.name != "none" and steps is not None and grace > steps:
+        others = ("train.steps", "scheduler.name")
+        yield "scheduler.grace", others, f"{grace} is more than train.steps {steps}; give at most {steps}"
+    elif scheduler.name in _RUNGS and every != "epoch" and grace % every:
+        right = f"give a multiple of it, such as {-(-grace // every) * every}"
+        message = f"{grace} is between evaluations, which come every {every} steps (train.eval_every); {right}"
+        yield "scheduler.grace", ("train.eval_every", "train.steps", "scheduler.name"), message
+    if scheduler.name == "bohb" and search.sampler != "tpe":
+        right = "give search.sampler: tpe, or scheduler.name: hyperband"
+        yield "scheduler.name", ("search.sampler",), f"bohb is HyperBand with configurations of TPE's; {right}"
+
+
+def resource_clashes(resources: ResourcesConfig) -> Iterator[Clash]:
+    """What of `resources` does not go together."""
+    packs, workers, gpus = resources.packs, resources.workers_per_pack, resources.gpus_per_worker
+    if isinstance(packs, PacksConfig) and packs.min > packs.max:
+        message = f"{packs.min} is more than resources.packs.max {packs.max}; give at most {packs.max}"
+        yield "resources.packs.min", ("resources.packs.max",), message
+    if gpus != "auto" and gpus > 1:
+        message = "an adapter's weights are one vector on one device, so a base cannot be spread over GPUs"
+        right = "give 1, with base.quantization: nf4 or train.gradient_checkpointing: true for a large base"
+        yield "resources.gpus_per_worker", (), f"{message}; {right}"
+    elif gpus != "auto" and 0 < gpus < 1 < workers:
+        message = f"{workers} workers of a pack cannot share a GPU: NCCL wants one for each"
+        right = "give 1, or resources.workers_per_pack: 1"
+        yield "resources.gpus_per_worker", ("resources.workers_per_pack",), f"{message}; {right}"
 
 
 def _possible(adapter: AdapterConfig, space: spaces.Space, axis: str) -> set[Any]:
