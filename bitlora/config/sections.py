@@ -243,8 +243,8 @@ class TrainConfig(Config):
 REFUSED: Final[dict[str, str]] = {
     "adapter.init_lora_weights": "it is called adapter.init here: default, gaussian, orthogonal, pissa or pissa_niter_16",
     "adapter.use_dora": "it is called adapter.dora here: true or false",
-    "adapter.init: eva": "it begins with the directions in which each layer's inputs vary most over the training rows, and "
-    "packs make no pass over them before they begin",
+    "adapter.init: eva": "it gives each layer the rank that passes over the training rows show, as many as it takes, and "
+    "what an adapter has is known here before it is trained: by plan, search.where and a pack's memory",
     "adapter.init: loftq": "it quantizes a base anew for each rank, and the trials of a pack share one",
     "base.llm_int8_threshold": "packs leave the inputs of 8-bit layers whole, so that there are no outliers to look for; "
     "where any row of a pass has one, bitsandbytes leaves that column in 16 bits for all, and a trial would hang on its "

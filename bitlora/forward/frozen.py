@@ -143,16 +143,23 @@ def leading(parts: tuple[Tensor, Tensor, Tensor], most: int) -> tuple[Tensor, Te
 
 def nearly_principal(weight: Tensor, rank: int, rounds: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """About the first `rank` singular vectors and values of a weight (O, I), U, S and V, fewer where there are not so many:
-    by subspace iteration from `rank` random directions (arXiv 0909.4061, algorithm 4.4), as PEFT's `pissa_niter_N` does it.
+    by subspace iteration from `rank` random directions (arXiv 0909.4061, algorithms 4.4 and 5.1), as PEFT's `pissa_niter_N`
+    has them of `torch.svd_lowrank`, which knows no generator of its own.
 
     Args:
         rounds: how many iterations.
-        seed: of the directions; nothing else hangs on it or on the draws of others.
+        seed: of the directions, which are the same on all devices.
     """
-    with torch.random.fork_rng([weight.device] if weight.device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        u, s, v = torch.svd_lowrank(weight, min(rank, *weight.shape), niter=rounds)
-    return u, s, v.mT
+    wide = len(weight) < weight.shape[1]
+    tall = weight.mT if wide else weight
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(tall.shape[1], min(rank, *weight.shape), generator=generator, dtype=weight.dtype)
+    basis, _ = torch.linalg.qr(tall @ drawn.to(weight.device))
+    for _ in range(rounds):
+        other, _ = torch.linalg.qr(tall.mT @ basis)
+        basis, _ = torch.linalg.qr(tall @ other)
+    u, s, v = torch.linalg.svd(basis.mT @ tall, full_matrices=False)
+    return (v.mT, s, (basis @ u).mT) if wide else (basis @ u, s, v)
 
 
 def _parts(weight: Tensor) -> tuple[Tensor, ...]:
