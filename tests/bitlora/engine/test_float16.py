@@ -112,7 +112,7 @@ def test_it_finds_its_scale_and_goes_on_from_a_checkpoint_as_if_nothing_had_been
     assert scale.value == 2.0 ** (24 - scale.skipped)
     assert engine.slots[slot].taken == skipped + 6 - scale.skipped
     engine.detach(slot)
-    state, _ = load_checkpoint(tmp_path, config, "a base")
+    state, *_ = load_checkpoint(tmp_path, config, "a base")
     slot = engine.attach(config, state=state)
     assert train(engine, [slot], skipped + 3, skipped + 6) == after
     assert torch.equal(engine.state(slot).latent, weights)
