@@ -59,7 +59,7 @@ def estimated(spec: Spec, prepared: Prepared) -> list[str]:
     slots, given = _slots(spec, device)
     rows = rows_at_once(widest)
     entries = sum(layer.in_features * layer.out_features for layer in prepared.base.linears)
-    values = Values.of(spec.base.cache, entries * dtype.itemsize * (spec.base.quantization == "nf4"), dtype)
+    values = Values.of(spec.base.cache, entries * dtype.itemsize * (spec.base.quantization != "none"), dtype)
     found, kept = values.fit(needs, may.bytes, slots, rows, given)
     return describe_fit(needs, found, may, rows * longest.tokens, "estimated", values.describe(kept))
 
