@@ -148,8 +148,8 @@ def test_a_trial_that_confirms_is_scored_on_the_test_split_at_its_end_alone(run)
 def test_fewer_rows_to_confirm_on_are_the_first_ones(run):
     script = [*attach("a", confirms="t"), *attach("b", confirms="t", confirm_rows=2)]
     tests = run({"at first": script, ("released", "b", 1): [Stop()]}).tests
-    assert len(tests["a", 8].losses) == 3
-    assert tests["b", 8].losses == pytest.approx(tests["a", 8].losses[:2], rel=1e-6)
+    assert len(tests["a", 8].result.losses) == 3
+    assert tests["b", 8].result.losses == pytest.approx(tests["a", 8].result.losses[:2], rel=1e-6)
     assert tests["b", 8].tokens == tests["a", 8].tokens[:2]
 
 
