@@ -216,12 +216,12 @@ class Display(DriverOnly, Callback):  # type: ignore[misc]
 
     def _end(self, config: dict[str, Any], status: str, result: dict[str, Any]) -> None:
         trial_id = config["trial_id"]
-        self._running.pop(trial_id, None)
+        own = self._running.pop(trial_id, config["config"])
         self._steps += int(result.get("step") or 0)
         reason = f": {result['reason']}" if result.get("reason") else ""
         at = f" at step {result.get('step', 0)}" if status == "stopped" else ""
         confirms = f"  confirms {of}" if (of := config["config"].get("confirms")) else ""
-        line = f"{trial_id}  {status}{at}  {describe(config['config'], self._axes)}{confirms}{reason}"
+        line = f"{trial_id}  {status}{at}  {describe(own, self._axes)}{confirms}{reason}"
         self._ended.append(line)
         self._bar.update(self._task, completed=self._done + len(self._ended))
         self._print(line)
