@@ -73,6 +73,8 @@ def pruned(findings: Findings) -> Section | None:
     if stopped.empty:
         return None
     why = "Not ranked: each stopped early, so its loss compares only with others at the same step."
+    if _in_part(stopped):
+        why += " Where fewer rows are named, it was clear on those that it would be stopped, and its loss is over them."
     return section("Pruned", why, unranked_table("pruned", stopped, findings.axes.varying))
 
 
@@ -157,17 +159,28 @@ def ranked_table(ranked: pd.DataFrame, varying: Sequence[str], search: Verdict, 
 
 def unranked_table(name: str, trials: pd.DataFrame, varying: Sequence[str]) -> Table:
     """Trials that stopped at different steps: `Comparable.pruned` or `Comparable.other`."""
+    in_part = _in_part(trials)
     lines = [
         (
             cell(plain(row["trial_id"], 60)),
             cell(f"{whole(row['steps'])} of {whole(row['budget'])}", row["steps"]),
             loss_cell(row),
+            *(
+                [cell(loss(row["part_loss"]), row["part_loss"]), cell(whole(row["eval_rows"]), row["eval_rows"])]
+                * in_part
+            ),
             *configuration_cells(row, varying),
         )
         for row in rows(trials)
     ]
     columns = (
         *(Column("trial"), Column("step reached", True), Column("eval loss there", True)),
+        *((Column("on fewer rows", True), Column("rows", True)) * in_part),
         *configuration_columns(varying, trials),
     )
     return Table(name, columns, tuple(lines))
+
+
+def _in_part(trials: pd.DataFrame) -> bool:
+    """Was one of them scored on some rows alone?"""
+    return "eval_rows" in trials and bool(trials["eval_rows"].notna().any())

@@ -47,6 +47,7 @@ from sweeps.pool.pool import AHEAD, INTERRUPTED_REASON, POOL, Pool
 from sweeps.search.bounds import Bounds
 from sweeps.search.journal import mend
 from sweeps.search.searcher import OptunaSearcher
+from sweeps.search.sequential import make_rungs
 from sweeps.spec.errors import InputError
 from sweeps.spec.spec import Spec, dump_spec
 
@@ -245,6 +246,8 @@ class _Search:
         if slots == "auto":
             slots = SLOTS["gpu" if resources.get("GPU") else "cpu"]
         self._at_once = slots * limits[1] + AHEAD
+        self._past = look(storage.folder)
+        self._budget = prepared.trial(spec, {}).steps
         settings = PackSettings(
             base=spec.base,
             dtype=spec.train.dtype,
@@ -259,6 +262,7 @@ class _Search:
             most_workers=limits[1] * spec.resources.workers_per_pack,
             storage=storage,
             token=token,
+            rungs=make_rungs(spec.scheduler, self._budget, len(prepared.dataset.eval), self._past.curves),
             checkpoint_every=spec.train.checkpoint_every,
             workers=spec.resources.workers_per_pack,
             resources=resources,
@@ -295,7 +299,7 @@ class _Search:
             earlier=self._prepared.earlier,
         )
         searcher.set_attributes(began_with(self._prepared))
-        past = look(storage.folder)
+        past = self._past
         searcher.reported = {trial_id: lines[-1].step for trial_id, lines in past.metrics.items() if lines}
         recorder = Recorder(storage, pool, self._prepared, searcher, stopped_by=spec.scheduler.name)
         recorder.resume(past)
@@ -303,11 +307,7 @@ class _Search:
         left = searcher.left
         if left:
             pool.start.remote()
-        scheduler = make_scheduler(
-            spec,
-            self._prepared.trial(spec, {}).steps,
-            past=past.curves,
-        )
+        scheduler = make_scheduler(spec, self._budget, past=past.curves)
         with (
             Display(
                 console, heartbeat, pool, list(spec.search.space), searcher.total, past.best, searcher.total - left

@@ -26,6 +26,7 @@ from bitlora.files.baseline import BASE
 from sweeps.pack.bare import BareScores, write_scores
 from sweeps.pool.messages import Attach, Command, Detach, Leave, StepProgress, Stop, TrialResult
 from sweeps.search.rules import Wave
+from sweeps.search.sequential import loss_of
 
 if TYPE_CHECKING:
     from bitlora.adapter.latent import Latent
@@ -242,7 +243,9 @@ class FirstLink(Link):
             self._storage.push(f"{where}/{record.CONFIG}", f"{where}/{record.METRICS}")
             for line in record.read_metrics(folder):
                 if line.step > reported:
-                    self._report(trial_id, "running", line, {})
+                    known = line.row_losses is not None
+                    wave = {trial_id: (line.step, loss_of(line))} if known else {}
+                    self._report(trial_id, "running", line, wave)
 
         self._write(write)
         self.log_event("attach", trial_id)
@@ -259,7 +262,8 @@ class FirstLink(Link):
         wave: Wave,
     ) -> None:
         folder, where = self._storage.folder / "trials" / trial_id, f"trials/{trial_id}"
-        scores = [(record.EVAL, self._settings.dataset.eval, result)]
+        rows = self._settings.dataset.eval
+        scores = [(record.EVAL, rows if result.rows is None else rows.take(result.rows), result)]
         if test is not None:
             scores.append((record.TEST, self._settings.dataset.test, test))
         done = metrics.step == config.steps

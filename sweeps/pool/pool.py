@@ -23,8 +23,9 @@ from bitlora import timeouts
 from bitlora.files.record import Status
 from sweeps.pool.entry import Entry, in_order
 from sweeps.pool.measured import MeasuredMemory
-from sweeps.pool.messages import Attach, Command, Continue, Detach, PoolStatus, StepProgress, Stop, TrialResult
+from sweeps.pool.messages import Attach, Command, Continue, Detach, Peers, PoolStatus, StepProgress, Stop, TrialResult
 from sweeps.pool.packs import START_ATTEMPTS, PackHandle, Packs
+from sweeps.search.sequential import RowLoss
 
 POOL: Final = "pool"
 """The pool's name in the sweep's own namespace."""
@@ -73,6 +74,8 @@ class Pool:
         """What packs compute in, where the spec leaves it open; empty until one has said."""
         self._base_scorer = ""
         """The pack that scores the base without an adapter; empty: none has been asked to."""
+        self._peers: list[Peers] = []
+        """What a pack has to know of the others' trials, where it scores until it is known who is stopped."""
         self._given_up = ""
         """Why the sweep cannot go on."""
         self._packs = Packs(
@@ -208,6 +211,8 @@ class Pool:
             pack.measures = False
             pack.slots = slots or pack.slots
             pack.since = time.monotonic()
+            for peers in self._peers:
+                pack.send(peers)
             self._dispatch()
 
     async def pack_failed(self, name: str, error: str, unwritable: bool = False) -> None:
@@ -257,6 +262,7 @@ class Pool:
         self._begun = True
         entry.furthest = max(entry.furthest, result.step)
         entry.suspicion.reported(result.step)
+        self._tell_others(name, result)
         self._deliver(entry, result)
         self._dispatch()
 
@@ -318,6 +324,16 @@ class Pool:
         entry.reported = max(entry.reported, result.step)
         self._results.append(result)
         self._news.set()
+
+    def _tell_others(self, name: str, result: TrialResult) -> None:
+        """Whom their trials are held against, row by row."""
+        own = result.wave.get(result.trial_id)
+        if own is None or not isinstance(own[1], RowLoss):
+            return
+        self._peers.append(Peers({result.trial_id: own}))
+        for other, pack in self._packs.named.items():
+            if other != name and pack.ready:
+                pack.send(self._peers[-1])
 
     def _dispatch(self) -> None:
         """Give waiting trials to packs, those with free slots first; start packs where there are more than they hold."""

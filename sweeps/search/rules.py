@@ -30,6 +30,16 @@ class StoppingRule(Protocol):
         """Does a trial go on after its evaluation at `step`, which has been entered? Each is judged once."""
 
 
+class RungRule(StoppingRule, Protocol):
+    """A rule that judges at rungs, by how many are better there."""
+
+    def rung(self, trial_id: str, step: int) -> tuple[int, int] | None:
+        """The bracket and the rung that a trial stands at, or has passed; None: before the first, and at the end."""
+
+    def going_on(self, reached: int) -> int:
+        """Of so many that have reached a rung, how many go on: whoever has as many better than itself does not."""
+
+
 class Halving:
     """Successive halving that waits for nobody, by stopping (ASHA, arXiv 1810.05934): at each rung the best `1 / reduction`
     of all that have reached it go on, the best of them always.
@@ -57,6 +67,13 @@ class Halving:
         """The last rung that a trial at `step` has passed or stands at; -1: none."""
         return sum(steps <= step for steps, _ in self._rungs) - 1
 
+    def rung(self, trial_id: str, step: int) -> tuple[int, int] | None:
+        rung = self._rung(step)
+        return (0, rung) if rung >= 0 and step < self._budget else None
+
+    def going_on(self, reached: int) -> int:
+        return max(1, reached // self._reduction)
+
     def enter(self, trial_id: str, step: int, loss: float) -> None:
         rung = self._rung(step)
         if rung > self._reached.get(trial_id, -1):
@@ -70,7 +87,7 @@ class Halving:
             return True
         self._judged.add((trial_id, rung))
         better = sum(loss < losses[trial_id] for loss in losses.values())
-        return better < max(1, len(losses) // self._reduction)
+        return better < self.going_on(len(losses))
 
 
 class HyperBand:
@@ -82,7 +99,7 @@ class HyperBand:
     """
 
     def __init__(self, grace: int, reduction: int, budget: int) -> None:
-        brackets = [Halving(grace, reduction, budget)]
+        self._brackets = brackets = [Halving(grace, reduction, budget)]
         while grace < budget:
             grace *= reduction
             brackets.append(Halving(grace, reduction, budget))
@@ -94,6 +111,14 @@ class HyperBand:
         """That of a trial, `t0007` the eighth."""
         number = int("".join(filter(str.isdigit, trial_id)) or 0)
         return self._round[number % len(self._round)]
+
+    def rung(self, trial_id: str, step: int) -> tuple[int, int] | None:
+        bracket = self.bracket(trial_id)
+        rung = bracket.rung(trial_id, step)
+        return None if rung is None else (self._brackets.index(bracket), rung[1])
+
+    def going_on(self, reached: int) -> int:
+        return self._brackets[0].going_on(reached)
 
     def enter(self, trial_id: str, step: int, loss: float) -> None:
         self.bracket(trial_id).enter(trial_id, step, loss)

@@ -96,6 +96,9 @@ class SchedulerConfig(Config):
     """Steps that every trial gets: but for the median rule a multiple of `train.eval_every`. Left out, 8 or what fits."""
     reduction: Annotated[int, Field(ge=2)] = 2
     """But for the median rule: one in so many goes on from each rung to the next, which is so many times further."""
+    scoring: Literal["all", "sequential"] = "all"
+    """Of the eval rows, those that a trial is scored on at a rung: all, or block by block until it is clear that it is
+    stopped. Whoever goes on is scored on all."""
 
 
 MOST_PACKS: Final = 990
@@ -362,6 +365,9 @@ def _clashes(spec: Spec) -> Iterator[tuple[str, tuple[str, ...], str]]:
         right = f"give a multiple of it, such as {-(-grace // every) * every}"
         message = f"{grace} is between evaluations, which come every {every} steps (train.eval_every); {right}"
         yield "scheduler.grace", ("train.eval_every", "train.steps", "scheduler.name"), message
+    if spec.scheduler.scoring == "sequential" and spec.scheduler.name not in _RUNGS:
+        message = f"{spec.scheduler.name} judges at no rung; give all, or scheduler.name: {', '.join(_RUNGS)}"
+        yield "scheduler.scoring", ("scheduler.name",), message
     if spec.scheduler.name == "bohb" and spec.search.sampler != "tpe":
         right = "give search.sampler: tpe, or scheduler.name: hyperband"
         yield "scheduler.name", ("search.sampler",), f"bohb is HyperBand with configurations of TPE's; {right}"

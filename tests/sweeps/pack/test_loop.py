@@ -18,7 +18,9 @@ from bitlora.engine.engine import Engine
 from bitlora.forward.inject import load_base
 from sweeps.pack.link import Checkpoint, Link
 from sweeps.pack.loop import PackLoop
-from sweeps.pool.messages import Attach, Continue, Detach, Leave, Stop
+from sweeps.pool.messages import Attach, Continue, Detach, Leave, Peers, Stop
+from sweeps.search.rules import Halving
+from sweeps.search.sequential import RowLoss, Rungs
 
 TRIAL = TrialConfig(
     quantizer="ternary",
@@ -114,11 +116,11 @@ def attach(*trials, reported=0, **config):
 def run(tiny_base):
     base = load_base(BaseConfig(model=str(tiny_base), quantization="none"), torch.float64, torch.device("cpu"))
 
-    def run_pack(script, found=None, checkpoint_every=None, slots=2, scores_base=False, tested=3):
-        dataset = Dataset(rows(10, 1), rows(4, 2), rows(tested, 3), None)
+    def run_pack(script, found=None, checkpoint_every=None, slots=2, scores_base=False, tested=3, rungs=None, scored=4):
+        dataset = Dataset(rows(10, 1), rows(scored, 2), rows(tested, 3), None)
         link = Played(script, found)
         link.scores_base = scores_base
-        settings = SimpleNamespace(dataset=dataset, checkpoint_every=checkpoint_every)
+        settings = SimpleNamespace(dataset=dataset, checkpoint_every=checkpoint_every, rungs=rungs)
         engine = Engine(base, slots)
         try:
             PackLoop(settings, engine, link).run()
@@ -340,3 +342,19 @@ def test_a_wave_is_of_those_that_search_and_came_to_a_loss(run, monkeypatch):
         **{(trial, 8): waves[1] for trial in ("a", "b", "confirms")},
         ("late", 4): waves[1],
     }
+
+
+def test_a_trial_that_is_clearly_stopped_at_a_rung_is_scored_on_fewer_rows_there_and_on_all_at_the_end(run):
+    """Another pack's trial is better on each row. Nobody says stop here: it trains on, as one that was not told yet."""
+    peers = Peers({"t9": (4, RowLoss(0.0, (0.0,) * 24))})
+    script = {"at first": [*attach("a"), *attach("c", confirms="a"), peers], ("released", "c", 1): [Stop()]}
+    link = run(script, rungs=Rungs(Halving(4, 2, 8), 24), scored=24)
+    assert [(one.step, one.rows) for one in link.metrics["a"]] == [(4, 8), (8, None)]
+    at_rung = link.metrics["a"][0]
+    assert at_rung.eval_loss == pytest.approx(sum(at_rung.row_losses) / (8 * 3), rel=1e-12)
+    step, loss = link.waves["a", 4]["a"]
+    assert (step, loss, list(loss.rows)) == (4, at_rung.eval_loss, at_rung.row_losses)
+    # Nobody stops one that confirms, and all of its rows are scored.
+    assert [(one.rows, one.row_losses) for one in link.metrics["c"]] == [(None, None)] * 2
+    plain = run({"at first": attach("a"), ("released", "a", 1): [Stop()]}, scored=24)
+    assert link.metrics["a"][1].eval_loss == pytest.approx(plain.metrics["a"][1].eval_loss, rel=1e-12)
