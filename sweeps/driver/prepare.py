@@ -22,7 +22,7 @@ from bitlora.config.trial import TrialConfig, adapter_layers, refused_on_experts
 from bitlora.quantizers.weights import QUANTIZERS
 from sweeps.driver.meanwhile import ReadingBar
 from sweeps.search.bounds import Bounds
-from sweeps.search.earlier import EarlierTrial, Likeness, earlier_trials
+from sweeps.search.sampling.earlier import EarlierTrial, Likeness, earlier_trials
 from sweeps.spec.errors import InputError
 from sweeps.spec.space import extent
 from sweeps.spec.spec import Spec

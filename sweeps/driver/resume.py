@@ -169,7 +169,8 @@ def measured(folder: Path) -> dict[str, Any]:
 
 def finished(spec: Spec, folder: Path) -> int | None:
     """The exit code of a sweep that has ended with all its trials; None: there is something to go on with."""
-    from sweeps.search.study import complete, read_study
+    from sweeps.search.agenda import complete
+    from sweeps.search.study import read_study
 
     try:
         code = int((folder / EXIT_CODE).read_text(encoding="utf-8"))

@@ -2,9 +2,9 @@
 
 What Ray's own OptunaSearch gets wrong is put right here: a pruned trial is told PRUNED and not COMPLETE, so that a
 sampler never mixes budgets; a diverged or failed one is told FAIL and does not stay RUNNING for ever, and of the diverged
-the sampler hears as of trials that violate a constraint (`sweeps.search.study`), since of a FAIL it learns nothing and goes
-there again and again; every result is reported at its own step. The study's journal is the only truth: Tune's checkpoints
-of the searcher stay empty.
+the sampler hears as of trials that violate a constraint (`sweeps.search.sampling.seen`), since of a FAIL it learns nothing
+and goes there again and again; every result is reported at its own step. The study's journal is the only truth: Tune's
+checkpoints of the searcher stay empty.
 
 A sweep that goes on has a new searcher over the same journal. A trial that was interrupted is WAITING in it, one of a
 driver that died is RUNNING: both are the same Optuna trials again, under their own numbers, when they go on.
@@ -17,28 +17,19 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import optuna
-from optuna.trial import BaseTrial, FixedTrial, FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 from ray.tune.search import Searcher
 
 from bitlora.files.record import Status
+from sweeps.search.agenda import SEARCH_ENDED, Agenda
 from sweeps.search.bounds import Bounds
 from sweeps.search.budget import SearchBudget
-from sweeps.search.confirm import REPEATS, most, repeats
-from sweeps.search.earlier import EarlierTrial
-from sweeps.search.metric import METRIC, STEP, finite
-from sweeps.search.study import (
-    DIVERGED,
-    SEARCH_ENDED,
-    Drafts,
-    EndedTrial,
-    open_study,
-    planned,
-    reopen,
-    searching,
-    set_aside,
-    sync,
-)
+from sweeps.search.confirm import REPEATS
+from sweeps.search.metric import METRIC, STEP
+from sweeps.search.open_trials import OpenTrials, name_of
+from sweeps.search.sampling.drafts import Drafts
+from sweeps.search.sampling.earlier import EarlierTrial
+from sweeps.search.study import EndedTrial, open_study, sync
 from sweeps.search.twins import SAME_AS, SETTLED, Firsts, Outcome, Twin, reason_of
 from sweeps.spec import space as spaces
 from sweeps.spec.spec import Spec
@@ -83,29 +74,15 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
     ) -> None:
         super().__init__(metric=metric, mode=mode)
         self._space = spec.search.space
-        self._plan = planned(spec, bounds)
-        """The configurations of the first trials; an axis that is left out is the sampler's."""
-        self._searched = asked = searching(spec)
-        """Trials that search."""
-        if spec.search.sampler == "grid":
-            self._searched = min(asked, len(self._plan))
-        self._fewer = f"only {self._searched} points of the grid fit search.where" if self._searched < asked else ""
-        self._confirm = spec.confirm
-        self._first_seed = spec.search.seed + 1
-        self._repeats: list[dict[str, Any]] | None = None
-        """What is to be confirmed: known when the search has ended."""
-        confirmed = 0 if spec.confirm is None else most(spec.confirm, self._space)
-        self.total = self._searched + confirmed
-        """Trials of the whole sweep; with `confirm`, at most."""
         journal.parent.mkdir(parents=True, exist_ok=True)
         self._journal = journal
         self._study = open_study(spec, journal)
+        self._agenda = Agenda(spec, self._study, bounds)
         drafted = (bounds or earlier) and spec.search.sampler != "grid"
         self._drafts = Drafts(spec, self._study, bounds, earlier) if drafted else None
         self._budget = SearchBudget(spec.search, self._study, clock)
-        self._configure = configure
+        self._trials = OpenTrials(self._study, self._space, configure)
         self._changed = changed
-        self._open: dict[str, optuna.Trial] = {}
         self._suggested: dict[str, dict[str, Any]] = {}
         self._ours: dict[str, str] = {}
         """Tune's id -> ours."""
@@ -118,13 +95,6 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         journal is not written anew for each result."""
         self.ended: dict[str, EndedTrial] = {}
         """How each trial ended that had ended when the journal was opened."""
-        self._count = 0
-        """Trials handed out or ended."""
-        self._confirming = 0
-        """Those of them that confirm."""
-        self._values: dict[str, dict[int, float]] = {}
-        """Open trials, by our id -> the steps of which the study has a value, and that."""
-        self._told: set[str] = set()
         self._firsts = Firsts(essence)
         self._settled: dict[str, Outcome] = {}
         """Of trials that were trained to their end."""
@@ -133,35 +103,24 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         self.twin: Callable[[Twin], object] = bool
         """Told of a trial that is not handed out, since one has ended that is the same; whoever is to know says it here."""
         for trial in self._study.get_trials(deepcopy=False):
-            name = trial.user_attrs.get("trial_id") or _name(trial)
+            name = trial.user_attrs.get("trial_id") or name_of(trial)
             if trial.state.is_finished():
                 status = trial.user_attrs.get("status", "failed")
                 reason = trial.user_attrs.get("reason", "")
-                config, same_as = self._config_of(trial), trial.user_attrs.get(SAME_AS, "")
+                config, same_as = self._trials.config_of(trial), trial.user_attrs.get(SAME_AS, "")
                 self.ended[name] = EndedTrial(status, reason, config, trial.value, same_as)
                 if status in SETTLED and config is not None and not same_as:
                     self._firsts.enter(name, config)
                     self._settled[name] = Outcome(status, reason, trial.value, trial.intermediate_values)
-                self._count += 1
-                self._confirming += REPEATS in trial.user_attrs
+                self._agenda.counted(trial.user_attrs)
             else:
                 self._begun[name] = trial
         self._end_search_if_spent()
 
-    def _config_of(self, trial: FrozenTrial) -> dict[str, Any] | None:
-        try:
-            return self._configure(self._chosen(FixedTrial(trial.params), trial.user_attrs))
-        except ValueError:  # its driver died before all was chosen
-            return None
-
-    def _chosen(self, trial: BaseTrial, attributes: Mapping[str, Any]) -> dict[str, Any]:
-        """What is chosen for a trial: by the sampler, and for one that confirms also by this searcher."""
-        return {**spaces.suggest(trial, self._space), **attributes.get(REPEATS, {})}
-
-    def _config(self, trial_id: str) -> dict[str, Any]:
-        """The whole configuration of an open trial."""
-        trial = self._open[trial_id]
-        return self._configure(self._chosen(trial, trial.user_attrs))
+    @property
+    def total(self) -> int:
+        """Trials of the whole sweep; with `confirm`, at most."""
+        return self._agenda.total
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -191,7 +150,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
     @property
     def left(self) -> int:
         """Trials that are still to be handed out."""
-        return len(self._begun) + max(0, self.total - self._count - len(self._begun))
+        return len(self._begun) + max(0, self.total - self._agenda.count - len(self._begun))
 
     @property
     def begun(self) -> list[str]:
@@ -219,43 +178,34 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
 
     def _next(self) -> str | None:
         """Our id of the next trial, which is open now; else what `suggest` gives."""
-        if ours := self._firsts.next_again(self._open):
+        if ours := self._firsts.next_again(self._trials):
             return ours
         reported = {}
         self._end_search_if_spent()
         if self._begun:
             ours = next(iter(self._begun))
             reported = {"reported": self.reported.get(ours, 0)}
-            self._reopen(ours)
-        elif (searched := self._count - self._confirming) < self._searched:
-            point = self._plan[searched] if searched < len(self._plan) else {}
-            drafts, params = self._drafts, spaces.params(self._space, point)
-            ours = self._ask(params if drafts is None else drafts.propose(point), {})
-        elif self._confirm is None:
-            return str(Searcher.FINISHED)
+            self._take_up(ours)
+        elif (point := self._agenda.point()) is not None:
+            ours = self._ask(self._drafts.propose(point) if self._drafts else spaces.params(self._space, point), {})
+        elif self._agenda.to_be_chosen and self._trials.search:
+            return None
+        elif (repeat := self._agenda.repeat()) is not None:
+            best, seed = repeat
+            ours = self._ask(best.params, {REPEATS: {"seed": seed, "confirms": name_of(best)}})
         else:
-            if self._repeats is None:
-                if any(REPEATS not in trial.user_attrs for trial in self._open.values()):
-                    return None
-                self._repeats = repeats(self._study, self._confirm, self._space, self._first_seed)
-            if self._confirming >= len(self._repeats):
-                return str(Searcher.FINISHED)
-            repeat = self._repeats[self._confirming]
-            best = self._study.trials[repeat["number"]]
-            ours = self._ask(best.params, {REPEATS: {"seed": repeat["seed"], "confirms": _name(best)}})
-            self._confirming += 1
-        self._suggested[ours] = {"trial_id": ours, "config": self._config(ours), **reported}
+            return str(Searcher.FINISHED)
+        self._suggested[ours] = {"trial_id": ours, "config": self._trials.config(ours), **reported}
         return ours
 
     def _end_search_if_spent(self) -> None:
         """Where no more trials are to be asked for that search, though the spec has more, the study is told why."""
         begun = sum(REPEATS not in trial.user_attrs for trial in self._begun.values())
-        searched = self._count - self._confirming + begun
-        spent = self._budget.spent() if searched < self._searched else self._fewer
+        searched = self._agenda.searching + begun
+        spent = self._budget.spent() if searched < self._agenda.searched else self._agenda.fewer
         if not (why := self.why_ended or spent):
             return
-        self.total -= self._searched - searched
-        self._searched = searched
+        self._agenda.end_search(searched)
         if not self.why_ended:
             self._study.set_user_attr(SEARCH_ENDED, why)
             self.ended_early(why)
@@ -274,38 +224,22 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         return True
 
     def _end_as(self, trial_id: str, first: str, came_to: Outcome) -> Twin:
-        trial, reason = self._open[trial_id], reason_of(first, came_to.reason)
+        reason = reason_of(first, came_to.reason)
         if came_to.status in SETTLED:
-            trial.set_user_attr(SAME_AS, first)
-            for step in sorted(came_to.losses.keys() - self._values[trial_id].keys()):
-                trial.report(came_to.losses[step], step)
+            self._trials.report_as(trial_id, first, came_to.losses, SAME_AS)
         self.finish(trial_id, came_to.status, came_to.value, reason)
         return Twin(self._suggested[trial_id], first, came_to.status, reason)
 
     def _ask(self, params: dict[str, Any], attributes: dict[str, Any]) -> str:
-        """A new trial of the study with these parameters; those that are missing are the sampler's."""
-        if params or attributes:
-            self._study.enqueue_trial(params, user_attrs=attributes)
-        trial = self._study.ask()
-        ours = _name(trial)
-        trial.set_user_attr("trial_id", ours)
-        self._open[ours] = trial
-        self._values[ours] = {}
-        self._count += 1
+        ours = self._trials.ask(params, attributes)
+        self._agenda.counted(attributes)
         return ours
 
-    def _reopen(self, trial_id: str) -> None:
+    def _take_up(self, trial_id: str) -> None:
         """Open a trial of the journal again."""
         frozen = self._begun.pop(trial_id)
-        self._open[trial_id] = reopen(self._study, frozen)
-        self._open[trial_id].set_user_attr("trial_id", trial_id)
-        values = self._values[trial_id] = dict(frozen.intermediate_values)
-        for step, loss in self.evaluations.get(trial_id, ()):
-            if step not in values and finite(loss) is not None:
-                self._open[trial_id].report(loss, step)
-                values[step] = loss
-        self._count += 1
-        self._confirming += REPEATS in frozen.user_attrs
+        self._trials.take_up(trial_id, frozen, self.evaluations.get(trial_id, ()))
+        self._agenda.counted(frozen.user_attrs)
 
     def finish_resumed(self, trial_id: str, status: Status, value: float | None, reason: str = "") -> dict[str, Any]:
         """End a trial out of `begun` that needs no more training.
@@ -313,8 +247,8 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         Returns:
             Its configuration.
         """
-        self._reopen(trial_id)
-        config = self._config(trial_id)
+        self._take_up(trial_id)
+        config = self._trials.config(trial_id)
         self._firsts.enter(trial_id, config)
         self.finish(trial_id, status, value, reason)
         return config
@@ -322,14 +256,12 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Report a result to the study: finite ones, each step once."""
         ours = self._ours.get(trial_id, "")
-        trial = self._open.get(ours)
-        if trial is not None and (tokens := result.get("tokens")) is not None:
-            self._budget.trained({ours: tokens})
-        value, step = finite(result.get(self.metric)), result.get(STEP)
-        if trial is None or value is None or step is None or step in self._values[ours]:
+        if ours not in self._trials:
             return
-        trial.report(value, int(step))
-        self._values[ours][int(step)] = value
+        if (tokens := result.get("tokens")) is not None:
+            self._budget.trained({ours: tokens})
+        if (step := result.get(STEP)) is not None:
+            self._trials.report(ours, int(step), result.get(self.metric))
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
         """Tune is done with a trial. How it ended is for `finish` to say: Tune cannot tell pruned from interrupted."""
@@ -350,42 +282,29 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         Raises:
             KeyError: no such trial was ever handed out.
         """
-        if trial_id not in self._open and trial_id not in self._told:
-            raise KeyError(trial_id)
-        trial = self._open.pop(trial_id, None)
-        if trial is None:
+        ended = self._trials.end(trial_id, status, value, reason)
+        if ended is None:
             return []
-        came_to = Outcome(status, reason, value, self._values.pop(trial_id))
-        self._told.add(trial_id)
-        trial.set_user_attr("status", status)
-        if reason:
-            trial.set_user_attr("reason", reason)
-        if status == DIVERGED:
-            trial.set_constraint(DIVERGED, 1.0)
-        if status == "completed" and finite(value) is not None:
-            self._budget.ended(self._study.tell(trial, value))
-        elif status == "interrupted":  # not ended for the study: it goes on when the sweep does
-            set_aside(self._study, trial)
-        else:
-            state = TrialState.PRUNED if status == "pruned" else TrialState.FAIL
-            self._budget.ended(self._study.tell(trial, state=state))
+        came_to, told = ended
+        if told is not None:
+            self._budget.ended(told)
         self._budget.note()
         waiting = [] if status == "failed" else self._firsts.followers(trial_id)
         if status in SETTLED:
             self._settled[trial_id] = came_to
         else:
             self._firsts.forget(trial_id)
-        twins = [self._end_as(twin, trial_id, came_to) for twin in waiting if twin in self._open]
+        twins = [self._end_as(twin, trial_id, came_to) for twin in waiting if twin in self._trials]
         self._changed()
         return twins
 
     def unfinished(self) -> list[dict[str, Any]]:
         """What `suggest` gave for the trials that have not ended, oldest first."""
-        return [self._suggested[trial_id] for trial_id in self._open]
+        return [self._suggested[trial_id] for trial_id in self._trials]
 
     def close(self) -> None:
         """Nothing stays RUNNING: what has not ended is interrupted."""
-        for trial_id in list(self._open):
+        for trial_id in self._trials:
             self.finish(trial_id, "interrupted", None, ABANDONED)
         sync(self._journal)
 
@@ -394,7 +313,3 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing: a new searcher over the same journal goes on."""
-
-
-def _name(trial: optuna.Trial | FrozenTrial) -> str:
-    return f"t{trial.number:04d}"

@@ -59,7 +59,7 @@ def test_the_only_study_of_a_journal_needs_no_name(journal: Path) -> None:
 
 
 def test_an_interrupted_trial_waits_with_all_it_had(journal: Path) -> None:
-    """sweeps.search.searcher.finish: `set_trial_state_values(trial._trial_id, WAITING)` of a trial that RUNs keeps its
+    """sweeps.search.open_trials: `set_trial_state_values(trial._trial_id, WAITING)` of a trial that RUNs keeps its
     parameters, attributes and reported values, for the run of the sweep that goes on with it."""
     trial = _begun(journal)
     trial.set_user_attr("status", "interrupted")
@@ -74,7 +74,7 @@ def test_an_interrupted_trial_waits_with_all_it_had(journal: Path) -> None:
 
 @pytest.mark.parametrize("interrupted", [True, False])
 def test_a_trial_is_taken_up_under_its_own_number(journal: Path, interrupted: bool) -> None:
-    """sweeps.search.searcher._go_on: WAITING or (of a driver that died) still RUNNING, `optuna.Trial(study, _trial_id)` is
+    """sweeps.search.study.reopen: WAITING or (of a driver that died) still RUNNING, `optuna.Trial(study, _trial_id)` is
     the same trial: what was suggested for it is suggested again, and it is told as any other."""
     before = _begun(journal)
     if interrupted:
@@ -104,7 +104,7 @@ def test_ask_takes_whatever_waits(journal: Path) -> None:
 
 
 def test_what_is_queued_comes_next_with_its_attributes(journal: Path) -> None:
-    """sweeps.search.searcher._ask: `enqueue_trial(params, user_attrs=…)` before `ask` makes the next trial: parameters that
+    """sweeps.search.open_trials: `enqueue_trial(params, user_attrs=…)` before `ask` makes the next trial: parameters that
     are left out are the sampler's, attributes are there before anything is suggested, and empty parameters count."""
     study, _ = _study(journal)
     study.enqueue_trial({"rank": 8}, user_attrs={"repeats": {"seed": 7}})
@@ -125,7 +125,7 @@ def test_a_queued_value_outside_its_range_is_used(journal: Path) -> None:
 
 
 def test_how_trials_are_told(journal: Path) -> None:
-    """sweeps.search.searcher.finish: PRUNED has the last reported value, FAIL none. An infinite value would make a
+    """sweeps.search.open_trials: PRUNED has the last reported value, FAIL none. An infinite value would make a
     COMPLETE trial, so it is told FAIL there."""
     study, _ = _study(journal)
     pruned = _begun(journal)
@@ -150,8 +150,8 @@ def test_trials_are_read_without_copies(journal: Path) -> None:
 
 
 def test_a_fixed_trial_says_what_is_missing() -> None:
-    """sweeps.search.searcher._config_of: the configuration of an ended trial is made again through a `FixedTrial`; one
-    whose driver died before all was chosen raises ValueError."""
+    """sweeps.search.open_trials: the configuration of an ended trial is made again through a `FixedTrial`; one whose
+    driver died before all was chosen raises ValueError."""
     fixed = FixedTrial({"rank": 4})
     assert fixed.suggest_categorical("rank", (2, 4)) == 4
     with pytest.raises(ValueError, match="learning_rate"):
@@ -159,7 +159,7 @@ def test_a_fixed_trial_says_what_is_missing() -> None:
 
 
 def test_the_sampler_takes_its_options() -> None:
-    """sweeps.search.study.open_study: TPE over groups of axes that hang on each other, told of trials that still run; its
+    """sweeps.search.sampling.seen: TPE over groups of axes that hang on each other, told of trials that still run; its
     warning that this is experimental is the one that is silenced."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -267,7 +267,7 @@ def test_a_lock_that_leads_nowhere_is_waited_for_without_end(journal: Path) -> N
 
 
 def test_tpe_reads_a_study_by_one_method() -> None:
-    """sweeps.search.study._SeenStudy: all that TPE knows of trials comes through `_get_trials(deepcopy, states, use_cache)`
+    """sweeps.search.sampling.seen: all that TPE knows of trials comes through `_get_trials(deepcopy, states, use_cache)`
     of the study that it is handed, which may stand for the real one."""
     asked: list[object] = []
 
@@ -305,7 +305,7 @@ def test_tpe_reads_a_study_by_one_method() -> None:
 
 
 def test_tpe_leaves_out_the_trial_of_the_number_that_it_samples_for() -> None:
-    """sweeps.search.study._SeenStudy.own: a draft, whose number a trial of the study has too, is shown with another."""
+    """sweeps.search.sampling.seen: a draft, whose number a trial of the study has too, is shown with another."""
     study = optuna.create_study()
     known = {"x": optuna.distributions.FloatDistribution(0.0, 1.0)}
     for number in range(8):

@@ -199,7 +199,7 @@ class Search:
         self._judge = way.judge(table.steps)
         if way.stock:
             sampler = optuna.samplers.TPESampler(seed=seed)
-        else:  # as `sweeps.search.study.open_study`
+        else:  # as `sweeps.search.sampling.seen.SeeingSampler`
             sampler = optuna.samplers.TPESampler(
                 seed=seed, n_startup_trials=4, multivariate=True, group=True, constant_liar=True
             )

@@ -12,7 +12,7 @@ from bitlora.files.record import Record, write_record
 from sweeps.driver import meanwhile
 from sweeps.driver.meanwhile import ReadingBar
 from sweeps.driver.prepare import Prepared, _misses, with_earlier
-from sweeps.search.earlier import EarlierTrial
+from sweeps.search.sampling.earlier import EarlierTrial
 from sweeps.spec.spec import dump_spec, load_spec
 
 SPACE = {

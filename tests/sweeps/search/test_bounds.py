@@ -15,9 +15,10 @@ from ray import cloudpickle
 from ray.tune.search import Searcher
 
 from bitlora.base.info import BaseInfo, LayerShape
+from sweeps.search.agenda import complete
 from sweeps.search.bounds import Bounds
 from sweeps.search.searcher import OptunaSearcher
-from sweeps.search.study import complete, read_study
+from sweeps.search.study import read_study
 from sweeps.spec.spec import Spec
 
 SHAPES = tuple(LayerShape(f"model.layers.{at}.{part}", 100, 50) for at in (0, 1) for part in ("q_proj", "up_proj"))

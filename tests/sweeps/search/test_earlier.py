@@ -18,7 +18,7 @@ from bitlora.base.info import BaseInfo, LayerShape
 from bitlora.config.trial import TrialConfig, trial_config
 from bitlora.files.record import Record, write_record
 from sweeps.search.bounds import Bounds
-from sweeps.search.earlier import EarlierTrial, Likeness, earlier_trials
+from sweeps.search.sampling.earlier import EarlierTrial, Likeness, earlier_trials
 from sweeps.search.searcher import OptunaSearcher
 from sweeps.spec.spec import Spec, dump_spec
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from ray.tune.search import Searcher
 
+from sweeps.search.agenda import complete
 from sweeps.search.searcher import OptunaSearcher
-from sweeps.search.study import complete, read_study
+from sweeps.search.study import read_study
 from sweeps.spec.spec import Spec
 
 

@@ -127,12 +127,12 @@ def test_one_that_waits_and_is_ended_is_not_trained_any_more(tmp_path: Path) -> 
 
 def test_one_that_has_diverged_would_diverge_again(tmp_path: Path) -> None:
     one = listed(tmp_path, 3)
-    one._searched = 2
+    one._agenda.searched = 2
     drain(one)
     twins = one.finish("t0000", "diverged", None, "no better than guessing")
     why = "same configuration as t0000: no better than guessing"
     assert [(twin.status, twin.reason) for twin in twins] == [("diverged", why)]
-    one._searched = 3
+    one._agenda.searched = 3
     assert drain(one) == []
     assert [trial.state for trial in trials(tmp_path)] == 3 * [TrialState.FAIL]
 

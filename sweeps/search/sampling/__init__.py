@@ -1,0 +1,1 @@
+"""What is tried next: samplers, what they know, and suggestions before they are trials."""

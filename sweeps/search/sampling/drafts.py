@@ -1,0 +1,72 @@
+"""Suggestions that are looked at before they are trials."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from random import Random
+from typing import Any, Final
+
+import optuna
+from optuna.trial import TrialState
+
+from sweeps.search.bounds import Bounds
+from sweeps.search.sampling.earlier import EarlierTrial
+from sweeps.search.sampling.samplers import make_sampler
+from sweeps.spec import space as spaces
+from sweeps.spec.spec import Spec
+
+MISSES: Final = 50
+"""So many suggestions in a row may be beyond `search.where`; then one that fits is drawn from the space itself."""
+
+
+class Drafts:
+    """What a sampler proposes, to be looked at before it is a trial of the study: what is refused is none, and is nowhere
+    in the journal.
+
+    It stands in a study of its own in memory, with trials of earlier sweeps, which are none of this one either. The sampler
+    sees all: the study's trials, those, and of the drafts those that were refused, as pruned ones that violate constraints.
+    A sweep that goes on knows no draft any more, and learns that anew.
+    """
+
+    def __init__(self, spec: Spec, study: optuna.Study, bounds: Bounds | None, earlier: Sequence[EarlierTrial]) -> None:
+        self._space, self._bounds = spec.search.space, bounds
+        self._chance = Random(spec.search.seed + len(study.trials))
+        self.refused = 0
+        """Suggestions that were beyond the bounds."""
+        self._study = optuna.create_study(direction="minimize")
+        self._study.sampler = optuna.samplers.RandomSampler()
+        for one in earlier:
+            draft = self._ask(one.chosen)
+            spaces.suggest(draft, self._space)
+            self._study.tell(draft, one.eval_loss)
+        self._study.sampler = make_sampler(spec, study, self._study)
+        study.sampler = optuna.samplers.RandomSampler()  # whose trials are given all their parameters
+
+    def propose(self, planned: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters of a trial within the bounds.
+
+        Args:
+            planned: values of some axes; the sampler chooses the others.
+        """
+        for _ in range(MISSES):
+            draft = self._ask(planned)
+            chosen = spaces.suggest(draft, self._space)
+            if self._bounds is None or not (over := self._bounds.over(chosen)):
+                return self._take(draft)
+            for name, much in over.items():
+                draft.set_constraint(name, much)
+            self._study.tell(draft, state=TrialState.PRUNED)
+            self.refused += 1
+        assert self._bounds is not None
+        draft = self._ask({**planned, **self._bounds.fitting(planned, self._chance)})
+        spaces.suggest(draft, self._space)
+        return self._take(draft)
+
+    def _take(self, draft: optuna.Trial) -> dict[str, Any]:
+        self._study.tell(draft, state=TrialState.FAIL)  # of a draft nothing is learned: it is a trial of the study now
+        return draft.params
+
+    def _ask(self, planned: Mapping[str, Any]) -> optuna.Trial:
+        if params := spaces.params(self._space, planned):
+            self._study.enqueue_trial(params)
+        return self._study.ask()
