@@ -9,6 +9,7 @@ import os
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any, Final
 
 import ray
@@ -307,7 +308,8 @@ class _Search:
         left = searcher.left
         if left:
             pool.start.remote()
-        scheduler = make_scheduler(spec, self._budget, past=past.curves)
+        sizes = cache(lambda trial_id: self._prepared.bytes(searcher.config(trial_id)))
+        scheduler = make_scheduler(spec, self._budget, past.curves, sizes)
         with (
             Display(
                 console, heartbeat, pool, list(spec.search.space), searcher.total, past.best, searcher.total - left

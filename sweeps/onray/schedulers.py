@@ -8,20 +8,22 @@ from typing import Any
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from sweeps.search.metric import METRIC, STEP, finite
-from sweeps.search.rules import StoppingRule, Wave, make_rule
+from sweeps.search.rules import SizeOf, StoppingRule, Wave, alike, make_rule
 from sweeps.spec.spec import Spec
 
 Past = Mapping[str, Sequence[tuple[int, float]]]
 """Our id -> (step, eval loss) of each evaluation."""
 
 
-def make_scheduler(spec: Spec, max_steps: int, past: Past | None = None) -> WaveScheduler:
+def make_scheduler(spec: Spec, max_steps: int, past: Past | None = None, size: SizeOf = alike) -> WaveScheduler:
     """The scheduler of a sweep whose full trials take `max_steps` optimizer steps.
 
     Args:
         past: what trials that search have reported before this scheduler came, whether they go on or not.
+        size: of each adapter; counts where bytes are an objective.
     """
-    scheduler = WaveScheduler(make_rule(spec.scheduler, max_steps))
+    size = size if "bytes" in spec.search.objectives else alike
+    scheduler = WaveScheduler(make_rule(spec.scheduler, max_steps, size))
     for trial_id, curve in (past or {}).items():
         for step, loss in curve:
             scheduler.recall(trial_id, step, loss)

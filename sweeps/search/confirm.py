@@ -10,6 +10,7 @@ from typing import Any, Final
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from sweeps.search.metric import at_least_as_good
 from sweeps.search.twins import SAME_AS
 from sweeps.spec.confirm import ConfirmConfig
 from sweeps.spec.space import Choices, Space
@@ -27,9 +28,10 @@ def most(confirm: ConfirmConfig, space: Space) -> int:
 def repeats(study: optuna.Study, confirm: ConfirmConfig, space: Space, first_seed: int) -> list[dict[str, Any]]:
     """What is run again to confirm the search: the number of a trial, and a seed that the search has not used.
 
-    The best are those with the lowest mean over their seeds. All repeats on one seed stand together, so that after an
-    interruption each of the best was tried on as many seeds as the others. A trial that has another's result is not beside
-    it, unless it stands for another value of `confirm.by`.
+    The best are those with the lowest mean over their seeds; of two objectives the front, and where that has more than are
+    asked for, as many of it as lie evenly from one end to the other. All repeats on one seed stand together, so that after
+    an interruption each of the best was tried on as many seeds as the others. A trial that has another's result is not
+    beside it, unless it stands for another value of `confirm.by`.
     """
     trials = study.get_trials(deepcopy=False)
     searched = [t for t in trials if REPEATS not in t.user_attrs]
@@ -40,9 +42,11 @@ def repeats(study: optuna.Study, confirm: ConfirmConfig, space: Space, first_see
 
     groups: dict[str, list[FrozenTrial]] = {}
     for trial in searched:
-        if trial.state == TrialState.COMPLETE and trial.value is not None and beside(trial):
+        if trial.state == TrialState.COMPLETE and trial.values and beside(trial):
             groups.setdefault(repr(sorted((k, v) for k, v in trial.params.items() if k != "seed")), []).append(trial)
-    best = sorted(groups.values(), key=lambda group: (fmean(t.value or 0.0 for t in group), group[0].number))
+    best = sorted(groups.values(), key=lambda group: (_means(group), group[0].number))
+    if len(study.directions) > 1:
+        best = _along_front(best, confirm.top)
     taken: Counter[Any] = Counter()
     chosen = []
     for group in best:
@@ -53,3 +57,19 @@ def repeats(study: optuna.Study, confirm: ConfirmConfig, space: Space, first_see
     used = {t.params.get("seed") for t in searched}
     seeds = islice((seed for seed in count(first_seed) if seed not in used), confirm.seeds)
     return [{"number": number, "seed": seed} for seed in seeds for number in chosen]
+
+
+def _means(group: list[FrozenTrial]) -> list[float]:
+    """Of each objective, over the seeds of a configuration."""
+    return [fmean(values) for values in zip(*(trial.values for trial in group), strict=True)]
+
+
+def _along_front(groups: list[list[FrozenTrial]], most: int) -> list[list[FrozenTrial]]:
+    """Of configurations by their loss, those that no other is as good as in each objective; at most so many, evenly."""
+    front: list[list[FrozenTrial]] = []
+    for group in groups:
+        if not any(at_least_as_good(_means(better), _means(group)) for better in front):
+            front.append(group)
+    if len(front) <= most:
+        return front
+    return [front[round(place * (len(front) - 1) / max(1, most - 1))] for place in range(most)]

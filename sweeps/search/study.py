@@ -44,9 +44,9 @@ class EndedTrial:
 def open_study(spec: Spec, journal: Path) -> optuna.Study:
     """The study in `journal`, made if there is none, with the sampler that the spec asks for."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
-        storage=_storage(journal), study_name=spec.name, direction="minimize", load_if_exists=True
-    )
+    directions = ["minimize"] * len(spec.search.objectives)
+    storage = _storage(journal)
+    study = optuna.create_study(storage=storage, study_name=spec.name, directions=directions, load_if_exists=True)
     study.sampler = make_sampler(spec, study)
     return study
 

@@ -1,16 +1,21 @@
-"""What is wrong with an adapter whose values are right each by itself, whichever of them the space or the spec has."""
+"""What is wrong with values that are right each by itself: of an adapter, in the spec or its space, and of judging."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from bitlora.config.sections import AdapterConfig
 from bitlora.config.targets import pattern
 from sweeps.spec import space as spaces
 
+if TYPE_CHECKING:
+    from sweeps.spec.spec import Spec
+
 Clash = tuple[str, tuple[str, ...], str]
 """Key, the other keys involved, and what is wrong."""
+RUNGS: Final = ("asha", "hyperband", "bohb")
+"""Schedulers that judge at rungs, where there must be an evaluation."""
 
 ONLY: Final[tuple[tuple[str, Any, str, Any, str], ...]] = (
     ("dora", True, "activations", "full",
@@ -53,3 +58,24 @@ def _possible(adapter: AdapterConfig, space: spaces.Space, axis: str) -> set[Any
 def _key(space: spaces.Space, axis: str) -> str:
     """Where the spec says what an axis of the adapter may be."""
     return f"search.space.{axis}" if axis in space else f"adapter.{axis}"
+
+
+def judging_clashes(spec: Spec) -> Iterator[Clash]:
+    """What does not go with scoring until it is known who is stopped, or with a front."""
+    scheduler, rungs = spec.scheduler, ", ".join(RUNGS)
+    if scheduler.scoring == "sequential" and scheduler.name not in RUNGS:
+        message = f"scheduler.name {scheduler.name} judges at no rung; give all, or one of {rungs}"
+        yield "scheduler.scoring", ("scheduler.name",), message
+    if len(spec.search.objectives) < 2:
+        return
+    front = "search.objectives: [loss, bytes]"
+    if scheduler.name not in (*RUNGS, "none"):
+        yield (
+            "scheduler.name",
+            ("search.objectives",),
+            f"{scheduler.name} does not go with {front}; give {rungs} or none",
+        )
+    if scheduler.scoring == "sequential" and scheduler.name in RUNGS:
+        yield "scheduler.scoring", ("search.objectives",), f"sequential does not go with {front}; give all"
+    if spec.confirm is not None and spec.confirm.by is not None:
+        yield "confirm.by", ("search.objectives",), f"with {front} the front is confirmed; leave it out"

@@ -31,7 +31,7 @@ from bitlora.config.sections import (
 from bitlora.config.trial import AXES
 from sweeps.spec import space as spaces
 from sweeps.spec.bounds import WhereConfig
-from sweeps.spec.clashes import adapter_clashes
+from sweeps.spec.clashes import RUNGS, adapter_clashes, judging_clashes
 from sweeps.spec.confirm import ConfirmConfig
 from sweeps.spec.draft import Draft, yaml
 from sweeps.spec.errors import SpecError
@@ -40,8 +40,6 @@ from sweeps.spec.space import Problem, Space
 
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
 _CLONES: Final = ("pbt", "pb2")
-_RUNGS: Final = ("asha", "hyperband", "bohb")
-"""Schedulers that judge at rungs, where there must be an evaluation."""
 
 
 def _space(value: Any) -> Space:
@@ -52,6 +50,12 @@ def _space(value: Any) -> Space:
     if problems:
         raise ValueError("; ".join(f"{'.'.join(map(str, path))}: {message}" for path, message in problems))
     return space
+
+
+def _objectives(names: list[str]) -> list[str]:
+    if names not in (["loss"], ["loss", "bytes"]):
+        raise ValueError(f"found {show(names)}; give [loss] or [loss, bytes]")
+    return names
 
 
 class SearchConfig(Config):
@@ -83,6 +87,9 @@ class SearchConfig(Config):
     """When so many trials in a row have ended without a new best at full budget, no new one is asked for."""
     where: WhereConfig | None = None
     """null: whatever the space has."""
+    objectives: Annotated[list[Literal["loss", "bytes"]], AfterValidator(_objectives)] = Field(default=["loss"])
+    """What is to be small: the eval loss, or `[loss, bytes]`, the adapter's bytes as packed too. Then the answer is a
+    front: the trials that no other is as good as in both."""
 
 
 class SchedulerConfig(Config):
@@ -361,16 +368,14 @@ def _clashes(spec: Spec) -> Iterator[tuple[str, tuple[str, ...], str]]:
     if spec.scheduler.name != "none" and steps is not None and grace > steps:
         others = ("train.steps", "scheduler.name")
         yield "scheduler.grace", others, f"{grace} is more than train.steps {steps}; give at most {steps}"
-    elif spec.scheduler.name in _RUNGS and every != "epoch" and grace % every:
+    elif spec.scheduler.name in RUNGS and every != "epoch" and grace % every:
         right = f"give a multiple of it, such as {-(-grace // every) * every}"
         message = f"{grace} is between evaluations, which come every {every} steps (train.eval_every); {right}"
         yield "scheduler.grace", ("train.eval_every", "train.steps", "scheduler.name"), message
-    if spec.scheduler.scoring == "sequential" and spec.scheduler.name not in _RUNGS:
-        message = f"{spec.scheduler.name} judges at no rung; give all, or scheduler.name: {', '.join(_RUNGS)}"
-        yield "scheduler.scoring", ("scheduler.name",), message
     if spec.scheduler.name == "bohb" and spec.search.sampler != "tpe":
         right = "give search.sampler: tpe, or scheduler.name: hyperband"
         yield "scheduler.name", ("search.sampler",), f"bohb is HyperBand with configurations of TPE's; {right}"
+    yield from judging_clashes(spec)
     if spec.search.from_ and spec.search.sampler != "tpe":
         message = f"sampler {spec.search.sampler} models nothing, so that it learns nothing of earlier sweeps"
         yield "search.from", ("search.sampler",), f"{message}; give search.sampler: tpe, or leave it out"

