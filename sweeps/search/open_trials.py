@@ -136,9 +136,9 @@ class OpenTrials:
             trial.set_user_attr("reason", reason)
         if status == DIVERGED:
             trial.set_constraint(DIVERGED, 1.0)
-        if status == "completed" and finite(value) is not None:
+        if status == "completed" and (loss := finite(value)) is not None:
             size = [] if self._size is None else [self._size(self._chosen(trial, trial.user_attrs))]
-            return came_to, self._study.tell(trial, [value, *size])
+            return came_to, self._study.tell(trial, [loss, *size])
         if status == "interrupted":  # it goes on when the sweep does
             set_aside(self._study, trial)
             return came_to, None

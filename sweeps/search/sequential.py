@@ -12,7 +12,6 @@ at it. (W. G. Cochran, Sampling Techniques, 1977, sections 2.5 and 2.8.)
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import accumulate, pairwise
@@ -60,21 +59,25 @@ class RowLoss(float):
 
     def _over_common_rows(self, other: float) -> tuple[float, float]:
         if not isinstance(other, RowLoss):
-            return float(self), other
+            return float(self), float(other)
         last = min(len(self.rows), len(other.rows)) - 1
         return self.sums[last], other.sums[last]
 
     def __lt__(self, other: float) -> bool:
-        return operator.lt(*self._over_common_rows(other))
+        own, theirs = self._over_common_rows(other)
+        return own < theirs
 
     def __le__(self, other: float) -> bool:
-        return operator.le(*self._over_common_rows(other))
+        own, theirs = self._over_common_rows(other)
+        return own <= theirs
 
     def __gt__(self, other: float) -> bool:
-        return operator.gt(*self._over_common_rows(other))
+        own, theirs = self._over_common_rows(other)
+        return own > theirs
 
     def __ge__(self, other: float) -> bool:
-        return operator.ge(*self._over_common_rows(other))
+        own, theirs = self._over_common_rows(other)
+        return own >= theirs
 
 
 def scoring_order(rows: int) -> npt.NDArray[np.int64]:

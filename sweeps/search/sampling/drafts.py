@@ -7,6 +7,7 @@ from random import Random
 from typing import Any, Final
 
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from sweeps.search.bounds import Bounds
@@ -34,7 +35,7 @@ class Drafts:
         self.refused = 0
         """Suggestions that were beyond the bounds."""
         objectives = spec.search.objectives
-        self._study = optuna.create_study(directions=["minimize"] * len(objectives))
+        self._study = optuna.create_study(directions=[StudyDirection.MINIMIZE for _ in objectives])
         self._study.sampler = optuna.samplers.RandomSampler()
         for one in earlier:
             draft = self._ask(one.chosen)
