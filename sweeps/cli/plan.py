@@ -16,7 +16,8 @@ from bitlora.config.trial import TrialConfig
 from bitlora.quantizers.weights import Granularity, Quantizer
 from sweeps.driver.prepare import Prepared, possible_values
 from sweeps.search.bounds import SHAPE, Bounds
-from sweeps.spec.spec import PacksConfig, Spec
+from sweeps.spec.keys.resources import PacksConfig
+from sweeps.spec.spec import Spec
 
 
 @dataclass(frozen=True, slots=True)

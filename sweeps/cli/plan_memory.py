@@ -11,7 +11,8 @@ from bitlora.data.batches import batch_rows
 from sweeps.driver.prepare import Prepared
 from sweeps.driver.resources import SLOTS
 from sweeps.spec import space as spaces
-from sweeps.spec.spec import PacksConfig, Spec
+from sweeps.spec.keys.resources import PacksConfig
+from sweeps.spec.spec import Spec
 
 if TYPE_CHECKING:
     import torch

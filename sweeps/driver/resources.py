@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from sweeps.onray.cluster import HEAD, Growth
 from sweeps.spec.errors import InputError
-from sweeps.spec.spec import MOST_PACKS, PacksConfig, Spec
+from sweeps.spec.keys.resources import MOST_PACKS, PacksConfig
+from sweeps.spec.spec import Spec
 
 SLOTS: Final = {"cpu": 4, "gpu": 8}
 """The most that `slots: auto` gives, where memory has room for them: on a CPU arithmetic is the limit then."""

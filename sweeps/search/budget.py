@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sweeps.search.confirm import REPEATS
 from sweeps.search.metric import at_least_as_good
-from sweeps.spec.spec import SearchConfig
+from sweeps.spec.keys.search import SearchConfig
 
 SPENT: Final = "search_seconds"
 """Attribute of a study: how long its sweep has searched so far, in all runs of it."""

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sweeps.search.metric import at_least_as_good
 from sweeps.search.twins import SAME_AS
-from sweeps.spec.confirm import ConfirmConfig
+from sweeps.spec.keys.confirm import ConfirmConfig
 from sweeps.spec.space import Choices, Space
 
 REPEATS: Final = "repeats"

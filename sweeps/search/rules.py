@@ -12,7 +12,7 @@ from statistics import fmean, median
 from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
-    from sweeps.spec.spec import SchedulerConfig
+    from sweeps.spec.keys.scheduler import SchedulerConfig
 
 Wave = Mapping[str, tuple[int, float]]
 """Trials that were evaluated together: our id -> step and eval loss, which is finite."""

@@ -24,7 +24,7 @@ from sweeps.search.rules import Halving, HyperBand, RungRule, Wave, make_rule
 
 if TYPE_CHECKING:
     from bitlora.files.record import Metrics
-    from sweeps.spec.spec import SchedulerConfig
+    from sweeps.spec.keys.scheduler import SchedulerConfig
 
 ERROR: Final = 0.05
 """The chance that a pair of trials is the other way round on all rows, of one that was called clear."""

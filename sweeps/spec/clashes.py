@@ -1,21 +1,21 @@
-"""What is wrong with values that are right each by itself: of an adapter, in the spec or its space, and of judging."""
+"""What is wrong with values that are right each by itself, whichever of them the space or the spec has."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from bitlora.config.sections import AdapterConfig
+from bitlora.config.explain import nearest, show
+from bitlora.config.sections import AdapterConfig, BaseConfig, TrainConfig
 from bitlora.config.targets import pattern
 from sweeps.spec import space as spaces
-
-if TYPE_CHECKING:
-    from sweeps.spec.spec import Spec
+from sweeps.spec.keys.confirm import ConfirmConfig
+from sweeps.spec.keys.resources import PacksConfig, ResourcesConfig
+from sweeps.spec.keys.scheduler import SchedulerConfig
+from sweeps.spec.keys.search import SearchConfig
 
 Clash = tuple[str, tuple[str, ...], str]
 """Key, the other keys involved, and what is wrong."""
-RUNGS: Final = ("asha", "hyperband", "bohb")
-"""Schedulers that judge at rungs, where there must be an evaluation."""
 
 ONLY: Final[tuple[tuple[str, Any, str, Any, str], ...]] = (
     ("dora", True, "activations", "full",
@@ -29,6 +29,19 @@ ONLY: Final[tuple[tuple[str, Any, str, Any, str], ...]] = (
     ("init", "pissa", "dora", False, "the norms of a base without its principal components are not computed"),
 )  # fmt: skip
 """A value of an axis, another axis, its one value that goes with it, and why."""
+
+_RUNGS: Final = ("asha", "hyperband", "bohb")
+"""Schedulers that judge at rungs, where there must be an evaluation."""
+
+
+def base_clashes(base: BaseConfig, train: TrainConfig) -> Iterator[Clash]:
+    """What options of `base` do not go together."""
+    if train.dtype == "float64" and base.quantization != "none":
+        yield "train.dtype", ("base.quantization",), "float64 needs base.quantization: none"
+    if base.quantization == "none" and (base.quantized_as != "none" or base.cache is True):
+        key = "double_quantization" if base.double_quantization else "quant_storage"
+        key = "cache" if base.cache is True else key
+        yield f"base.{key}", ("base.quantization",), "an option of base.quantization: nf4, which is none"
 
 
 def adapter_clashes(adapter: AdapterConfig, space: spaces.Space) -> Iterator[Clash]:
@@ -50,6 +63,84 @@ def adapter_clashes(adapter: AdapterConfig, space: spaces.Space) -> Iterator[Cla
         yield _key(space, "init"), (_key(space, "rank"), _key(space, "rank_pattern")), message
 
 
+def search_clashes(search: SearchConfig, train: TrainConfig, confirm: ConfirmConfig | None) -> Iterator[Clash]:
+    """What of `search` does not go with itself, or with what is trained and confirmed."""
+    space, first = search.space, search.first
+    if "batch_size" in space and (train.epochs is not None or train.eval_every == "epoch"):
+        message = "with epochs, trials of different batch size take different steps; count in steps instead"
+        yield "search.space.batch_size", ("train.epochs", "train.eval_every"), message
+    by = confirm.by if confirm is not None else None
+    if by is not None and not isinstance(space.get(by), spaces.Choices):
+        lists = [axis for axis, domain in space.items() if isinstance(domain, spaces.Choices)]
+        right = f"an axis of search.space that is a list{nearest(by, lists)}"
+        yield "confirm.by", ("search.space",), f"found {show(by)}; give {right}"
+    if search.from_ and search.sampler != "tpe":
+        message = f"sampler {search.sampler} models nothing, so that it learns nothing of earlier sweeps"
+        yield "search.from", ("search.sampler",), f"{message}; give search.sampler: tpe, or leave it out"
+    if len(first) > search.trials:
+        yield "search.first", ("search.trials",), f"more configurations than search.trials {search.trials}"
+    if search.sampler == "grid":
+        for axis in spaces.endless(space):
+            right = "give it a step or a list, or take another search.sampler"
+            yield f"search.space.{axis}", ("search.sampler",), f"a grid cannot list a range; {right}"
+        if not spaces.endless(space):
+            try:
+                spaces.grid(space)
+            except ValueError as error:
+                yield "search.space", ("search.sampler",), f"{error}; take another search.sampler"
+
+
+def budget_clashes(train: TrainConfig, scheduler: SchedulerConfig, search: SearchConfig) -> Iterator[Clash]:
+    """What does not go together of how long trials train, when they are judged, and by whom."""
+    steps, every, grace = train.steps, train.eval_every, scheduler.grace
+    if steps is not None and every != "epoch" and every > steps:
+        yield "train.eval_every", ("train.steps",), f"{every} is more than train.steps {steps}; give at most {steps}"
+    if scheduler.name != "none" and steps is not None and grace > steps:
+        others = ("train.steps", "scheduler.name")
+        yield "scheduler.grace", others, f"{grace} is more than train.steps {steps}; give at most {steps}"
+    elif scheduler.name in _RUNGS and every != "epoch" and grace % every:
+        right = f"give a multiple of it, such as {-(-grace // every) * every}"
+        message = f"{grace} is between evaluations, which come every {every} steps (train.eval_every); {right}"
+        yield "scheduler.grace", ("train.eval_every", "train.steps", "scheduler.name"), message
+    if scheduler.name == "bohb" and search.sampler != "tpe":
+        right = "give search.sampler: tpe, or scheduler.name: hyperband"
+        yield "scheduler.name", ("search.sampler",), f"bohb is HyperBand with configurations of TPE's; {right}"
+
+
+def judging_clashes(scheduler: SchedulerConfig, search: SearchConfig, confirm: ConfirmConfig | None) -> Iterator[Clash]:
+    """What does not go with scoring until it is known who is stopped, or with a front."""
+    rungs = ", ".join(_RUNGS)
+    if scheduler.scoring == "sequential" and scheduler.name not in _RUNGS:
+        message = f"scheduler.name {scheduler.name} judges at no rung; give all, or one of {rungs}"
+        yield "scheduler.scoring", ("scheduler.name",), message
+    if len(search.objectives) < 2:
+        return
+    front = "search.objectives: [loss, bytes]"
+    if scheduler.name not in (*_RUNGS, "none"):
+        message = f"{scheduler.name} does not go with {front}; give {rungs} or none"
+        yield "scheduler.name", ("search.objectives",), message
+    if scheduler.scoring == "sequential" and scheduler.name in _RUNGS:
+        yield "scheduler.scoring", ("search.objectives",), f"sequential does not go with {front}; give all"
+    if confirm is not None and confirm.by is not None:
+        yield "confirm.by", ("search.objectives",), f"with {front} the front is confirmed; leave it out"
+
+
+def resource_clashes(resources: ResourcesConfig) -> Iterator[Clash]:
+    """What of `resources` does not go together."""
+    packs, workers, gpus = resources.packs, resources.workers_per_pack, resources.gpus_per_worker
+    if isinstance(packs, PacksConfig) and packs.min > packs.max:
+        message = f"{packs.min} is more than resources.packs.max {packs.max}; give at most {packs.max}"
+        yield "resources.packs.min", ("resources.packs.max",), message
+    if gpus != "auto" and gpus > 1:
+        message = "an adapter's weights are one vector on one device, so a base cannot be spread over GPUs"
+        right = "give 1, with base.quantization: nf4 or train.gradient_checkpointing: true for a large base"
+        yield "resources.gpus_per_worker", (), f"{message}; {right}"
+    elif gpus != "auto" and 0 < gpus < 1 < workers:
+        message = f"{workers} workers of a pack cannot share a GPU: NCCL wants one for each"
+        right = "give 1, or resources.workers_per_pack: 1"
+        yield "resources.gpus_per_worker", ("resources.workers_per_pack",), f"{message}; {right}"
+
+
 def _possible(adapter: AdapterConfig, space: spaces.Space, axis: str) -> set[Any]:
     domain = space.get(axis)
     return {getattr(adapter, axis)} if domain is None else spaces.extent(domain)
@@ -58,24 +149,3 @@ def _possible(adapter: AdapterConfig, space: spaces.Space, axis: str) -> set[Any
 def _key(space: spaces.Space, axis: str) -> str:
     """Where the spec says what an axis of the adapter may be."""
     return f"search.space.{axis}" if axis in space else f"adapter.{axis}"
-
-
-def judging_clashes(spec: Spec) -> Iterator[Clash]:
-    """What does not go with scoring until it is known who is stopped, or with a front."""
-    scheduler, rungs = spec.scheduler, ", ".join(RUNGS)
-    if scheduler.scoring == "sequential" and scheduler.name not in RUNGS:
-        message = f"scheduler.name {scheduler.name} judges at no rung; give all, or one of {rungs}"
-        yield "scheduler.scoring", ("scheduler.name",), message
-    if len(spec.search.objectives) < 2:
-        return
-    front = "search.objectives: [loss, bytes]"
-    if scheduler.name not in (*RUNGS, "none"):
-        yield (
-            "scheduler.name",
-            ("search.objectives",),
-            f"{scheduler.name} does not go with {front}; give {rungs} or none",
-        )
-    if scheduler.scoring == "sequential" and scheduler.name in RUNGS:
-        yield "scheduler.scoring", ("search.objectives",), f"sequential does not go with {front}; give all"
-    if spec.confirm is not None and spec.confirm.by is not None:
-        yield "confirm.by", ("search.objectives",), f"with {front} the front is confirmed; leave it out"

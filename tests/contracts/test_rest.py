@@ -271,7 +271,7 @@ def test_kinds_of_errors(key: str, value: Any, kind: str, ctx: dict[str, Any]) -
 
 def test_errors_of_unions_choices_and_validators() -> None:
     """bitlora.config.explain.explain: choices in quotes in `ctx["expected"]`, our own words in `ctx["error"]`;
-    sweeps.spec.spec: an error for each member of a union, its name behind the key."""
+    sweeps.spec.validate: an error for each member of a union, its name behind the key."""
     errors = _errors(either="epohc")
     assert {error["type"] for error in errors} == {"int_type", "literal_error"}
     assert all(error["loc"][0] == "either" and len(error["loc"]) == 2 for error in errors)
@@ -282,7 +282,7 @@ def test_errors_of_unions_choices_and_validators() -> None:
 
 
 def test_errors_of_keys() -> None:
-    """sweeps.spec.spec._message: unknown, missing, and keys that are no text."""
+    """sweeps.spec.validate._message: unknown, missing, and keys that are no text."""
 
     class Needs(BaseModel):
         name: str

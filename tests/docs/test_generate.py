@@ -13,7 +13,8 @@ from pydantic import Field
 
 from bitlora.config.trial import AXES
 from bitlora.quantizers.weights import QUANTIZERS
-from sweeps.spec.spec import Spec, _keys
+from sweeps.spec.spec import Spec
+from sweeps.spec.validate import dotted_keys
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,13 +72,13 @@ def tables(text: str) -> dict[str, dict[str, list[str]]]:
 
 def test_every_key_of_a_spec_has_its_line_and_a_meaning(docs):
     found = tables(docs.keys())
-    for key in _keys(Spec):
+    for key in dotted_keys(Spec):
         section, _, name = key.rpartition(".")
         value, default, meaning = found[section or "The file"][name]
         assert value
         assert default or value == "a mapping", key
         assert meaning.endswith("."), f"{key}: a docstring under the field, please"
-    assert sum(map(len, found.values())) == len(list(_keys(Spec)))
+    assert sum(map(len, found.values())) == len(list(dotted_keys(Spec)))
 
 
 def test_defaults_are_those_that_a_spec_gets(docs):

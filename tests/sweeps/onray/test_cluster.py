@@ -7,7 +7,7 @@ import pytest
 from sweeps.driver.resources import pack_limits, worker_resources
 from sweeps.onray.cluster import Growth, offered
 from sweeps.spec.errors import InputError
-from sweeps.spec.spec import ResourcesConfig
+from sweeps.spec.keys.resources import ResourcesConfig
 
 SPOT = {"CPU": 16.0, "GPU": 4.0, "memory": 1e9}
 ON_DEMAND = {"CPU": 4.0, "GPU": 1.0}

@@ -19,7 +19,7 @@ from sweeps.search.sequential import (
     make_rungs,
     scoring_order,
 )
-from sweeps.spec.spec import SchedulerConfig
+from sweeps.spec.keys.scheduler import SchedulerConfig
 
 ROWS = 48
 

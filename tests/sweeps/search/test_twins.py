@@ -12,7 +12,8 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
 from sweeps.search.searcher import OptunaSearcher
-from sweeps.spec.spec import ConfirmConfig, Spec
+from sweeps.spec.keys.confirm import ConfirmConfig
+from sweeps.spec.spec import Spec
 
 
 def spec(**search: Any) -> Spec:

@@ -1,0 +1,25 @@
+"""The key `scheduler` of a spec: which trials are stopped before their budget."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from bitlora.config.sections import Config, Positive
+
+
+class SchedulerConfig(Config):
+    """Which trials are stopped before their budget."""
+
+    name: Literal["asha", "hyperband", "bohb", "median", "none"] = "asha"
+    """ASHA (arXiv 1810.05934); HyperBand (arXiv 1603.06560), in brackets of which each judges later than the one before;
+    BOHB (arXiv 1807.01774), which is HyperBand under `search.sampler: tpe`; the median stopping rule; or nobody is stopped.
+    Whichever it is, all that were evaluated together are known before one of them is judged."""
+    grace: Positive = 8
+    """Steps that every trial gets: but for the median rule a multiple of `train.eval_every`. Left out, 8 or what fits."""
+    reduction: Annotated[int, Field(ge=2)] = 2
+    """But for the median rule: one in so many goes on from each rung to the next, which is so many times further."""
+    scoring: Literal["all", "sequential"] = "all"
+    """On which of the eval rows a trial is scored at a rung: on all, or block by block until it is clear that it is stopped.
+    Whoever goes on is scored on all."""
