@@ -21,5 +21,5 @@ class SchedulerConfig(Config):
     reduction: Annotated[int, Field(ge=2)] = 2
     """But for the median rule: one in so many goes on from each rung to the next, which is so many times further."""
     scoring: Literal["all", "sequential"] = "all"
-    """On which of the eval rows a trial is scored at a rung: on all, or block by block until it is clear that it is stopped.
+    """On which of the eval rows a trial is scored at a rung: all, or block by block until it is clear that it is stopped.
     Whoever goes on is scored on all."""

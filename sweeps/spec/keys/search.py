@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, PlainSerializer, PlainValidator
 
-from bitlora.config.explain import show
 from bitlora.config.sections import Config, Positive, PositiveFloat
 from sweeps.spec import space as spaces
 from sweeps.spec.keys.where import WhereConfig
@@ -26,7 +25,7 @@ def _space(value: Any) -> Space:
 
 def _objectives(names: list[str]) -> list[str]:
     if names not in (["loss"], ["loss", "bytes"]):
-        raise ValueError(f"found {show(names)}; give [loss] or [loss, bytes]")
+        raise ValueError(f"found [{', '.join(names)}]; give [loss] or [loss, bytes]")
     return names
 
 
@@ -60,5 +59,5 @@ class SearchConfig(Config):
     where: WhereConfig | None = None
     """null: whatever the space has."""
     objectives: Annotated[list[Literal["loss", "bytes"]], AfterValidator(_objectives)] = Field(default=["loss"])
-    """What is to be small: the eval loss, or `[loss, bytes]`, the adapter's bytes as packed too. Then the answer is a front:
-    the trials than which no other is better in one and as good in the other."""
+    """What is to be small: the eval loss, or `[loss, bytes]`, the adapter's bytes as packed too. Then the answer is a
+    front: the trials than which no other is better in one and as good in the other."""

@@ -139,7 +139,8 @@ class Tables(Cells):
         cell = page.section("Quality against size")
         if not ranking:
             return
-        kept = front([(c.loss, c.bytes, c.tokens) for c in ranking])
+        both = self.sweep.spec.get("search", {}).get("objectives") == ["loss", "bytes"]
+        kept = front([(c.loss, c.bytes) if both else (c.loss, c.bytes, c.tokens) for c in ranking])
         best = sorted((c for c, keep in zip(ranking, kept, strict=True) if keep), key=lambda c: (c.bytes, c.loss))
         rows = page.table("pareto", cell)
         page.holds(f"pareto: {[c.ids for c in best]}", len(rows) == len(best))
