@@ -12,8 +12,8 @@ from rich.table import Table
 
 from bitlora.files import record
 from bitlora.files.storage import Storage
-from sweeps.driver.progress import describe
 from sweeps.driver.resume import EXIT_CODE, SPEC, Past, look
+from sweeps.driver.underway.progress import describe
 from sweeps.spec.spec import Spec, load_spec
 
 READ: Final = (SPEC, EXIT_CODE, record.CONFIG, record.METRICS, record.RECORD)

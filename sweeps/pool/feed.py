@@ -2,7 +2,7 @@
 
 It is what `sweeps.onray.trials` has its results from. No process stands for a trial: one that begins is said to the pool,
 and what the pool has of all of them comes back in one list. That a trial has ended is said to the pool by the driver's
-recorder (`sweeps.driver.recorder`), which hears of it in every case.
+recorder (`sweeps.driver.underway.recorder`), which hears of it in every case.
 """
 
 from __future__ import annotations

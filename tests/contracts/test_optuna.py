@@ -45,8 +45,8 @@ def _begun(journal: Path) -> optuna.Trial:
 
 
 def test_a_journal_is_one_file_that_appears_with_the_study(journal: Path) -> None:
-    """sweeps.search.searcher, sweeps.driver.run: study.journal alone is pushed to the store when it has changed; a lock
-    lies beside it only while something is written."""
+    """sweeps.search.searcher, sweeps.driver.underway: study.journal alone is pushed to the store when it has changed; a
+    lock lies beside it only while something is written."""
     _begun(journal)
     assert [file.name for file in journal.parent.iterdir()] == [journal.name]
 

@@ -59,7 +59,7 @@ SUGGESTED = {"trial_id": "t0000", "config": {"rank": 4, "confirms": None}}
 
 def test_trials_come_from_suggestions(tmp_path: Path) -> None:
     """sweeps.search.searcher: `trial.config` is what `suggest` gave, unchanged, which callbacks and schedulers read; None
-    asks again later, FINISHED ends the search. sweeps.driver.run: names of trials are made of `trial.config`."""
+    asks again later, FINISHED ends the search. sweeps.driver.underway: names of trials are made of `trial.config`."""
 
     def name(trial: Trial) -> str:
         return str(trial.config["trial_id"])
@@ -85,8 +85,8 @@ def test_trials_come_from_suggestions(tmp_path: Path) -> None:
 
 
 def test_no_more_trials_than_are_allowed_at_once() -> None:
-    """sweeps.driver.run: `max_concurrent_trials` goes round the searcher, which hears of every trial's end under Tune's
-    id, and is not asked while there are enough; one whose answer was None takes no place."""
+    """sweeps.driver.underway: `max_concurrent_trials` goes round the searcher, which hears of every trial's end under
+    Tune's id, and is not asked while there are enough; one whose answer was None takes no place."""
     inner = _Searcher(SUGGESTED, None, SUGGESTED)
     limited = ConcurrencyLimiter(inner, max_concurrent=1)
     assert limited.suggest("a") == SUGGESTED
@@ -107,7 +107,7 @@ def test_a_searcher_that_saves_nothing(tmp_path: Path) -> None:
 
 
 def test_a_trial_without_a_result() -> None:
-    """sweeps.driver.recorder, sweeps.driver.progress: `trial.last_result` is a mapping also before the first result, and
+    """sweeps.driver.underway, recorder and progress: `trial.last_result` is a mapping also before the first result, and
     has no `status` then; `trial_id` in it is Tune's own, never ours."""
     trial = Trial("trainable", stub=True, config=SUGGESTED, trial_id="tunes")
     assert trial.last_result == {"trial_id": "tunes"}
@@ -166,7 +166,7 @@ RESULT = {"step": 8, "eval_loss": 1.0, "status": "running", "done": False}
 
 
 def test_the_searcher_does_not_hear_of_the_result_that_a_trial_is_stopped_for() -> None:
-    """sweeps.search.searcher.on_trial_complete reports it then, once; sweeps.driver.recorder reads `last_result` there."""
+    """sweeps.search.searcher.on_trial_complete reports it then, once; sweeps.driver.underway reads `last_result`."""
     for decision in (TrialScheduler.CONTINUE, TrialScheduler.STOP):
         log = _Log(decision)
         trial = Trial("trainable", stub=True, trial_id="tunes")
@@ -179,7 +179,7 @@ def test_the_searcher_does_not_hear_of_the_result_that_a_trial_is_stopped_for() 
 
 
 def test_the_stopper_comes_before_the_scheduler() -> None:
-    """sweeps.driver.run.Stop: hears of a `fatal` result although no scheduler is asked about it."""
+    """sweeps.driver.underway.search.SweepStopper: hears of a `fatal` result although no scheduler is asked about it."""
     log = _Log()
     trial = Trial("trainable", stub=True, trial_id="tunes")
     _controller(log)._process_trial_result(trial, {**RESULT, "done": True})
@@ -187,7 +187,7 @@ def test_the_stopper_comes_before_the_scheduler() -> None:
 
 
 def test_a_stopped_trial_is_completed_with_its_last_result() -> None:
-    """sweeps.driver.recorder.Recorder: `on_trial_complete` is called for every trial that ended or was stopped, after
+    """sweeps.driver.underway.recorder: `on_trial_complete` is called for every trial that ended or was stopped, after
     scheduler and searcher were, when its last result is in `trial.last_result`."""
     log = _Log()
     trial = Trial("trainable", stub=True, trial_id="tunes")
@@ -199,7 +199,7 @@ def test_a_stopped_trial_is_completed_with_its_last_result() -> None:
 
 
 def test_a_search_that_is_ended_completes_nobody() -> None:
-    """sweeps.driver.recorder.end_rest: where `stop_all` ends the search, no callback is told of the trials that run."""
+    """sweeps.driver.underway.recorder: where `stop_all` ends the search, no callback hears of the trials that run."""
     log = _Log()
     controller = _controller(log)
     controller._stopper = SimpleNamespace(stop_all=lambda: True)
@@ -210,7 +210,7 @@ def test_a_search_that_is_ended_completes_nobody() -> None:
 
 
 def test_callbacks_are_called_by_these_names() -> None:
-    """sweeps.driver.recorder, sweeps.driver.progress: `iteration`, `trials`, `trial`, `result`, by keyword."""
+    """sweeps.driver.underway, recorder and progress: `iteration`, `trials`, `trial`, `result`, by keyword."""
     heard: list[Any] = []
 
     class Listener(Callback):  # type: ignore[misc]
@@ -239,7 +239,7 @@ def test_callbacks_are_called_by_these_names() -> None:
 
 
 class _DriverOnly:
-    """As `sweeps.driver.driver_only`."""
+    """As `sweeps.driver.underway.driver_only`."""
 
     def __init__(self) -> None:
         self.lock = (number for number in ())  # nothing can pickle a generator
@@ -249,7 +249,7 @@ class _DriverOnly:
 
 
 def test_the_tuner_pickles_what_it_is_given(tmp_path: Path) -> None:
-    """sweeps.driver.driver_only: why callbacks and the stopper pickle as nothing; and that Tune asks them how."""
+    """sweeps.driver.underway.driver_only: why callbacks and the stopper pickle as nothing; and that Tune asks them how."""
 
     class Listener(_DriverOnly, Callback):  # type: ignore[misc]
         pass
@@ -293,7 +293,7 @@ def test_environment_variables_of_tune(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_trackers_callbacks() -> None:
-    """sweeps.driver.trackers: Tune's loggers, and by what name each takes the project."""
+    """sweeps.driver.underway.trackers: Tune's loggers, and by what name each takes the project."""
     from ray.air.integrations.mlflow import MLflowLoggerCallback
     from ray.air.integrations.wandb import WandbLoggerCallback
     from ray.tune.logger import TBXLoggerCallback

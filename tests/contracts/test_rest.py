@@ -353,7 +353,7 @@ def test_yaml_keeps_the_order_that_is_written() -> None:
 
 
 def test_exit_codes_of_the_command_line() -> None:
-    """sweeps.cli.app: a wrong call is exit code 2, as bad input is; `typer.Exit` hands a sweep's code on."""
+    """sweeps.cli.commands: a wrong call is exit code 2, as bad input is; `typer.Exit` hands a sweep's code on."""
     import typer
     from typer.testing import CliRunner
 

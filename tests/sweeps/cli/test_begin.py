@@ -22,7 +22,6 @@ from bitlora.files.lease import LEASE
 from bitlora.files.opening import open_storage
 from bitlora.files.record import Record, write_record
 from bitlora.files.storage import StorageError
-from sweeps.cli import app as command_line
 from sweeps.cli.app import app
 from sweeps.cli.begin import errors_to_begin, goes_on, spelled
 from sweeps.cli.job import entrypoint
@@ -110,7 +109,9 @@ def test_resume_may_stand_alone_or_before_auto(args: list[str], found: list[str]
 def test_it_arrives_at_a_job_as_it_was_given(
     spec_file: Path, args: list[str], resume: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command_line, "_submit", lambda path, spec, address, given: 0 if given == resume else 1)
+    monkeypatch.setattr(
+        "sweeps.cli.commands.sweep._submit", lambda path, spec, address, given: 0 if given == resume else 1
+    )
     ended = CliRunner().invoke(app, ["sweep", str(spec_file), *args, "--address", "http://127.0.0.1:1"])
     assert ended.exit_code == 0
     # and the job's own command reads it again
@@ -251,7 +252,7 @@ def test_a_ctrl_c_that_a_library_swallows_ends_the_command_all_the_same(
     def run_sweep(*_: object) -> None:
         raise AssertionError("the sweep began")
 
-    monkeypatch.setattr("sweeps.cli.app._prepare", prepare)
+    monkeypatch.setattr("sweeps.cli.commands.sweep.look", prepare)
     monkeypatch.setattr("sweeps.driver.run.run_sweep", run_sweep)
     before = signal.getsignal(signal.SIGINT)
     ended = CliRunner().invoke(app, ["sweep", str(spec_file), "--out", str(tmp_path / "new")])

@@ -20,8 +20,8 @@ from bitlora import timeouts
 from bitlora.files.record import STATUSES
 from reports.document.cells import seconds
 from reports.pages.summary import quantizer_lines
-from sweeps.driver.driver_only import DriverOnly
 from sweeps.driver.meanwhile import Heartbeat
+from sweeps.driver.underway.driver_only import DriverOnly
 from sweeps.pool.messages import UNANSWERED, PackCounts, PoolStatus
 from sweeps.search.twins import Twin
 

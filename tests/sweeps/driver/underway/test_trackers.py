@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from faults import wait_for
 
-from sweeps.driver import trackers
+from sweeps.driver.underway import trackers
 from sweeps.search.searcher import OptunaSearcher
 from sweeps.spec.spec import Spec
 

@@ -16,11 +16,12 @@ from bitlora import timeouts
 from bitlora.files.opening import open_storage
 from bitlora.files.record import Record, write_record
 from sweeps.cli.app import app
-from sweeps.driver import meanwhile, progress
+from sweeps.driver import meanwhile
 from sweeps.driver.meanwhile import Heartbeat
-from sweeps.driver.progress import Display, Pace
 from sweeps.driver.provenance import Run
 from sweeps.driver.run import _finish
+from sweeps.driver.underway import progress
+from sweeps.driver.underway.progress import Display, Pace
 from sweeps.pool.messages import PackCounts, PoolStatus, StepProgress
 
 RUN = Run(began="", seconds=1.0, worker_seconds=1.0, worker={"CPU": 2.0}, machines={}, git=None)

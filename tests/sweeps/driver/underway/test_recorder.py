@@ -23,8 +23,8 @@ from bitlora.files.opening import open_storage
 from bitlora.files.origin import Origin
 from bitlora.files.writing import write_json
 from sweeps.driver.prepare import Prepared
-from sweeps.driver.recorder import Recorder, provenance
 from sweeps.driver.resume import look
+from sweeps.driver.underway.recorder import Recorder, provenance
 from sweeps.search.twins import Twin
 from sweeps.spec.spec import Spec, load_spec
 

@@ -23,9 +23,9 @@ from bitlora.files import origin, record, writing
 from bitlora.files.origin import Origin
 from bitlora.files.record import STATUSES, Metrics, Record, Status
 from bitlora.files.storage import Storage
-from sweeps.driver.driver_only import DriverOnly
 from sweeps.driver.prepare import Prepared
 from sweeps.driver.resume import Past
+from sweeps.driver.underway.driver_only import DriverOnly
 from sweeps.pool.messages import UNANSWERED
 from sweeps.search.searcher import OptunaSearcher
 from sweeps.search.twins import SETTLED, Twin, reason_of

@@ -1,0 +1,1 @@
+"""What each command takes, whom it asks, and what it answers to bad input."""

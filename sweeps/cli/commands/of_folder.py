@@ -1,0 +1,62 @@
+"""What a sweep's folder says of it: `bitlora status`, `bitlora report`."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from sweeps.cli.commands.refusal import refuse
+
+
+def report(
+    places: Annotated[
+        list[str], typer.Argument(metavar="DIR…", help="A sweep's folder, or s3://….", show_default=False)
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where to write it. Default: DIR/report; of several, DIR/../comparison."),
+    ] = None,
+) -> None:
+    """Make the report again from the records; of several sweeps, compare them."""
+    from bitlora.files.opening import open_storage
+    from reports.report import write_report
+    from sweeps.driver.resume import DECIDING
+
+    several = len(places) > 1
+    if several and out is None and "://" in places[0]:
+        refuse("--out: a comparison of sweeps is not written to object storage; give a folder")
+    with contextlib.ExitStack() as stack:
+        try:
+            storages = [stack.enter_context(open_storage(place)) for place in places]
+            missing = [
+                f"{storage.out}: holds no sweep (no trials/)" for storage in storages if not storage.exists("trials")
+            ]
+            if missing:
+                refuse(*missing)
+            for storage in storages:
+                storage.pull("", only=DECIDING)
+            path = write_report([storage.folder for storage in storages], out)
+            if out is None and not several:
+                storages[0].push("report")
+        except (OSError, ValueError) as error:
+            refuse(str(error))
+    typer.echo(path if out is not None or several else f"{places[0].rstrip('/')}/report/report.md")
+
+
+def status(place: Annotated[str, typer.Argument(metavar="DIR", help="A sweep's folder, or s3://….")]) -> None:
+    """Say where a sweep stands, running or ended."""
+    from bitlora.files.opening import open_storage
+    from sweeps.cli.status import draw, standing
+    from sweeps.spec.errors import SpecError
+
+    try:
+        with open_storage(place) as storage:
+            draw(Console(soft_wrap=True), standing(storage))
+    except SpecError as error:
+        refuse(*error.lines)
+    except (OSError, ValueError) as error:
+        refuse(str(error))
