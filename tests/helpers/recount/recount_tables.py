@@ -97,7 +97,7 @@ class Tables(Cells):
     def unranked(self, where: str, row: dict[str, Cell], with_it: list[Trial], cell: Cell) -> None:
         """The best of a quantizer of which none got to the end: the lowest loss of those that were stopped."""
         page = self.page
-        stopped = [t for t in with_it if t.status == "pruned" and not t.record.get("eval_rows")]
+        stopped = [t for t in with_it if t.status == "pruned" and not t.in_part]
         best = min(stopped, key=lambda t: t.record["eval_loss"], default=None)
         page.holds(f"{where}: none was stopped", best is not None)
         if best is None:
@@ -254,10 +254,9 @@ class Tables(Cells):
             if match := page.one(where, row["step reached"], rf"^{COUNT} of {COUNT}$"):
                 page.check(f"{where}, step", row["step reached"].part(match, 1), trial.record["steps"], count)
                 page.check(f"{where}, budget", row["step reached"].part(match, 2), trial.config["steps"], count)
-            in_part = bool(trial.record.get("eval_rows"))
-            column = "on fewer rows" if in_part else "eval loss there"
+            column = "on fewer rows" if trial.in_part else "eval loss there"
             page.check(f"{where}, eval loss", row[column], trial.loss("eval"), fixed(4))
-            if in_part:
+            if trial.in_part:
                 page.check(f"{where}, rows", row["rows"], len(trial.scores["eval"]), count)
                 page.holds(f"{where}: no loss over all rows", row["eval loss there"].text == "–")
             self.settings(where, row, trial.config, trial.record)
