@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from bitlora.config.sections import BaseConfig, Dtype
 from bitlora.config.trial import TrialConfig
@@ -49,6 +49,8 @@ class PackSettings:
     """By which a worker knows that the folder it sees is that one."""
     rungs: Rungs | None = None
     """By which a pack knows when to stop scoring a trial; None: every trial is scored on all rows."""
+    keep: Literal["last", "best"] = "last"
+    """The evaluation whose files a trial has in the end."""
     checkpoint_every: int | None
     """Steps; None: at each evaluation."""
     workers: int

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from adapters import trial
+from played_pack import attach
 
 from bitlora.config.sections import BaseConfig
 from bitlora.data.rows import Rows
@@ -13,8 +14,9 @@ from bitlora.engine.batch import Batch
 from bitlora.engine.engine import Engine
 from bitlora.forward.inject import load_base
 from sweeps.pack.scoring import Scoring
+from sweeps.pool.messages import Peers, Stop
 from sweeps.search.rules import Halving
-from sweeps.search.sequential import Rungs, scoring_order
+from sweeps.search.sequential import RowLoss, Rungs, scoring_order
 
 COUNT = 24
 
@@ -96,3 +98,19 @@ def test_who_is_not_judged_is_scored_on_all_rows_and_who_fails_on_no_more(engine
     assert calls == [((0, 1, 2), range(8)), ((0,), range(8, 16)), ((0,), range(16, 24))]
     assert [one.failed for one in found.values()] == ["", "", "RuntimeError: no room"]
     assert [one.rows and len(one.rows) for one in found.values()] == [None, 8, 8]
+
+
+def test_a_trial_that_is_clearly_stopped_at_a_rung_is_scored_on_fewer_rows_there_and_on_all_at_the_end(run):
+    """Another pack's trial is better on each row. Nobody says stop here: it trains on, as one that was not told yet."""
+    peers = Peers({"t9": (4, RowLoss(0.0, (0.0,) * COUNT))})
+    script = {"at first": [*attach("a"), *attach("c", confirms="a"), peers], ("released", "c", 1): [Stop()]}
+    link = run(script, rungs=Rungs(Halving(4, 2, 8), COUNT), scored=COUNT)
+    assert [(one.step, one.rows) for one in link.metrics["a"]] == [(4, 8), (8, None)]
+    at_rung = link.metrics["a"][0]
+    assert at_rung.eval_loss == pytest.approx(sum(at_rung.row_losses) / (8 * 3), rel=1e-12)
+    step, loss = link.waves["a", 4]["a"]
+    assert (step, loss, list(loss.rows)) == (4, at_rung.eval_loss, at_rung.row_losses)
+    # Nobody stops one that confirms, and all of its rows are scored.
+    assert [(one.rows, one.row_losses) for one in link.metrics["c"]] == [(None, None)] * 2
+    plain = run({"at first": attach("a"), ("released", "a", 1): [Stop()]}, scored=COUNT)
+    assert link.metrics["a"][1].eval_loss == pytest.approx(plain.metrics["a"][1].eval_loss, rel=1e-12)
