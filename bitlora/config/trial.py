@@ -61,6 +61,8 @@ class TrialConfig(Config):
     """Of the adapter's first values, of the batch order and of the dropout masks."""
     confirms: str | None = None
     """The trial whose configuration this one repeats on a fresh seed; it is scored on the test split at its end."""
+    confirm_rows: Positive | None = None
+    """On so many rows of that, the first ones; None: on all."""
     granularity: Granularity = "tensor"
     """The default is what trials of before there was a choice had, as are those that follow."""
     targets: Targets = OF_BASE

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -94,11 +95,16 @@ class Metrics:
     """Of the eval split, that the eval loss is over; not there: all."""
     row_losses: list[float] | None = None
     """Where rungs are scored until it is known who is stopped: of each row in the order of scoring
-    (`sweeps.search.sequential`), in nats, summed over its completion tokens."""
+    (`sweeps.search.rungs.sequential`), in nats, summed over its completion tokens."""
 
     def line(self) -> dict[str, Any]:
         """As it is written: without what is not there."""
         return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+def in_order(trial_id: str) -> str:
+    """What puts ids in the order in which they were given: t10000 comes after t9999."""
+    return re.sub(r"\d+", lambda digits: digits[0].zfill(12), trial_id)
 
 
 def rung(step: int) -> str:

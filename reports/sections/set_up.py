@@ -28,7 +28,8 @@ BUDGETS: Final = (
 
 def set_up(findings: Findings) -> Section:
     """What was asked for, on what, with which code."""
-    return section("Set-up", facts(findings.sweep, findings.axes))
+    what = "Base, data, what was varied and held fixed, versions, machine, time"
+    return section("Set-up", facts(findings.sweep, findings.axes), folded=what)
 
 
 def facts(sweep: Sweep, axes: Axes) -> Bullets:

@@ -12,7 +12,7 @@ from bitlora.files import record
 from bitlora.files.record import Metrics, Record
 from sweeps.driver.prepare import Prepared
 from sweeps.pool.measured import MEMORY
-from sweeps.search.sequential import loss_of
+from sweeps.search.rungs.sequential import loss_of
 from sweeps.spec.errors import SpecError
 from sweeps.spec.spec import Spec, load_spec
 
@@ -89,7 +89,7 @@ class Past:
 def look(folder: Path) -> Past:
     """Read what is in a sweep's folder; a file that is cut short or broken counts as missing."""
     past = Past({}, {}, {})
-    for trial in sorted((folder / "trials").glob("*/")):
+    for trial in sorted((folder / "trials").glob("*/"), key=lambda found: record.in_order(found.name)):
         with contextlib.suppress(OSError, ValueError):
             past.metrics[trial.name] = record.read_metrics(trial)
         with contextlib.suppress(OSError, ValueError):

@@ -25,7 +25,7 @@ from sweeps.pack.link import Link
 from sweeps.pool.messages import Attach, Command, Detach, Leave, StepProgress, Stop, TrialResult
 from sweeps.search.cloning.place import Source
 from sweeps.search.rules import Wave
-from sweeps.search.sequential import loss_of
+from sweeps.search.rungs.sequential import loss_of
 
 if TYPE_CHECKING:
     from bitlora.adapter.latent import Latent
@@ -219,7 +219,7 @@ class FirstLink(Link):
         rows = self._settings.dataset.eval
         scores = [(record.EVAL, rows if result.rows is None else rows.take(result.rows), result)]
         if test is not None:
-            scores.append((record.TEST, self._settings.dataset.test, test))
+            scores.append((record.TEST, self._settings.dataset.test.first(config.confirm_rows), test))
         done = metrics.step == config.steps
 
         def write() -> None:

@@ -28,7 +28,7 @@ from sweeps.pack.slotted import SlottedTrial
 from sweeps.pool.messages import Attach, Command, Continue, Detach, Leave, Peers, StepProgress, Stop
 from sweeps.search.cloning.place import Source
 from sweeps.search.rules import Wave
-from sweeps.search.sequential import RowLoss
+from sweeps.search.rungs.sequential import RowLoss
 
 if TYPE_CHECKING:
     from bitlora.engine.engine import Engine, EvalResult, StepStats
@@ -307,8 +307,11 @@ class PackLoop:
             self._post()
         judged = {t.slot: None if t.config.confirms else self._scoring.judged(t.trial_id, self._at(t)) for t in trials}
         results = self._scoring.evaluate(judged)
-        tested = [t.slot for t in trials if t.config.confirms and len(self._test) and self._stays(t, results[t.slot])]
-        tests = self._engine.evaluate(tested, Batch.of(self._test)) if tested else {}
+        tested = [t for t in trials if t.config.confirms and len(self._test) and self._stays(t, results[t.slot])]
+        tests: dict[int, EvalResult] = {}
+        for rows in dict.fromkeys(t.config.confirm_rows for t in tested):
+            slots = [t.slot for t in tested if t.config.confirm_rows == rows]
+            tests |= self._engine.evaluate(slots, Batch.of(self._test.first(rows)))
         scored = []
         for trial in trials:
             test = tests.get(trial.slot)

@@ -10,7 +10,7 @@ import numpy as np
 
 from bitlora.engine.batch import Batch
 from bitlora.engine.engine import EvalResult
-from sweeps.search.sequential import RowLoss, Rungs, scoring_order
+from sweeps.search.rungs.sequential import RowLoss, Rungs, scoring_order
 
 if TYPE_CHECKING:
     from bitlora.data.rows import Rows

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from bitlora.data.split import Dataset
     from bitlora.files.storage import Storage
     from sweeps.pack.travel import TravellingRows
-    from sweeps.search.sequential import Rungs
+    from sweeps.search.rungs.sequential import Rungs
 
 
 FAKE_GPUS: Final = "BITLORA_FAKE_GPUS"

@@ -8,7 +8,7 @@ from typing import Any
 from sweeps.pool.measured import MeasuredMemory
 from sweeps.pool.messages import Peers, TrialResult
 from sweeps.pool.packs import PackHandle
-from sweeps.search.sequential import RowLoss
+from sweeps.search.rungs.sequential import RowLoss
 
 
 class CommonGround:

@@ -75,6 +75,10 @@ def search_clashes(search: SearchConfig, train: TrainConfig, confirm: ConfirmCon
         lists = [axis for axis, domain in space.items() if isinstance(domain, spaces.Choices)]
         right = f"an axis of search.space that is a list{nearest(by, lists)}"
         yield "confirm.by", ("search.space",), f"found {show(by)}; give {right}"
+    for key in ("seeds", "rows") if confirm is not None and confirm.margin is None else ():
+        if getattr(confirm, key) == "auto":
+            why = "auto needs to know what is to be shown; give confirm.margin: 0.5 %"
+            yield f"confirm.{key}", ("confirm.margin",), why
     if search.from_ and search.sampler != "tpe":
         message = f"sampler {search.sampler} models nothing, so that it learns nothing of earlier sweeps"
         yield "search.from", ("search.sampler",), f"{message}; give search.sampler: tpe, or leave it out"

@@ -36,8 +36,9 @@ from sweeps.pool.feed import PoolFeed
 from sweeps.pool.pool import AHEAD, INTERRUPTED_REASON, POOL, Pool
 from sweeps.search.bounds import Bounds
 from sweeps.search.cloning.population import Changes, Population, attribute, decided
+from sweeps.search.first_look import chooser
+from sweeps.search.rungs.sequential import make_rungs
 from sweeps.search.searcher import OptunaSearcher
-from sweeps.search.sequential import make_rungs
 from sweeps.spec.spec import Spec
 
 CALLS: Final = 8
@@ -145,6 +146,8 @@ class SweepSearch:
         scheduler = make_scheduler(spec, self._budget, past.curves, population, sizes)
         feed = PoolFeed(pool, scheduler.heard, scheduler.place)
         scheduler.go_on = feed.go_on
+        rows = self._prepared.dataset.summary.test_rows
+        choose = chooser(spec, storage, rows, self._budget, heartbeat.say, fresh=not past.metrics)
         with (
             Display(
                 console, heartbeat, pool, list(spec.search.space), searcher.total, past.best, searcher.total - left
@@ -153,6 +156,7 @@ class SweepSearch:
         ):
             recorder.tell = display.end_twin
             searcher.ended_early = lambda why: display.search_ends(why, searcher.total)
+            searcher.confirm_by(choose, display.confirms)
             if population is not None:
                 population.decides = lambda rung, changes: self._decided(rung, changes, searcher, display)
             tuner = tune.Tuner(

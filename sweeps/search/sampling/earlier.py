@@ -21,7 +21,7 @@ from sweeps.spec.errors import SpecError
 from sweeps.spec.spec import Spec, load_spec
 
 SPEC: Final = "sweep.yaml"
-NO_MATTER: Final = frozenset(("seed", "confirms", "micro_batch", "eval_every"))
+NO_MATTER: Final = frozenset(("seed", "confirms", "confirm_rows", "micro_batch", "eval_every"))
 """Keys of a trial in which one may differ from those of this sweep: seeds apart, they change no number."""
 
 
@@ -113,7 +113,8 @@ def _look(place: str) -> tuple[Spec | None, Sequence[Record]]:
         storage.pull("", only=(SPEC, record.RECORD))
         path = storage.folder / SPEC
         begun = load_spec(path) if path.exists() else None
-        for trial in sorted((storage.folder / record.TRIALS).glob("*/")):
+        trials = (storage.folder / record.TRIALS).glob("*/")
+        for trial in sorted(trials, key=lambda found: record.in_order(found.name)):
             with contextlib.suppress(OSError, ValueError):
                 records.append(record.read_record(Path(trial)))
     return begun, records

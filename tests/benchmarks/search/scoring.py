@@ -4,8 +4,8 @@ that were recorded.
     PYTHONPATH=tests/benchmarks/search python tests/benchmarks/search/scoring.py [--seeds 200]
 
 The rows are those of the completed trials of `reports/examples`, which nobody stopped: at full budget they are closer to
-each other than at a rung. Each search takes the trials and the rows in an order of its own, four trials at a time; each trial is
-judged by those that were there until then.
+each other than at a rung. Each search takes the trials and the rows in an order of its own, four trials at a time, and
+judges each by those that were there until then.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from sweeps.search.rules import Halving
-from sweeps.search.sequential import RowLoss, Rungs, scoring_order
+from sweeps.search.rungs.sequential import RowLoss, Rungs, scoring_order
 
 EXAMPLES: Final = Path(__file__).parents[3] / "reports/examples"
 AT_ONCE: Final = 4

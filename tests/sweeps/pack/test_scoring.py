@@ -16,7 +16,7 @@ from bitlora.forward.inject import load_base
 from sweeps.pack.scoring import Scoring
 from sweeps.pool.messages import Peers, Stop
 from sweeps.search.rules import Halving
-from sweeps.search.sequential import RowLoss, Rungs, scoring_order
+from sweeps.search.rungs.sequential import RowLoss, Rungs, scoring_order
 
 COUNT = 24
 

@@ -8,7 +8,7 @@ from pool_world import SOON
 from bitlora import timeouts
 from sweeps.onray import cluster
 from sweeps.pool.messages import Peers, TrialResult
-from sweeps.search.sequential import RowLoss
+from sweeps.search.rungs.sequential import RowLoss
 
 
 def test_a_pack_that_did_not_come_up_costs_no_pause_when_the_others_are_lost(world, monkeypatch):

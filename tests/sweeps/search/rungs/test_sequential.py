@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from sweeps.search.rules import Halving, HyperBand
-from sweeps.search.sequential import (
+from sweeps.search.rungs.sequential import (
     BLOCKS,
     ERROR,
     FEWEST,
