@@ -12,6 +12,7 @@ from rich.table import Table
 from bitlora.adapter.cost import adapter_size
 from bitlora.base.info import adapted_params
 from bitlora.config.explain import show
+from bitlora.config.sections import init_kind
 from bitlora.config.trial import TrialConfig
 from bitlora.quantizers.weights import Granularity, Quantizer
 from sweeps.driver.prepare import Prepared, possible_values
@@ -88,7 +89,7 @@ def make_plan(spec: Spec, prepared: Prepared) -> Plan:
                 trial.quantizer,
                 trial.granularity,
                 trial.dora,
-                trial.init if trial.init == "pissa" else "others",
+                "pissa" if init_kind(trial.init) == "pissa" else "others",
                 len(layers),
                 size.params,
                 size.bytes,

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from bitlora.adapter.cost import adapter_size
 from bitlora.config.essence import essence
+from bitlora.config.sections import init_kind
 from bitlora.config.targets import NO_PATTERN, OF_BASE, idle_key, targeted
 from bitlora.config.trial import TrialConfig, adapter_layers, refused_on_experts, trial_config
 from bitlora.quantizers.weights import QUANTIZERS
@@ -74,7 +75,7 @@ class Prepared:
         if "activations" in space:
             largest["activations"] = "int8" if "int8" in extent(space["activations"]) else "full"
         if "init" in space:
-            largest["init"] = max(extent(space["init"]), key=lambda init: init == "pissa")
+            largest["init"] = max(extent(space["init"]), key=lambda init: init_kind(init) == "pissa")
         if "quantizer" in space:
             largest["quantizer"] = max(extent(space["quantizer"]), key=_copies)
         if space.keys() & {"rank", "targets", "rank_pattern"}:

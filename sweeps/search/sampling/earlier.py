@@ -54,6 +54,8 @@ class Likeness:
         space, loss = self.spec.search.space, finite(found.eval_loss)
         if found.status != "completed" or found.same_as or found.config.get("confirms") or loss is None:
             return None
+        if found.schedule:  # it came to that with other values, too
+            return None
         if found.config.get("targets", OF_BASE) == OF_BASE and begun.base.targets != self.spec.base.targets:
             return None
         try:
@@ -64,7 +66,7 @@ class Likeness:
             here = self.trial(chosen).model_dump()
         except ValueError:  # a configuration that this version does not have
             return None
-        same = all(there[key] == here[key] for key in here.keys() - NO_MATTER)
+        same = all(there.get(key) == here[key] for key in here.keys() - NO_MATTER)
         return EarlierTrial(chosen, loss) if same else None
 
     def unlike(self, found: Record) -> str:
