@@ -74,7 +74,7 @@ def search_clashes(search: SearchConfig, train: TrainConfig, confirm: ConfirmCon
         lists = [axis for axis, domain in space.items() if isinstance(domain, spaces.Choices)]
         right = f"an axis of search.space that is a list{nearest(by, lists)}"
         yield "confirm.by", ("search.space",), f"found {show(by)}; give {right}"
-    if search.from_ and search.sampler != "tpe":
+    if search.from_ and search.sampler in ("random", "grid"):
         message = f"sampler {search.sampler} models nothing, so that it learns nothing of earlier sweeps"
         yield "search.from", ("search.sampler",), f"{message}; give search.sampler: tpe, or leave it out"
     if len(first) > search.trials:

@@ -34,6 +34,7 @@ from sweeps.pack.travel import travelling
 from sweeps.pool.feed import PoolFeed
 from sweeps.pool.pool import AHEAD, INTERRUPTED_REASON, POOL, Pool
 from sweeps.search.bounds import Bounds
+from sweeps.search.sampling.prior import rate_prior
 from sweeps.search.searcher import OptunaSearcher
 from sweeps.spec.spec import Spec
 
@@ -121,6 +122,7 @@ class SweepSearch:
             essence=self._prepared.essence,
             bounds=Bounds(spec, self._prepared.base),
             earlier=self._prepared.earlier,
+            prior=rate_prior(spec, self._prepared.base, self._prepared.trial(spec, {}).steps),
         )
         searcher.set_attributes(began_with(self._prepared))
         past = look(storage.folder)
