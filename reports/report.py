@@ -25,6 +25,7 @@ from reports.sections import (
     quantizers,
     repeat,
     set_up,
+    soup,
     training,
     verdict,
 )
@@ -43,6 +44,7 @@ SECTIONS: Final[tuple[Callable[[Findings], Section | None], ...]] = (
     verdict.who_won,
     set_up.set_up,
     leaderboard.confirmed,
+    soup.soup,
     quantizers.side_by_side,
     quantizers.full_precision,
     leaderboard.leaderboard,

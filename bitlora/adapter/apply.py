@@ -11,7 +11,7 @@ package.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +56,16 @@ def attach_weights(model: Any, weights: AdapterWeights, described: Mapping[str, 
             peft = get_peft_model(model, LoraConfig(target_parameters=[*experts], **options))
     else:
         peft = get_peft_model(model, BitLoraConfig(activations=described.get("activations", "full"), **options))
+    put_weights(peft, weights, experts)
+    return peft.eval()
+
+
+def put_weights(peft: PeftModel, weights: AdapterWeights, experts: Collection[str] = ()) -> None:
+    """Put other weights of the same shapes into an adapter's layers (`attach_weights`).
+
+    Args:
+        experts: those of the layers that are routed experts'.
+    """
     with torch.no_grad():
         for name, (a, b, magnitude) in weights.items():
             layer = peft.base_model.model.get_submodule(tensor_place(name, experts))
@@ -63,7 +73,6 @@ def attach_weights(model: Any, weights: AdapterWeights, described: Mapping[str, 
             layer.lora_B["default"].weight.copy_(b)
             if magnitude is not None:
                 layer.lora_magnitude_vector["default"].weight.copy_(magnitude.flatten())
-    return peft.eval()
 
 
 @contextlib.contextmanager

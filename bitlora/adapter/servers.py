@@ -1,7 +1,7 @@
 """What servers of adapters read of an ordinary LoRA adapter's folder in PEFT's layout, so that it is written for all of
 them at once: vLLM, SGLang and LoRAX, as of November 2026.
 
-All take `r` and `lora_alpha` for every layer. None looks at `rank_pattern` and `alpha_pattern` when it multiplies, SGLang
+All take `r` and `lora_alpha` for every layer. Of `rank_pattern` and `alpha_pattern` only vLLM knows, in 0.33.0, SGLang
 passes over `use_rslora` (its scale is then sqrt(r) too small), LoRAX stacks a kind of layer over all blocks, so that ranks
 must not differ. Nothing of that is an error there.
 """

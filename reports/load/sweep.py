@@ -13,6 +13,7 @@ import pandas as pd
 from bitlora.files.record import TRIALS
 from reports.load.baseline import BareBase, load_baseline
 from reports.load.folder import SPEC, FolderReader
+from reports.load.soup import Soup, load_soup
 from reports.load.values import as_text, finite
 
 COLUMNS: Final = {
@@ -56,6 +57,8 @@ class Sweep:
     """A row per evaluation: `trial_id`, `step`, `train_loss`, `eval_loss`, `learning_rate`, by trial_id and step."""
     bare: BareBase | None
     """What the base scored without an adapter; None where nobody scored it, or that cannot be used."""
+    soup: Soup | None
+    """The average of its finalists; None where nobody averaged them."""
     base: DistinctValues
     data: DistinctValues
     versions: DistinctValues
@@ -94,6 +97,7 @@ def load_sweep(folder: Path) -> Sweep:
         trials=_frame(rows),
         curves=pd.DataFrame(reader.curves, columns=CURVES),
         bare=load_baseline(reader, trials),
+        soup=load_soup(reader),
         base=_distinct(record.base for record in reader.records),
         data=_distinct(record.data for record in reader.records),
         versions=_distinct(record.versions for record in reader.records),

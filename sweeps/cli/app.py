@@ -6,8 +6,8 @@ import typer
 
 from sweeps.cli.begin import SweepCommand
 from sweeps.cli.commands.beforehand import data, doctor, plan
-from sweeps.cli.commands.of_folder import report, status
-from sweeps.cli.commands.of_trial import export, generate
+from sweeps.cli.commands.of_folder import report, soup, status
+from sweeps.cli.commands.of_trial import export, generate, push
 from sweeps.cli.commands.sweep import sweep
 
 app = typer.Typer(
@@ -20,7 +20,7 @@ app = typer.Typer(
 )
 
 app.command(cls=SweepCommand)(sweep)
-for command in (plan, data, report, doctor, status, export, generate):
+for command in (plan, data, report, doctor, status, export, push, soup, generate):
     app.command()(command)
 
 

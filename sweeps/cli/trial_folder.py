@@ -58,8 +58,12 @@ class TrialFolder:
         found = re.fullmatch("[0-9a-f]{40}", self.base.revision or "")
         return (self.base.model, self.base.revision) if found else (None, None)
 
-    def model(self) -> Any:
+    def model(self, base: BaseConfig | None = None, dtype: torch.dtype | None = None) -> Any:
         """The base as the trial was trained over it: a transformers model, frozen.
+
+        Args:
+            base: what it is to be instead, in another form; None: as it was.
+            dtype: what it is to be computed in; None: what the trial was computed in.
 
         Raises:
             InputError: it cannot be had any more, or is another one.
@@ -68,7 +72,7 @@ class TrialFolder:
         from bitlora.base.load import load_model
 
         try:
-            model = load_model(self.base, self.dtype(), device())
+            model = load_model(base or self.base, dtype or self.dtype(), device())
             check_fit(model, self.latent)
         except ValueError as error:
             raise InputError([str(error).splitlines()[0]]) from None
@@ -109,34 +113,42 @@ class TrialFolder:
         Raises:
             InputError: the data cannot be read any more, or are others.
         """
+        return self._rows(record.EVAL, "; to export without comparing losses give --no-check")
+
+    def test_rows(self) -> Rows:
+        """The examples that the `test_loss` of a trial that confirms is over; as `eval_rows`."""
+        return self._rows(record.TEST, "")
+
+    def _rows(self, file: str, hint: str) -> Rows:
         import pyarrow.parquet as pq
 
         from bitlora.data.examples import DataError
         from bitlora.data.split import prepare_data
         from sweeps.driver.kept import places
 
-        hint = "to export without comparing losses give --no-check"
         test_rows = 0 if self.spec.confirm is None else self.spec.confirm.rows
         try:
             elsewhere, _ = places(self.spec.data, self.sweep)
         except InputError as error:
-            raise InputError([f"{line}; {hint}" for line in error.lines]) from None
+            raise InputError([f"{line}{hint}" for line in error.lines]) from None
         try:
-            rows = prepare_data(self.spec.data, self.tokenizer(), test_rows, elsewhere).eval
-            path = self.sweep / TRIALS / self.record.trial_id / record.EVAL
+            prepared = prepare_data(self.spec.data, self.tokenizer(), test_rows, elsewhere)
+            rows = prepared.eval if file == record.EVAL else prepared.test
+            path = self.sweep / TRIALS / self.record.trial_id / file
             scored = pq.read_table(path, columns=["example_id", "tokens"]).to_pydict()
         except DataError as error:
-            raise InputError([f"data: {error.errors[0]}; {hint}"]) from None
+            raise InputError([f"data: {error.errors[0]}{hint}"]) from None
         except (OSError, ValueError) as error:
-            raise InputError([f"{record.EVAL} of {self.place}: {str(error).splitlines()[0]}; {hint}"]) from None
+            raise InputError([f"{file} of {self.place}: {str(error).splitlines()[0]}{hint}"]) from None
         found = dict(zip(rows.example_ids, rows.learn_tokens.tolist(), strict=True))
         expected = dict(zip(scored["example_id"], scored["tokens"], strict=True))
         if found != expected:
             other = next(iter({**expected, **found}.items() - (found.items() & expected.items())))[0]
+            split = file.partition(".")[0]
             raise InputError(
                 [
-                    f"data: {len(rows)} eval examples, and {record.EVAL} has {len(expected)}; {other} is not the same in "
-                    f"both: the data have changed since the sweep, or Python, whose docstrings pydoc is; {hint}"
+                    f"data: {len(rows)} {split} examples, and {file} has {len(expected)}; {other} is not the same in both: "
+                    f"the data have changed since the sweep, or Python, whose docstrings pydoc is{hint}"
                 ]
             )
         return rows
@@ -180,7 +192,7 @@ def open_trial(place: str) -> Iterator[TrialFolder]:
                 raise InputError([f"{place}: no such trial{hint}"])
             storage.pull("", only=DECIDING)
             storage.pull(record.DATA, f"{TRIALS}/{trial_id}/{record.ADAPTER}")
-            found = _read(place, storage.folder, trial_id)
+            found = read_trial(place, storage.folder, trial_id)
         except SpecError as error:
             raise InputError([*error.lines]) from None
         except OSError as error:
@@ -206,7 +218,16 @@ def split(place: str) -> tuple[str, str]:
     return sweep, trial_id
 
 
-def _read(place: str, sweep: Path, trial_id: str) -> TrialFolder:
+def read_trial(place: str, sweep: Path, trial_id: str) -> TrialFolder:
+    """Read a trial out of the folder of its sweep, where its files are.
+
+    Args:
+        place: the trial's folder, as the user named it.
+
+    Raises:
+        InputError: see `open_trial`.
+        SpecError: the sweep's spec cannot be read.
+    """
     from bitlora.adapter.peft_folder import load_latent
 
     folder = sweep / TRIALS / trial_id

@@ -19,6 +19,7 @@ from typing import Any, Final, Protocol
 
 import ray
 from ray import tune
+from ray.air._internal import usage
 from ray.air.execution._internal.tracked_actor import TrackedActor
 from ray.tune import Callback
 from ray.tune.execution import tune_controller
@@ -49,13 +50,18 @@ class Elsewhere(tune.Trainable):  # type: ignore[misc]
 
 @contextlib.contextmanager
 def trials_from(feed: Feed) -> Iterator[type[Elsewhere]]:
-    """Every search that begins meanwhile has its results from `feed`; gives the trainable to tell Tune of."""
-    stock = tune_controller.RayActorManager
+    """Every search that begins meanwhile has its results from `feed`; gives the trainable to tell Tune of.
+
+    Nor does Tune count callbacks for its statistics, for which it would import each tracker that is installed, asked for or
+    not: one to several seconds of the driver's, while the pack starts on the same cores.
+    """
+    manager, count = tune_controller.RayActorManager, usage.tag_callbacks
     tune_controller.RayActorManager = lambda resource_manager: Trials(feed)
+    usage.tag_callbacks = lambda callbacks: False
     try:
         yield Elsewhere
     finally:
-        tune_controller.RayActorManager = stock
+        tune_controller.RayActorManager, usage.tag_callbacks = manager, count
 
 
 class NoStatistics(Callback):  # type: ignore[misc]

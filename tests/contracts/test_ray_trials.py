@@ -8,17 +8,23 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import sys
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
+from ray.air._internal import usage
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.air.execution._internal.tracked_actor import TrackedActor
 from ray.tune.execution import tune_controller
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.experiment.trial import _get_trainable_kwargs
+
+from sweeps.onray.trials import trials_from
+
+tune_module = sys.modules["ray.tune.tune"]  # `ray.tune.tune` itself is shadowed where a function has the name
 
 SOURCE = ast.parse(inspect.getsource(TuneController))
 MANAGER = {
@@ -55,6 +61,20 @@ def test_the_manager_is_made_by_a_name_that_can_be_replaced(monkeypatch: pytest.
     controller = TuneController(search_alg=SimpleNamespace(metric=None), storage=storage)
     assert controller._actor_manager == "ours"
     assert [set(named) for named in made] == [{"resource_manager"}]
+
+
+def test_tune_counts_callbacks_by_a_name_that_can_be_replaced() -> None:
+    """sweeps.onray.trials.trials_from: Ray 2.60.0, ray/tune/tune.py calls `air_usage.tag_callbacks`, whose count imports
+    Comet, MLflow and W&B where they are installed (findings/ray-tune-imports-trackers-that-nobody-uses.sh)."""
+    calls = [node for node in ast.walk(ast.parse(inspect.getsource(tune_module))) if isinstance(node, ast.Call)]
+    assert "air_usage.tag_callbacks" in {ast.unparse(call.func) for call in calls}
+    assert tune_module.air_usage is usage
+    assert "WandbLoggerCallback" in inspect.getsource(usage._count_callbacks)
+    stock = usage.tag_callbacks
+    with pytest.MonkeyPatch.context() as patched, trials_from(SimpleNamespace()):
+        patched.setattr(usage, "_count_callbacks", lambda callbacks: pytest.fail("they are counted"))
+        assert tune_module.air_usage.tag_callbacks([]) is False
+    assert usage.tag_callbacks is stock
 
 
 def test_how_the_controller_calls_its_manager() -> None:

@@ -229,7 +229,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_configuration_keeps_the_dtype_of_its_weights(folder: Path) -> None:
-    """sweeps.cli.checked_export: merges into the dtype that the base is stored in: `config.dtype`, a torch.dtype."""
+    """sweeps.cli.exports.forms: merges into the dtype that the base is stored in: `config.dtype`, a torch.dtype."""
     assert AutoConfig.from_pretrained(folder).dtype == torch.bfloat16
 
 

@@ -1,4 +1,4 @@
-"""What a sweep's folder says of it: `bitlora status`, `bitlora report`."""
+"""What a sweep's folder says of it, and what is made of it: `bitlora status`, `bitlora report`, `bitlora soup`."""
 
 from __future__ import annotations
 
@@ -60,3 +60,24 @@ def status(place: Annotated[str, typer.Argument(metavar="DIR", help="A sweep's f
         refuse(*error.lines)
     except (OSError, ValueError) as error:
         refuse(str(error))
+
+
+def soup(
+    place: Annotated[str, typer.Argument(metavar="DIR", help="The folder of a sweep that has ended, or s3://….")],
+    top: Annotated[int, typer.Option("--top", metavar="N", min=2, help="So many of the finalists at most.")] = 3,
+) -> None:
+    """Average the confirmed configurations that are tied with the best and have its shape; score that on the test rows.
+
+    It is left in DIR/soup, and the report says whether it is better than each of them.
+    """
+    from sweeps.cli.soup import make_soup
+    from sweeps.cli.trial_folder import quiet
+    from sweeps.spec.errors import InputError, SpecError
+
+    quiet()
+    try:
+        make_soup(place, top, typer.echo)
+    except (InputError, SpecError) as error:
+        refuse(*error.lines)
+    except (OSError, ValueError) as error:
+        refuse(str(error).splitlines()[0])

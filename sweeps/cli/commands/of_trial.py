@@ -1,14 +1,21 @@
-"""What is done with a trial that has ended: `bitlora export`, `bitlora generate`."""
+"""What is done with a trial that has ended: `bitlora export`, `bitlora push`, `bitlora generate`."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
 from sweeps.cli.commands.refusal import refuse
 
+if TYPE_CHECKING:
+    from sweeps.cli.exports.forms import Form
+
+WHOLE_MODEL: Final[dict[str, Form]] = {"f16": "gguf-f16", "q8_0": "gguf-q8_0", "f32": "gguf-f32"}
+"""--outtype -> how that export is called inside."""
 TrialDir = Annotated[
     str,
     typer.Argument(metavar="TRIAL_DIR", help="DIR/trials/<trial_id>, or s3://….", show_default=False),
@@ -31,20 +38,69 @@ def export(
         bool,
         typer.Option(help="Load it again and compare its eval loss with the record's; nothing is kept if it differs."),
     ] = True,
+    merged: Annotated[
+        bool, typer.Option("--merged", help="With --to gguf: a whole model, the base with the adapter merged in.")
+    ] = False,
+    outtype: Annotated[
+        Literal["f16", "q8_0", "f32"] | None,
+        typer.Option("--outtype", help="With --merged: what its matrices are stored in. Default: f16."),
+    ] = None,
+    over: Annotated[
+        Literal["nf4", "bf16"] | None,
+        typer.Option(
+            "--served-over",
+            help="The base it will be served over: its eval loss is measured there, beside the one it was trained over. "
+            "Default: of --to gguf, where it was trained over NF4, bf16; else none.",
+        ),
+    ] = None,
 ) -> None:
     """Hand an adapter on: packed, as stock PEFT or llama.cpp reads it, or merged into its base.
 
     Exit codes: 0 done; 1 it does not do what the trial did, or cannot be written; 2 bad input.
     """
-    from sweeps.cli.checked_export import ExportError
-    from sweeps.cli.checked_export import export as write
-    from sweeps.cli.trial_folder import open_trial, quiet
+    if merged and to != "gguf":
+        refuse(f"--merged: goes with --to gguf, and --to {to} is given; a merged model for transformers is --to merged")
+    if outtype is not None and not merged:
+        refuse("--outtype: goes with --to gguf --merged; an adapter is in float32 always")
+    with _handed_on():
+        from sweeps.cli.exports.checked import export as write
+        from sweeps.cli.trial_folder import open_trial, quiet
+
+        with open_trial(place) as trial:
+            quiet()
+            write(trial, WHOLE_MODEL[outtype or "f16"] if merged else to, out, check, typer.echo, over)
+
+
+def push(
+    place: TrialDir,
+    to: Annotated[
+        str, typer.Option("--to", metavar="OWNER/NAME", help="Its repository; new, or empty.", show_default=False)
+    ],
+    private: Annotated[bool, typer.Option("--private", help="For you alone, where it is new.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be put there, and the card; asks nothing of the hub.")
+    ] = False,
+) -> None:
+    """Put a trial's adapter on the Hugging Face hub, with its card and its sweep's report; checked first, as export does.
+
+    Exit codes: 0 done; 1 it does not do what the trial did, or the hub broke off; 2 bad input.
+    """
+    with _handed_on():
+        from sweeps.cli.exports.push import push as send
+        from sweeps.cli.trial_folder import open_trial, quiet
+
+        with open_trial(place) as trial:
+            quiet()
+            send(trial, to, private, dry_run, typer.echo)
+
+
+@contextlib.contextmanager
+def _handed_on() -> Iterator[None]:
+    from sweeps.cli.exports.holding import ExportError
     from sweeps.spec.errors import InputError
 
     try:
-        with open_trial(place) as trial:
-            quiet()
-            write(trial, to, out, check, typer.echo)
+        yield
     except InputError as error:
         refuse(*error.lines)
     except ExportError as error:

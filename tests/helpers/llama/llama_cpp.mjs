@@ -1,6 +1,7 @@
-// What llama.cpp makes of rows of tokens: node llama_cpp.mjs FOLDER JOBS, where FOLDER holds node_modules.
-// JOBS (JSON): [{base, lora or null, rows: [[token]]}]; printed (JSON): for each job and row, for each token after the
-// first, [its log-probability, the likeliest token, how far its logit is above the second].
+// What llama.cpp makes of rows of tokens, or of texts: node llama_cpp.mjs FOLDER JOBS, where FOLDER holds node_modules.
+// JOBS (JSON): [{base, lora or null, rows: [[token]]}] or [{base, texts: [text]}]; printed (JSON): for each job and row,
+// for each token after the first, [its log-probability, the likeliest token, how far its logit is above the second]; for
+// each text its tokens.
 import {readFileSync} from "node:fs";
 import {pathToFileURL} from "node:url";
 
@@ -15,8 +16,12 @@ function judged({logits, totalLogitWeight}, next) {
 }
 
 const found = [];
-for (const {base, lora, rows} of JSON.parse(readFileSync(jobs, "utf8"))) {
+for (const {base, lora, rows, texts} of JSON.parse(readFileSync(jobs, "utf8"))) {
     if (!models.has(base)) models.set(base, await llama.loadModel({modelPath: base, gpuLayers: 0}));
+    if (texts != null) {
+        found.push(texts.map((text) => models.get(base).tokenize(text, true)));
+        continue;
+    }
     const contextSize = 64 + Math.max(...rows.map((row) => row.length));
     const context = await models.get(base).createContext({
         contextSize, threads: 1, flashAttention: false,

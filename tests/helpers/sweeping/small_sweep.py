@@ -25,10 +25,12 @@ from sweeps.spec.spec import Spec, dump_spec, load_spec
 CPU = torch.device("cpu")
 
 
-def small_spec(folder: Path, base: Path | str, source: Path, quantization: str, dtype: str) -> Spec:
+def small_spec(
+    folder: Path, base: Path | str, source: Path, quantization: str, dtype: str, more: Mapping[str, Any]
+) -> Spec:
     path = folder.with_suffix(".yaml")
     path.parent.mkdir(parents=True, exist_ok=True)
-    spec = {
+    spec: dict[str, Any] = {
         "name": folder.name,
         "out": str(folder),
         "base": {"model": str(base), "quantization": quantization},
@@ -37,18 +39,22 @@ def small_spec(folder: Path, base: Path | str, source: Path, quantization: str, 
         "train": {"steps": 6, "eval_every": 6, "batch_size": 4, "learning_rate": 2e-2, "dtype": dtype},
         "scheduler": {"name": "none", "grace": 6},
     }
-    path.write_text(json.dumps(spec))
+    spec["data"].update(more.get("data", {}))
+    path.write_text(json.dumps(spec | {key: value for key, value in more.items() if key != "data"}))
     return load_spec(path)
 
 
 def small_sweep(
     folder: Path, base: Path | str, source: Path, trials: Mapping[str, dict[str, Any]], quantization: str = "none",
-    dtype: str = "float32",
+    dtype: str = "float32", **more: Any,
 ) -> Path:  # fmt: skip
-    """Train `trials` (id -> what they vary) to their end in one pack, and write the sweep that they would be of."""
-    spec = small_spec(folder, base, source, quantization, dtype)
+    """Train `trials` (id -> what they vary) to their end in one pack, and write the sweep that they would be of.
+
+    `more`: what its spec has besides, by section; of `data` keys that are laid over it.
+    """
+    spec = small_spec(folder, base, source, quantization, dtype, more)
     tokenizer = load_tokenizer(str(base))
-    dataset = prepare_data(spec.data, tokenizer)
+    dataset = prepare_data(spec.data, tokenizer, 0 if spec.confirm is None else spec.confirm.rows)
     engine = Engine(load_base(spec.base, getattr(torch, dtype), CPU), len(trials))
     configs = {
         trial_id: trial_config(spec.adapter, spec.train, len(dataset.train), number, chosen)
@@ -72,6 +78,10 @@ def _write(folder: Path, spec: Spec, dataset: Dataset, engine: Engine, slot: int
     scored = engine.evaluate([slot], Batch.of(rows))[slot]
     writing.write_json(folder / record.CONFIG, config.model_dump(mode="json"))
     record.write_scores(folder / record.EVAL, rows.example_ids, scored.losses, scored.tokens, rows.text_bytes.tolist())
+    tested = engine.evaluate([slot], Batch.of(dataset.test))[slot] if config.confirms else None
+    if tested is not None:
+        counts = tested.tokens, dataset.test.text_bytes.tolist()
+        record.write_scores(folder / record.TEST, dataset.test.example_ids, tested.losses, *counts)
     latent = engine.latent(slot)
     writing.write_folder(folder / record.ADAPTER, lambda part: save_adapter(part, latent, config, spec.base.model))
     numbers = {"tokens": 100, "eval_loss": scored.loss, "seconds": 1.0}
@@ -91,6 +101,7 @@ def _write(folder: Path, spec: Spec, dataset: Dataset, engine: Engine, slot: int
             base=info.provenance(config) | {"dtype": spec.train.dtype},
             data={"source": dataset.summary.source, "train_rows": len(dataset.train), "eval_rows": len(rows)},
             versions=origin.versions(),
+            test_loss=None if tested is None else tested.loss,
             **numbers,
         ),
     )

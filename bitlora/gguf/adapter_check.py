@@ -1,5 +1,5 @@
 """What llama.cpp does with an adapter's GGUF file, worked out from the file alone: it shares neither names nor the order of
-rows nor scales with `bitlora.adapter.gguf_file`, which writes it, so that a slip there is not made here again.
+rows nor scales with `bitlora.gguf.adapter_file`, which writes it, so that a slip there is not made here again.
 """
 
 from __future__ import annotations

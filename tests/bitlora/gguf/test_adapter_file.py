@@ -11,9 +11,10 @@ import torch
 from adapters import trial
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
-from bitlora.adapter.gguf_check import compare_gguf, load_gguf
-from bitlora.adapter.gguf_file import ARCHITECTURES, save_gguf
 from bitlora.adapter.latent import Latent, Weights, quantized_weights
+from bitlora.gguf.adapter_check import compare_gguf, load_gguf
+from bitlora.gguf.adapter_file import save_gguf
+from bitlora.gguf.architecture import ARCHITECTURES
 
 SHAPE = {"rank": 6, "alpha": 24.5}
 HIDDEN, HEADS, GROUPS, WIDTH = 24, 6, 2, 8

@@ -22,7 +22,7 @@ from bitlora.config.sections import BaseConfig
 from bitlora.data.chat import prompt_text
 from bitlora.files.opening import open_storage
 from sweeps.cli.app import app
-from sweeps.cli.checked_export import use
+from sweeps.cli.exports.using import use
 from sweeps.cli.trial_folder import open_trial, split
 from sweeps.driver.kept import keep, source_file
 from sweeps.spec.errors import InputError
@@ -33,7 +33,7 @@ TRIALS = {
     "t0002": {"quantizer": "double_binary", "rank": 3},
     "t0003": {"quantizer": "binary", "activations": "int8"},
 }
-PAGE = Path(__file__).parents[3] / "docs" / "adapters.md"
+PAGE = Path(__file__).parents[4] / "docs" / "adapters.md"
 
 
 @pytest.fixture(scope="module", params=["none", "nf4"])
@@ -208,7 +208,7 @@ def test_a_base_that_llama_cpp_has_not_is_said_in_a_line(tmp_path, float64_base,
 
 
 def test_a_file_for_llama_cpp_with_a_slip_is_not_kept(plain_sweep, tmp_path, monkeypatch):
-    monkeypatch.setattr("bitlora.adapter.gguf_file._pairs", lambda rows, heads: torch.arange(rows))
+    monkeypatch.setattr("bitlora.gguf.adapter_file.pairs", lambda rows, heads: torch.arange(rows))
     args = ["export", plain_sweep / "trials" / "t0000", "--to", "gguf", "--out", tmp_path / "out", "--no-check"]
     ended = bitlora(*args)
     assert ended.exit_code == 1
@@ -266,7 +266,7 @@ def test_merged_is_in_the_dtype_of_the_base_unless_that_loses_too_much(tmp_path,
     ended = bitlora(*args, tmp_path / "half")
     assert ended.exit_code == 0, ended.stderr
     assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "bfloat16"
-    monkeypatch.setattr("sweeps.cli.checked_export.NEAR", {"float32": 1e-6})
+    monkeypatch.setattr("sweeps.cli.exports.holding.NEAR", {"float32": 1e-6})
     ended = bitlora(*args, tmp_path / "full")
     assert ended.exit_code == 0, ended.stderr
     assert "in float32: bfloat16, which the base is stored in, would lose too much" in ended.stdout
