@@ -81,7 +81,7 @@ def in_words(annotation: Any, bounds: Iterable[Any] = ()) -> str:
     if origin is Literal:
         return either([f"`{value}`" for value in arguments])
     if origin is list:
-        return f"a list of {'mappings' if get_origin(arguments[0]) is dict else _listed(arguments[0])}"
+        return f"a list of {'mappings' if in_words(arguments[0]) == 'a mapping' else _listed(arguments[0])}"
     if origin is dict or (isinstance(annotation, type) and issubclass(annotation, Config)):
         return "a mapping"
     return {str: "text", bool: "true or false", int: "a whole number", float: "a number"}[annotation] + _bounded(bounds)
@@ -133,8 +133,9 @@ def _section(field: FieldInfo) -> tuple[type[Config] | None, bool]:
     """The section that a field's value may be, and whether it is nothing else, null apart."""
     union = get_origin(field.annotation) in (Union, types.UnionType)
     members = [one for one in (get_args(field.annotation) if union else [field.annotation]) if one is not type(None)]
-    found = [one for one in members if isinstance(one, type) and issubclass(one, Config)]
-    return (found[0], len(members) == 1) if found else (None, False)
+    listed = [inner for one in members if get_origin(one) is list for inner in get_args(one)]
+    found = [one for one in (*members, *listed) if isinstance(one, type) and issubclass(one, Config)]
+    return (found[0], len(members) == 1 and not listed) if found else (None, False)
 
 
 def keys() -> str:

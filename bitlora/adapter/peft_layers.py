@@ -110,7 +110,7 @@ class QuantizedLinear(nn.Linear):
     """A or B of one adapter: `x @ w_q.T`, where w_q is its weight through the quantizer, and x may go through 8 bits first.
 
     `weight` is the latent weight; `scales` (rows, 1) are learned ones, of `double_binary` alone. The gradients are those of
-    `bitlora.engine.slot.Bank.backward_to_latent`.
+    `bitlora.engine.slots.bank.Bank.backward_to_latent`.
     """
 
     def __init__(self, linear: nn.Linear, side: Side, config: BitLoraConfig) -> None:

@@ -27,4 +27,6 @@ def essence(config: TrialConfig, layers: Mapping[str, LayerAdapter]) -> Hashable
     if config.schedule == "constant":
         del kept["floor"]
     kept["warmup"] = round(config.warmup * config.steps)
+    if config.stages:
+        kept["stages"] = tuple(tuple(stage.model_dump(exclude={"trial"}).values()) for stage in config.stages)
     return tuple(sorted(kept.items())), tuple(sorted(layers.items()))

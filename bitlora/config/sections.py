@@ -150,7 +150,7 @@ class AdapterConfig(Config):
 
 
 class ScheduleConfig(Config):
-    """The learning rate over a trial's steps (`bitlora.engine.optim.learning_rate`)."""
+    """The learning rate over a trial's steps (`bitlora.engine.slots.optim.learning_rate`)."""
 
     name: ScheduleName = "cosine"
     """How the rate falls after its warm-up: along half a cosine, on a line, or not at all."""
@@ -158,6 +158,29 @@ class ScheduleConfig(Config):
     """Share of the steps in which the rate climbs linearly to its maximum."""
     floor: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """Share of the maximum at which the last step arrives; the article's is 0.9."""
+
+
+class Stage(Config):
+    """Steps that were taken with other values than those that came after."""
+
+    until: Positive
+    """The last of them, counted from the trial's first."""
+    trial: str | None = None
+    """Which trial took them, where it was another one. No number hangs on it."""
+    learning_rate: PositiveFloat | None = None
+    """null: as it is afterwards, once the last stage is over; and so for the others."""
+    weight_decay: NonNegativeFloat | None = None
+    """AdamW's."""
+    dropout: Fraction | None = None
+    """Of the adapter's inputs."""
+    max_grad_norm: PositiveFloat | None = None
+    """Of the gradient, above which it is scaled down."""
+    steps: Positive | None = None
+    """The budget that the learning rate's schedule went by."""
+
+
+MOVED: Final[tuple[str, ...]] = ("learning_rate", "weight_decay", "dropout", "max_grad_norm", "steps")
+"""What a stage may have of its own: what can change under way, since no shape and no order of rows hangs on it."""
 
 
 class TrainConfig(Config):
@@ -187,8 +210,13 @@ class TrainConfig(Config):
     optimizer: Literal["adamw", "paged_adamw"] = "adamw"
     """`paged_adamw` is the same AdamW: bitsandbytes pages moments out where they do not fit, and an adapter's are 8 bytes a
     parameter, some megabytes beside a base of gigabytes. There is nothing to page."""
+    stages: list[Stage] = Field(default_factory=list)
+    """What holds at first, until the step that each says, oldest first: so a trial that changed its values under way
+    (`scheduler.name: pbt`) is trained again from its schedule alone."""
     eval_every: Positive | Literal["epoch"] = 8
     """Steps between two evaluations, or `epoch`; the last step is always evaluated. Left out, at most `steps`."""
+    keep: Literal["last", "best"] = "last"
+    """The evaluation whose adapter and losses a trial has in the end: its last, or the one with the lowest loss."""
     checkpoint_every: Positive | None = None
     """Steps between two checkpoints, which a trial goes on from when its pack or the sweep is lost; null: at each
     evaluation."""

@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterable
 from typing import Annotated, Any, Final, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from bitlora.config.sections import (
+    MOVED,
     Activations,
     AdapterConfig,
     Config,
@@ -19,6 +20,7 @@ from bitlora.config.sections import (
     PositiveFloat,
     Scaling,
     ScheduleName,
+    Stage,
     TrainConfig,
 )
 from bitlora.config.targets import (
@@ -69,6 +71,32 @@ class TrialConfig(Config):
     beta2: Fraction = 0.999
     loraplus_ratio: PositiveFloat = 1.0
     dora: bool = False
+    stages: Annotated[tuple[Stage, ...], Field(strict=False)] = ()
+    """What held before, oldest first; the values above hold from the last of them on. No others are in the files of a trial
+    that has none."""
+
+    def at(self, step: int) -> TrialConfig:
+        """What holds after so many steps, for the next one."""
+        held = next((stage for stage in self.stages if step < stage.until), None)
+        moved = {key: value for key in MOVED if (value := getattr(held, key, None)) is not None}
+        return self.model_copy(update={**moved, "stages": ()}) if self.stages else self
+
+    def after(self, other: TrialConfig, step: int, trial: str | None = None) -> TrialConfig:
+        """This configuration from `step` on, over what `other` came to until then.
+
+        Args:
+            trial: whose `other` is, where it is another trial.
+        """
+        stages = tuple(stage for stage in other.stages if stage.until <= step)
+        if not stages or stages[-1].until < step:
+            held = {key: getattr(other.at(step - 1), key) for key in MOVED}
+            stages = (*stages, Stage(until=step, trial=trial, **held))
+        return self.model_copy(update={"stages": stages})
+
+    @model_serializer(mode="wrap")
+    def _without_no_stages(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = dump(self)
+        return found if self.stages else {key: value for key, value in found.items() if key != "stages"}
 
 
 AXES: Final[tuple[str, ...]] = (
@@ -120,6 +148,7 @@ def trial_config(
         "steps": steps,
         "eval_every": steps_per_epoch if train.eval_every == "epoch" else train.eval_every,
         "seed": seed,
+        "stages": tuple(train.stages),
     }
     return TrialConfig(**{**fixed, **chosen})
 

@@ -9,19 +9,19 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from bitlora.config.trial import TrialConfig
 from bitlora.files.record import CHECKPOINT
 from bitlora.files.writing import replacing
 
 if TYPE_CHECKING:
-    from bitlora.engine.slot import SlotState
+    from bitlora.engine.slots.slot import SlotState
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialProgress:
-    """What a trial goes on with beside its state (`bitlora.engine.slot.SlotState`)."""
+    """What a trial goes on with beside its state (`bitlora.engine.slots.slot.SlotState`)."""
 
     step: int
     tokens: int
@@ -29,9 +29,22 @@ class TrialProgress:
     losses: list[float]
     """Train losses of the steps since the last evaluation; at an evaluated step, since the one before it."""
     first_loss: float
+    best: float | None = None
+    """The lowest eval loss of the evaluations before."""
 
 
-def save_checkpoint(folder: Path, state: SlotState, progress: TrialProgress, config: TrialConfig, base: str) -> None:
+class Checkpoint(NamedTuple):
+    """What a trial goes on from."""
+
+    state: SlotState
+    progress: TrialProgress
+    config: TrialConfig
+    """Its own, or that of the trial that it is a copy of."""
+
+
+def save_checkpoint(
+    folder: Path, state: SlotState, progress: TrialProgress, config: TrialConfig, base: str, name: str = CHECKPOINT
+) -> None:
     """Write the checkpoint of the trial in `folder`.
 
     Args:
@@ -46,22 +59,25 @@ def save_checkpoint(folder: Path, state: SlotState, progress: TrialProgress, con
         "base": base,
         "loss_scale": json.dumps(state.loss_scale),
     }
-    with replacing(folder / CHECKPOINT) as part:
+    with replacing(folder / name) as part:
         save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, part, metadata=about)
 
 
-def load_checkpoint(folder: Path, config: TrialConfig, base: str) -> tuple[SlotState, TrialProgress] | None:
-    """What the trial in `folder` goes on from; None where there is no checkpoint.
+def load_checkpoint(folder: Path, config: TrialConfig | None, base: str, name: str = CHECKPOINT) -> Checkpoint | None:
+    """What the trial in `folder` goes on from; None where there is no such checkpoint.
+
+    Args:
+        config: the trial's; None: whosever it is.
 
     Raises:
-        ValueError: there is one that is broken, or of another trial or base; the message names the file.
+        ValueError: it is broken, or of another trial or base; the message names the file.
     """
     from safetensors import SafetensorError, safe_open
 
-    from bitlora.engine.optim import UNSCALED, LossScale
-    from bitlora.engine.slot import SlotState
+    from bitlora.engine.slots.optim import UNSCALED, LossScale
+    from bitlora.engine.slots.slot import SlotState
 
-    path = folder / CHECKPOINT
+    path = folder / name
     if not path.exists():
         return None
     try:
@@ -74,6 +90,6 @@ def load_checkpoint(folder: Path, config: TrialConfig, base: str) -> tuple[SlotS
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a checkpoint: {str(error).splitlines()[0]}") from None
     for what, found, here in (("trial", written_for, config), ("base", about["base"], base)):
-        if found != here:
+        if here is not None and found != here:
             raise ValueError(f"{path}: the checkpoint of another {what}")
-    return SlotState(progress.step, latent, exp_avg, exp_avg_sq, loss_scale), progress
+    return Checkpoint(SlotState(progress.step, latent, exp_avg, exp_avg_sq, loss_scale), progress, written_for)

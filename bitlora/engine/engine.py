@@ -1,8 +1,9 @@
 """The engine: many trials' adapters trained at once over one frozen base. It knows no Ray.
 
-A slot is one flat vector of latent weights with its gradient and its moments, a row of the pack's (`bitlora.engine.slot`);
-the layers see views of all of them. Between optimizer steps trials are attached and detached; a step takes one batch for
-each slot and does one forward and one backward pass over all of them, in operations that each hold all slots.
+A slot is one flat vector of latent weights with its gradient and its moments, a row of the pack's
+(`bitlora.engine.slots.bank`); the layers see views of all of them. Between optimizer steps trials are attached and
+detached; a step takes one batch for each slot and does one forward and one backward pass over all of them, in operations
+that each hold all slots.
 
 The promise: what a trial goes through is what it would go through alone, in a plain loop over stock PEFT layers
 (`tests/bitlora/engine/test_promise.py`).
@@ -21,10 +22,11 @@ from torch import Tensor
 from bitlora.adapter.latent import Latent
 from bitlora.config.trial import TrialConfig
 from bitlora.engine.batch import Batch, Piece, split_pass, split_rows, split_rows_by_tokens
-from bitlora.engine.optim import clip, learning_rate
 from bitlora.engine.passes import KeptLayouts, LaidOutPass, StepLayout, micro_batches
-from bitlora.engine.slot import Bank, Slot, SlotState
-from bitlora.engine.vector import VectorLayout
+from bitlora.engine.slots.bank import Bank
+from bitlora.engine.slots.optim import clip, learning_rate
+from bitlora.engine.slots.slot import Slot, SlotState
+from bitlora.engine.slots.vector import VectorLayout
 from bitlora.engine.workers import Workers, attempt, first_reasons
 from bitlora.forward.host import Coming, read, send
 from bitlora.forward.inject import Base
@@ -104,7 +106,7 @@ class Engine:
         return [slot for slot in range(self.size) if slot not in self.slots]
 
     def attach(self, config: TrialConfig, slot: int | None = None, state: SlotState | None = None) -> int:
-        """Give a trial a slot. Where it starts (`bitlora.engine.slot.Slot`) depends on its seed alone.
+        """Give a trial a slot. Where it starts (`bitlora.engine.slots.slot.Slot`) depends on its seed alone.
 
         Args:
             slot: which one; the lowest free one by default.

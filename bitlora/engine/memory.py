@@ -19,7 +19,7 @@ from bitlora.config.trial import TrialConfig
 from bitlora.engine.batch import Batch
 from bitlora.engine.engine import EVAL_TOKENS, Engine
 from bitlora.engine.gauge import CountAllocations, held, peak_during
-from bitlora.engine.slot import Slot
+from bitlora.engine.slots.slot import Slot
 from bitlora.engine.workers import Workers, attempt
 from bitlora.forward.inject import Base
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bitlora.engine.batch import Batch, Piece
-from bitlora.engine.slot import Slot
+from bitlora.engine.slots.slot import Slot
 from bitlora.engine.workers import Workers
 from bitlora.forward.forward_plan import ForwardPlan, Span
 from bitlora.forward.host import send

@@ -29,6 +29,8 @@ EVAL: Final = "eval.parquet"
 TEST: Final = "test.parquet"
 ADAPTER: Final = "adapter"
 CHECKPOINT: Final = "checkpoint.safetensors"
+RUNGS: Final = "rung-*.safetensors"
+"""Such checkpoints are of steps at which trials leave their slots: others may go on from them."""
 RUNS: Final = "runs.jsonl"
 """In the sweep's folder: a line for each run of the command that has ended, whatever became of it."""
 DATA: Final = "data"
@@ -66,6 +68,9 @@ class Record:
     """On the machine of the pack that evaluated it; of one that never was, on the driver's."""
     test_loss: float | None = None
     """Nats per completion token over the test split, of a trial that confirms another and has completed."""
+    schedule: list[dict[str, Any]] | None = None
+    """Of a trial that became a copy of another, or whose values moved under way: what held before, oldest first, each
+    `until` a step (`bitlora.config.sections.Stage`). With `config`, all that its weights went through."""
     same_as: str | None = None
     """The trial whose result this one has, since their configurations come to the same; it took no step of its own."""
 
@@ -82,6 +87,11 @@ class Metrics:
     learning_rate: float
     """Of the step just taken."""
     seconds: float
+
+
+def rung(step: int) -> str:
+    """The name of the checkpoint of a trial that left its slot at `step`."""
+    return RUNGS.replace("*", f"{step:06d}")
 
 
 def write_record(folder: Path, record: Record) -> None:

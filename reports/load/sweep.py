@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
@@ -64,6 +64,8 @@ class Sweep:
     versions: DistinctValues
     problems: tuple[str, ...]
     """A line for each thing that could not be read or used: its path inside the folder, then what is wrong."""
+    schedules: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """Of each trial whose values moved under way, what held before, oldest first (`bitlora.files.record.Record`)."""
 
     def spent(self, key: str) -> float:
         """`seconds` or `worker_seconds`, summed over the runs of the sweep that say it."""
@@ -102,7 +104,12 @@ def load_sweep(folder: Path) -> Sweep:
         data=_distinct(record.data for record in reader.records),
         versions=_distinct(record.versions for record in reader.records),
         problems=tuple(reader.problems),
+        schedules={record.trial_id: stages for record in reader.records if (stages := _stages(record.schedule))},
     )
+
+
+def _stages(schedule: object) -> list[dict[str, Any]]:
+    return [stage for stage in schedule if isinstance(stage, dict)] if isinstance(schedule, list) else []
 
 
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from sweeps.search.cloning.place import Place
+from sweeps.search.cloning.population import Population
 from sweeps.search.metric import METRIC, STEP, finite
 from sweeps.search.rules import StoppingRule, Wave, make_rule
 from sweeps.spec.spec import Spec
@@ -15,13 +17,18 @@ Past = Mapping[str, Sequence[tuple[int, float]]]
 """Our id -> (step, eval loss) of each evaluation."""
 
 
-def make_scheduler(spec: Spec, max_steps: int, past: Past | None = None) -> WaveScheduler:
+def make_scheduler(
+    spec: Spec, max_steps: int, past: Past | None = None, population: Population | None = None
+) -> WaveScheduler:
     """The scheduler of a sweep whose full trials take `max_steps` optimizer steps.
 
     Args:
+        population: of a sweep with `scheduler.name: pbt`.
         past: what trials that search have reported before this scheduler came, whether they go on or not.
     """
-    scheduler = WaveScheduler(make_rule(spec.scheduler, max_steps))
+    scheduler = (
+        WaveScheduler(make_rule(spec.scheduler, max_steps)) if population is None else PopulationScheduler(population)
+    )
     for trial_id, curve in (past or {}).items():
         for step, loss in curve:
             scheduler.recall(trial_id, step, loss)
@@ -39,6 +46,8 @@ class WaveScheduler(FIFOScheduler):  # type: ignore[misc]
     def __init__(self, rule: StoppingRule | None) -> None:
         super().__init__()
         self._rule = rule
+        self.go_on: Callable[[str, Place], object] = lambda trial_id, place: None
+        """Told how a trial goes on that has left its slot; whoever is to see to that says it here."""
         self._stopped: set[str] = set()
         """Whose packs may not have heard of it yet: what they come to from then on counts for nobody."""
 
@@ -51,6 +60,10 @@ class WaveScheduler(FIFOScheduler):  # type: ignore[misc]
         if finite(loss) is not None and self._rule is not None:
             self._rule.enter(trial_id, step, loss)
             self._rule.goes_on(trial_id, step)
+
+    def place(self, trial_id: str) -> Place:
+        """Where a trial begins; asked when the pool is given it."""
+        return Place()
 
     def heard(self, wave: Wave) -> None:
         """These trials, which search, were evaluated together; none of them is judged before."""
@@ -69,3 +82,52 @@ class WaveScheduler(FIFOScheduler):  # type: ignore[misc]
             return str(TrialScheduler.CONTINUE)
         self._stopped.add(trial_id)
         return str(TrialScheduler.STOP)
+
+
+class PopulationScheduler(WaveScheduler):
+    """Stops nobody: says how each goes on when all have come to a rung. To Tune a trial that has left its slot is one whose
+    next result is not there yet.
+    """
+
+    def __init__(self, population: Population) -> None:
+        super().__init__(None)
+        self._population = population
+        self._placed: set[str] = set()
+        """Members that the pool has."""
+
+    def recall(self, trial_id: str, step: int, loss: float) -> None:
+        self._population.enter(trial_id, step, finite(loss))
+
+    def place(self, trial_id: str) -> Place:
+        self._placed.add(trial_id)
+        return self._population.place(trial_id)
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        config = trial.config["config"]
+        if not config.get("confirms"):
+            self._population.begin(trial.config["trial_id"], config)
+            self._settle()
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        self._population.enter(trial.config["trial_id"], result[STEP], finite(result.get(METRIC)))
+        self._settle()
+        return str(TrialScheduler.CONTINUE)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        self._end(trial)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        self._end(trial)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        self._end(trial)
+
+    def _end(self, trial: Any) -> None:
+        self._population.end(trial.config["trial_id"])
+        self._settle()
+
+    def _settle(self) -> None:
+        while self._population.decide():
+            for trial_id in self._population.members:
+                if trial_id in self._placed:
+                    self.go_on(trial_id, self._population.place(trial_id))

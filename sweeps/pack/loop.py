@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,12 +18,14 @@ from bitlora import timeouts
 from bitlora.config.trial import TrialConfig
 from bitlora.data.batches import batch_rows
 from bitlora.engine.batch import Batch
-from bitlora.engine.checkpoint import TrialProgress
-from bitlora.engine.optim import LossScale, learning_rate
-from bitlora.engine.slot import SlotState
+from bitlora.engine.checkpoint import Checkpoint
+from bitlora.engine.slots.optim import LossScale, learning_rate
+from bitlora.engine.slots.slot import SlotState
 from bitlora.files import record
 from sweeps.pack.bare import BARE, BareScores
+from sweeps.pack.slotted import SlottedTrial
 from sweeps.pool.messages import Attach, Command, Continue, Detach, Leave, StepProgress, Stop
+from sweeps.search.cloning.place import Source
 from sweeps.search.rules import Wave
 
 if TYPE_CHECKING:
@@ -32,37 +34,9 @@ if TYPE_CHECKING:
     from sweeps.pack.settings import PackSettings
 
 
-DIVERGED: Final = 1.1
-"""A trial has diverged when its eval loss is this many times that of its own first step, …"""
-UNIFORM: Final = 0.99
-"""… and at least this share of what uniform guessing over the vocabulary gives: a collapsed model lands just there."""
-
-
 @dataclass(frozen=True, slots=True)
 class Settled:
     """From the first worker to the others: nobody waits any longer for what becomes of the trials that were evaluated."""
-
-
-@dataclass(slots=True)
-class SlottedTrial:
-    """A trial in its slot."""
-
-    trial_id: str
-    config: TrialConfig
-    slot: int
-    began: float
-    reported: int
-    """The last step it reported before it came here; it is silent until it is past it."""
-    tokens: int = 0
-    losses: list[float] = field(default_factory=list)
-    """Of the steps since the last evaluation."""
-    first_loss: float | None = None
-    ready: tuple[int, Batch] | None = None
-    """The newest batch that was made, and the steps before it."""
-
-    def due(self, step: int) -> bool:
-        """Is it evaluated at this step?"""
-        return step % self.config.eval_every == 0 or step == self.config.steps
 
 
 class PackLoop:
@@ -77,6 +51,7 @@ class PackLoop:
         self._workers = engine.workers
         self._link = link
         self._checkpoint_every = settings.checkpoint_every
+        self._keep_best = settings.keep == "best"
         self._train = settings.dataset.train
         self._eval = Batch.of(settings.dataset.eval)
         self._test = settings.dataset.test
@@ -86,6 +61,8 @@ class PackLoop:
         """Trials that wait here for a slot, so that the next step after one is free is already theirs."""
         self._overdue: list[SlottedTrial] = []
         """Trials that go on at a step whose evaluation was not reported."""
+        self._left: dict[str, Checkpoint] = {}
+        """What trials took along that left their slots here, each the last time."""
         self._undecided: set[str] = set()
         """Trials that were evaluated, and may be stopped for it."""
         self._settling = False
@@ -152,8 +129,7 @@ class PackLoop:
         for command in self._workers.mailbox.take():
             self._apply(command)
         while self._queue and self._engine.free and not self._stopped:
-            queued = self._queue.pop(next(iter(self._queue)))
-            self._attach(queued.trial_id, TrialConfig(**queued.config), queued.reported)
+            self._attach(self._queue.pop(next(iter(self._queue))))
 
     def _apply(self, command: Command | Settled) -> None:
         match command:
@@ -175,24 +151,46 @@ class PackLoop:
             case Stop():
                 self._stopped = True
 
-    def _attach(self, trial_id: str, config: TrialConfig, reported: int) -> None:
-        """Give a trial a slot. What it goes on from is read by the first worker, and summed with the others' zeros."""
-        restored = self._link.restore(trial_id, config, reported)
-        state, progress = (restored.state, restored.progress) if restored is not None else (None, None)
-        progress = self._workers.broadcast(progress)
-        if self._workers.size > 1 and progress is not None:
-            state = self._broadcast_state(state, progress.step, config)
-        slot = self._engine.attach(config, state=state)
-        trial = self._trials[trial_id] = SlottedTrial(trial_id, config, slot, time.monotonic(), reported)
-        if progress is None:
+    def _attach(self, queued: Attach) -> None:
+        """Give a trial a slot, with the steps that it has behind it, or that the one has of which it is a copy."""
+        trial_id, config, source = queued.trial_id, TrialConfig(**queued.config), queued.source
+        found = self._shared(self._link.restore(trial_id, config, queued.reported), config)
+        if source is not None and (found is None or found.progress.step < source.step):
+            found = self._copy_of(source, trial_id, config) or found
+        step = found.progress.step if found is not None else 0
+        slot = self._engine.attach(config.at(step), state=found.state if found is not None else None)
+        trial = SlottedTrial(trial_id, config, slot, time.monotonic(), queued.reported, until=queued.until)
+        self._trials[trial_id] = trial
+        if found is None:
             return
+        progress = found.progress
         trial.began -= progress.seconds
-        trial.tokens, trial.losses, trial.first_loss = progress.tokens, progress.losses, progress.first_loss
-        if trial.due(progress.step):
-            if progress.step > reported:
+        trial.tokens, trial.losses, trial.first_loss = progress.tokens, list(progress.losses), progress.first_loss
+        trial.best = progress.best
+        if trial.due(step):
+            if step > queued.reported:
                 self._overdue.append(trial)
             else:
                 trial.losses.clear()
+
+    def _copy_of(self, source: Source, trial_id: str, config: TrialConfig) -> Checkpoint | None:
+        """What `source` had behind it: of a trial that left a slot here a copy of its vectors, else its checkpoint."""
+        left = self._left.get(source.trial_id)
+        if left is not None and left.progress.step == source.step:
+            return left
+        return self._shared(self._link.copy_of(source, trial_id), config)
+
+    def _shared(self, found: Checkpoint | None, config: TrialConfig) -> Checkpoint | None:
+        """What the first worker has read, on all of them; of the others' it is summed with zeros.
+
+        Args:
+            config: of an adapter of that size.
+        """
+        about = self._workers.broadcast((found.progress, found.config) if found is not None else None)
+        if self._workers.size == 1 or about is None:
+            return found
+        state = self._broadcast_state(found.state if found is not None else None, about[0].step, config)
+        return Checkpoint(state, *about)
 
     def _broadcast_state(self, state: SlotState | None, step: int, config: TrialConfig) -> SlotState:
         size = self._engine.weights(config)
@@ -206,14 +204,27 @@ class PackLoop:
         return SlotState(step, latent, exp_avg, exp_avg_sq, LossScale(value, int(clean), int(skipped)))
 
     def _detach(self, trial: SlottedTrial) -> None:
+        self._empty(trial)
+        self._link.released(trial.trial_id)
+
+    def _empty(self, trial: SlottedTrial) -> None:
         del self._trials[trial.trial_id]
         self._undecided.discard(trial.trial_id)
         self._overdue = [other for other in self._overdue if other is not trial]
         self._engine.detach(trial.slot)
-        self._link.released(trial.trial_id)
+
+    def _turn(self, trial: SlottedTrial) -> None:
+        """Let what holds for its next step hold: where a stage of it has ended, it is in its slot anew."""
+        step = self._at(trial)
+        if any(stage.until == step for stage in trial.config.stages):
+            state = self._engine.state(trial.slot)
+            self._engine.detach(trial.slot)
+            trial.slot = self._engine.attach(trial.config.at(step), state=state)
 
     def _step(self) -> None:
         """One optimizer step of every trial, then the evaluations and checkpoints that are due."""
+        for trial in self._trials.values():
+            self._turn(trial)
         batches = self._batches()
         self._link.log_event("step", *self._trials)
         if self._workers.size > 1:
@@ -236,7 +247,7 @@ class PackLoop:
                 step = self._at(trial)
                 evaluated = trial.due(step)
                 due += [trial] * evaluated
-                if step < trial.config.steps and self._is_saved(step, evaluated):
+                if step not in (trial.config.steps, trial.until) and self._is_saved(step, evaluated):
                     self._save(trial)
         if due:
             self._evaluate(due)
@@ -276,17 +287,9 @@ class PackLoop:
 
     def _save(self, trial: SlottedTrial) -> None:
         """Have a checkpoint written: of the moment after a step, before its evaluation."""
-        step = self._at(trial)
-        if not self._workers.first or not step or trial.first_loss is None:
-            return
-        progress = TrialProgress(
-            step=step,
-            tokens=trial.tokens,
-            seconds=time.monotonic() - trial.began,
-            losses=list(trial.losses),
-            first_loss=trial.first_loss,
-        )
-        self._link.save(trial.trial_id, trial.config, self._engine.fetch_state(trial.slot), progress)
+        if self._workers.first and self._at(trial) and trial.first_loss is not None:
+            state = self._engine.fetch_state(trial.slot)
+            self._link.save(trial.trial_id, trial.config, state, trial.progress(self._at(trial)))
 
     def _evaluate(self, trials: list[SlottedTrial]) -> None:
         """Score trials, all at once, have written what they came to, and report it."""
@@ -299,14 +302,14 @@ class PackLoop:
         if self._workers.size > 1:
             self._post()
         results = self._engine.evaluate([trial.slot for trial in trials], self._eval)
-        tested = [t.slot for t in trials if t.config.confirms and self._at(t) == t.config.steps and len(self._test)]
+        tested = [t.slot for t in trials if t.config.confirms and len(self._test) and self._stays(t, results[t.slot])]
         tests = self._engine.evaluate(tested, Batch.of(self._test)) if tested else {}
         scored = []
         for trial in trials:
             test = tests.get(trial.slot)
             if failed := results[trial.slot].failed or (test.failed if test is not None else ""):
                 self._failed(trial, f"in its evaluation at step {self._at(trial)}: {failed}")
-            elif why := self._worthless(trial, results[trial.slot].loss):
+            elif why := trial.worthless(results[trial.slot].loss, self._uniform, self._at(trial)):
                 self._diverged(trial, why)
             else:
                 scored.append(trial)
@@ -317,15 +320,6 @@ class PackLoop:
             self._apply_commands()
         self._await_verdicts()
 
-    def _worthless(self, trial: SlottedTrial, loss: float) -> str:
-        """Why a trial has diverged by its eval loss; empty: it has not."""
-        worst = max(UNIFORM * self._uniform, DIVERGED * (trial.first_loss or 0.0))
-        if math.isfinite(loss) and loss <= worst:
-            return ""
-        found = f"{loss:.4g}" if math.isfinite(loss) else "not finite"
-        guess = f"no better than guessing (uniform: {self._uniform:.4g} nats)"
-        return f"the eval loss at step {self._at(trial)} was {found}, {guess}"
-
     def _scored(self, trial: SlottedTrial, result: EvalResult, test: EvalResult | None, wave: Wave) -> None:
         step = self._at(trial)
         metrics = record.Metrics(
@@ -333,17 +327,31 @@ class PackLoop:
             tokens=trial.tokens,
             train_loss=math.fsum(trial.losses) / len(trial.losses),
             eval_loss=result.loss,
-            learning_rate=learning_rate(trial.config, step),
+            learning_rate=learning_rate(trial.config.at(step - 1), step),
             seconds=time.monotonic() - trial.began,
         )
-        trial.losses.clear()
+        trial.scored, trial.losses = trial.losses, []
+        left = None
+        if step == trial.until:
+            left = Checkpoint(self._engine.state(trial.slot), trial.progress(step), trial.config)
+            self._left[trial.trial_id] = left
+        kept = not self._keep_best or trial.improves(result.loss)
+        trial.best = result.loss if trial.improves(result.loss) else trial.best
         if self._workers.first:
-            latent = self._engine.fetch_latent(trial.slot)
-            self._link.evaluated(trial.trial_id, trial.config, metrics, result, latent, test, wave)
-        if step == trial.config.steps:
+            latent = self._engine.fetch_latent(trial.slot) if kept else None
+            self._link.evaluated(trial.trial_id, trial.config, metrics, result, latent, test, wave, left)
+        if left is not None:
+            self._empty(trial)
+        elif step == trial.config.steps:
             self._detach(trial)
         else:
             self._undecided.add(trial.trial_id)
+
+    def _stays(self, trial: SlottedTrial, result: EvalResult) -> bool:
+        """May this evaluation be the one whose files a trial has in the end?"""
+        if self._keep_best:
+            return not result.failed and trial.improves(result.loss)
+        return self._at(trial) == trial.config.steps
 
     def _failed(self, trial: SlottedTrial, reason: str) -> None:
         """It cannot be trained or scored: its own rows raise an error."""
@@ -351,5 +359,9 @@ class PackLoop:
         self._detach(trial)
 
     def _diverged(self, trial: SlottedTrial, reason: str) -> None:
+        if trial.until is not None:  # it may go on as a copy of another
+            self._link.strayed(trial.trial_id, trial.until, reason)
+            self._empty(trial)
+            return
         self._link.ended(trial.trial_id, "diverged", self._at(trial), reason)
         self._detach(trial)

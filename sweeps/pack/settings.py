@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from bitlora.config.sections import BaseConfig, Dtype
 from bitlora.config.trial import TrialConfig
@@ -46,6 +46,8 @@ class PackSettings:
     """Of the sweep's folder."""
     token: str
     """By which a worker knows that the folder it sees is that one."""
+    keep: Literal["last", "best"] = "last"
+    """The evaluation whose files a trial has in the end."""
     checkpoint_every: int | None
     """Steps; None: at each evaluation."""
     workers: int

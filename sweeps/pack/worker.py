@@ -101,7 +101,8 @@ def worker_loop(config: dict[str, Any]) -> None:
         from bitlora.engine.workers import Workers
         from bitlora.files.storage import StorageError
         from bitlora.forward.inject import load_base
-        from sweeps.pack.link import FirstLink, Link
+        from sweeps.pack.first_link import FirstLink
+        from sweeps.pack.link import Link
         from sweeps.pack.loop import PackLoop
         from sweeps.pack.memory import memory_key, settle_memory
 

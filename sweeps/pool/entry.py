@@ -8,6 +8,7 @@ from typing import Any
 
 from sweeps.pool.messages import StepProgress
 from sweeps.pool.suspicion import Suspicion
+from sweeps.search.cloning.place import Source
 
 
 @dataclass(slots=True)
@@ -21,6 +22,10 @@ class Entry:
     """The last step it has reported; until a trial that goes on is past it, it is silent."""
     resumes: bool = False
     """It was in a pack before, of this run of the sweep or of an earlier one, so there may be a checkpoint."""
+    source: Source | None = None
+    """What it begins as a copy of."""
+    until: int | None = None
+    """The step at which it leaves its slot, to wait for `sweeps.pool.pool.Pool.go_on`."""
     ended: bool = False
     pack: str | None = None
     suspicion: Suspicion = field(default_factory=Suspicion)

@@ -16,6 +16,7 @@ import ray
 
 from bitlora import timeouts
 from sweeps.pool.messages import TrialResult
+from sweeps.search.cloning.place import Place
 from sweeps.search.rules import Wave
 
 
@@ -28,11 +29,18 @@ class PoolFeed:
     Args:
         pool: the pool's handle.
         heard: told which trials were evaluated together and what they came to, before a result of theirs is handed on.
+        placed: gives the place of a trial that begins.
     """
 
-    def __init__(self, pool: Any, heard: Callable[[Wave], object] = bool) -> None:
+    def __init__(
+        self,
+        pool: Any,
+        heard: Callable[[Wave], object] = bool,
+        placed: Callable[[str], Place] = lambda trial_id: Place(),
+    ) -> None:
         self._pool = pool
         self._heard = heard
+        self._placed = placed
         self._taken: dict[str, int] = {}
         """Results of each trial that were handed on, until it has ended."""
         self._arrived: deque[TrialResult] = deque()
@@ -45,8 +53,26 @@ class PoolFeed:
 
     def begin(self, config: dict[str, Any]) -> None:
         """Give the trial to the pool."""
-        asked = self._pool.attach.remote(config["trial_id"], config["config"], config.get("reported"))
+        trial_id, reported = config["trial_id"], config.get("reported")
+        place = self._placed(trial_id)
+        if reported is not None and place.source is not None:  # a copy has not reported the steps that it has behind it
+            reported = max(reported, place.source.step)
+        asked = self._pool.attach.remote(
+            trial_id, place.config or config["config"], reported, place.source, place.until
+        )
         self._attaching[asked] = config
+
+    def go_on(self, trial_id: str, place: Place) -> None:
+        """Tell the pool how a trial goes on that has left its slot. Returns when it has heard it; that it is gone is for
+        the next result to say."""
+        while True:
+            try:
+                ray.get(self._pool.go_on.remote(trial_id, place.config, place.source, place.until))
+                return
+            except ray.exceptions.ActorUnavailableError:
+                time.sleep(timeouts.REPORT_RETRY_S)
+            except ray.exceptions.RayActorError:
+                return
 
     def proceed(self, trial_id: str) -> None:
         """Tell its pack to go on at once; where that is lost, the pack does so a little later."""

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal
 
 from bitlora.files.record import Metrics, Status
+from sweeps.search.cloning.place import Source
 from sweeps.search.rules import Wave
 
 UNANSWERED: Final = "the pool could not take it, or gave no answer: see logs/driver.log"
@@ -25,6 +26,11 @@ class Attach:
     """The last step it has reported; until it is past it, it is silent."""
     resumes: bool
     """It was in a pack before, so there may be a checkpoint."""
+    source: Source | None = None
+    """What it begins as a copy of, where it has no checkpoint of its own that is further. Where that is not to be had, it
+    begins at its own first step."""
+    until: int | None = None
+    """The step at which it leaves its slot, evaluated, until it is said how it goes on (`sweeps.pool.pool.Pool.go_on`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +77,8 @@ class TrialResult:
     """Of an evaluation."""
     wave: Wave = field(default_factory=dict)
     """Those that search and were evaluated together with it, itself among them."""
+    left: bool = False
+    """It has left its slot, and goes on when it is said how. Without `metrics` it has diverged, for `reason`."""
     fatal: bool = False
     """The sweep cannot go on: no pack can be started."""
 

@@ -1,9 +1,9 @@
 """The pool: who waits, who runs where, what each trial has reported.
 
 One actor, all of it on one asyncio loop, so nothing here needs a lock. The driver (`sweeps.pool.feed`) calls it from one
-side, the first worker of each pack (`sweeps.pack.link`) from the other. Nobody waits for it but with a reason: `results`
-for what trials have come to, `commands` for something to do, `released` for a slot to be empty. As many calls wait here at
-once as there are packs, and a few: there may be any number of trials.
+side, the first worker of each pack (`sweeps.pack.first_link`) from the other. Nobody waits for it but with a reason:
+`results` for what trials have come to, `commands` for something to do, `released` for a slot to be empty. As many calls
+wait here at once as there are packs, and a few: there may be any number of trials.
 
 Ray's facts it is built on: an answer may be lost on its way, so results and commands are kept until it is known that they
 have arrived; calls of one caller may overtake each other.
@@ -21,10 +21,20 @@ from typing import Any, Final
 
 from bitlora import timeouts
 from bitlora.files.record import Status
+from sweeps.pool.common import CommonGround
 from sweeps.pool.entry import Entry, in_order
-from sweeps.pool.measured import MeasuredMemory
-from sweeps.pool.messages import Attach, Command, Continue, Detach, PoolStatus, StepProgress, Stop, TrialResult
+from sweeps.pool.messages import (
+    Attach,
+    Command,
+    Continue,
+    Detach,
+    PoolStatus,
+    StepProgress,
+    Stop,
+    TrialResult,
+)
 from sweeps.pool.packs import START_ATTEMPTS, PackHandle, Packs
+from sweeps.search.cloning.place import Source
 
 POOL: Final = "pool"
 """The pool's name in the sweep's own namespace."""
@@ -33,7 +43,7 @@ AHEAD: Final = 2
 INTERRUPTED_REASON: Final = "the sweep was interrupted"
 
 
-class Pool:
+class Pool(CommonGround):
     """See the module.
 
     Args:
@@ -52,7 +62,7 @@ class Pool:
         packs: tuple[int, int],
         patience: float = timeouts.PACK_START_LOCAL_S,
     ) -> None:
-        self._settings = settings
+        super().__init__(settings)
         self._trials: dict[str, Entry] = {}
         self._waiting: list[str] = []
         """In the order of their ids, which is the order in which they were asked for."""
@@ -68,11 +78,6 @@ class Pool:
         """Packs in a row that could not write to the sweep's folder."""
         self._notes: dict[str, None] = {}
         """What packs want a person to know."""
-        self._memory = MeasuredMemory(settings)
-        self._dtype = ""
-        """What packs compute in, where the spec leaves it open; empty until one has said."""
-        self._base_scorer = ""
-        """The pack that scores the base without an adapter; empty: none has been asked to."""
         self._given_up = ""
         """Why the sweep cannot go on."""
         self._packs = Packs(
@@ -91,19 +96,29 @@ class Pool:
         """Start the first packs: trials are on their way."""
         self._packs.begin()
 
-    async def attach(self, trial_id: str, config: dict[str, Any], reported: int | None = None) -> None:
+    async def attach(
+        self,
+        trial_id: str,
+        config: dict[str, Any],
+        reported: int | None = None,
+        source: Source | None = None,
+        until: int | None = None,
+    ) -> None:
         """A trial wants a slot. May be said more than once.
 
         Args:
             reported: of a trial that goes on from an earlier run of the sweep, the last step it has reported.
+            source: what it begins as a copy of.
+            until: the step at which it leaves its slot until `go_on`; one that has reported it waits for that at once.
         """
         if trial_id in self._trials:
             return
         self._begun = self._begun or reported is not None
-        self._trials[trial_id] = Entry(config, reported=reported or 0, resumes=reported is not None)
+        self._trials[trial_id] = entry = Entry(config, reported=reported or 0, resumes=reported is not None)
+        entry.source, entry.until = source, until
         if self._given_up or self._closing:
             self._end(trial_id, self._undone, self._given_up or INTERRUPTED_REASON)
-        else:
+        elif until is None or entry.reported < until:
             bisect.insort(self._waiting, trial_id, key=in_order)
             self._dispatch()
 
@@ -128,6 +143,20 @@ class Pool:
             return
         if (pack := self._packs.named.get(entry.pack or "")) is not None:
             pack.send(Continue(trial_id))
+
+    async def go_on(self, trial_id: str, config: dict[str, Any], source: Source, until: int | None) -> None:
+        """The trial, which has left its slot, goes on as a copy of `source`, of itself or of another, with this
+        configuration. May be said more than once.
+
+        Args:
+            until: as `attach` has it.
+        """
+        entry = self._trials.get(trial_id)
+        if entry is None or entry.ended or entry.until is None or entry.until != source.step:
+            return
+        entry.config, entry.source, entry.until = config, source, until
+        bisect.insort(self._waiting, trial_id, key=in_order)
+        self._dispatch()
 
     async def detach(self, trial_id: str) -> None:
         """The trial is stopped: its slot is free for the next one. May be said more than once."""
@@ -166,38 +195,12 @@ class Pool:
 
     # ---- the side of packs
 
-    async def settings(self) -> Any:
-        """What a worker needs to load the base and train."""
-        return self._settings
-
     async def pack_started(self, name: str, node: str = "") -> None:
         """A worker of the pack runs, on the node with this id."""
         if (pack := self._packs.named.get(name)) is not None:
             pack.started = True
             pack.nodes |= {node} - {""}
             pack.since = pack.up = time.monotonic()
-
-    async def settle_dtype(self, name: str, dtype: str) -> str:
-        """What the base computes in, for the whole sweep: what the first worker to ask would take."""
-        self._dtype = self._dtype or dtype
-        return self._dtype
-
-    async def scores_base(self, name: str) -> bool:
-        """Is it for this pack to score the base without an adapter? For the first to ask; and where that one goes without
-        having died of it, for the next."""
-        self._base_scorer = self._base_scorer or name
-        return self._base_scorer == name
-
-    async def known_memory(self, name: str, key: str) -> dict[str, Any] | None:
-        """What is known of how much memory `key` takes; None: the pack is to measure it."""
-        known = await self._memory.ask(key, name)
-        if (pack := self._packs.named.get(name)) is not None:
-            pack.measures = known is None
-        return known
-
-    async def keep_memory(self, key: str, found: dict[str, Any]) -> None:
-        """How much memory `key` takes, or why that could not be measured."""
-        await self._memory.keep(key, found)
 
     async def pack_ready(self, name: str, slots: int | None = None, notes: Sequence[str] = ()) -> None:
         """The pack has its base and can train, so many trials at once (None: as many as it may have). `notes`: what a
@@ -253,6 +256,10 @@ class Pool:
             self._remove(trial_id, entry, tell=False)
         elif result.step <= entry.reported:  # a later one overtook it
             return
+        if result.left:
+            self._packs.named[name].trials.discard(trial_id)
+            self._packs.named[name].since = time.monotonic()
+            entry.pack = entry.progress = None
         self._unwritable = 0
         self._begun = True
         entry.furthest = max(entry.furthest, result.step)
@@ -284,6 +291,10 @@ class Pool:
     def _undone(self) -> Status:
         """How trials end with the sweep: where nothing ever came up, there is nothing to go on with."""
         return "failed" if self._packs.broken and not self._begun else "interrupted"
+
+    def _measures(self, name: str, measures: bool) -> None:
+        if (pack := self._packs.named.get(name)) is not None:
+            pack.measures = measures
 
     def _remove(self, trial_id: str, entry: Entry, tell: bool = True) -> None:
         """Take a trial out of the queue or out of its pack."""
@@ -345,7 +356,7 @@ class Pool:
             entry = self._trials[trial_id]
             entry.pack = name
             pack.trials.add(trial_id)
-            pack.send(Attach(trial_id, entry.config, entry.reported, entry.resumes))
+            pack.send(Attach(trial_id, entry.config, entry.reported, entry.resumes, entry.source, entry.until))
             entry.resumes = True
 
     def _next_for(self, pack: PackHandle) -> str | None:
@@ -357,9 +368,7 @@ class Pool:
 
     def _pack_ended(self, name: str, pack: PackHandle, error: str) -> None:
         """Nothing of the pack is left: its trials are queued again, or have failed."""
-        self._memory.ended(name, pack.innocent)
-        if self._base_scorer == name and (pack.innocent or pack.stopping):
-            self._base_scorer = ""
+        self._pack_gone(name, pack.innocent, pack.stopping)
         for entry in self._trials.values():
             if entry.pack == name and entry.ended:
                 entry.released.set()

@@ -10,6 +10,7 @@ from typing import Any, Final
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from sweeps.search.cloning.population import became
 from sweeps.search.twins import SAME_AS
 from sweeps.spec.keys.confirm import ConfirmConfig
 from sweeps.spec.space import Choices, Space
@@ -33,10 +34,18 @@ def repeats(study: optuna.Study, confirm: ConfirmConfig, space: Space, first_see
     """
     trials = study.get_trials(deepcopy=False)
     searched = [t for t in trials if REPEATS not in t.user_attrs]
+    attributes = study.user_attrs
+
+    def stands_for(trial: FrozenTrial) -> Any:
+        """Its value of `confirm.by`, in the end."""
+        if confirm.by is None:
+            return None
+        changed = became(attributes, trial.user_attrs.get("trial_id", ""))
+        return changed.get(confirm.by, trial.params[confirm.by])
 
     def beside(trial: FrozenTrial) -> bool:
         first = trials[int(trial.user_attrs[SAME_AS][1:])] if SAME_AS in trial.user_attrs else trial
-        return first is trial or (confirm.by is not None and first.params[confirm.by] != trial.params[confirm.by])
+        return first is trial or stands_for(first) != stands_for(trial)
 
     groups: dict[str, list[FrozenTrial]] = {}
     for trial in searched:
@@ -46,7 +55,7 @@ def repeats(study: optuna.Study, confirm: ConfirmConfig, space: Space, first_see
     taken: Counter[Any] = Counter()
     chosen = []
     for group in best:
-        value = group[0].params[confirm.by] if confirm.by is not None else None
+        value = stands_for(group[0])
         if taken[value] < confirm.top:
             taken[value] += 1
             chosen.append(group[0].number)

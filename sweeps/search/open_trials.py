@@ -95,6 +95,10 @@ class OpenTrials:
         self._open[trial_id].report(value, step)
         self._values[trial_id][step] = value
 
+    def values_of(self, trial_id: str) -> list[float]:
+        """Of which the study knows, of an open trial."""
+        return list(self._values.get(trial_id, {}).values())
+
     def report_as(self, trial_id: str, first: str, losses: Mapping[int, float], attribute: str) -> None:
         """An open trial has another's losses, and says so in an attribute."""
         self._open[trial_id].set_user_attr(attribute, first)

@@ -24,6 +24,7 @@ from bitlora.files.record import Status
 from sweeps.search.agenda import SEARCH_ENDED, Agenda
 from sweeps.search.bounds import Bounds
 from sweeps.search.budget import SearchBudget
+from sweeps.search.cloning.population import became
 from sweeps.search.confirm import REPEATS
 from sweeps.search.metric import METRIC, STEP
 from sweeps.search.open_trials import OpenTrials, name_of
@@ -86,6 +87,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         self._budget = SearchBudget(spec.search, self._study, clock)
         self._trials = OpenTrials(self._study, self._space, configure)
         self._changed = changed
+        self._keep_best = spec.train.keep == "best"
         self._suggested: dict[str, dict[str, Any]] = {}
         self._ours: dict[str, str] = {}
         """Tune's id -> ours."""
@@ -126,14 +128,21 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         return self._agenda.total
 
     @property
+    def searched(self) -> int:
+        """Those of them that search."""
+        return self._agenda.searched
+
+    @property
     def attributes(self) -> dict[str, Any]:
         """The study's user attributes."""
         return self._study.user_attrs
 
     def set_attributes(self, attributes: Mapping[str, Any]) -> None:
-        """Set attributes of the study."""
+        """Set attributes of the study. Returns when they are on the disk."""
         for name, value in attributes.items():
             self._study.set_user_attr(name, value)
+        sync(self._journal)
+        self._changed()
 
     @property
     def why_ended(self) -> str:
@@ -195,7 +204,9 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
             return None
         elif (repeat := self._agenda.repeat()) is not None:
             best, seed = repeat
-            ours = self._ask(best.params, {REPEATS: {"seed": seed, "confirms": name_of(best)}})
+            name = name_of(best)
+            changed = became(self._study.user_attrs, name)
+            ours = self._ask(best.params, {REPEATS: {**changed, "seed": seed, "confirms": name}})
         else:
             return str(Searcher.FINISHED)
         self._suggested[ours] = {"trial_id": ours, "config": self._trials.config(ours), **reported}
@@ -275,8 +286,8 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
 
         Args:
             trial_id: Ours.
-            value: The final result of a completed trial; one that is not finite is told FAIL. A pruned trial's is the
-                last that was reported.
+            value: The final result of a completed trial; with `train.keep: best` the study is told its best. One that is
+                not finite is told FAIL. A pruned trial's is the last that was reported.
             reason: Kept as a user attribute beside the status.
 
         Returns:
@@ -285,6 +296,8 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         Raises:
             KeyError: no such trial was ever handed out.
         """
+        if value is not None and self._keep_best:
+            value = min([value, *self._trials.values_of(trial_id)])
         ended = self._trials.end(trial_id, status, value, reason)
         if ended is None:
             return []

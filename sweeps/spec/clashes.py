@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from bitlora.config.explain import nearest, show
-from bitlora.config.sections import AdapterConfig, BaseConfig, TrainConfig
+from bitlora.config.sections import MOVED, AdapterConfig, BaseConfig, TrainConfig
 from bitlora.config.targets import pattern
+from bitlora.config.trial import AXES
 from sweeps.spec import space as spaces
 from sweeps.spec.keys.confirm import ConfirmConfig
 from sweeps.spec.keys.resources import PacksConfig, ResourcesConfig
@@ -102,9 +103,47 @@ def budget_clashes(train: TrainConfig, scheduler: SchedulerConfig, search: Searc
         right = f"give a multiple of it, such as {-(-grace // every) * every}"
         message = f"{grace} is between evaluations, which come every {every} steps (train.eval_every); {right}"
         yield "scheduler.grace", ("train.eval_every", "train.steps", "scheduler.name"), message
+    ends = [stage.until for stage in train.stages]
+    if ends != sorted(set(ends)):
+        yield (
+            "train.stages",
+            (),
+            f"found stages until {', '.join(map(str, ends))}; give them in the order of their steps",
+        )
+    elif steps is not None and ends and ends[-1] >= steps:
+        message = f"a stage until {ends[-1]} leaves no step after it; give less than train.steps {steps}"
+        yield "train.stages", ("train.steps",), message
     if scheduler.name == "bohb" and search.sampler != "tpe":
         right = "give search.sampler: tpe, or scheduler.name: hyperband"
         yield "scheduler.name", ("search.sampler",), f"bohb is HyperBand with configurations of TPE's; {right}"
+
+
+def population_clashes(train: TrainConfig, scheduler: SchedulerConfig, search: SearchConfig) -> Iterator[Clash]:
+    """What does not go with a population that trains in step."""
+    steps, every, interval, name = train.steps, train.eval_every, scheduler.interval, scheduler.name
+    if every == "epoch":
+        yield "train.eval_every", ("scheduler.name",), f"{name} compares trials at steps; give a number of steps"
+    elif interval % every:
+        right = f"give a multiple of it, such as {-(-interval // every) * every}"
+        message = f"{interval} is between evaluations, which come every {every} steps (train.eval_every); {right}"
+        yield "scheduler.interval", ("train.eval_every", "train.steps", "scheduler.name"), message
+    if steps is not None and interval >= steps:
+        message = f"{interval} leaves no step after the first rung; give less than train.steps {steps}"
+        yield "scheduler.interval", ("train.steps", "train.eval_every", "scheduler.name"), message
+    if not search.space.keys() & set(MOVED):
+        movable = ", ".join(axis for axis in MOVED if axis in AXES)
+        yield "search.space", ("scheduler.name",), f"{name} moves {movable}: give one of them an axis"
+    if search.trials < 2:
+        yield "search.trials", ("scheduler.name",), f"{name} compares trials; give at least 2"
+    for key in ("hours", "tokens", "patience"):
+        if getattr(search, key) is not None:
+            message = f"all trials of {name} begin at once, so that none can be left out; leave it out"
+            yield f"search.{key}", ("scheduler.name",), message
+    if train.keep == "best":
+        message = "a member that has become a copy has no files of what it was a copy of before; give last"
+        yield "train.keep", ("scheduler.name",), message
+    if train.stages:
+        yield "train.stages", ("scheduler.name",), f"the stages of a trial are what {name} makes; leave them out"
 
 
 def resource_clashes(resources: ResourcesConfig) -> Iterator[Clash]:

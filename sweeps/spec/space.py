@@ -155,6 +155,21 @@ def smallest(space: Space, axis: str, chosen: Mapping[str, Any]) -> list[Any]:
     return list(dict.fromkeys([domain.low, *keys, *([domain.high] if hanging else [])]))
 
 
+def domain_of(space: Space, axis: str, chosen: Mapping[str, Any]) -> Choices | Range:
+    """The domain of an axis, once the one it hangs on is chosen."""
+    return _option(space, axis, chosen)[1]
+
+
+def fitted(domain: Range, value: float) -> float:
+    """The number of a range that is next to `value`."""
+    value = min(max(value, domain.low), domain.high)
+    if domain.step is not None:
+        low, step = _decimal(domain.low), _decimal(domain.step)
+        steps = min(round((_decimal(value) - low) / step), int((_decimal(domain.high) - low) // step))
+        value = float(low + steps * step)
+    return round(value) if isinstance(domain.low, int) else float(value)
+
+
 def dump(space: Space) -> dict[str, Any]:
     """The space as the spec writes it: `parse` reads it back to an equal one."""
     return {axis: _plain(domain) for axis, domain in space.items()}

@@ -19,7 +19,15 @@ from pydantic import Field
 from bitlora.config.explain import show
 from bitlora.config.sections import AdapterConfig, BaseConfig, Config, DataConfig, TrainConfig
 from bitlora.config.trial import AXES
-from sweeps.spec.clashes import Clash, adapter_clashes, base_clashes, budget_clashes, resource_clashes, search_clashes
+from sweeps.spec.clashes import (
+    Clash,
+    adapter_clashes,
+    base_clashes,
+    budget_clashes,
+    population_clashes,
+    resource_clashes,
+    search_clashes,
+)
 from sweeps.spec.draft import Draft, yaml
 from sweeps.spec.errors import SpecError
 from sweeps.spec.keys.confirm import ConfirmConfig
@@ -105,14 +113,20 @@ def dump_spec(spec: Spec) -> str:
 
 
 def _fitted(spec: Spec) -> Spec:
-    """Defaults that depend on a value that was given: results every 8 steps and 8 steps of grace, where they fit."""
+    """Defaults that depend on a value that was given: results every 8 steps, 8 steps of grace and 8 between rungs, where
+    they fit."""
     train, scheduler = spec.train, spec.scheduler
     if "eval_every" not in train.model_fields_set and train.steps is not None:
         train = train.model_copy(update={"eval_every": min(8, train.steps)})
-    if "grace" not in scheduler.model_fields_set and train.eval_every != "epoch":
-        steps = train.steps or 8 * train.eval_every
-        evaluations = max(1, min(-(-8 // train.eval_every), steps // train.eval_every))
-        scheduler = scheduler.model_copy(update={"grace": min(evaluations * train.eval_every, steps)})
+    if train.eval_every != "epoch":
+        every, steps = train.eval_every, train.steps or 8 * train.eval_every
+        wanted = -(-8 // every)
+        fits = {
+            "grace": min(max(1, min(wanted, steps // every)) * every, steps),
+            "interval": max(1, min(wanted, (steps - 1) // every)) * every,
+        }
+        left_out = fits.keys() - scheduler.model_fields_set
+        scheduler = scheduler.model_copy(update={key: fits[key] for key in left_out})
     return spec.model_copy(update={"train": train, "scheduler": scheduler})
 
 
@@ -125,3 +139,5 @@ def _clashes(spec: Spec) -> Iterator[Clash]:
     yield from search_clashes(spec.search, spec.train, spec.confirm)
     yield from resource_clashes(spec.resources)
     yield from budget_clashes(spec.train, spec.scheduler, spec.search)
+    if spec.scheduler.name == "pbt":
+        yield from population_clashes(spec.train, spec.scheduler, spec.search)

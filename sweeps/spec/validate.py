@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Any, Final, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
 
@@ -14,7 +14,6 @@ from sweeps.spec import space as spaces
 from sweeps.spec.space import Problem
 
 Section = TypeVar("Section", bound=Config)
-_CLONES: Final = ("pbt", "pb2")
 
 
 def overlap(one: spaces.Path, other: spaces.Path) -> bool:
@@ -89,8 +88,6 @@ def _message(model: type[Config], path: spaces.Path, errors: list[Any], data: An
         return "required key is missing"
     if any(error["loc"][-1] == "[key]" for error in errors):
         return "the name of a key is text"
-    if path == ("scheduler", "name") and str(data).lower() in _CLONES:
-        return f"{data} clones trials, which trials cannot do yet; give asha, hyperband, bohb, median or none"
     return explain(errors, data)
 
 

@@ -322,8 +322,8 @@ def _experts(**options: Any) -> PeftModel:
 
 
 def test_tensors_of_experts_are_wrapped_in_each_other() -> None:
-    """bitlora.adapter.peft_folder.tensor_place, bitlora.engine.vector.Kind: A has the rank's rows for each expert, B its
-    columns component by component; the last tensor of a module is the outermost."""
+    """bitlora.adapter.peft_folder.tensor_place, bitlora.engine.slots.vector.Kind: A has the rank's rows for each expert,
+    B its columns component by component; the last tensor of a module is the outermost."""
     model = _experts(target_modules=[], target_parameters=["mlp.experts.down_proj", "mlp.experts.gate_up_proj"])
     down = model.base_model.model.model.layers[1].mlp.experts
     up = down.base_layer

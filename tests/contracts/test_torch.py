@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def _optimizer(latent: Tensor) -> torch.optim.AdamW:
-    """As `bitlora.engine.optim.make_optimizer`: over a vector that autograd knows nothing of."""
+    """As `bitlora.engine.slots.optim.make_optimizer`: over a vector that autograd knows nothing of."""
     optimizer = torch.optim.AdamW([latent], lr=1e-2, weight_decay=0.1, fused=True)
     latent.grad = torch.zeros_like(latent)
     return optimizer
@@ -33,7 +33,7 @@ def _step(optimizer: torch.optim.AdamW, latent: Tensor, number: int) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_what_adamw_keeps(dtype: torch.dtype) -> None:
-    """bitlora.engine.slot.Slot.state: nothing of a parameter before its first step, then `step`, `exp_avg` and
+    """bitlora.engine.slots.slot.Slot.state: nothing of a parameter before its first step, then `step`, `exp_avg` and
     `exp_avg_sq`, under the tensor itself; anything more would be lost in a checkpoint."""
     latent = torch.linspace(-1, 1, 6, dtype=dtype)
     optimizer = _optimizer(latent)
@@ -52,7 +52,7 @@ def test_what_adamw_keeps(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_adamw_goes_on_from_what_it_kept(dtype: torch.dtype) -> None:
-    """bitlora.engine.slot.Slot.restore: a state that is put under the tensor is gone on from, to the last bit."""
+    """bitlora.engine.slots.slot.Slot.restore: a state that is put under the tensor is gone on from, to the last bit."""
     whole = torch.linspace(-1, 1, 64, dtype=dtype)
     optimizer = _optimizer(whole)
     for number in range(3):
@@ -74,7 +74,7 @@ def test_adamw_goes_on_from_what_it_kept(dtype: torch.dtype) -> None:
 
 
 def test_adamw_is_the_textbooks() -> None:
-    """bitlora.engine.optim: decoupled weight decay, betas 0.9 and 0.999, eps 1e-8 by default; and views see its steps."""
+    """bitlora.engine.slots.optim: decoupled weight decay, betas 0.9 and 0.999, eps 1e-8 by default; views see its steps."""
     latent = torch.linspace(-1, 1, 6, dtype=torch.float64)
     start, view = latent.clone(), latent[2:4].view(1, 2)
     optimizer = _optimizer(latent)
@@ -87,7 +87,7 @@ def test_adamw_is_the_textbooks() -> None:
 
 
 def test_clipping_is_torchs_own() -> None:
-    """bitlora.engine.optim.clip: says that it clips as `clip_grad_norm_`, with its 1e-6."""
+    """bitlora.engine.slots.optim.clip: says that it clips as `clip_grad_norm_`, with its 1e-6."""
     parameter = nn.Parameter(torch.zeros(64, dtype=torch.float64))
     grad = torch.linspace(-3, 3, 64, dtype=torch.float64)
     parameter.grad = grad.clone()
@@ -100,9 +100,9 @@ def test_clipping_is_torchs_own() -> None:
 
 
 def test_numbers_of_a_seed() -> None:
-    """bitlora.engine.slot.Slot._start, bitlora.forward.dropout: where a trial starts, and what it drops, are functions of
-    its seed. Were these other numbers, a trial that goes on under this torch would not be the one that began, and results
-    of before would not be made again: bump what checkpoints are held against, and say so in the changelog."""
+    """bitlora.engine.slots.slot.Slot.start, bitlora.forward.dropout: where a trial starts, and what it drops, are functions
+    of its seed. Were these other numbers, a trial that goes on under this torch would not be the one that began, and what
+    came before would not be made again: bump what checkpoints are held against, and say so in the changelog."""
     generator = torch.Generator().manual_seed(7)
     uniform = torch.empty(3).uniform_(-1, 1, generator=generator)
     normal = torch.empty(3).normal_(0, 0.01, generator=generator)

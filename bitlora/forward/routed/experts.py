@@ -31,7 +31,7 @@ class MultiLoraExperts(MultiLoraLinear):
     """One matrix of each expert of a layer, with an adapter for each slot.
 
     What a `GroupAdapters` holds of it is A as (S, E * R, I) and B as (S, O, E * R); the numbers lie in there as
-    (S, E, R, I) and (S, E, O, R), which is what is multiplied (`bitlora.engine.vector.Kind.multiplied`).
+    (S, E, R, I) and (S, E, O, R), which is what is multiplied (`bitlora.engine.slots.vector.Kind.multiplied`).
 
     Args:
         name: that of the parameter in the model.

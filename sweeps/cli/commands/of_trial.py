@@ -50,7 +50,7 @@ def export(
         typer.Option(
             "--served-over",
             help="The base it will be served over: its eval loss is measured there, beside the one it was trained over. "
-            "Default: of --to gguf, where it was trained over NF4, bf16; else none.",
+            "Measured unasked: of --to gguf and peft after NF4 over bf16.",
         ),
     ] = None,
 ) -> None:

@@ -18,6 +18,7 @@ from sweeps.spec.errors import InputError
 
 if TYPE_CHECKING:
     from bitlora.data.rows import Rows
+    from reports.pages.card import Serving
 
 CARD: Final = "README.md"
 LIBRARY: Final[dict[Form, str]] = {
@@ -75,19 +76,19 @@ def export(
         raise InputError([f"--to {named}: the trial has activations: int8: {INT8[form]}; give --to packed"])
     if over is not None and not check:
         raise InputError(["--served-over: is measured over the rows that the check reads; leave --no-check away"])
-    asked, over = over, served_form(trial, form, over)
+    other = served_form(trial, form, over)
     rows = trial.eval_rows() if check else None
     findings: list[str] = []
-    if asked is not None and over is None:
-        findings.append(f"served over {asked}: what it was trained over, so its loss is the record's")
+    if over is not None and other is None:
+        findings.append(f"served over {over}: what it was trained over, so its loss is the record's")
 
     def write(part: Path) -> None:
         findings.extend(WRITERS[form](trial, part, rows))
         if trial.spec.data.chat_template is not None:
             write_text(part / TEMPLATE, trial.spec.data.chat_template)
-        moved = _moved(trial, over, rows)
+        moved = _moved(trial, other, rows)
         findings.extend([] if moved is None else [f"measured: {moved.text}"])
-        _write_card(trial, form, part, out, moved, hub)
+        _write_card(trial, form, part, out, serving(trial, form, part, out.name, over, moved), hub)
         for file in part.iterdir():
             file.chmod(0o644)  # safetensors' are for their owner alone
 
@@ -106,7 +107,7 @@ def _moved(trial: TrialFolder, over: Over | None, rows: Rows | None) -> Moved | 
     return None if over is None or rows is None else measured(trial, over, rows)
 
 
-def _write_card(trial: TrialFolder, form: Form, part: Path, out: Path, moved: Moved | None, hub: str | None) -> None:
+def _write_card(trial: TrialFolder, form: Form, part: Path, out: Path, served: Serving | None, hub: str | None) -> None:
     from bitlora.base.licence import base_licence
     from reports.load.sweep import load_sweep
     from reports.pages.card import model_card
@@ -120,7 +121,7 @@ def _write_card(trial: TrialFolder, form: Form, part: Path, out: Path, moved: Mo
         LIBRARY[form],
         "sh" if LIBRARY[form] == "gguf" else "python",
         licence=base_licence(trial.base.model, trial.base.revision),
-        serving=serving(trial, form, part, out.name, moved),
+        serving=served,
     )
     write_text(part / CARD, card)
 

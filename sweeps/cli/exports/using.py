@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sweeps.cli.exports.forms import WHOLE, Form
-from sweeps.cli.exports.served import Moved
+from sweeps.cli.exports.served import Moved, Over
 from sweeps.cli.trial_folder import TrialFolder
 from sweeps.spec.errors import InputError
 
@@ -83,21 +83,23 @@ def _run(trial: TrialFolder) -> str:
     return RUN.format(inputs=PLAIN.format(text=prompt_text(asked, tokenizer)))
 
 
-def serving(trial: TrialFolder, form: Form, part: Path, folder: str, moved: Moved | None = None) -> Serving | None:
+def serving(
+    trial: TrialFolder, form: Form, part: Path, folder: str, over: Over | None = None, moved: Moved | None = None
+) -> Serving | None:
     """What is to be known where it is served; of `peft` also the shell's lines that serve it with vLLM and SGLang. None:
     there is nothing to be said.
 
     Args:
         part: the folder that holds the export.
         folder: its name, as it will be.
-        moved: what was measured over the base that it is served over.
+        over: the base that it is to be served over; None: what it was trained over.
+        moved: what was measured over another base than it was trained over.
     """
     from reports.pages.card import Serving
 
     told = [] if moved is None else [f"Measured: {moved.text}."]
     if form == "peft":
-        over = trial.base.quantization if moved is None else moved.over
-        return _adapter_servers(trial, part, folder, over == "nf4", told)
+        return _adapter_servers(trial, part, folder, (over or trial.base.quantization) == "nf4", told)
     return Serving("", tuple(told)) if told else None
 
 

@@ -179,6 +179,11 @@ class Display(DriverOnly, Callback):  # type: ignore[misc]
             self._best, best = (loss, trial_id), "  (best so far)"
         self._print(f"{trial_id}  step {step}/{steps}  eval loss {loss:.4f}{best}")
 
+    def became(self, trial_id: str, other: str, step: int, config: dict[str, Any]) -> None:
+        """A trial goes on from there as a copy of another one, with this configuration."""
+        self._running[trial_id] = config
+        self._print(f"{trial_id}  step {step}: goes on as a copy of {other}, with {describe(config, self._axes)}")
+
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial ended by itself, or was stopped."""
         result = trial.last_result or {}

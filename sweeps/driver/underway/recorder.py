@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import json
 import shutil
 import time
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import ray
 from ray.tune import Callback
@@ -42,10 +43,17 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
         pool: the pool's handle.
         searcher: told how each trial ended.
         stopped_by: what a trial was stopped by that did not end by itself.
+        keep: the evaluation whose files a trial has in the end.
     """
 
     def __init__(
-        self, storage: Storage, pool: Any, prepared: Prepared, searcher: OptunaSearcher, stopped_by: str
+        self,
+        storage: Storage,
+        pool: Any,
+        prepared: Prepared,
+        searcher: OptunaSearcher,
+        stopped_by: str,
+        keep: Literal["last", "best"] = "last",
     ) -> None:
         self.counts: Counter[Status] = Counter()
         """How the trials of the whole sweep ended, those of an earlier run of it included."""
@@ -56,6 +64,7 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
         self._prepared = prepared
         self._searcher = searcher
         self._stopped_by = stopped_by
+        self._keep_best = keep == "best"
         self._versions = origin.versions()
         self._ended: set[str] = set()
         self.tell: Callable[[Twin], object] = bool
@@ -150,6 +159,10 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
         self._writer.shutdown()
         for job in self._jobs:
             job.result()
+        if self._stopped_by == "pbt" and self.ending is None:  # nobody goes on from them any more
+            for trial_id in self._ended:
+                for name in fnmatch.filter(self._storage.names(f"{record.TRIALS}/{trial_id}"), record.RUNGS):
+                    self._storage.delete(f"{record.TRIALS}/{trial_id}/{name}")
 
     def _write(
         self,
@@ -169,17 +182,21 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
                 ray.get(let_go[0], timeout=max(0.0, let_go[1] - time.monotonic()))
         where = f"trials/{trial_id}"
         folder = self._storage.folder / where
-        trial = TrialConfig(**config)
         writing.sweep_up(folder)
         self._storage.pull(where, only=REPORTED)
+        trial = _as_trained(folder, config)
         lines = record.read_metrics(folder)
         last: Metrics | None = lines[-1] if lines else None
+        if lines and self._keep_best:  # whose files there are
+            kept: Metrics | None = min(lines, key=lambda line: line.eval_loss)
+        else:
+            kept = last
         if status == "pruned":
             at = last.step if last else 0
             reason = reason or f"stopped by {self._stopped_by} at step {at}"
             if not reason.endswith(f" {at}"):  # its pack was faster than the word
                 reason += f"; evaluated once more before it heard, at step {at}"
-        ranked = last is not None and status != "diverged"
+        ranked = status != "diverged"
         tested = status == "completed" and (folder / record.TEST).exists()
         size = adapter_size(self._prepared.base, trial)
         computed: Origin | None = None
@@ -191,11 +208,12 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
                 trial_id=trial_id,
                 status=status,
                 reason=reason,
-                config=json.loads(trial.model_dump_json()),
-                eval_loss=last.eval_loss if last is not None and ranked else None,
-                steps=last.step if last else 0,
-                tokens=last.tokens if last else 0,
-                seconds=last.seconds if last else 0.0,
+                config=json.loads(trial.model_dump_json(exclude={"stages"})),
+                schedule=[json.loads(stage.model_dump_json()) for stage in trial.stages] or None,
+                eval_loss=kept.eval_loss if kept is not None and ranked else None,
+                steps=kept.step if kept else 0,
+                tokens=kept.tokens if kept else 0,
+                seconds=kept.seconds if kept else 0.0,
                 adapter_params=size.params,
                 adapter_bytes=size.bytes,
                 base=self._prepared.base.provenance(trial) | _base(computed),
@@ -246,6 +264,14 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
         )  # of before it was known whose twin it is
         for name in (first, trial_id):
             self._storage.forget(f"{record.TRIALS}/{name}/{record.ADAPTER}")
+
+
+def _as_trained(folder: Path, config: dict[str, Any]) -> TrialConfig:
+    """A trial's configuration as its pack wrote it, since a member of a population may have become another one; else as it
+    was suggested."""
+    with contextlib.suppress(OSError, ValueError):
+        return TrialConfig(**json.loads((folder / record.CONFIG).read_text(encoding="utf-8")))
+    return TrialConfig(**config)
 
 
 def provenance(prepared: Prepared) -> dict[str, Any]:

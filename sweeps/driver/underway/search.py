@@ -34,6 +34,7 @@ from sweeps.pack.travel import travelling
 from sweeps.pool.feed import PoolFeed
 from sweeps.pool.pool import AHEAD, INTERRUPTED_REASON, POOL, Pool
 from sweeps.search.bounds import Bounds
+from sweeps.search.cloning.population import Changes, Population, attribute, decided
 from sweeps.search.sampling.prior import rate_prior
 from sweeps.search.searcher import OptunaSearcher
 from sweeps.spec.spec import Spec
@@ -88,6 +89,7 @@ class SweepSearch:
             most_workers=limits[1] * spec.resources.workers_per_pack,
             storage=storage,
             token=token,
+            keep=spec.train.keep,
             checkpoint_every=spec.train.checkpoint_every,
             workers=spec.resources.workers_per_pack,
             resources=resources,
@@ -119,7 +121,8 @@ class SweepSearch:
             storage.folder / JOURNAL,
             configure=lambda chosen: self._prepared.trial(spec, chosen).model_dump(),
             changed=lambda: storage.push_soon(JOURNAL),
-            essence=self._prepared.essence,
+            # Members of a population that begin alike become unlike.
+            essence=(lambda config: None) if spec.scheduler.name == "pbt" else self._prepared.essence,
             bounds=Bounds(spec, self._prepared.base),
             earlier=self._prepared.earlier,
             prior=rate_prior(spec, self._prepared.base, self._prepared.trial(spec, {}).steps),
@@ -127,32 +130,36 @@ class SweepSearch:
         searcher.set_attributes(began_with(self._prepared))
         past = look(storage.folder)
         searcher.reported = {trial_id: lines[-1].step for trial_id, lines in past.metrics.items() if lines}
-        recorder = Recorder(storage, pool, self._prepared, searcher, stopped_by=spec.scheduler.name)
+        recorder = Recorder(storage, pool, self._prepared, searcher, spec.scheduler.name, spec.train.keep)
         recorder.resume(past)
         searcher.trained(past.tokens)
         left = searcher.left
         if left:
             pool.start.remote()
-        scheduler = make_scheduler(
-            spec,
-            self._prepared.trial(spec, {}).steps,
-            past=past.curves,
-        )
+        budget = self._prepared.trial(spec, {}).steps
+        population = None
+        if spec.scheduler.name == "pbt":
+            population = Population(spec, budget, searcher.searched, decided(searcher.attributes))
+        scheduler = make_scheduler(spec, budget, past.curves, population)
+        feed = PoolFeed(pool, scheduler.heard, scheduler.place)
+        scheduler.go_on = feed.go_on
         with (
             Display(
                 console, heartbeat, pool, list(spec.search.space), searcher.total, past.best, searcher.total - left
             ) as display,
-            trials_from(PoolFeed(pool, scheduler.heard)) as trainable,
+            trials_from(feed) as trainable,
         ):
             recorder.tell = display.end_twin
             searcher.ended_early = lambda why: display.search_ends(why, searcher.total)
+            if population is not None:
+                population.decides = lambda rung, changes: self._decided(rung, changes, searcher, display)
             tuner = tune.Tuner(
                 trainable,
                 tune_config=tune.TuneConfig(
                     search_alg=searcher,
                     scheduler=scheduler,
                     num_samples=left,
-                    max_concurrent_trials=self._at_once,
+                    max_concurrent_trials=max(self._at_once, searcher.searched if population is not None else 0),
                     reuse_actors=False,
                     trial_name_creator=_name,
                     trial_dirname_creator=_name,
@@ -181,6 +188,12 @@ class SweepSearch:
             heartbeat.say(f"search.where: {searcher.refused} suggestions did not fit, and were not trained")
         self.ended_early = searcher.why_ended
         return recorder
+
+    def _decided(self, rung: int, changes: Changes, searcher: OptunaSearcher, display: Display) -> None:
+        """A rung of the population was decided: the study is the first to know."""
+        searcher.set_attributes(attribute(rung, changes))
+        for trial_id, change in changes.items():
+            display.became(trial_id, change["from"], rung, change["config"])
 
     def _end(self, recorder: Recorder, searcher: OptunaSearcher) -> None:
         """End all that has not ended; that a file cannot be written leaves the sweep interrupted, and nothing lost."""

@@ -13,8 +13,8 @@ from bitlora.config.sections import BaseConfig
 from bitlora.config.trial import TrialConfig, layer_adapter
 from bitlora.engine.checkpoint import TrialProgress, load_checkpoint, save_checkpoint
 from bitlora.engine.engine import Engine
-from bitlora.engine.optim import GROWTH_STEPS, LossScale
-from bitlora.engine.slot import Bank
+from bitlora.engine.slots.bank import Bank
+from bitlora.engine.slots.optim import GROWTH_STEPS, LossScale
 from bitlora.forward.forward_plan import ForwardPlan, Span
 from bitlora.forward.inject import load_base
 from bitlora.forward.multi_lora import MultiLoraLinear
@@ -112,7 +112,7 @@ def test_it_finds_its_scale_and_goes_on_from_a_checkpoint_as_if_nothing_had_been
     assert scale.value == 2.0 ** (24 - scale.skipped)
     assert engine.slots[slot].taken == skipped + 6 - scale.skipped
     engine.detach(slot)
-    state, _ = load_checkpoint(tmp_path, config, "a base")
+    state, *_ = load_checkpoint(tmp_path, config, "a base")
     slot = engine.attach(config, state=state)
     assert train(engine, [slot], skipped + 3, skipped + 6) == after
     assert torch.equal(engine.state(slot).latent, weights)

@@ -94,7 +94,7 @@ def test_a_trial_goes_on_from_its_checkpoint_as_if_nothing_had_been(config, engi
     for number in (slot, beside):
         engine.detach(number)
 
-    state, found = load_checkpoint(tmp_path, config, "a base")
+    state, found, _ = load_checkpoint(tmp_path, config, "a base")
     assert found == progress
     # In a pack of other ranks sums have other zeros among their terms, and round elsewhere.
     slot = engine.attach(config, state=state)

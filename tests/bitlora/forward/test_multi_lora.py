@@ -6,7 +6,7 @@ from adapters import trial
 from torch import nn
 
 from bitlora.config.trial import layer_adapter
-from bitlora.engine.slot import Bank
+from bitlora.engine.slots.bank import Bank
 from bitlora.forward.forward_plan import ForwardPlan, Span
 from bitlora.forward.frozen import FrozenWeights
 from bitlora.forward.multi_lora import LayerGroup, MultiLoraLinear

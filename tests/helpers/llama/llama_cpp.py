@@ -21,7 +21,7 @@ VERSION = "3.22.1"
 KINDS = {"x86_64": "linux-x64", "aarch64": "linux-arm64"}
 PROGRAM = Path(__file__).with_name("llama_cpp.mjs")
 INSTALL_S = 240
-RUN_S = 240
+RUN_S = 600
 
 
 def installed() -> Path:

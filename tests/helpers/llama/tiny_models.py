@@ -28,7 +28,7 @@ OWN = {
     "gemma": {"head_dim": 32},
     "gemma2": {"head_dim": 32, "query_pre_attn_scalar": 32, "attn_implementation": "eager"},
     "gemma3_text": {"head_dim": 32, "query_pre_attn_scalar": 32},
-    "llama": {"head_dim": 24},
+    "llama": {"head_dim": 24, "attention_bias": True, "mlp_bias": True},
     "qwen3": {"head_dim": 32},
 }
 """What a kind's configuration has besides; heads that are not hidden size over heads too."""

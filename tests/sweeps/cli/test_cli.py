@@ -164,7 +164,6 @@ def test_a_hub_out_of_reach_is_told_apart(bitlora, write_spec):
         (["--set", "base.quantization=int8"], "int8 is not available: LLM.int8() leaves"),
         (["--set", "adapter.use_dora=true"], "adapter.use_dora"),
         (["--set", "resources.gpus_per_worker=2"], "resources.gpus_per_worker"),
-        (["--set", "scheduler.name=pbt"], "scheduler.name"),
     ],
 )
 def test_what_is_not_there_yet_is_refused_by_name(bitlora, write_spec, args, said):

@@ -18,7 +18,7 @@ from bitlora.data.split import Dataset
 from bitlora.engine.engine import EvalResult
 from bitlora.files import record
 from bitlora.files.origin import Origin
-from sweeps.pack import link
+from sweeps.pack import first_link as link
 from sweeps.pack.bare import BareScores
 from sweeps.pool.messages import Attach, Stop
 

@@ -1,133 +1,15 @@
-"""A pack from inside, without Ray: a link that plays the pool's part and keeps what it is told."""
+"""A pack from inside, without Ray."""
 
-import time
 from dataclasses import replace
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
+from played_pack import attach, rows
 
 from bitlora import timeouts
-from bitlora.config.sections import BaseConfig
-from bitlora.config.trial import TrialConfig
-from bitlora.data.rows import Rows
-from bitlora.data.split import Dataset
 from bitlora.engine.batch import Batch
 from bitlora.engine.engine import Engine
-from bitlora.forward.inject import load_base
-from sweeps.pack.link import Checkpoint, Link
-from sweeps.pack.loop import PackLoop
-from sweeps.pool.messages import Attach, Continue, Detach, Leave, Stop
-
-TRIAL = TrialConfig(
-    quantizer="ternary",
-    activations="full",
-    rank=2,
-    alpha=4,
-    dropout=0.1,
-    scaling="lora",
-    learning_rate=1e-3,
-    weight_decay=0.0,
-    batch_size=2,
-    micro_batch=None,
-    max_grad_norm=1.0,
-    schedule="cosine",
-    warmup=0.1,
-    floor=0.0,
-    steps=8,
-    eval_every=4,
-    seed=1,
-)
-
-
-def rows(count, seed):
-    tokens = np.random.default_rng(seed).integers(3, 90, 6 * count).astype(np.int32)
-    learn = np.tile([False, False, False, True, True, True], count)
-    ids = tuple(f"r{index}" for index in range(count))
-    return Rows(tokens, learn, np.arange(0, 6 * count + 1, 6), ids, np.full(count, 9))
-
-
-class Played(Link):
-    """`script`: what arrives after a moment: (event, trial) of the log -> commands."""
-
-    scores_base = False
-
-    def __init__(self, script, found=None):
-        self.script, self.found = script, found or {}
-        self.log, self.saved, self.metrics, self.tests, self.waves, self.waits = [], {}, {}, {}, {}, []
-        self.inbox = list(script.pop("at first"))
-        self.base, self.said = [], []
-
-    def wants_base(self):
-        return self.scores_base
-
-    def base_scored(self, scores):
-        assert not self.log  # no trial has begun
-        self.base.append(scores)
-
-    def _happened(self, event, trial):
-        self.log.append((event, trial))
-        self.inbox += self.script.pop((event, trial, self.count(event, trial)), [])
-
-    def progress_of(self, trial):
-        return [each.progress for each in self.saved[trial]]
-
-    def count(self, event, trial):
-        return self.log.count((event, trial))
-
-    def poll(self, wait):
-        self.waits.append(wait)
-        taken, self.inbox = self.inbox, []
-        if not taken and wait:
-            time.sleep(wait)
-        return taken
-
-    def restore(self, trial_id, config, reported):
-        self._happened("begin", trial_id)
-        return self.found.get(trial_id)
-
-    def evaluated(self, trial_id, config, metrics, result, latent, test, wave):
-        self.metrics.setdefault(trial_id, []).append(metrics)
-        self.tests[trial_id, metrics.step] = test
-        self.waves[trial_id, metrics.step] = wave
-        self._happened("evaluated", trial_id)
-
-    def save(self, trial_id, config, state, progress):
-        self.saved.setdefault(trial_id, []).append(Checkpoint(state.arrived(), progress))
-
-    def released(self, trial_id):
-        self._happened("released", trial_id)
-
-    def log_event(self, event, *trials):
-        self.said += [event] if not trials else []
-        for trial in trials:
-            self._happened(event, trial)
-
-
-def attach(*trials, reported=0, **config):
-    chosen = TRIAL.model_copy(update=config).model_dump(mode="json")
-    return [Attach(trial, chosen, reported, bool(reported)) for trial in trials]
-
-
-@pytest.fixture
-def run(tiny_base):
-    base = load_base(BaseConfig(model=str(tiny_base), quantization="none"), torch.float64, torch.device("cpu"))
-
-    def run_pack(script, found=None, checkpoint_every=None, slots=2, scores_base=False, tested=3):
-        dataset = Dataset(rows(10, 1), rows(4, 2), rows(tested, 3), None)
-        link = Played(script, found)
-        link.scores_base = scores_base
-        settings = SimpleNamespace(dataset=dataset, checkpoint_every=checkpoint_every)
-        engine = Engine(base, slots)
-        try:
-            PackLoop(settings, engine, link).run()
-        finally:
-            for slot in list(engine.slots):
-                engine.detach(slot)
-        return link
-
-    return run_pack
+from sweeps.pool.messages import Continue, Detach, Leave, Stop
 
 
 def test_a_trial_from_its_first_step_to_its_last(run):
@@ -340,3 +222,29 @@ def test_a_wave_is_of_those_that_search_and_came_to_a_loss(run, monkeypatch):
         **{(trial, 8): waves[1] for trial in ("a", "b", "confirms")},
         ("late", 4): waves[1],
     }
+
+
+RISING = {2: 2.0, 4: 1.0, 6: 1.5, 8: 1.25}
+
+
+@pytest.mark.parametrize(("keep", "step", "tested"), [("last", 8, {8}), ("best", 4, {2, 4})])
+def test_the_files_of_the_last_or_of_the_best_evaluation_stay(run, monkeypatch, keep, step, tested):
+    """Also of one that goes on from after its best; a trial that confirms is tested where its files may stay."""
+    real = Engine.evaluate
+
+    def scored(self, slots, batch):
+        losses = {slot: RISING[self.slots[slot].step] for slot in slots}
+        found = real(self, slots, batch)
+        return {slot: replace(each, losses=[losses[slot] * n for n in each.tokens]) for slot, each in found.items()}
+
+    monkeypatch.setattr(Engine, "evaluate", scored)
+    trials = [*attach("a", eval_every=2), *attach("b", eval_every=2, confirms="a")]
+    link = run({"at first": trials, ("released", "b", 1): [Stop()]}, keep=keep)
+    assert link.kept == {"a": step, "b": step}
+    assert {at for (trial, at), test in link.tests.items() if test is not None} == tested
+    [at_six] = [one for one in link.saved["a"] if one.progress.step == 6]
+    assert at_six.progress.best == 1.0
+    again = run(
+        {"at first": attach("a", eval_every=2, reported=4), ("released", "a", 1): [Stop()]}, {"a": at_six}, keep=keep
+    )
+    assert again.kept == ({"a": 8} if keep == "last" else {})

@@ -134,7 +134,7 @@ class Scheduler(Link):
         if self.ended.setdefault(trial, "stopped") == "stopped":
             self.send(Detach(trial))
 
-    def evaluated(self, trial_id, config, metrics, result, latent, test, wave):
+    def evaluated(self, trial_id, config, metrics, result, latent, test, wave, left=None):
         self.waves.append((trial_id, metrics.step, dict(wave)))
         assert metrics.step > self.steps.get(trial_id, 0)
         self.steps[trial_id] = metrics.step
@@ -155,7 +155,7 @@ def run(seed):
     meeting, scheduler = Meeting(), Scheduler(seed)
     tokens, learn = np.arange(6, dtype=np.int32), np.tile([False, True], 3)
     rows = Rows(tokens, learn, np.arange(0, 7, 2), ("a", "b", "c"), np.ones(3, np.int64))
-    settings = SimpleNamespace(dataset=Dataset(rows, rows, rows, None), checkpoint_every=None)
+    settings = SimpleNamespace(dataset=Dataset(rows, rows, rows, None), checkpoint_every=None, keep="last")
     applied, errors = ([], []), []
 
     def work(rank):

@@ -23,7 +23,7 @@ from bitlora.engine.engine import EvalResult, StepStats
 from bitlora.engine.mailbox import Mailbox
 from bitlora.files.origin import Origin
 from sweeps.onray import cluster
-from sweeps.pack import link
+from sweeps.pack import first_link as link
 from sweeps.pack.loop import PackLoop
 from sweeps.pool.messages import Attach, Detach
 from sweeps.pool.pool import Pool
@@ -83,7 +83,7 @@ class BareLink(link.FirstLink):
     def restore(self, trial_id, config, reported):
         return None
 
-    def evaluated(self, trial_id, config, metrics, result, latent, test, wave):
+    def evaluated(self, trial_id, config, metrics, result, latent, test, wave, left=None):
         def write():
             if self._call(self._pool.evaluated, trial_id):
                 self._report(trial_id, "completed" if metrics.step == config.steps else "running", metrics, wave)
@@ -152,7 +152,9 @@ class RunningPack:
             storage = SimpleNamespace(
                 folder=world.folder, push=lambda *_: None, pull=lambda *_: None, forget=lambda _: None
             )
-            settings = SimpleNamespace(storage=storage, dataset=Dataset(ROWS, ROWS, ROWS, None), checkpoint_every=None)
+            settings = SimpleNamespace(
+                storage=storage, dataset=Dataset(ROWS, ROWS, ROWS, None), checkpoint_every=None, keep="last"
+            )
             self.link = BareLink(self.name, Wire(world), settings, "base", Origin(dtype="float32"))
             self.loop = PackLoop(settings, Engine(world.failing), self.link)
             whole = self.loop._apply

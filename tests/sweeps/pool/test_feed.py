@@ -6,6 +6,7 @@ import ray
 from bitlora.files.record import Metrics
 from sweeps.pool.feed import PoolFeed
 from sweeps.pool.messages import TrialResult
+from sweeps.search.cloning.place import Place, Source
 
 METRICS = Metrics(step=4, tokens=9, train_loss=2.0, eval_loss=1.5, learning_rate=0.1, seconds=3.0)
 
@@ -65,7 +66,7 @@ def begin(feed, *trials, **more):
 def test_one_call_serves_all_trials(pool):
     feed = PoolFeed(pool)
     begin(feed, *(f"t{n}" for n in range(100)), reported=8)
-    assert pool.called("attach")[7] == ("t7", {"rank": 4}, 8)
+    assert pool.called("attach")[7] == ("t7", {"rank": 4}, 8, None, None)
     assert [feed.next(0.01) for _ in range(3)] == [None] * 3
     pool.answer("results", [result("t1", metrics=METRICS), result("t0"), result("t1", 8, "completed")])
     came = [feed.next(0.01) for _ in range(4)]
@@ -110,7 +111,7 @@ def test_what_did_not_arrive_is_asked_for_again(pool):
     pool.answer("attach", ray.exceptions.ActorUnavailableError("busy", None))
     pool.answer("results", ray.exceptions.ActorUnavailableError("busy", None))
     assert [feed.next(0.001) for _ in range(2)] == [None] * 2
-    assert pool.called("attach") == 2 * [("t0", {"rank": 4}, None)]
+    assert pool.called("attach") == 2 * [("t0", {"rank": 4}, None, None, None)]
     assert pool.called("results") == [(0,), (0,)]
     pool.answer("results", [result("t0")])
     assert feed.next(0.01)[0] == "t0"
@@ -134,3 +135,25 @@ def test_a_pool_that_is_gone_is_said(pool, name):
     pool.answer(name, ray.exceptions.RayActorError())
     with pytest.raises(ray.exceptions.RayActorError):
         feed.next(0.01)
+
+
+def test_a_member_of_a_population_begins_where_its_place_is(pool):
+    """What it has become has reported the steps that it has behind it, whatever the member itself had."""
+    place = Place(Source("t1", 16), 24, {"rank": 8})
+    feed = PoolFeed(pool, placed=lambda trial_id: place)
+    begin(feed, "t7", reported=8)
+    assert pool.called("attach") == [("t7", {"rank": 8}, 16, place.source, 24)]
+
+
+def test_it_is_said_how_a_trial_goes_on_until_the_pool_has_heard_it(pool, monkeypatch):
+    place, tries = Place(Source("t1", 16), None, {"rank": 8}), []
+
+    def get(call):
+        tries.append(call.arguments)
+        if len(tries) < 3:
+            raise ray.exceptions.ActorUnavailableError("the network", None)
+
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr("sweeps.pool.feed.time.sleep", lambda seconds: None)
+    PoolFeed(pool).go_on("t7", place)
+    assert tries == 3 * [("t7", {"rank": 8}, place.source, None)]

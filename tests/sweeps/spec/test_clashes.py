@@ -40,6 +40,14 @@ def file(tmp_path: Path) -> Path:
             "adapter does; give activations: full",
         ),
         ("train: {dtype: float64}", "train.dtype: float64 needs base.quantization: none"),
+        (
+            "train: {stages: [{until: 8, learning_rate: 1e-3}, {until: 4, dropout: 0.1}]}",
+            "train.stages: found stages until 8, 4; give them in the order of their steps",
+        ),
+        (
+            "train: {stages: [{until: 32, learning_rate: 1e-3}]}",
+            "train.stages: a stage until 32 leaves no step after it; give less than train.steps 32",
+        ),
         ("scheduler: {grace: 40}", "scheduler.grace: 40 is more than train.steps 32; give at most 32"),
         (
             "scheduler: {grace: 12}",
@@ -113,3 +121,50 @@ def test_options_of_nf4_go_with_nf4(file: Path) -> None:
     spec = load(file, text.replace("none", "nf4").replace("quant_storage: bfloat16", "double_quantization: true"))
     assert spec.base.quantized_as == "nf4-double"
     assert load(file, SMALLEST).base.quantized_as == "nf4"
+
+
+def population(trials="4", space="dropout: [0.0, 0.1]", more="", scheduler="", train=""):
+    search = f"search: {{trials: {trials}, space: {{{space}}}{more}}}\n"
+    return f"{SMALLEST}{search}scheduler: {{name: pbt{scheduler}}}\ntrain: {{{train}}}\n"
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (
+            {"scheduler": ", interval: 12"},
+            "scheduler.interval: 12 is between evaluations, which come every 8 steps (train.eval_every); "
+            "give a multiple of it, such as 16",
+        ),
+        (
+            {"scheduler": ", interval: 32"},
+            "scheduler.interval: 32 leaves no step after the first rung; give less than train.steps 32",
+        ),
+        (
+            {"space": "rank: [4, 8]"},
+            "search.space: pbt moves learning_rate, weight_decay, dropout, max_grad_norm: give one of them an axis",
+        ),
+        ({"trials": "1"}, "search.trials: pbt compares trials; give at least 2"),
+        (
+            {"more": ", hours: 2"},
+            "search.hours: all trials of pbt begin at once, so that none can be left out; leave it out",
+        ),
+        ({"train": "eval_every: epoch"}, "train.eval_every: pbt compares trials at steps; give a number of steps"),
+        (
+            {"train": "stages: [{until: 8, dropout: 0.1}]"},
+            "train.stages: the stages of a trial are what pbt makes; leave them out",
+        ),
+    ],
+)
+def test_what_a_population_cannot_have(file: Path, changed: dict[str, str], said: str) -> None:
+    assert load(file, population()).scheduler.interval == 8
+    [line] = errors(file, population(**changed))
+    assert line.partition(": ")[2] == said
+
+
+@pytest.mark.parametrize(
+    ("train", "interval"),
+    [("steps: 8, eval_every: 4", 4), ("steps: 12, eval_every: 4", 8), ("steps: 100, eval_every: 10", 10)],
+)
+def test_the_interval_fits_what_was_given(file: Path, train: str, interval: int) -> None:
+    assert load(file, population(train=train)).scheduler.interval == interval

@@ -221,6 +221,9 @@ def test_how_far_the_loss_moves_is_measured_and_said(tmp_path, tiny_base, arithm
     assert measured(same) is None
     ended = CliRunner().invoke(app, ["export", str(trial), "--to", "gguf", "--out", str(tmp_path / "gguf")])
     assert measured(ended.stdout).groups() == (over, served, before, trained, moved)  # llama.cpp has no NF4
+    said, _ = export(trial, tmp_path / "usual")
+    assert measured(said).groups() == (over, served, before, trained, moved)
+    assert "--quantization bitsandbytes" in (tmp_path / "usual" / "README.md").read_text()
     assert "## How to serve it\n\n- Measured: " in (tmp_path / "gguf" / "README.md").read_text()
 
 

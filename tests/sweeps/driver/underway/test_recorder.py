@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import ray
@@ -17,6 +17,7 @@ from small_sweep import small_spec, small_sweep
 from bitlora import timeouts
 from bitlora.base.describe import describe_base
 from bitlora.base.load import load_tokenizer
+from bitlora.config.trial import TrialConfig
 from bitlora.data.split import prepare_data
 from bitlora.files import origin, record
 from bitlora.files.opening import open_storage
@@ -80,6 +81,7 @@ def end(
     monkeypatch: pytest.MonkeyPatch,
     how: Callable[[Recorder, dict[str, Any]], None] = complete,
     get: Callable[..., None] = lambda *_, **__: None,
+    keep: Literal["last", "best"] = "last",
 ) -> record.Record:
     """Have the trial end; its record.
 
@@ -90,7 +92,7 @@ def end(
     spec = load_spec(folder / "sweep.yaml")
     found = prepared(spec)
     with open_storage(str(folder)) as storage:
-        recorder = Recorder(storage, Silent(), found, Silent(), "nobody")  # type: ignore[arg-type]
+        recorder = Recorder(storage, Silent(), found, Silent(), "nobody", keep)  # type: ignore[arg-type]
         config = found.trial(spec, {}).model_dump()
         how(recorder, {"trial_id": "t0000", "config": config})
         recorder.close()
@@ -103,6 +105,32 @@ def test_versions_device_and_dtype_are_the_packs(sweep: Path, monkeypatch: pytes
     assert (found.base["dtype"], found.base["device"]) == ("bfloat16", "NVIDIA A10G")
     assert found.base["revision"] == describe_base(load_spec(sweep / "sweep.yaml").base).revision
     assert set(vars(type(found))["__slots__"]) >= {"base", "data", "versions"}
+
+
+@pytest.mark.parametrize(("keep", "step"), [("last", 8), ("best", 7)])
+def test_the_record_is_of_the_evaluation_whose_files_stay(
+    keep: Literal["last", "best"], step: int, sweep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for at, loss in ((7, 0.5), (8, 0.75)):
+        numbers = {"train_loss": 2.0, "learning_rate": 0.0, "seconds": float(at)}
+        record.append_metrics(sweep / "trials" / "t0000", record.Metrics(step=at, tokens=at, eval_loss=loss, **numbers))
+    found = end(sweep, monkeypatch, keep=keep)
+    assert (found.steps, found.tokens, found.seconds) == (step, step, float(step))
+    assert found.eval_loss == {7: 0.5, 8: 0.75}[step]
+
+
+def test_what_a_trial_has_become_is_in_its_record_with_what_it_was(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = sweep / "trials" / "t0000" / record.CONFIG
+    began = TrialConfig(**json.loads(path.read_text()))
+    write_json(path, began.model_copy(update={"weight_decay": 0.5}).after(began, 3, "t0007").model_dump(mode="json"))
+    found = end(sweep, monkeypatch)
+    assert found.config == {**began.model_dump(mode="json"), "weight_decay": 0.5}
+    assert found.schedule is not None
+    [stage] = found.schedule
+    assert (stage["until"], stage["trial"], stage["weight_decay"]) == (3, "t0007", began.weight_decay)
+    assert TrialConfig(**found.config, stages=found.schedule) == TrialConfig(**json.loads(path.read_text()))
 
 
 def test_of_a_trial_that_was_never_evaluated_versions_are_the_drivers(

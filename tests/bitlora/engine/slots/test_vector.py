@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bitlora.adapter.cost import adapter_params
 from bitlora.base.info import LayerShape
-from bitlora.engine.vector import PackLayout, VectorLayout
+from bitlora.engine.slots.vector import PackLayout, VectorLayout
 from bitlora.quantizers.weights import QUANTIZERS
 
 SHAPES = st.lists(st.builds(LayerShape, st.just("layer"), st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=5)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from bitlora.config.trial import TrialConfig
-from bitlora.engine.vector import PackLayout
+from bitlora.engine.slots.vector import PackLayout
 
 
 def learning_rate(config: TrialConfig, step: int) -> float:

@@ -1,0 +1,1 @@
+"""The slots of a pack: one trial in each, the vectors that hold them all, and their optimizer."""

@@ -1,0 +1,73 @@
+"""A trial in its slot of a pack, beside what the engine has of it: how far it is, and whether it has come to anything."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Final
+
+from bitlora.config.trial import TrialConfig
+from bitlora.engine.batch import Batch
+from bitlora.engine.checkpoint import TrialProgress
+
+DIVERGED: Final = 1.1
+"""A trial has diverged when its eval loss is this many times that of its own first step, …"""
+UNIFORM: Final = 0.99
+"""… and at least this share of what uniform guessing over the vocabulary gives: a collapsed model lands just there."""
+
+
+@dataclass(slots=True)
+class SlottedTrial:
+    """A trial in its slot."""
+
+    trial_id: str
+    config: TrialConfig
+    slot: int
+    began: float
+    reported: int
+    """The last step it reported before it came here; it is silent until it is past it."""
+    tokens: int = 0
+    losses: list[float] = field(default_factory=list)
+    """Of the steps since the last evaluation."""
+    scored: list[float] = field(default_factory=list)
+    """Of those between it and the one before."""
+    first_loss: float | None = None
+    best: float | None = None
+    """The lowest eval loss so far."""
+    ready: tuple[int, Batch] | None = None
+    """The newest batch that was made, and the steps before it."""
+    until: int | None = None
+    """The step at which it leaves its slot."""
+
+    def due(self, step: int) -> bool:
+        """Is it evaluated at this step?"""
+        return step % self.config.eval_every == 0 or step == self.config.steps
+
+    def progress(self, step: int) -> TrialProgress:
+        """What it goes on with; it is at this step."""
+        return TrialProgress(
+            step=step,
+            tokens=self.tokens,
+            seconds=time.monotonic() - self.began,
+            losses=list(self.losses or self.scored),
+            first_loss=self.first_loss or 0.0,
+            best=self.best,
+        )
+
+    def improves(self, loss: float) -> bool:
+        """Is this eval loss lower than all before?"""
+        return self.best is None or loss < self.best
+
+    def worthless(self, loss: float, uniform: float, step: int) -> str:
+        """Why it has diverged by its eval loss at this step; empty: it has not.
+
+        Args:
+            uniform: what guessing uniformly gives, in nats.
+        """
+        worst = max(UNIFORM * uniform, DIVERGED * (self.first_loss or 0.0))
+        if math.isfinite(loss) and loss <= worst:
+            return ""
+        found = f"{loss:.4g}" if math.isfinite(loss) else "not finite"
+        guess = f"no better than guessing (uniform: {uniform:.4g} nats)"
+        return f"the eval loss at step {step} was {found}, {guess}"

@@ -1,0 +1,1 @@
+"""Trials that go on as copies of others: who becomes whose copy, with what values, and from where."""
