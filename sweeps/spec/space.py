@@ -157,7 +157,7 @@ def smallest(space: Space, axis: str, chosen: Mapping[str, Any]) -> list[Any]:
 
 def domain_of(space: Space, axis: str, chosen: Mapping[str, Any]) -> Choices | Range:
     """The domain of an axis, once the one it hangs on is chosen."""
-    return _option(space, axis, chosen)[1]
+    return option(space, axis, chosen)[1]
 
 
 def fitted(domain: Range, value: float) -> float:
