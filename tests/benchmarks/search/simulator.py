@@ -202,6 +202,8 @@ class Run:
     trained: int = 0
     """Trials that took a step."""
     found: bool = False
+    best: float = math.inf
+    """The lowest loss that has been completed."""
 
 
 @dataclass
@@ -288,8 +290,9 @@ class Search:
             self._study.tell(trial.asked, state=TrialState.PRUNED)
         for twin in trial.twins:
             self._repeat(trial, twin)
-        if completed and loss <= CLOSE * self._table.best:
-            self.run.found = True
+        if completed:
+            self.run.best = min(self.run.best, loss)
+            self.run.found = loss <= CLOSE * self._table.best
 
     def _next(self) -> _Trial | None:
         if (name := self._judge.taken_up()) is not None:

@@ -10,6 +10,7 @@ from statistics import NormalDist, fmean
 from typing import Any
 
 import pytest
+from ray import cloudpickle
 from ray.tune.search import Searcher
 
 from bitlora.base.info import BaseInfo, LayerShape
@@ -158,6 +159,13 @@ def test_data_soon_outweigh_a_prior_that_is_wrong(tmp_path: Path) -> None:
             last.append(min(off))
         assert fmean(firsts) > math.log(4)
         assert fmean(last) < math.log(1.5)
+
+
+def test_it_goes_along_when_the_searcher_is_pickled(tmp_path: Path) -> None:
+    """As Ray's Tuner does at the start."""
+    sweep = spec(trials=4)
+    one = OptunaSearcher(sweep, tmp_path / "study.journal", prior=rate_prior(sweep, base(), 32))
+    assert cloudpickle.loads(cloudpickle.dumps(one)).left == 4
 
 
 def test_what_earlier_sweeps_came_to_counts_as_data(tmp_path: Path) -> None:
