@@ -71,6 +71,8 @@ def in_words(annotation: Any, bounds: Iterable[Any] = ()) -> str:
     """
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
+        if said := next((each.description for each in arguments[1:] if isinstance(each, FieldInfo)), None):
+            return said
         inner = [
             bound for each in arguments[1:] for bound in (each.metadata if isinstance(each, FieldInfo) else [each])
         ]

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Final
 
 from bitlora.files.writing import replacing, write_json, write_text
-from reports.document.document import Document, Table, plain
-from reports.figures.figures import Plot
+from reports.document.document import Document, plain
+from reports.figures.figures import Plot, pointed
 from reports.figures.style import drawn
 from reports.load.sweep import Sweep, load_sweep
 from reports.pages.comparison import comparison
 from reports.pages.summary import SUMMARY, summary
+from reports.pages.versus import Control, versus
 from reports.sections import (
     axes,
     endings,
@@ -77,7 +78,7 @@ class Report:
     plots: tuple[Plot, ...]
 
 
-def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
+def write_report(folders: Sequence[Path], out: Path | None = None, against: Control | None = None) -> Path:
     """Write report.md, report.html, trials.csv (every trial, with its `place` where it has one), summary.json (the verdict
     in a line, and more for a dashboard), `tables/` and `figures/`.
 
@@ -86,6 +87,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
             and no summary.json.
         out: the folder to write to, made if needed; None: `report` in the sweep's folder, `comparison` beside the first of
             several.
+        against: hold every configuration against this one, as with several; None: with several compare the best of each.
 
     Returns:
         The path of report.md.
@@ -97,22 +99,24 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     if not folders:
         raise ValueError("no folder given: a report needs the folder of a sweep")
     sweeps = [load_sweep(folder) for folder in folders]
-    several = len(sweeps) > 1
+    several = len(sweeps) > 1 or against is not None
     if out is None:
         out = folders[0].parent / "comparison" if several else folders[0] / "report"
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out}: is a file; the report needs a folder")
-    if several:
+    if against is not None:
+        made = Report(*versus(sweeps, against))
+    elif several:
         made = Report(*comparison(sweeps))
     else:
         found = findings(sweeps[0])
         made = _report(found)
         write_text(out / CSV, trials_csv(found))
         write_json(out / SUMMARY, summary(found))
-    for table in (block for block in made.document.blocks if isinstance(block, Table)):
+    for table in made.document.tables:
         write_text(out / "tables" / f"{table.name}.csv", csv_table(table))
         write_text(out / "tables" / f"{table.name}.tex", latex(table))
-    pictures = {}
+    pictures, curves = {}, {}
     for plot in made.plots:
         picture = drawn(plot.draw)
         if picture is None:
@@ -124,7 +128,9 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
         with replacing(stem.with_suffix(".png")) as part:
             part.write_bytes(picture.png)
         pictures[plot.figure.name] = (picture.light, picture.dark)
-    write_text(out / "report.html", html(made.document, pictures))
+        if plot.curves is not None and picture.plane is not None:
+            curves[plot.figure.name] = pointed(plot.curves, picture.plane)
+    write_text(out / "report.html", html(made.document, pictures, curves))
     write_text(out / REPORT, markdown(made.document))
     return out / REPORT
 

@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from bitsandbytes.functional import dequantize_4bit
-from bitsandbytes.nn import Linear4bit
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -26,7 +24,7 @@ from bitlora.adapter.latent import AdapterLatent, AdapterWeights, Weights
 from bitlora.adapter.peft_folder import tensor_place
 from bitlora.adapter.peft_layers import BitLoraConfig
 from bitlora.base.experts import ExpertWeights, named_experts
-from bitlora.base.linears import features, is_linear, plain_weight, same_kind
+from bitlora.base.linears import features, is_linear, is_quantized, same_kind, weight_values
 from bitlora.config.trial import TrialConfig, layer_adapter
 
 if TYPE_CHECKING:
@@ -88,7 +86,7 @@ def _unknown_to_peft(model: Any) -> Iterator[None]:
 
 
 def load_packed_adapter(model: Any, folder: str | Path) -> PeftModel:
-    """Put a packed adapter over its base, in any dtype or in NF4.
+    """Put a packed adapter over its base, in any dtype, in NF4 or in 8 bits.
 
     Raises:
         ValueError: see `bitlora.adapter.codes_file.load_packed` and `check_fit`.
@@ -98,9 +96,9 @@ def load_packed_adapter(model: Any, folder: str | Path) -> PeftModel:
 
 
 def merge(model: Any, weights: AdapterWeights, config: TrialConfig, dtype: torch.dtype) -> Any:
-    """Add an adapter to its base for good; of a base in NF4 every layer is dequantized first.
+    """Add an adapter to its base for good; of a quantized base every layer is dequantized first.
 
-    Never into NF4: quantizing the sum again would lose most of the adapter. The sum is taken in float32 (float64) and
+    Never into codes: quantizing the sum again would lose most of the adapter. The sum is taken in float32 (float64) and
     rounded once.
 
     Args:
@@ -119,10 +117,9 @@ def merge(model: Any, weights: AdapterWeights, config: TrialConfig, dtype: torch
         if name in weights:
             layer.set_weight(_with_experts(layer, weights[name], layer_adapter(config, name).scaling).to(dtype))
     for name, linear in [*model.named_modules()]:
-        if name not in weights and not isinstance(linear, Linear4bit):
+        if name not in weights and not (is_linear(linear) and is_quantized(linear)):
             continue
-        quantized = isinstance(linear, Linear4bit)
-        weight = dequantize_4bit(linear.weight.data, linear.weight.quant_state) if quantized else plain_weight(linear)
+        weight = weight_values(linear)
         weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
         if name in weights:
             a, b, magnitude = weights[name]

@@ -5,10 +5,10 @@
     model.load_adapter("…", "second")                                             # beside it
 
 `BitLoraConfig` is a `LoraConfig` that registers layers of its own for `nn.Linear`, transformers' `Conv1D` and bitsandbytes'
-`Linear4bit`; they put modules that quantize in the place of `lora_A` and `lora_B`. What is saved are the latent weights
-under PEFT's usual keys, and a configuration of a type that PEFT knows once this module is imported, and refuses before: it
-would compute something else with them. Its own layers refuse such a configuration too; over NF4 they would drop the
-quantizer (PEFT 0.21.2), so there, and there alone, a method of theirs is replaced.
+`Linear4bit` and `Linear8bitLt`; they put modules that quantize in the place of `lora_A` and `lora_B`. What is saved are
+the latent weights under PEFT's usual keys, and a configuration of a type that PEFT knows once this module is imported, and
+refuses before: it would compute something else with them. Its own layers refuse such a configuration too; over those of
+bitsandbytes they would drop the quantizer (PEFT 0.21.2), so there, and there alone, a method of theirs is replaced.
 """
 
 from __future__ import annotations
@@ -20,24 +20,23 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 import torch
-from bitsandbytes.functional import dequantize_4bit
-from bitsandbytes.nn import Linear4bit
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.lora.bnb import Linear4bit as LoraLinear4bit
+from peft.tuners.lora.bnb import Linear8bitLt as LoraLinear8bit
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.layer import LoraVariant
 from peft.tuners.lora.variants import DoraLinearVariant
 from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from bitlora.adapter.peft_folder import EARLIER_PACKED_TYPE, EARLIER_TYPE, PEFT_TYPE
+from bitlora.adapter.quantized_linear import QuantizedLinear
+from bitlora.base.linears import is_quantized, weight_values
 from bitlora.config.sections import Activations
-from bitlora.quantizers.activations import int8, int8_backward
-from bitlora.quantizers.codes import Side, quantize
-from bitlora.quantizers.weights import DOUBLE_BINARY_B, QUANTIZERS, Granularity, Quantizer, double_binary
+from bitlora.quantizers.weights import Granularity, Quantizer
 
 REFUSED: Final = {
     "lora_bias": "a bias of the adapter is neither quantized nor stored",
@@ -71,7 +70,7 @@ class BitLoraConfig(LoraConfig):  # type: ignore[misc]
         for name, values in (("quantizer", Quantizer), ("granularity", Granularity), ("activations", Activations)):
             if getattr(self, name) not in get_args(values):
                 raise ValueError(f"{name}: {getattr(self, name)!r} is none of {', '.join(get_args(values))}")
-        # PEFT's own layers over NF4 drop some of its variants in silence; here none is dropped.
+        # PEFT's own layers over bitsandbytes' drop some of its variants in silence; here none is dropped.
         variants = {each.name: "it is another variant of LoRA" for each in fields(self) if _is_variant(each)}
         for name, why in {**variants, **REFUSED}.items():
             if getattr(self, name, None):
@@ -83,8 +82,9 @@ class BitLoraConfig(LoraConfig):  # type: ignore[misc]
             )
         if self.use_dora and self.activations == "int8":
             raise ValueError(f"use_dora does not go with activations: int8: {NOT_LINEAR}")
-        # A Linear4bit is an nn.Linear, so it goes first.
-        self._register_custom_module({Linear4bit: BitLinear4bit, nn.Linear: BitLinear, Conv1D: BitLinear})
+        # bitsandbytes' are nn.Linear too, so they go first.
+        own = {Linear4bit: BitLinear4bit, Linear8bitLt: BitLinear8bit, nn.Linear: BitLinear, Conv1D: BitLinear}
+        self._register_custom_module(own)
 
     def to_dict(self) -> dict[str, Any]:
         """As PEFT writes it, with the type that stock PEFT refuses."""
@@ -104,41 +104,6 @@ class BitLoraConfig(LoraConfig):  # type: ignore[misc]
         if found not in (PEFT_TYPE, EARLIER_TYPE):
             raise ValueError(f"not an adapter with a quantizer (peft_type {EARLIER_TYPE}): load it with PEFT itself")
         return cls(**kwargs)
-
-
-class QuantizedLinear(nn.Linear):
-    """A or B of one adapter: `x @ w_q.T`, where w_q is its weight through the quantizer, and x may go through 8 bits first.
-
-    `weight` is the latent weight; `scales` (rows, 1) are learned ones, of `double_binary` alone. The gradients are those of
-    `bitlora.engine.slots.bank.Bank.backward_to_latent`.
-    """
-
-    def __init__(self, linear: nn.Linear, side: Side, config: BitLoraConfig) -> None:
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight, self.side = linear.weight, side
-        self.register_parameter("bias", None)
-        self.quantizer, self.granularity = config.quantizer, config.granularity
-        self.int8 = config.activations == "int8"
-        self.scales: nn.Parameter | None = None
-        if QUANTIZERS[self.quantizer].learns_scales:
-            # As an adapter of PEFT's is no no-op where init_lora_weights is False.
-            starts = side == "A" or config.init_lora_weights is False
-            start = 0.5 * self.in_features**-0.5 if starts else 0.0
-            self.scales = nn.Parameter(torch.full_like(self.weight[:, :1], start))
-            if side == "B":
-                nn.init.normal_(self.weight, std=DOUBLE_BINARY_B)
-
-    def quantized(self) -> Tensor:
-        """The weight that is multiplied, (rows, columns) in the weight's dtype, with its gradients."""
-        if self.scales is not None:
-            return _DoubleBinary.apply(self.weight, self.scales)  # type: ignore[no-untyped-call, no-any-return]
-        return _Quantized.apply(self.weight, self.quantizer, self.side, self.granularity)  # type: ignore[no-untyped-call, no-any-return]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., columns) -> (..., rows)."""
-        x = _Int8.apply(x) if self.int8 else x  # type: ignore[no-untyped-call]
-        return F.linear(x, self.quantized())
 
 
 class BitLoraVariant(LoraVariant):  # type: ignore[misc]
@@ -181,7 +146,7 @@ class BitDoraVariant(DoraLinearVariant):  # type: ignore[misc]
 
 
 class _Quantizing:
-    """What both layers below add to PEFT's own."""
+    """What all layers below add to PEFT's own."""
 
     def resolve_lora_variant(self, *, config: LoraConfig, **kwargs: Any) -> LoraVariant | None:
         inherited: Any = super()
@@ -196,7 +161,7 @@ class BitLinear(_Quantizing, LoraLinear):  # type: ignore[misc]
     """PEFT's LoRA layer over `nn.Linear` or transformers' `Conv1D`, whose adapters may have a quantizer.
 
     Raises:
-        ValueError: the layer only looks like one (bitsandbytes' `Linear8bitLt`): its weight could not be merged into.
+        ValueError: the layer only looks like one, and its weight could not be merged into.
     """
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: LoraConfig, **kwargs: Any) -> None:
@@ -206,7 +171,8 @@ class BitLinear(_Quantizing, LoraLinear):  # type: ignore[misc]
         weight = self.get_base_layer().weight
         if not weight.is_floating_point():
             raise ValueError(
-                f"{type(base_layer).__name__} with weights in {weight.dtype}: give a base in NF4, or unquantized"
+                f"{type(base_layer).__name__} with weights in {weight.dtype}: give a base that bitsandbytes has quantized, "
+                "or none has"
             )
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -219,21 +185,15 @@ class BitLinear(_Quantizing, LoraLinear):  # type: ignore[misc]
         super().merge(safe_merge, adapter_names)
 
 
-class BitLinear4bit(_Quantizing, LoraLinear4bit):  # type: ignore[misc]
-    """PEFT's LoRA layer over `Linear4bit`, whose adapters may have a quantizer, and whose merge is exact.
+class _ExactMerge(_Quantizing):
+    """A layer over one of bitsandbytes', whose adapters may have a quantizer, and whose merge is exact.
 
     Merged, the base layer is an `nn.Linear` of the dequantized weight plus the adapters: PEFT's own would quantize their
-    sum to NF4 again, in which most of an adapter is lost. It takes the memory of a layer in 16 or 32 bits. Unmerging puts
-    the very same `Linear4bit` back.
+    sum again, in which most of an adapter is lost. It takes the memory of a layer in 16 or 32 bits. Unmerging puts the very
+    same layer back.
     """
 
-    def __init__(self, base_layer: nn.Module, *args: Any, **kwargs: Any) -> None:
-        super().__init__(base_layer, *args, **kwargs)
-        # On CPUs with AVX512-BF16 a forward without gradient would repack the weight in place, and dequantizing it
-        # afterwards would give garbage.
-        self.get_base_layer().support_avx512bf16_for_cpu = False
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+    def merge(self: Any, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Put a layer of the dequantized weight plus the adapters in the base's place.
 
         Raises:
@@ -244,14 +204,9 @@ class BitLinear4bit(_Quantizing, LoraLinear4bit):  # type: ignore[misc]
         if not names:
             return
         base = self.get_base_layer()
-        if isinstance(base, Linear4bit):
-            if getattr(base.weight.quant_state, "packing_format_for_cpu", False):
-                raise ValueError(
-                    "the base ran before it had an adapter, and repacked its weights for that: load it anew"
-                )
-            weight = dequantize_4bit(base.weight.data, base.weight.quant_state)
-        else:
-            weight = base.weight.data
+        if getattr(getattr(base.weight, "quant_state", None), "packing_format_for_cpu", False):
+            raise ValueError("the base ran before it had an adapter, and repacked its weights for that: load it anew")
+        weight = weight_values(base)
         total = weight.float()
         for name in names:
             delta = self.get_delta_weight(name).float()
@@ -264,16 +219,30 @@ class BitLinear4bit(_Quantizing, LoraLinear4bit):  # type: ignore[misc]
         merged = nn.Linear(base.in_features, base.out_features, bias=False, device="meta")
         merged.weight = nn.Parameter(total.to(weight.dtype), requires_grad=False)
         merged.bias = base.bias
-        if isinstance(base, Linear4bit):
-            self._nf4 = (base,)  # in a tuple, so that it is no submodule, with keys of its own
+        if is_quantized(base):
+            self._quantized_base = (base,)  # in a tuple, so that it is no submodule, with keys of its own
         self.base_layer = merged
         self.merged_adapters += names
 
-    def unmerge(self) -> None:
+    def unmerge(self: Any) -> None:
         """Put the base back, bit by bit as it was."""
         if self.merged:
-            self.base_layer = self._nf4[0]
+            self.base_layer = self._quantized_base[0]
             self.merged_adapters.clear()
+
+
+class BitLinear4bit(_ExactMerge, LoraLinear4bit):  # type: ignore[misc]
+    """PEFT's LoRA layer over `Linear4bit`."""
+
+    def __init__(self, base_layer: nn.Module, *args: Any, **kwargs: Any) -> None:
+        super().__init__(base_layer, *args, **kwargs)
+        # On CPUs with AVX512-BF16 a forward without gradient would repack the weight in place, and dequantizing it
+        # afterwards would give garbage.
+        self.get_base_layer().support_avx512bf16_for_cpu = False
+
+
+class BitLinear8bit(_ExactMerge, LoraLinear8bit):  # type: ignore[misc]
+    """PEFT's LoRA layer over `Linear8bitLt`."""
 
 
 def load_adapter(model: Any, folder: str | Path, adapter_name: str = "default", trainable: bool = False) -> PeftModel:
@@ -296,8 +265,9 @@ def load_adapter(model: Any, folder: str | Path, adapter_name: str = "default", 
     elif adapter_name in model.peft_config:
         raise ValueError(f"the model has an adapter named {adapter_name} already")
     else:
-        strange = [name for name, module in model.named_modules() if isinstance(module, LoraLinear | LoraLinear4bit)
-                   and not isinstance(module, BitLinear | BitLinear4bit)]  # fmt: skip
+        strange = [name for name, module in model.named_modules()
+                   if isinstance(module, LoraLinear | LoraLinear4bit | LoraLinear8bit)
+                   and not isinstance(module, _Quantizing)]  # fmt: skip
         if strange:
             raise ValueError(f"{strange[0]} {STRANGE}")
         model.add_adapter(adapter_name, config)
@@ -341,46 +311,6 @@ def _refuse_unmergeable(layer: Any, adapter_names: list[str] | None) -> list[str
     return names
 
 
-class _Quantized(torch.autograd.Function):
-    """Straight-through: the gradient of the latent weight is the gradient of the quantized one."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, quantizer: Quantizer, side: Side, granularity: Granularity) -> Tensor:
-        return quantize(quantizer, weight, side, granularity).view_as(weight)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        return grads[0], None, None, None
-
-
-class _DoubleBinary(torch.autograd.Function):
-    """Straight-through the sign, and through the rounding of the scales to float16."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, scales: Tensor) -> Tensor:
-        signs, used = double_binary(weight, scales)
-        ctx.save_for_backward(signs, used)
-        return signs * used
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        signs, used = ctx.saved_tensors
-        return grads[0] * used, (grads[0] * signs).sum(1, keepdim=True)
-
-
-class _Int8(torch.autograd.Function):
-    """`bitlora.quantizers.activations.int8` with its gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return int8(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return int8_backward(grads[0], *ctx.saved_tensors)
-
-
 def _refuse_in_stock_layers(layer: type) -> None:
     """Let PEFT's own `layer` refuse an adapter with a quantizer, as its layer over `nn.Linear` does."""
     stock: Any = layer
@@ -396,3 +326,4 @@ def _refuse_in_stock_layers(layer: type) -> None:
 
 PEFT_TYPE_TO_CONFIG_MAPPING.update({PEFT_TYPE: BitLoraConfig, EARLIER_TYPE: BitLoraConfig})
 _refuse_in_stock_layers(LoraLinear4bit)
+_refuse_in_stock_layers(LoraLinear8bit)

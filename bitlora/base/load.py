@@ -1,4 +1,4 @@
-"""A base and its tokenizer as transformers has them: frozen, in NF4 or in its own dtype."""
+"""A base and its tokenizer as transformers has them: frozen, in NF4, in 8 bits or in its own dtype."""
 
 from __future__ import annotations
 
@@ -59,21 +59,24 @@ def load_tokenizer(model: str, revision: str | None = None) -> Any:
 
 def load_model(config: BaseConfig, dtype: torch.dtype, device: torch.device) -> Any:
     """Load a base as transformers has it, frozen: what a pack trains over, and what an adapter is used over. It is of
-    `config.revision`, where that is given.
+    `config.revision`, where that is given. Layers in 8 bits leave their inputs whole (`bitlora.base.eight_bits`).
 
     Raises:
-        BaseError: there is no such model or it is of another revision, the hub cannot be reached, or NF4 is asked for in
-            float64.
+        BaseError: there is no such model or it is of another revision, the hub cannot be reached, or a quantized one is
+            asked for in float64.
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     options: dict[str, Any] = {"dtype": dtype, "device_map": {"": str(device)}}
     if dtype == torch.float64:
         options["experts_implementation"] = "eager"  # torch's grouped products know no float64
-    if config.quantization == "nf4":
+    if config.quantization != "none":
         if dtype == torch.float64:
             raise BaseError("train.dtype: float64 needs base.quantization: none")
         import_bitsandbytes()
+    if config.quantization == "int8":
+        options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
+    if config.quantization == "nf4":
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
@@ -89,6 +92,10 @@ def load_model(config: BaseConfig, dtype: torch.dtype, device: torch.device) -> 
         model = _hub(config.model, lambda: AutoModelForCausalLM.from_pretrained(place, **options, **revision))
         if kept is not None:
             keep(model, kept)
+    if config.quantization == "int8":
+        from bitlora.base.eight_bits import leave_inputs_whole
+
+        leave_inputs_whole(model)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # On CPUs with AVX-512 BF16 bitsandbytes' own product is in bfloat16, whatever was asked for, and repacks the

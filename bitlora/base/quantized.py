@@ -1,4 +1,4 @@
-"""A base in NF4, kept on this machine once it was quantized: a pack that finds it reads a quarter of the bytes and
+"""A quantized base, kept on this machine once it was made: a pack that finds it reads a quarter or half of the bytes and
 quantizes nothing.
 
     $BITLORA_CACHE/quantized/<name>-<digest>/    as transformers writes a model with a `quantization_config`
@@ -27,8 +27,8 @@ SEAL: Final = "fingerprint"
 """The file that holds `bitlora.base.revision.fingerprint` of all others, as they were written."""
 
 
-def quantized_place(model: str, weights: str, dtype: torch.dtype, quantized_as: str = "nf4") -> CachePlace:
-    """Where the base in NF4 is kept, if it is. The same weights in another folder have the same place.
+def quantized_place(model: str, weights: str, dtype: torch.dtype, quantized_as: str) -> CachePlace:
+    """Where the quantized base is kept, if it is. The same weights in another folder have the same place.
 
     Args:
         weights: `bitlora.base.revision.weights_revision`.

@@ -6,25 +6,54 @@ by name (`REFUSED`), with the reason.
 
 from __future__ import annotations
 
+import re
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from bitlora.config.explain import nearest, show
 from bitlora.config.targets import ALL, NO_PATTERN, AlphaPattern, RankPattern, Targets
 from bitlora.quantizers.weights import Granularity, Quantizer
 
 Activations = Literal["full", "int8"]
 Scaling = Literal["lora", "rslora"]
-Init = Literal["default", "gaussian", "orthogonal", "pissa"]
 Dtype = Literal["auto", "float64", "float32", "bfloat16", "float16"]
-Quantization = Literal["nf4", "none"]
+Quantization = Literal["nf4", "int8", "none"]
 QuantStorage = Literal["uint8", "bfloat16", "float16", "float32"]
 ScheduleName = Literal["cosine", "linear", "constant"]
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+
+
+INITS: Final = ("default", "gaussian", "orthogonal", "pissa")
+ROUNDS: Final = "_niter_"
+"""Between `pissa` and how many iterations shall find its components."""
+
+
+def _init(value: str) -> str:
+    if value not in INITS and not re.fullmatch(f"pissa{ROUNDS}[1-9][0-9]?", value):
+        close = nearest(value, INITS) if get_close_matches(value, INITS, 1) else ""
+        raise ValueError(f"found {show(value)}; give {', '.join(INITS)} or pissa{ROUNDS}16 (1 to 99 iterations){close}")
+    return value
+
+
+Init = Annotated[
+    str, AfterValidator(_init), Field(description="`default`, `gaussian`, `orthogonal`, `pissa` or `pissa_niter_16`")
+]
+
+
+def init_kind(init: str) -> str:
+    """One of `INITS`: `pissa` also where iterations find its components."""
+    return init.partition(ROUNDS)[0]
+
+
+def init_rounds(init: str) -> int | None:
+    """How many iterations find the components of `pissa`; None: they are exact."""
+    return int(init.partition(ROUNDS)[2]) if ROUNDS in init else None
 
 
 class Config(BaseModel):
@@ -42,16 +71,17 @@ class BaseConfig(Config):
     """Of a hub id a branch, a tag or a commit; of a folder or a package the fingerprint that a record has of it. null: what
     is found when the sweep begins. From then on the sweep has that one, and its `sweep.yaml` says which."""
     quantization: Quantization = "nf4"
-    """`nf4`: linear layers in 4 bits (bitsandbytes; QLoRA, arXiv 2305.14314); `none`: in `train.dtype`."""
+    """`nf4`: linear layers in 4 bits (bitsandbytes; QLoRA, arXiv 2305.14314); `int8`: in 8 bits with a scale for each row
+    (as LLM.int8(), arXiv 2208.07339, with inputs left whole); `none`: in `train.dtype`."""
     double_quantization: bool = False
     """Of `nf4`: its scales are quantized too, to 8 bits, which saves 0.37 bits a weight (QLoRA, section 3)."""
     quant_storage: QuantStorage = "uint8"
     """Of `nf4`: the dtype of the tensors that the 4-bit codes lie in (bitsandbytes' `bnb_4bit_quant_storage`). No number
     hangs on it."""
     cache: bool | Literal["auto"] = "auto"
-    """Of `nf4`: keep the values of the 4-bit codes in the compute dtype too, so that no step dequantizes them: four times
-    the codes' memory in bfloat16, eight times in float32. `auto`: where there is room for them beside
-    all slots and whole steps. No number hangs on it."""
+    """Of `nf4` and `int8`: keep the values of the codes in the compute dtype too, so that no step dequantizes them: in
+    bfloat16 four times the memory of 4-bit codes, in float32 eight times; of 8-bit codes half of that. `auto`: where there
+    is room for them beside all slots and whole steps. No number hangs on it."""
     targets: Targets = ALL
     """Which linear layers of the base's blocks get an adapter: all, those of the attention (`attention`), the others
     (`mlp`), the routed experts alone (`experts`, which `all-linear` and `mlp` have too), those whose name ends in one of a
@@ -146,7 +176,8 @@ class AdapterConfig(Config):
     init: Init = "default"
     """What an adapter starts from (PEFT's `init_lora_weights`): A uniform and B zero; `gaussian`: A normal with a standard
     deviation of 1/rank; `orthogonal`: neither is zero, but their product (for even ranks, without a quantizer); `pissa`
-    (arXiv 2404.02948): the layer's principal components, which are taken out of the base for this trial."""
+    (arXiv 2404.02948): the layer's principal components, which are taken out of the base for this trial; `pissa_niter_16`:
+    the same, nearly, by 16 iterations from directions that hang on the trial's seed, in a fraction of the time."""
 
 
 class ScheduleConfig(Config):
@@ -238,12 +269,13 @@ class TrainConfig(Config):
 
 
 REFUSED: Final[dict[str, str]] = {
-    "adapter.init_lora_weights": "it is called adapter.init here: default, gaussian, orthogonal or pissa",
+    "adapter.init_lora_weights": "it is called adapter.init here: default, gaussian, orthogonal, pissa or pissa_niter_16",
     "adapter.use_dora": "it is called adapter.dora here: true or false",
-    "adapter.init: eva": "it begins with the directions in which each layer's inputs vary most over the training rows, and "
-    "packs make no pass over them before they begin",
+    "adapter.init: eva": "it gives each layer the rank that passes over the training rows show, as many as it takes, and "
+    "what an adapter has is known here before it is trained: by plan, search.where and a pack's memory",
     "adapter.init: loftq": "it quantizes a base anew for each rank, and the trials of a pack share one",
-    "base.quantization: int8": "LLM.int8() leaves a column of its inputs in 16 bits where any row of a pass has an "
-    "outlier, so a trial's numbers would hang on its neighbours; give nf4 or none",
+    "base.llm_int8_threshold": "packs leave the inputs of 8-bit layers whole, so that there are no outliers to look for; "
+    "where any row of a pass has one, bitsandbytes leaves that column in 16 bits for all, and a trial would hang on its "
+    "neighbours",
 }
 """Keys, and values of keys, that one may look for, and why they are not there."""

@@ -22,6 +22,7 @@ from bitlora.config.sections import (
     ScheduleName,
     Stage,
     TrainConfig,
+    init_kind,
 )
 from bitlora.config.targets import (
     NO_PATTERN,
@@ -61,6 +62,8 @@ class TrialConfig(Config):
     """Of the adapter's first values, of the batch order and of the dropout masks."""
     confirms: str | None = None
     """The trial whose configuration this one repeats on a fresh seed; it is scored on the test split at its end."""
+    confirm_rows: Positive | None = None
+    """On so many rows of that, the first ones; None: on all."""
     granularity: Granularity = "tensor"
     """The default is what trials of before there was a choice had, as are those that follow."""
     targets: Targets = OF_BASE
@@ -156,7 +159,7 @@ def trial_config(
 def as_written(config: TrialConfig) -> TrialConfig:
     """The trial as files describe its adapter. One with `init: pissa` is written with what A and B began as taken off:
     over the base as it is an ordinary adapter, of twice the rank and the same scaling."""
-    if config.init != "pissa":
+    if init_kind(config.init) != "pissa":
         return config
     more = 2 if config.scaling == "lora" else math.sqrt(2)  # scaling is alpha / rank, or alpha / sqrt(rank)
     ranks, alphas = pattern(config.rank_pattern), pattern(config.alpha_pattern)
@@ -197,7 +200,7 @@ def refused_on_experts(
         return f"activations: {activations}: an adapter of routed experts has no inputs of its own to round"
     if dora:
         return "dora: true is not there for adapters of routed experts (nor in PEFT)"
-    if init in ("orthogonal", "pissa"):
+    if init_kind(init) in ("orthogonal", "pissa"):
         return f"init: {init} is not there for adapters of routed experts (nor in PEFT); give default or gaussian"
     return ""
 

@@ -118,6 +118,10 @@ class Rows:
         """All of them, copied some at a time."""
         return Picked(self, np.arange(len(self))).blocks()
 
+    def first(self, count: int | None) -> Rows:
+        """The first so many rows; all of them where there are no more, and for None."""
+        return self if count is None or count >= len(self) else self.take(np.arange(count))
+
     def take(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> Rows:
         """The rows at `indices`, in that order, copied."""
         chosen = np.asarray(indices, dtype=np.int64)

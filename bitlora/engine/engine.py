@@ -180,13 +180,12 @@ class Engine:
         """
         counts = {slot: batch.learned for slot, batch in sorted(batches.items())}
         reasons: dict[int, str] = {}
-        for slot in counts:
-            self.slots[slot].grad.zero_()
+        self._clear_gradients(counts)
         found, error = attempt(self._backward, self._passes_of(batches), counts)
         # The device is at work, or something has raised: meanwhile the host does what the next step needs of it.
         self._ahead = attempt(self._lay_out_step, ahead(), 1)[0] if ahead is not None else None
         sums = torch.zeros(len(counts), dtype=torch.float64, device=self.base.device) if found is None else found
-        if self.workers.sum([sums, *(self.slots[slot].grad for slot in counts)], self.latent_dtype, bool(error)):
+        if self.workers.sum([sums, *self._gradients(counts)], self.latent_dtype, bool(error)):
             sums, reasons = self._step_slot_by_slot(batches, counts)
         failed = {slot: StepStats(math.nan, 0, math.nan, False, failed=why) for slot, why in reasons.items()}
         states = {slot: self.slots[slot] for slot in counts if slot not in reasons}
@@ -194,9 +193,10 @@ class Engine:
             return failed
         for state in states.values():
             if state.loss_scale.value != 1:
-                state.grad.div_(state.loss_scale.value)
+                for part in state.grads:
+                    part.div_(state.loss_scale.value)
         self.bank.backward_to_latent(states)
-        norms = torch.stack([torch.linalg.vector_norm(state.grad) for state in states.values()])
+        norms = torch.stack([state.grad_norm() for state in states.values()])
         found_sums, found_norms = np.split(read(torch.cat([sums, norms.double()])), [len(counts)])
         totals = dict(zip(counts, found_sums.tolist(), strict=True))
         losses = {slot: totals[slot] / counts[slot] for slot in states}
@@ -239,7 +239,7 @@ class Engine:
             rows = max((len(piece.batch.lengths) for piece in pieces), default=1)
             while True:
                 cut = [[part] for piece in pieces for part in split_rows(piece, rows)]
-                self.slots[slot].grad.zero_()
+                self._clear_gradients([slot])
                 found, error = attempt(
                     self._backward, (self._lay_out(each, counts) for each in cut), {slot: counts[slot]}
                 )
@@ -248,23 +248,30 @@ class Engine:
                     largest = max([largest, *(len(part.batch.tokens) for (part,) in cut)])
                     break
                 if rows == 1:
-                    self.slots[slot].grad.zero_()
+                    self._clear_gradients([slot])
                     reasons[slot] = error
                     break
                 rows //= 2
         reasons = first_reasons(self.workers.gather(reasons))
-        self.workers.sum([sums, *(self.slots[slot].grad for slot in counts)], self.latent_dtype)
+        self.workers.sum([sums, *self._gradients(counts)], self.latent_dtype)
         if not reasons and not spared:  # together they did not fit
             together = max(sum(len(piece.batch.tokens) for piece in each) for each in passes) if passes else 0
             self.pass_tokens = max(largest, together // 2, 1)
         return sums, reasons
+
+    def _gradients(self, slots: Iterable[int]) -> list[Tensor]:
+        return [part for slot in slots for part in self.slots[slot].grads]
+
+    def _clear_gradients(self, slots: Iterable[int]) -> None:
+        for part in self._gradients(slots):
+            part.zero_()
 
     def _update(
         self, losses: Mapping[int, float], norms: Mapping[int, float], tokens: Mapping[int, int]
     ) -> dict[int, StepStats]:
         """The optimizer steps of slots with these losses, along gradients with these norms."""
         states = [self.slots[slot] for slot in losses]
-        clip([state.grad for state in states], [*norms.values()], [state.config.max_grad_norm for state in states])
+        clip([state.grads for state in states], [*norms.values()], [state.config.max_grad_norm for state in states])
         stats: dict[int, StepStats] = {}
         changed: list[int] = []
         for state in states:

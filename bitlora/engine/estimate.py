@@ -25,8 +25,8 @@ from bitlora.forward.head import CHUNK_ROWS
 from bitlora.forward.inject import Base, inject_adapters
 
 META: Final = torch.device("meta")
-NF4_BYTES: Final = 0.5 + 4 / 64
-"""Of a weight in NF4: four bits, and a float32 scale for 64."""
+BYTES: Final = {"nf4": 0.5 + 4 / 64, "int8": 1.0}
+"""Of a quantized weight: four bits, and a float32 scale for 64; eight, scales of rows aside."""
 DOUBLE_BYTES: Final = 0.5 + (1 + 4 / 256) / 64
 """With double quantization: the scale is a byte, and a float32 for 256 of them."""
 
@@ -79,7 +79,7 @@ def _base_bytes(model: Any, config: BaseConfig, dtype: torch.dtype) -> float:
     everything: float = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
     if config.quantization == "none":
         return everything
-    bytes_ = DOUBLE_BYTES if config.double_quantization else NF4_BYTES
+    bytes_ = DOUBLE_BYTES if config.double_quantization else BYTES[config.quantization]
     sizes = [
         math.prod(features(linear)) for linear in block_linears(model).values()
     ]  # experts are no layers of bitsandbytes

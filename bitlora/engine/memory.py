@@ -283,7 +283,7 @@ class _DryRun:
             stats, step = peak_during(lambda: engine.step(dict.fromkeys(attached, batch)), device)
             del waiting
             place = engine.slots[attached[0]]
-            summed = place.grad.nbytes if engine.workers.size > 1 else 0
+            summed = place.vector_bytes if engine.workers.size > 1 else 0
             self.slot_bytes = float(place.nbytes + copied_bytes(place) + summed)
             failed = [stats[slot].failed for slot in attached]
             if score and not any(failed):
@@ -317,4 +317,4 @@ class _DryRun:
 def copied_bytes(place: Slot) -> int:
     """What the copies of a slot take: a checkpoint's three vectors, and the weights of an evaluation. On a CPU they wait in
     its memory to be written, on a GPU they are in its memory until they have been copied into the host's."""
-    return 4 * place.grad.nbytes
+    return 4 * place.vector_bytes

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -87,6 +88,11 @@ class Metrics:
     learning_rate: float
     """Of the step just taken."""
     seconds: float
+
+
+def in_order(trial_id: str) -> str:
+    """What puts ids in the order in which they were given: t10000 comes after t9999."""
+    return re.sub(r"\d+", lambda digits: digits[0].zfill(12), trial_id)
 
 
 def rung(step: int) -> str:

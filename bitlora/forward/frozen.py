@@ -1,7 +1,7 @@
 """The frozen weights of a layer, or of layers that are given one input, as one matrix.
 
-Layers that share an input are one product: their weights stand in one tensor, of which each layer's own is then a view. In
-NF4 it is the codes and their scales that stand together, so that one call dequantizes all, to the same numbers.
+Layers that share an input are one product: their weights stand in one tensor, of which each layer's own is then a view.
+Quantized it is the codes and their scales that stand together, so that one call dequantizes all, to the same numbers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from bitlora.base.linears import features, is_conv1d, plain_weight
+from bitlora.base.linears import dequantized, dequantizer, features, is_conv1d, plain_weight
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,18 +23,18 @@ class FrozenWeights:
 
     weight: Tensor  # (O, I), or NF4 codes
     state: Any
-    """What dequantizes the codes (bitsandbytes' `QuantState`); None where the weights are plain."""
+    """What dequantizes the codes (`bitlora.base.linears.dequantizer`); None where the weights are plain."""
     bias: Tensor | None  # (O,)
     dtype: torch.dtype
 
     @classmethod
     def of(cls, layer: Any, dtype: torch.dtype) -> FrozenWeights:
-        """Those of one layer: `nn.Linear`, bitsandbytes' `Linear4bit`, or transformers' `Conv1D`.
+        """Those of one layer: `nn.Linear`, one of bitsandbytes', or transformers' `Conv1D`.
 
         Args:
             dtype: what the products are computed in.
         """
-        state = getattr(layer.weight, "quant_state", None)
+        state = dequantizer(layer)
         bias = None if layer.bias is None else layer.bias.detach()
         return cls(plain_weight(layer) if state is None else layer.weight.detach(), state, bias, dtype)
 
@@ -42,7 +42,7 @@ class FrozenWeights:
     def together(cls, layers: Sequence[Any], dtype: torch.dtype) -> FrozenWeights | None:
         """Those of layers with one input, of which each is given a view of its own. None: they are not of one kind, or
         blocks of NF4 scales run over a layer's end; nothing is changed then."""
-        states: list[Any] = [getattr(layer.weight, "quant_state", None) for layer in layers]
+        states = [dequantizer(layer) for layer in layers]
         weights = [layer.weight.detach() for layer in layers]
         first, state = weights[0], states[0]
         if any(map(is_conv1d, layers)):
@@ -57,13 +57,13 @@ class FrozenWeights:
                 [blank.new_zeros(count) if layer.bias is None else layer.bias.detach()
                  for layer, count in zip(layers, rows, strict=True)]
             )  # fmt: skip
-        if state is None:
-            if any(each is not None for each in states):
+        if state is None or isinstance(state, Tensor):
+            if any(type(each) is not type(state) for each in states):
                 return None
             whole = torch.cat(weights)
             for layer, part in zip(layers, whole.split([len(weight) for weight in weights]), strict=True):
                 layer.weight.data = part
-            return cls(whole, None, bias, dtype)
+            return cls(whole, None if state is None else torch.cat(states), bias, dtype)
         if not all(_stands_alone(each, state) for each in states):
             return None
         codes = torch.cat([weight.flatten() for weight in weights])
@@ -85,15 +85,11 @@ class FrozenWeights:
         return cls(codes[:, None], both, bias, dtype)
 
     def matrix(self) -> Tensor:
-        """(O, I) in the compute dtype. NF4 is dequantized at each call, exactly as bitsandbytes' own products do it."""
-        if self.state is None:
-            return self.weight
-        from bitsandbytes.functional import dequantize_4bit
-
-        return dequantize_4bit(self.weight, self.state).to(self.dtype)  # type: ignore[no-any-return]
+        """(O, I) in the compute dtype. Codes are dequantized at each call, exactly as bitsandbytes' own products do it."""
+        return self.weight if self.state is None else dequantized(self.weight, self.state, self.dtype)
 
     def with_values(self) -> FrozenWeights:
-        """The same numbers in the compute dtype in the place of NF4's codes, with nothing to dequantize."""
+        """The same numbers in the compute dtype in the place of codes, with nothing to dequantize."""
         return self if self.state is None else FrozenWeights(self.matrix(), None, self.bias, self.dtype)
 
     def rows(self, counts: Sequence[int]) -> list[FrozenWeights]:
@@ -137,6 +133,33 @@ def merged_norms(
     product = torch.cat([part.to(columns) @ columns for part in _parts(weight)])  # W A^T: (O, S * R)
     inside = 2 * product.view(len(product), *a.shape[:2]).transpose(0, 1) + b @ (a @ a.mT)
     return (squares + (inside * b).sum(-1)).clamp_min_(torch.finfo(squares.dtype).tiny).sqrt_()
+
+
+def leading(parts: tuple[Tensor, Tensor, Tensor], most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Copies of the first `most` singular vectors and values of U (O, K), S (K,) and V (K, I)."""
+    u, s, v = parts
+    return u[:, :most].clone(), s[:most].clone(), v[:most].clone()
+
+
+def nearly_principal(weight: Tensor, rank: int, rounds: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """About the first `rank` singular vectors and values of a weight (O, I), U, S and V, fewer where there are not so many:
+    by subspace iteration from `rank` random directions (arXiv 0909.4061, algorithms 4.4 and 5.1), as PEFT's `pissa_niter_N`
+    has them of `torch.svd_lowrank`, which knows no generator of its own.
+
+    Args:
+        rounds: how many iterations.
+        seed: of the directions, which are the same on all devices.
+    """
+    wide = len(weight) < weight.shape[1]
+    tall = weight.mT if wide else weight
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(tall.shape[1], min(rank, *weight.shape), generator=generator, dtype=weight.dtype)
+    basis, _ = torch.linalg.qr(tall @ drawn.to(weight.device))
+    for _ in range(rounds):
+        other, _ = torch.linalg.qr(tall.mT @ basis)
+        basis, _ = torch.linalg.qr(tall @ other)
+    u, s, v = torch.linalg.svd(basis.mT @ tall, full_matrices=False)
+    return (v.mT, s, (basis @ u).mT) if wide else (basis @ u, s, v)
 
 
 def _parts(weight: Tensor) -> tuple[Tensor, ...]:

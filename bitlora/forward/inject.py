@@ -113,7 +113,8 @@ def load_base(
         longest: tokens of the longest row that it is to see.
 
     Raises:
-        BaseError: see `read_model_config` and `choose_targets`; or NF4 asked for in float64; or see `check_rows_apart`.
+        BaseError: see `read_model_config` and `choose_targets`; or a quantized one is asked for in float64; or see
+            `check_rows_apart`.
     """
     model = load_model(config, dtype, device)
     model.config.use_cache = False

@@ -32,7 +32,7 @@ from torch.nn import functional as F
 
 from bitlora.base.linears import features
 from bitlora.forward.forward_plan import ForwardPlan, bound_plan
-from bitlora.forward.frozen import FrozenWeights, merged_norms, square_norms
+from bitlora.forward.frozen import FrozenWeights, leading, merged_norms, nearly_principal, square_norms
 from bitlora.forward.products import NO_SLOTS, Ownership, SlotTraits, ownership
 from bitlora.quantizers.activations import int8_backward
 
@@ -128,7 +128,7 @@ class MultiLoraLinear(nn.Module):
     """A frozen linear layer with an adapter for each slot.
 
     Args:
-        base: the frozen layer: `nn.Linear`, bitsandbytes' `Linear4bit`, or transformers' `Conv1D`.
+        base: the frozen layer: `nn.Linear`, one of bitsandbytes', or transformers' `Conv1D`.
         name: its name in the model.
         index: its number among the linear layers of the model's blocks; the dropout masks hang on it.
         dtype: what the products are computed in.
@@ -138,6 +138,8 @@ class MultiLoraLinear(nn.Module):
         super().__init__()
         self.base: Any = base
         self.experts = 1
+        self.routes: int | None = None
+        """Of routed experts, what is alike in the layers whose tokens are sorted at once."""
         self.in_features, self.out_features = features(base)
         self.name = name
         self.index = index
@@ -178,17 +180,24 @@ class MultiLoraLinear(nn.Module):
             self._squares = square_norms(weight, dtype)
         return merged_norms(weight, self._squares, a, b)
 
-    def principal(self, rank: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    def principal(
+        self, rank: int, dtype: torch.dtype, rounds: int | None = None, seed: int = 0
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The first singular vectors and values of the frozen weight, U (O, rank), S (rank,) and V (rank, I); zeros behind
-        the last that there is. Found once, which takes long."""
+        the last that there is.
+
+        Args:
+            rounds, seed: of `nearly_principal`; None: exact, and found once, which takes long.
+        """
         known = self._principal
-        if known is None or len(known[1]) < rank:
-            u, s, v = torch.linalg.svd(self.alone.weights().matrix().to(dtype), full_matrices=False)
-            most = max(rank, PRINCIPAL_KEPT)
-            pad = max(0, rank - len(s))
-            parts = F.pad(u[:, :most], (0, pad)), F.pad(s[:most], (0, pad)), F.pad(v[:most], (0, 0, 0, pad))
-            known = self._principal = parts[0].clone(), parts[1].clone(), parts[2].clone()
-        return known[0][:, :rank], known[1][:rank], known[2][:rank]
+        if rounds is not None:
+            known = nearly_principal(self.alone.weights().matrix().to(dtype), rank, rounds, seed)
+        elif known is None or len(known[1]) < rank:
+            parts = torch.linalg.svd(self.alone.weights().matrix().to(dtype), full_matrices=False)
+            known = self._principal = leading(parts, max(rank, PRINCIPAL_KEPT))
+        u, s, v = leading(known, rank)
+        pad = rank - len(s)
+        return F.pad(u, (0, pad)), F.pad(s, (0, pad)), F.pad(v, (0, 0, 0, pad))
 
 
 def _version(x: Tensor) -> int:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor
 
 from bitlora.forward.dropout import dropout_mask
-from bitlora.forward.forward_plan import ForwardPlan, Span
+from bitlora.forward.forward_plan import ForwardPlan, Span, Tail
 from bitlora.forward.host import send
 from bitlora.quantizers.activations import int8
 
@@ -35,7 +36,7 @@ from bitlora.quantizers.activations import int8
 class _Tails:
     """The tails of a pass, padded: (tails, longest, K)."""
 
-    tokens: slice
+    tokens: slice | Tensor
     count: int
     longest: int
     place: Tensor  # (tokens of the tails,) int64: in the padded form
@@ -57,27 +58,28 @@ class SlotProducts:
     Args:
         plan: its spans have all T tokens.
         places: for each span its slot's matrix among the S.
-        absent: whether each span's matrix is zero; none is, where it is left out. Nothing is computed before the first span
-            that has one and behind the last: slots with equal layers stand next to each other.
+        absent: whether each span has none; left out, all have one. Nothing is computed for those that have none; where they
+            stand between others, the others' tokens are copied.
     """
 
     def __init__(
         self, plan: ForwardPlan, places: Sequence[int], device: torch.device, absent: Sequence[bool] = ()
     ) -> None:
         absent = absent or [False] * len(places)
-        first, last = _without([absent[span] for span in plan.grid])
-        self._grid = (first, last - first, plan.grid_tokens)
-        self._chosen = _choice([places[span] for span in plan.grid[first:last]], device)
+        there = [number for number, span in enumerate(plan.grid) if not absent[span]]
+        tails = [tail for tail in plan.tails if not absent[tail.span]]
+        self._grid = (len(plan.grid), plan.grid_tokens)
+        self._there = _choice(there, device)
+        self._chosen = _choice([places[plan.grid[number]] for number in there], device)
         self._tails: _Tails | None = None
-        start, stop = _without([absent[tail.span] for tail in plan.tails])
-        self._whole = last - first == len(plan.grid) and stop - start == len(plan.tails)
-        if tails := plan.tails[start:stop]:
+        self._whole = len(there) == len(plan.grid) and len(tails) == len(plan.tails)
+        if tails:
             longest = max(tail.stop - tail.start for tail in tails)
             place = [
                 number * longest + token for number, tail in enumerate(tails) for token in range(tail.stop - tail.start)
             ]
             self._tails = _Tails(
-                slice(tails[0].start, tails[-1].stop),
+                _tokens_of(tails, device),
                 len(tails),
                 longest,
                 send([np.array(place)], device)[0],
@@ -93,7 +95,10 @@ class SlotProducts:
             out = x.new_empty(len(x), matrices.shape[2])
         if not self._whole:
             out.zero_()
-        torch.bmm(grid, matrices[self._chosen], out=self._on_grid(out))
+        if isinstance(self._there, slice):
+            torch.bmm(grid, matrices[self._chosen], out=self._on_grid(out))
+        else:
+            self._grid_of(out).index_copy_(0, self._there, torch.bmm(grid, matrices[self._chosen]))
         if tails is not None:
             out[tails.tokens] = tails.flat(torch.bmm(tails.padded(x), matrices[tails.chosen]))
         return out
@@ -103,7 +108,10 @@ class SlotProducts:
         if into.dtype != x.dtype:
             into += self.times(x, matrices)
             return
-        self._on_grid(into).baddbmm_(self._on_grid(x), matrices[self._chosen])
+        if isinstance(self._there, slice):
+            self._on_grid(into).baddbmm_(self._on_grid(x), matrices[self._chosen])
+        else:
+            self._grid_of(into).index_add_(0, self._there, torch.bmm(self._on_grid(x), matrices[self._chosen]))
         if (tails := self._tails) is not None:
             into[tails.tokens] += tails.flat(torch.bmm(tails.padded(x), matrices[tails.chosen]))
 
@@ -114,15 +122,20 @@ class SlotProducts:
         if (tails := self._tails) is not None:
             _add_outer(into, tails.chosen, tails.padded(left), tails.padded(right))
 
+    def _grid_of(self, x: Tensor) -> Tensor:
+        spans, tokens = self._grid
+        return x[: spans * tokens].view(spans, tokens, x.shape[1])
+
     def _on_grid(self, x: Tensor) -> Tensor:
-        first, slots, tokens = self._grid
-        return x[first * tokens : (first + slots) * tokens].view(slots, tokens, x.shape[1])
+        """Of x (T, K) those spans of the grid that have matrices, (spans, tokens, K): a view where they stand together."""
+        return self._grid_of(x) if self._whole else self._grid_of(x)[self._there]
 
 
-def _without(absent: Sequence[bool]) -> tuple[int, int]:
-    """From the first that is there to behind the last."""
-    there = [number for number, missing in enumerate(absent) if not missing]
-    return (there[0], there[-1] + 1) if there else (0, 0)
+def _tokens_of(tails: Sequence[Tail], device: torch.device) -> slice | Tensor:
+    """Their tokens, as a slice where they stand behind each other."""
+    if all(one.stop == other.start for one, other in pairwise(tails)):
+        return slice(tails[0].start, tails[-1].stop)
+    return send([np.concatenate([np.arange(tail.start, tail.stop) for tail in tails])], device)[0]
 
 
 def _choice(places: Sequence[int], device: torch.device) -> slice | Tensor:
@@ -206,9 +219,9 @@ class SlotTraits:
     """What the forward pass must know of a slot in a layer."""
 
     place: int
-    """Of its matrices among the S."""
+    """Of its matrices among the S of the slots that have room in the layer; S: it has none."""
     rank: int
-    """0: it has no adapter there; its matrices are zero."""
+    """0: it has no adapter there; where it has room, its matrices are zero."""
     dropout: float
     int8: bool
     dora: bool = False

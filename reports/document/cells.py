@@ -90,6 +90,13 @@ def seconds(count: object) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def joined(found: Sequence[str], most: int | None = None) -> str:
+    """`a, b and c`; of more than `most`, `a, b, c and 2 more`."""
+    if most is not None and len(found) > most:
+        found = [*found[:most], f"{len(found) - most:,} more"]
+    return f"{', '.join(found[:-1])} and {found[-1]}" if len(found) > 1 else "".join(found)
+
+
 def names(trial_ids: Sequence[str], limit: int = NAMED) -> str:
     """The first of `trial_ids`, and how many more there are."""
     shown = ", ".join(plain(trial_id, 60) for trial_id in trial_ids[:limit])

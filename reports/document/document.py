@@ -106,7 +106,15 @@ class Figure:
     caption: str
 
 
-Block = Heading | Paragraph | Bullets | Listing | Table | Figure
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """What a reader can skip: folded away under a line that says what it is."""
+
+    summary: str
+    blocks: tuple[Block, ...]
+
+
+Block = Heading | Paragraph | Bullets | Listing | Table | Figure | Fold
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +123,16 @@ class Document:
 
     title: str
     blocks: tuple[Block, ...]
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """All of them, those folded away included."""
+        return _tables(self.blocks)
+
+
+def _tables(blocks: tuple[Block, ...]) -> tuple[Table, ...]:
+    inside = (_tables(block.blocks) if isinstance(block, Fold) else (block,) for block in blocks)
+    return tuple(block for part in inside for block in part if isinstance(block, Table))
 
 
 def plain(anything: object, limit: int = 200) -> str:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
 import pandas as pd
 
+from reports.document.cells import value
 from reports.document.document import Figure, plain
 from reports.figures import plot_gaps, plots
-from reports.figures.style import Draw
+from reports.figures.style import Draw, Plane
 from reports.load.sweep import Sweep
-from reports.statistics.comparable import Comparable, Row, pareto
+from reports.load.values import ids_in_order
+from reports.statistics.comparable import Comparable, Row, pareto, rows
 from reports.statistics.full_precision import Against
 from reports.statistics.importances import Importances
 from reports.statistics.paired import Interval
@@ -25,12 +27,25 @@ SLICED: Final = ("learning_rate", "rank", "alpha")
 
 
 @dataclass(frozen=True, slots=True)
+class Curves:
+    """Curves of a figure, of which a page says whose one is."""
+
+    data: pd.DataFrame
+    """`trial_id`, `step` and the column `y`."""
+    y: str
+    about: dict[str, str]
+    """Of each trial, in words."""
+
+
+@dataclass(frozen=True, slots=True)
 class Plot:
     """A figure to be drawn: its place in the document, its data, and what draws that."""
 
     figure: Figure
     data: pd.DataFrame
     draw: Draw
+    curves: Curves | None = None
+    """What of it can be pointed at; None: nothing."""
 
 
 def _plot(name: str, draw: Callable[..., Any], data: pd.DataFrame, alt: str, caption: str, *more: Any) -> Plot | None:
@@ -60,27 +75,61 @@ def quality_size(ranked: pd.DataFrame) -> Plot | None:
     )
 
 
-def learning_curves(sweep: Sweep, best: str | None) -> Plot | None:
+def learning_curves(sweep: Sweep, best: str | None, varying: Sequence[str] = ()) -> Plot | None:
     """Eval loss over optimizer steps, trial by trial, with the points where trials were stopped."""
-    about = sweep.trials.set_index("trial_id")
-    curves = sweep.curves[sweep.curves["eval_loss"].notna()]
     caption = "Eval loss at each evaluation. A cross marks where a trial was stopped; the best is drawn heavy."
+    curves = sweep.curves[sweep.curves["eval_loss"].notna()]
     if sweep.bare is not None:
         begun = curves.drop_duplicates("trial_id").assign(step=0, eval_loss=sweep.bare.eval.loss)
-        curves = pd.concat([begun, curves]).sort_values(["trial_id", "step"], kind="stable", ignore_index=True)
+        curves = pd.concat([begun, curves]).sort_values(["trial_id", "step"], key=ids_in_order, ignore_index=True)
         caption += " Each begins with that of the base without an adapter."
-    data = curves[["trial_id", "step", "eval_loss"]].assign(
+    alt = "Eval loss of every trial at each of its evaluations, over optimizer steps."
+    data = _by_trial(sweep, curves, "eval_loss", best)
+    drawn = _plot("learning-curves", plots.learning_curves, data, alt, caption)
+    return drawn and replace(drawn, curves=Curves(data, "eval_loss", _described(sweep, varying)))
+
+
+def training_curves(sweep: Sweep, best: str | None, varying: Sequence[str] = ()) -> Plot | None:
+    """Training loss over optimizer steps, trial by trial."""
+    curves = sweep.curves[sweep.curves["train_loss"].notna()]
+    caption = "Training loss, the mean of the steps since the evaluation before; each trial meets batches of its own."
+    alt = "Training loss of every trial between its evaluations, over optimizer steps."
+    data = _by_trial(sweep, curves, "train_loss", best)
+    drawn = _plot("training-curves", plots.training_curves, data, alt, caption)
+    return drawn and replace(drawn, curves=Curves(data, "train_loss", _described(sweep, varying)))
+
+
+def pointed(curves: Curves, plane: Plane) -> dict[str, Any]:
+    """What a page needs to say whose curve is pointed at: where the axes lie, and of each curve the trial, words, steps and
+    losses."""
+    lines = [
+        [
+            trial,
+            curves.about.get(str(trial), ""),
+            own["step"].tolist(),
+            [float(f"{loss:.6g}") for loss in own[curves.y]],
+        ]
+        for trial, own in curves.data.groupby("trial_id", sort=False)
+    ]
+    return {"plane": list(plane), "lines": lines}
+
+
+def _by_trial(sweep: Sweep, curves: pd.DataFrame, loss: str, best: str | None) -> pd.DataFrame:
+    about = sweep.trials.set_index("trial_id")
+    return curves[["trial_id", "step", loss]].assign(
         quantizer=curves["trial_id"].map(about["config.quantizer"].astype(str)),
         status=curves["trial_id"].map(about["status"]),
         best=curves["trial_id"] == best,
     )
-    return _plot(
-        "learning-curves",
-        plots.learning_curves,
-        data,
-        "Eval loss of every trial at each of its evaluations, over optimizer steps.",
-        caption,
-    )
+
+
+def _described(sweep: Sweep, varying: Sequence[str]) -> dict[str, str]:
+    """What is said of each trial whose curve is pointed at."""
+    found = {}
+    for row in rows(sweep.trials):
+        values = [f"{axis.replace('_', ' ')} {value(axis, row.get(f'config.{axis}'))}" for axis in varying]
+        found[row["trial_id"]] = "; ".join([row["status"], *values])
+    return found
 
 
 def importance(found: Importances) -> Plot | None:
@@ -144,8 +193,9 @@ def gaps_of(
     what: str,
     name: str = "gaps",
     unit: str = "nats per completion token",
+    to: str = "the best of all",
 ) -> Plot | None:
-    """The same for any that are compared: label, quantizer, gap to the first, and its interval."""
+    """The same for any that are compared: label, quantizer, gap to `to`, which is among them, and its interval."""
     nan = float("nan")
     data = [
         {
@@ -159,13 +209,17 @@ def gaps_of(
     ]
     if len(data) < 2:
         return None
-    alt = f"How far {what} is behind the best of all, in {unit}, with 95 % intervals."
+    alt = f"How far {what} is behind {to}, in {unit}, with 95 % intervals."
     caption = (
-        f"How far {what} is behind the best of all, with paired 95 % intervals, all judged together."
+        f"How far {what} is behind {to}, with paired 95 % intervals, all judged together."
         " Hollow: tied, the interval holds zero."
     )
     frame = pd.DataFrame(data)
-    return Plot(Figure(name, alt, caption), frame, partial(plot_gaps.gaps, frame, unit=unit))
+    return Plot(
+        Figure(name, alt, caption),
+        frame,
+        partial(plot_gaps.gaps, frame, unit=unit, above=plain(to.removesuffix(" of all"), 30)),
+    )
 
 
 def budget(found: pd.DataFrame) -> Plot | None:

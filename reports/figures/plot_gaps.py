@@ -34,8 +34,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def gaps(rows: pd.DataFrame, look: Look, unit: str = "nats per completion token") -> Figure | None:
-    """How far each stands above the best, and what other eval examples could change: hollow where that holds zero.
+def gaps(
+    rows: pd.DataFrame, look: Look, unit: str = "nats per completion token", above: str = "the best"
+) -> Figure | None:
+    """How far each stands above the best, or another one, and what other eval examples could change: hollow where that
+    holds zero.
 
     `rows`: `label`, `quantizer`, `difference` (in `unit`; 0 for the best itself), `low`, `high` (95 % interval; NaN: none).
     """
@@ -68,7 +71,7 @@ def gaps(rows: pd.DataFrame, look: Look, unit: str = "nats per completion token"
             row = axes.get_yaxis_transform()
             axes.text(1.02, place, words, transform=row, fontsize=SMALL, va="center_baseline", color=look.quiet)
         row_labels(axes, shown["label"], look)
-        axes.set_xlabel(f"{unit} above the best" + (", 95 % interval" if known.any() else "") + cut(rows))
+        axes.set_xlabel(f"{unit} above {above}" + (", 95 % interval" if known.any() else "") + cut(rows))
         axes.grid(True, axis="x")
         handles = quantizer_keys(shown["quantizer"], look)
         legend(figure, [*handles, *_hollow(tied, look)])

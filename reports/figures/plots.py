@@ -40,12 +40,14 @@ from reports.figures.plot_parts import (
     value_ticks,
 )
 from reports.figures.style import HEIGHT, MANY, SMALL, Look, Mark, label, mark, size, whole
+from reports.load.values import ids_in_order
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 LOSS: Final = "eval loss, nats per completion token"
+TRAINING: Final = "training loss, nats per completion token"
 CROWD: Final = 60
 """Trials above which learning curves are thin."""
 ENDS: Final[dict[str, str | tuple[int, int, int]]] = {
@@ -126,7 +128,7 @@ def obstacles(
     return [tuple(box) for box in np.vstack(found)]
 
 
-def learning_curves(curves: pd.DataFrame, look: Look) -> Figure | None:
+def learning_curves(curves: pd.DataFrame, look: Look, what: str = LOSS) -> Figure | None:
     """Eval loss by step, a line per trial; the mark at its end says how it ended. A curve far above the others leaves the
     axes, with an arrow there; step 0, which is the base's and the same for all, stays on them where it squashes no curve.
     Of more than `CROWD` trials, only the best of each quantizer stands out.
@@ -156,7 +158,7 @@ def learning_curves(curves: pd.DataFrame, look: Look) -> Figure | None:
         axes.set_ylim(span(curves.loc[curves["eval_loss"] <= ceiling, "eval_loss"], 0.12, 0.05))
         count_ticks(axes.xaxis, curves["step"])
         axes.set_xlabel("optimizer step")
-        heading(axes, LOSS)
+        heading(axes, what)
         axes.grid(True, axis="y")
         marks = [mark(name, look) for name in trials["quantizer"]]
         faint = min(0.35, max(0.08, 40 / len(trials))) if crowd else 0.9
@@ -186,9 +188,14 @@ def learning_curves(curves: pd.DataFrame, look: Look) -> Figure | None:
         return figure
 
 
+def training_curves(curves: pd.DataFrame, look: Look) -> Figure | None:
+    """The same of the training loss, `train_loss`."""
+    return learning_curves(curves.rename(columns={"train_loss": "eval_loss"}), look, TRAINING)
+
+
 def leaders(completed: pd.DataFrame) -> pd.Index:
     """The trial of each quantizer that ended lowest: in a crowd it stands out."""
-    return completed.sort_values(["eval_loss", "trial_id"]).drop_duplicates("quantizer").index
+    return completed.sort_values(["eval_loss", "trial_id"], key=ids_in_order).drop_duplicates("quantizer").index
 
 
 def draw_ends(

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
@@ -211,6 +211,27 @@ def whole(value: float) -> str:
 Draw = Callable[[Look], "Figure | None"]
 
 
+class Plane(NamedTuple):
+    """Where the first axes of a figure lie on it, in parts of its width and its height from its top left corner, and the
+    values at their ends."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+    x: tuple[float, float]
+    y: tuple[float, float]
+
+    @classmethod
+    def of(cls, figure: Figure) -> Plane | None:
+        """None: it has no axes."""
+        if not figure.axes:
+            return None
+        axes = figure.axes[0]
+        box = axes.get_position()
+        return cls(box.x0, 1 - box.y1, box.x1, 1 - box.y0, axes.get_xlim(), axes.get_ylim())
+
+
 @dataclass(frozen=True, slots=True)
 class Drawn:
     """A figure as files: the same data gives the same bytes."""
@@ -220,6 +241,7 @@ class Drawn:
     dark: str
     png: bytes
     """Light."""
+    plane: Plane | None
 
 
 def drawn(draw: Draw) -> Drawn | None:
@@ -227,7 +249,7 @@ def drawn(draw: Draw) -> Drawn | None:
     light, dark = draw(LIGHT), draw(DARK)
     if light is None or dark is None:
         return None
-    return Drawn(svg(light, LIGHT), svg(dark, DARK), png(light, LIGHT))
+    return Drawn(svg(light, LIGHT), svg(dark, DARK), png(light, LIGHT), Plane.of(light))
 
 
 def svg(figure: Figure, look: Look) -> str:

@@ -22,6 +22,7 @@ from bitlora.files.record import (
     TRIALS,
     Metrics,
     Record,
+    in_order,
     read_metrics,
     read_record,
 )
@@ -95,7 +96,8 @@ class FolderReader:
             self.note(path, ": missing")
             return []
         # A hidden folder is a write that did not finish (`bitlora.files.writing.write_folder`).
-        return sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        found = (entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        return sorted(found, key=lambda entry: in_order(entry.name))
 
     def trial(self, folder: Path) -> dict[str, Any]:
         """The row of the trial in `folder`."""

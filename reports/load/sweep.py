@@ -49,7 +49,7 @@ class Sweep:
     data_files: tuple[dict[str, Any], ...]
     """What the folder notes of each data file (`sweeps.driver.kept.KeptFile`); none of sweeps without, or of before."""
     trials: pd.DataFrame
-    """A row per trial, however it ended, sorted by trial_id: `COLUMNS`, then `config.<key>` for each configuration key.
+    """A row per trial, however it ended, by trial_id: `COLUMNS`, then `config.<key>` for each configuration key.
 
     `eval_loss` and `test_loss` in nats per completion token, NaN where there is none that is finite; `budget` is
     `config.steps`."""

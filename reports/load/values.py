@@ -6,6 +6,10 @@ import json
 import math
 from typing import Any
 
+import pandas as pd
+
+from bitlora.files.record import in_order
+
 
 def finite(value: object) -> float | None:
     """`value` where it is a finite number, else None."""
@@ -29,6 +33,11 @@ def as_text(value: object) -> str:
         value = "; ".join(value)
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def ids_in_order(column: pd.Series[Any]) -> pd.Series[Any]:
+    """What pandas is to sort a column by: ids of trials in the order in which they were given, all else by itself."""
+    return column.map(in_order) if column.name == "trial_id" else column
 
 
 def mapping(held: dict[str, Any], *path: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from reports.document.cells import cell, counted, gap, size, value, whole
 from reports.document.document import NOTHING, Block, Column, Document, Heading, Inline, Paragraph, Strong, Table, plain
 from reports.figures.figures import Plot, gaps_of
 from reports.load.sweep import Sweep
-from reports.pages.contenders import Contender, Group, contenders, grouped
+from reports.pages.contenders import Group, contenders, grouped
 from reports.sections.parts import interval_cell
 from reports.statistics.comparable import Row
 
@@ -42,18 +42,18 @@ def comparison(sweeps: Sequence[Sweep]) -> tuple[Document, tuple[Plot, ...]]:
         why = "Between these groups nothing is compared: they scored other examples, or other text of them"
         blocks.append(Paragraph((f"{why} (another source, split, seed of the split, or max_length).",)))
     blocks += [Paragraph((Strong(plain(label)), f" is in no comparison: {why}.")) for label, why in without]
-    blocks += [Heading(2, "What differs"), *_differences([*found])]
+    blocks += [Heading(2, "What differs"), *differences([(one.label, one.sweep) for one in found])]
     return Document(f"Comparison of {len(sweeps)} sweeps", tuple(blocks)), tuple(plots)
 
 
 def _sentence(group: Group) -> Paragraph:
     (best, loss, _, _), (second, other, apart, interval) = group.lines[:2]
-    parts: list[Inline] = [Strong(plain(best.label)), f" ({_configuration(best.row)}) "]
+    parts: list[Inline] = [Strong(plain(best.label)), f" ({configuration(best.row)}) "]
     intervals = [line[3] for line in group.lines[1:]]
     tied = [line[0] for line in group.lines[1:] if line[3] is not None and not line[3].behind]
     if tied:
         for one in tied:
-            parts += ["and ", Strong(plain(one.label)), f" ({_configuration(one.row)}) "]
+            parts += ["and ", Strong(plain(one.label)), f" ({configuration(one.row)}) "]
         parts += ["are ", Strong("tied")]
     elif None in intervals:
         parts += [Strong("has the lowest loss")]
@@ -67,7 +67,8 @@ def _sentence(group: Group) -> Paragraph:
     return Paragraph((*parts, f" (95 % interval of the gap {interval.low:.4f} to {interval.high:.4f}, over {over})."))
 
 
-def _configuration(row: Row) -> str:
+def configuration(row: Row) -> str:
+    """Its name and what it is, in words."""
     values = [f"{key.replace('_', ' ')} {value(key, row.get(f'config.{key}'))}" for key in SHOWN]
     return f"{plain(row['name'], 60)}: {', '.join(values)}"
 
@@ -99,13 +100,13 @@ def _table(group: Group, number: int) -> Table:
     return Table(f"sweeps-{number}", columns, tuple(lines))
 
 
-def _differences(found: Sequence[Contender]) -> list[Block]:
+def differences(sweeps: Sequence[tuple[str, Sweep]]) -> list[Block]:
     """Keys of the specs, and of what the records say of base and data, that differ."""
-    if len(found) < 2:
+    if len(sweeps) < 2:
         return [Paragraph(("Fewer than two sweeps to compare.",))]
-    specs = [_flat({k: v for k, v in one.sweep.spec.items() if k not in ("name", "out")}) for one in found]
-    for one, flat in zip(found, specs, strict=True):
-        for title, held in (("base", one.sweep.base), ("data", one.sweep.data), ("version", one.sweep.versions)):
+    specs = [_flat({k: v for k, v in sweep.spec.items() if k not in ("name", "out")}) for _, sweep in sweeps]
+    for (_, sweep), flat in zip(sweeps, specs, strict=True):
+        for title, held in (("base", sweep.base), ("data", sweep.data), ("version", sweep.versions)):
             flat |= {f"{title}: {key}": " and ".join(values) for key, values in held.items()}
     keys = [
         key
@@ -115,7 +116,7 @@ def _differences(found: Sequence[Contender]) -> list[Block]:
     if not keys:
         return [Paragraph(("Specs, bases, data and versions are the same.",))]
     lines = [(cell(plain(key, 80)), *(cell(plain(flat.get(key, NOTHING), 80)) for flat in specs)) for key in keys]
-    columns = (Column("key"), *(Column(plain(one.label, 60)) for one in found))
+    columns = (Column("key"), *(Column(plain(label, 60)) for label, _ in sweeps))
     return [Table("differences", columns, tuple(lines))]
 
 

@@ -57,10 +57,8 @@ class Group:
 
 def contenders(sweeps: Sequence[Sweep]) -> tuple[list[Contender], list[tuple[str, str]]]:
     """The best of each sweep; and label and reason of those that have none to show."""
-    names = [sweep.name for sweep in sweeps]
     found, without = [], []
-    for sweep in sweeps:
-        label = sweep.name if names.count(sweep.name) == 1 else folder_name(sweep.folder)
+    for sweep, label in zip(sweeps, labels(sweeps), strict=True):
         groups = comparable(sweep.trials)
         best = rows(groups.contest.head(1))
         split = TEST if len(groups.confirmed) else EVAL
@@ -74,11 +72,17 @@ def contenders(sweeps: Sequence[Sweep]) -> tuple[list[Contender], list[tuple[str
     return found, without
 
 
+def labels(sweeps: Sequence[Sweep]) -> list[str]:
+    """What each goes by: its name, or where another has that too its folder."""
+    names = [sweep.name for sweep in sweeps]
+    return [sweep.name if names.count(sweep.name) == 1 else folder_name(sweep.folder) for sweep in sweeps]
+
+
 def grouped(found: Sequence[Contender]) -> list[Group]:
     """Sort contenders by the text that they scored."""
     parts: list[list[Contender]] = []
     for one in found:
-        home = next((part for part in parts if all(_same_text(one.examples, other.examples) for other in part)), None)
+        home = next((part for part in parts if all(same_text(one, other) for other in part)), None)
         if home is None:
             parts.append([one])
         else:
@@ -86,19 +90,25 @@ def grouped(found: Sequence[Contender]) -> list[Group]:
     return [_group(part) for part in parts]
 
 
-def _same_text(one: pd.DataFrame, other: pd.DataFrame) -> bool:
+def same_text(one: Contender, other: Contender) -> bool:
     """The same examples, and of each the same tokens or, by another tokenizer, as many bytes of text."""
-    if not one.index.equals(other.index):
+    mine, theirs = one.examples, other.examples
+    if not mine.index.equals(theirs.index):
         return False
-    if "bytes" in one and "bytes" in other:
-        return bool((one["bytes"] == other["bytes"]).all())
-    return bool((one["tokens"] == other["tokens"]).all())
+    if "bytes" in mine and "bytes" in theirs:
+        return bool((mine["bytes"] == theirs["bytes"]).all())
+    return bool((mine["tokens"] == theirs["tokens"]).all())
+
+
+def unit_of(part: Sequence[Contender]) -> tuple[str, str, float]:
+    """What losses of the same text are compared in: its name, what they are divided by, and what that is multiplied by."""
+    first = part[0].examples["tokens"]
+    nats = all(first.equals(other.examples["tokens"]) for other in part)
+    return (NATS, "tokens", 1.0) if nats else (BITS, "bytes", 1 / math.log(2))
 
 
 def _group(part: Sequence[Contender]) -> Group:
-    first = part[0].examples["tokens"]
-    nats = all(first.equals(other.examples["tokens"]) for other in part)
-    per, scale = ("tokens", 1.0) if nats else ("bytes", 1 / math.log(2))
+    unit, per, scale = unit_of(part)
     ranked = sorted(part, key=lambda one: (one.loss(per), one.label))
     best = ranked[0]
     intervals = together(best.scores, [one.scores for one in ranked[1:]], per)
@@ -106,4 +116,4 @@ def _group(part: Sequence[Contender]) -> Group:
         (one, one.loss(per) * scale, (one.loss(per) - best.loss(per)) * scale, interval and interval.scaled(scale))
         for one, interval in zip(ranked, [None, *intervals], strict=True)
     ]
-    return Group(NATS if nats else BITS, tuple(lines))
+    return Group(unit, tuple(lines))

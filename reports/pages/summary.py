@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from reports.document.cells import counted, gap, loss, percent, size, value
+from reports.document.cells import counted, gap, joined, loss, percent, size, value
 from reports.document.document import NOTHING, plain
 from reports.load.sweep import Sweep
 from reports.load.values import finite
+from reports.sections.verdict import on_seeds, side
 from reports.statistics.comparable import Row
 from reports.statistics.findings import Findings
 from reports.statistics.gain import Gains
 from reports.statistics.paired import Interval
 from reports.statistics.quantizers import quantizer_bests
-from reports.statistics.verdict import Verdict
 
 SUMMARY: Final = "summary.json"
 LONGEST: Final = 200
@@ -85,35 +85,23 @@ def line_of(found: Findings) -> str:
         return f"{name}: {said}"
     lead = verdict.best[0]
     on = f"{'test' if found.confirmed else 'eval'} loss {lead['loss']:.4f}"
-    who = f"{_side(lead)} ({_configuration(lead)})"
+    who = f"{side(lead)} ({_configuration(lead)})"
     others = [rival.row for rival in verdict.tied]
     if verdict.outcome == "exact":
-        said = f"{_words([row['name'] for row in verdict.best])} tie exactly, {on}"
+        said = f"{_named([row['name'] for row in verdict.best])} tie exactly, {on}"
     elif verdict.outcome == "only":
         said = f"only {who} can be compared, {on}"
     elif verdict.outcome == "tied":
-        held = [_side(row) for row in others] if verdict.across else [plain(row["name"], 30) for row in others]
-        said = f"nothing {_word(verdict)}; lowest {on}, {who}; may be the best too: {_words(held)}"
+        held = [side(row) for row in others] if verdict.across else [plain(row["name"], 30) for row in others]
+        said = f"nothing {''.join(on_seeds(verdict))}; lowest {on}, {who}; may be the best too: {_named(held)}"
     else:
         rival = verdict.decisive[0]
         share = verdict.percent(rival.gap)
         apart = f"{gap(rival.gap)} nats" if share is None else percent(share)
-        won = "has the lowest loss" if verdict.outcome == "lowest" else _word(verdict)
-        next_one = _side(rival.row) if verdict.across else plain(rival.row["name"], 30)
-        said = f"{_side(lead)} {won}, {apart} below {next_one}: {on} ({_configuration(lead)})"
+        won = "has the lowest loss" if verdict.outcome == "lowest" else "".join(on_seeds(verdict))
+        next_one = side(rival.row) if verdict.across else plain(rival.row["name"], 30)
+        said = f"{side(lead)} {won}, {apart} below {next_one}: {on} ({_configuration(lead)})"
     return plain(f"{name}: {said}; {counted(len(found.searched), 'trial')}", LONGEST)
-
-
-def _word(verdict: Verdict) -> str:
-    """`won` over several seeds alone."""
-    if all(rival.interval is not None and rival.interval.seeds > 1 for rival in verdict.decisive):
-        return "won"
-    return f"is ahead on {'this seed' if verdict.best[0]['seeds'] == 1 else 'these seeds'}"
-
-
-def _side(row: Row) -> str:
-    name = str(row["config.quantizer"])
-    return "full precision" if name == "none" else plain(name, 30)
 
 
 def _configuration(row: Row) -> str:
@@ -122,11 +110,9 @@ def _configuration(row: Row) -> str:
     return ", ".join([plain(row["name"], 30), *values])
 
 
-def _words(found: list[str]) -> str:
-    """`a, b, c and 2 more`, each once."""
-    once = list(dict.fromkeys(found))
-    more = len(once) - NAMED
-    return ", ".join(once[:NAMED]) + (f" and {more} more" if more > 0 else "")
+def _named(found: list[str]) -> str:
+    """Each once."""
+    return joined(list(dict.fromkeys(found)), NAMED)
 
 
 def _best(row: Row, gains: Gains | None) -> dict[str, Any]:

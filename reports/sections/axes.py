@@ -12,16 +12,14 @@ from reports.statistics.importances import FEWEST, importances
 
 
 def mattered(findings: Findings) -> Section | None:
-    """Which axes set the best trials apart from all; nothing where none ranks."""
+    """Which axes set the best trials apart from all; nothing where too few rank to tell it from chance."""
     ranked = findings.groups.ranked
-    if ranked.empty:
-        return None
     searched = findings.searched
     equal = searched[searched["trial_id"].isin({trial for group in ranked["trials"] for trial in group})]
     found = importances(equal, len(searched), findings.axes.varying, findings.space)
-    of = f"{found.used} of {found.of}"
     if found.used < FEWEST:
-        return section("What mattered", f"Too few trials at equal budget to tell it from chance: {of}, not {FEWEST}.")
+        return None
+    of = f"{found.used} of {found.of}"
     if found.shares.empty:
         return section("What mattered", f"Nothing sets the best of the trials at equal budget ({of}) apart.")
     told, chance = (_named(found.shares[found.shares["told"] == whether]) for whether in (True, False))
@@ -44,4 +42,4 @@ def _named(shares: pd.DataFrame) -> str:
 def slices(findings: Findings) -> Section | None:
     """The eval loss over single axes; nothing where none of them varies."""
     figure = figures.slices(findings.sweep, findings.groups, findings.axes.varying)
-    return section("Axis by axis", figure) if figure else None
+    return section("Axis by axis", figure, folded="The eval loss over each number that was varied") if figure else None

@@ -12,21 +12,29 @@ from reports.document.document import NOTHING, Bullets, Column, Table, plain
 from reports.load.folder import UNKNOWN
 from reports.load.sweep import Sweep
 from reports.sections.parts import Section, section
-from reports.statistics.endings import Ending, Shared, endings, in_common
+from reports.statistics.endings import BAD, Ending, Shared, endings, in_common
 from reports.statistics.findings import Findings
 
 PROBLEMS: Final = 30
 """Files that could not be read, of which a report says what is wrong."""
 
 
-def how_trials_ended(findings: Findings) -> Section:
-    """How many trials ended how, why, and what those that ended badly have in common."""
+def how_trials_ended(findings: Findings) -> Section | None:
+    """How many trials ended how, why, and what those that ended badly have in common; nothing where none began."""
     title, trials = "How the trials ended", findings.sweep.trials
     if trials.empty:
-        return section(title, counts(findings.sweep))
+        return None
     shared = in_common(findings.searched, findings.axes.varying)
     table = endings_table(endings(trials))
-    return section(title, counts(findings.sweep), table, shared_values(shared) if shared else None)
+    badly = trials["status"].isin(BAD).any()
+    common = shared_values(shared) if shared else None
+    return section(
+        title,
+        counts(findings.sweep),
+        table,
+        common,
+        folded="" if badly else "Counts, which and why: no trial ended badly",
+    )
 
 
 def problems(findings: Findings) -> Section | None:
@@ -40,8 +48,6 @@ def problems(findings: Findings) -> Section | None:
 
 def counts(sweep: Sweep) -> str:
     """How many trials ended how."""
-    if sweep.trials.empty:
-        return "No trial has begun."
     count = Counter(sweep.trials["status"])
     ended = [f"{count[status]:,} {status}" for status in (*STATUSES, UNKNOWN) if count[status]]
     return f"{counted(len(sweep.trials), 'trial')}: {', '.join(ended)}."

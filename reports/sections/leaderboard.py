@@ -28,6 +28,8 @@ from reports.statistics.verdict import RIVALS, Verdict
 
 SHOWN: Final = 30
 """Rows of a table that are drawn at once."""
+SEARCHED: Final = "The search, by the loss that it was tuned on"
+"""The line over a leaderboard that a confirmation has overtaken."""
 
 
 def confirmed(findings: Findings) -> Section | None:
@@ -43,18 +45,19 @@ def confirmed(findings: Findings) -> Section | None:
     )
 
 
-def leaderboard(findings: Findings) -> Section:
-    """The configurations that rank, the best first."""
+def leaderboard(findings: Findings) -> Section | None:
+    """The configurations that rank, the best first; nothing where none does."""
     ranked = findings.groups.ranked
     if ranked.empty:
-        return section("Leaderboard", "No trial completed its full budget with a finite eval loss.")
+        return None
     held = sum(len(group) for group in ranked["trials"])
     budget = ranked["budget"].iloc[0]
     words = f"{counted(held, 'trial')} at equal budget: {budget:,} optimizer steps, all completed."
     if findings.search.rivals and len(ranked) > 1 + len(findings.search.rivals):
         which = "the best of each quantizer" if findings.search.across else f"the first {1 + RIVALS}"
         words += f" Intervals are those of {which}: the others were not tested."
-    return section("Leaderboard", words, ranked_table(ranked, findings.axes.varying, findings.search, findings.gains))
+    table = ranked_table(ranked, findings.axes.varying, findings.search, findings.gains)
+    return section("Leaderboard", words, table, folded=SEARCHED if findings.confirmed else "")
 
 
 def other_budgets(findings: Findings) -> Section | None:
@@ -64,7 +67,7 @@ def other_budgets(findings: Findings) -> Section | None:
         return None
     why = "Not ranked: they did not train for as many steps as those above."
     table = unranked_table("other", other, findings.axes.varying)
-    return section("Completed at another budget", why, table)
+    return section("Completed at another budget", why, table, folded="Trials that do not rank")
 
 
 def pruned(findings: Findings) -> Section | None:
@@ -73,7 +76,8 @@ def pruned(findings: Findings) -> Section | None:
     if stopped.empty:
         return None
     why = "Not ranked: each stopped early, so its loss compares only with others at the same step."
-    return section("Pruned", why, unranked_table("pruned", stopped, findings.axes.varying))
+    table = unranked_table("pruned", stopped, findings.axes.varying)
+    return section("Pruned", why, table, folded="Trials that were stopped early, the furthest first")
 
 
 def _test_note(findings: Findings) -> str | None:
@@ -88,7 +92,10 @@ def _test_note(findings: Findings) -> str | None:
 
 def _test_rows(sweep: Sweep) -> str:
     found = sweep.data.get("test_rows", ())
-    return counted(int(found[0]), "row") if len(found) == 1 and found[0].isdigit() else "rows"
+    asked = sweep.trials.get("config.confirm_rows", pd.Series(dtype=object)).dropna().unique()
+    if len(found) != 1 or not found[0].isdigit() or len(asked) > 1:
+        return "rows"
+    return counted(min([int(found[0]), *map(int, asked)]), "row")
 
 
 def confirmed_table(findings: Findings) -> Table:

@@ -10,7 +10,7 @@ from typing import Final
 import pandas as pd
 
 from reports.document.cells import cell, head, loss, missing, value
-from reports.document.document import NOTHING, Block, Cell, Column, Heading, Paragraph
+from reports.document.document import NOTHING, Block, Cell, Column, Fold, Heading, Paragraph
 from reports.figures.figures import Plot
 from reports.statistics.comparable import Row
 from reports.statistics.gain import Gains
@@ -25,12 +25,15 @@ class Section:
     """Empty: no heading, as on top of the page."""
     parts: tuple[Block | Plot, ...]
     """What stands below the heading, in order. A plot stands for its figure, and its files are written too."""
+    folded: str = ""
+    """The line under which all of that is folded away; empty: it is not."""
 
     @property
     def blocks(self) -> tuple[Block, ...]:
         """What it prints."""
-        printed = (part.figure if isinstance(part, Plot) else part for part in self.parts)
-        return (*([Heading(2, self.title)] if self.title else []), *printed)
+        printed = tuple(part.figure if isinstance(part, Plot) else part for part in self.parts)
+        below = (Fold(self.folded, printed),) if self.folded else printed
+        return (*([Heading(2, self.title)] if self.title else []), *below)
 
     @property
     def plots(self) -> tuple[Plot, ...]:
@@ -38,10 +41,13 @@ class Section:
         return tuple(part for part in self.parts if isinstance(part, Plot))
 
 
-def section(title: str, *parts: Block | Plot | str | None) -> Section:
-    """A section of these parts: a string is a paragraph, None is left out (a figure that has nothing to draw)."""
+def section(title: str, *parts: Block | Plot | str | None, folded: str = "") -> Section:
+    """A section of these parts: a string is a paragraph, None is left out (a figure that has nothing to draw).
+
+    `folded`: where most readers can skip it, the line under which it is folded away.
+    """
     kept = (Paragraph((part,)) if isinstance(part, str) else part for part in parts if part is not None)
-    return Section(title, tuple(kept))
+    return Section(title, tuple(kept), folded)
 
 
 def configuration_cells(row: Row, keys: Sequence[str], at_edge: Mapping[str, str] = MappingProxyType({})) -> list[Cell]:

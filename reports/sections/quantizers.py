@@ -24,11 +24,11 @@ from reports.statistics.gain import Gains
 from reports.statistics.quantizers import QuantizerBest, quantizer_bests
 
 
-def side_by_side(findings: Findings) -> Section:
-    """The best of each quantizer that was tried or asked for."""
+def side_by_side(findings: Findings) -> Section | None:
+    """The best of each quantizer that was tried or asked for; nothing where there is none."""
     lines = quantizer_bests(findings.searched, findings.groups, findings.asked, findings.search)
     if not lines:
-        return section("Quantizers side by side", "No trial, and no quantizer asked for.")
+        return None
     table, notes = quantizer_table(lines, findings.axes.varying, findings.space, findings.gains)
     figure = figures.gaps(findings.verdict, findings.confirmed, lines)
     return section("Quantizers side by side", table, *notes, gain_note(findings.gains), figure)

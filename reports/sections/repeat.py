@@ -51,7 +51,7 @@ trials = pd.json_normalize([json.loads(p.read_text()) for p in pathlib.Path({fol
             Paragraph((f"The best adapter: tried at once, and handed on {what}.",)),
             Listing("sh", "\n".join(lines) + "\n"),
         ]
-    return section("How to repeat it", *blocks)
+    return section("How to repeat it", *blocks, folded="Commands, and where every file is")
 
 
 def _data(files: tuple[dict[str, Any], ...]) -> list[Block]:

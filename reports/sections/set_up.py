@@ -28,7 +28,8 @@ BUDGETS: Final = (
 
 def set_up(findings: Findings) -> Section:
     """What was asked for, on what, with which code."""
-    return section("Set-up", facts(findings.sweep, findings.axes))
+    what = "Base, data, what was varied and held fixed, versions, machine, time"
+    return section("Set-up", facts(findings.sweep, findings.axes), folded=what)
 
 
 def facts(sweep: Sweep, axes: Axes) -> Bullets:
@@ -40,7 +41,8 @@ def facts(sweep: Sweep, axes: Axes) -> Bullets:
     asked = f"{value('trials', search['trials'])} asked for, {begun}" if "trials" in search else begun
     by = [("sampler", search.get("sampler")), ("scheduler", scheduler.get("name"))]
     asked += "".join(f"; {role} {plain(name, 60)}" for role, name in by if name is not None)
-    options = [f"{plain(key, 40)} {value(key, scheduler[key])}" for key in ("grace", "reduction") if key in scheduler]
+    keys = ("interval", "quantile", "resample") if scheduler.get("name") == "pbt" else ("grace", "reduction")
+    options = [f"{plain(key, 40)} {value(key, scheduler[key])}" for key in keys if key in scheduler]
     asked += f" ({', '.join(options)})" if options and scheduler.get("name") not in (None, "none") else ""
     asked += _bounds(mapping(search, "where"))
     known = search.get("from")

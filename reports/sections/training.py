@@ -11,18 +11,18 @@ from reports.statistics.findings import Findings
 
 
 def learning_curves(findings: Findings) -> Section | None:
-    """The eval loss of every trial over its steps; nothing where no trial was evaluated."""
-    if findings.sweep.curves.empty:
-        return None
+    """The eval loss and the training loss of every trial over its steps; nothing where no trial was evaluated."""
     best = str(findings.best["name"]) if findings.best else None
-    return section("Learning curves", figures.learning_curves(findings.sweep, best))
+    shown = findings.sweep, best, findings.axes.varying
+    drawn = figures.learning_curves(*shown), figures.training_curves(*shown)
+    return section("Learning curves", *drawn) if any(drawn) else None
 
 
-def budget_and_speed(findings: Findings) -> Section:
-    """What was trained, what stopping saved, and how fast it went."""
+def budget_and_speed(findings: Findings) -> Section | None:
+    """What was trained, what stopping saved, and how fast it went; nothing where nothing was trained."""
     sweep, spent = findings.sweep, budget(findings.sweep.trials)
-    if spent.empty:
-        return section("Budget and speed", "Nothing was trained.", figures.budget(spent))
+    if spent.empty or not spent["steps"].sum():
+        return None
     steps, saved, tokens = (int(spent[key].sum()) for key in ("steps", "saved", "tokens"))
     share = 100 * saved / (steps + saved) if steps + saved else 0.0
     words = f"{counted(steps, 'optimizer step')} and {tokens:,} tokens, prompts included, were trained over all trials."
@@ -46,4 +46,6 @@ def budget_and_speed(findings: Findings) -> Section:
         Column("status"),
         *(Column(name, True) for name in ("trials", "steps", "steps saved", "tokens", "in slots")),
     )
-    return section("Budget and speed", words, Table("budget", columns, tuple(lines)), figures.budget(spent))
+    table = Table("budget", columns, tuple(lines))
+    drawn = figures.budget(spent) if len(spent) > 1 else None  # one bar says nothing
+    return section("Budget and speed", words, table, drawn, folded="Steps, tokens and time, by how trials ended")

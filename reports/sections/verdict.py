@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from reports.document.cells import counted, gap, loss, names, percent, value
+from reports.document.cells import counted, gap, joined, loss, names, percent, value
 from reports.document.document import Bullets, Code, Inline, Paragraph, Strong, plain
 from reports.sections.parts import Section, section
 from reports.statistics.axes import Axes
@@ -47,21 +47,21 @@ def sentence(verdict: Verdict, begun: int, axes: Axes, confirmed: bool) -> Parag
         only = f" that {which}, with {of}, so there is nothing to compare it with."
         return Paragraph((*_named(lead, axes), " is ", Strong("the only one"), only))
     found: Parts = ("its best configuration found, ", *_named(lead, axes), f", has {of}", *below, ".")
-    side = _side(lead)
-    on = _on_seeds(verdict)
+    own = side(lead)
+    on = on_seeds(verdict)
     if outcome == "tied":
         if verdict.across:
-            sides = tuple(dict.fromkeys((side, *(_side(rival.row) for rival in verdict.tied))))
+            sides = tuple(dict.fromkeys((own, *(side(rival.row) for rival in verdict.tied))))
             all_of = len(sides) == len(verdict.quantizers)
             which = f"any of {len(sides)}" if all_of else f"{len(sides)} of {len(verdict.quantizers)}"
-            what = f"{which} quantizers may be the best: {_words(sides)}. "
-            return Paragraph((Strong(f"Nothing {on[0]}"), f"{on[1]}: {what}The lowest loss is {side}'s: ", *found))
+            what = f"{which} quantizers may be the best: {joined(sides)}. "
+            return Paragraph((Strong(f"Nothing {on[0]}"), f"{on[1]}: {what}The lowest loss is {own}'s: ", *found))
         held = _listed([lead, *(rival.row for rival in verdict.tied)], axes)
-        own = (" may each be the best: ", *_named(lead, axes)[:1], f" has {of}", *below, ".")
-        return Paragraph((Strong(f"Nothing {on[0]}"), f"{on[1]}: ", *held, *own))
+        lowest = (" may each be the best: ", *_named(lead, axes)[:1], f" has {of}", *below, ".")
+        return Paragraph((Strong(f"Nothing {on[0]}"), f"{on[1]}: ", *held, *lowest))
     won = {"won": "won", "ahead": f"is ahead{on[1]}", "lowest": "has the lowest loss"}[outcome]
     if verdict.across:
-        return Paragraph((Strong(f"{side[0].upper()}{side[1:]} {won}"), ": ", *found))
+        return Paragraph((Strong(f"{own[0].upper()}{own[1:]} {won}"), ": ", *found))
     word = "is the best found" if outcome == "won" else won
     return Paragraph((*_named(lead, axes), " ", Strong(word), f" with {of}", *below, "."))
 
@@ -122,7 +122,7 @@ def _effort(findings: Findings) -> str:
     if len(set(spent.values())) == 1:
         trials = counted(next(iter(spent.values())), "trial")
         return f"Searched alike: {trials} at full budget for each of {len(spent)} quantizers."
-    each = ", ".join(f"{_side_of(name)} {count:,}" for name, count in spent.items())
+    each = ", ".join(f"{side_of(name)} {count:,}" for name, count in spent.items())
     return f"Searched unequally, which favours the one with more: trials at full budget {each}."
 
 
@@ -132,7 +132,7 @@ def _left_out(findings: Findings) -> str:
     left = []
     for name in findings.not_in_contest:
         tried = "no trial at full budget" if name in begun else "not tried"
-        left.append(f"{_side_of(name)} ({'not confirmed' if name in ranked else tried})")
+        left.append(f"{side_of(name)} ({'not confirmed' if name in ranked else tried})")
     return f"Asked for and not in the contest, so nothing is said of it: {', '.join(left)}." if left else ""
 
 
@@ -141,7 +141,7 @@ def _at_edges(findings: Findings) -> str:
     verdict, found = findings.verdict, dict[tuple[str, str], list[str]]()
     for row in (*verdict.best, *(rival.row for rival in verdict.rivals)):
         for axis, which in edges(row, findings.space).items():
-            found.setdefault((axis, which), []).append(f"{plain(row['name'], 60)} ({_side(row)})")
+            found.setdefault((axis, which), []).append(f"{plain(row['name'], 60)} ({side(row)})")
     if not found:
         return ""
     words = [
@@ -151,7 +151,7 @@ def _at_edges(findings: Findings) -> str:
     return f"At the edge of what was searched: {'; '.join(words)}. What lies beyond was not tried."
 
 
-def _on_seeds(verdict: Verdict) -> tuple[str, str]:
+def on_seeds(verdict: Verdict) -> tuple[str, str]:
     """`won`, or over one seed `is ahead` and on what."""
     intervals = [rival.interval for rival in verdict.decisive]
     if all(interval is not None and interval.seeds > 1 for interval in intervals):
@@ -159,17 +159,14 @@ def _on_seeds(verdict: Verdict) -> tuple[str, str]:
     return "is ahead", " on this seed" if verdict.best[0]["seeds"] == 1 else " on these seeds"
 
 
-def _side(row: Row) -> str:
-    return _side_of(str(row["config.quantizer"]))
+def side(row: Row) -> str:
+    """The quantizer of a configuration, as it is called."""
+    return side_of(str(row["config.quantizer"]))
 
 
-def _side_of(quantizer: str) -> str:
+def side_of(quantizer: str) -> str:
+    """A quantizer as it is called."""
     return "full precision" if quantizer == "none" else plain(quantizer, 60)
-
-
-def _words(found: Sequence[str]) -> str:
-    """`a, b and c`."""
-    return f"{', '.join(found[:-1])} and {found[-1]}" if len(found) > 1 else "".join(found)
 
 
 def _scored(row: Row) -> str:
@@ -190,7 +187,7 @@ def _rival(verdict: Verdict, rival: Rival) -> Parts:
         at += f" (95 % interval of the gap {interval.low:.4f} to {interval.high:.4f}, over {over})"
     other = Strong(plain(rival.row["name"], 60))
     if verdict.across:
-        return (f"{below} the next quantizer, {_side(rival.row)}: ", other, at)
+        return (f"{below} the next quantizer, {side(rival.row)}: ", other, at)
     return (f"{below} the next, ", other, f"{at}; no other quantizer is in the comparison")
 
 

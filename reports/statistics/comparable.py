@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import pandas as pd
 
+from reports.load.values import ids_in_order
 from reports.statistics.paired import Scores
 
 Row = dict[str, Any]
@@ -68,7 +69,7 @@ def comparable(trials: pd.DataFrame) -> Comparable:
 def configurations(trials: pd.DataFrame, loss: str) -> pd.DataFrame:
     """`trials` as configurations, ranked by the mean of the column `loss` (`Comparable.ranked`)."""
     keys = [c for c in trials.columns if str(c).startswith("config.") and c not in APART]
-    trials = trials.sort_values("trial_id", ignore_index=True)
+    trials = trials.sort_values("trial_id", key=ids_in_order, ignore_index=True)
     # As text: a value that is missing, or of another type, is a value too.
     same = pd.Series(["\0".join(map(str, held)) for held in trials[keys].itertuples(index=False)], dtype=str)
     groups: dict[str, list[Row]] = {}
@@ -87,7 +88,8 @@ def configurations(trials: pd.DataFrame, loss: str) -> pd.DataFrame:
         trial_ids = tuple(row["trial_id"] for row in group)
         found.append(first | {"name": name, "error": error, "seeds": len(once), "trials": trial_ids})
     columns = [*trials.columns, "name", "error", "seeds", "trials"]
-    frame = pd.DataFrame(found, columns=columns).sort_values([loss, "trial_id"], ignore_index=True)
+    frame = pd.DataFrame(found, columns=columns)
+    frame = frame.sort_values([loss, "trial_id"], key=ids_in_order, ignore_index=True)
     frame.insert(0, "place", frame[loss].rank(method="min").astype("Int64"))
     return frame
 
@@ -95,7 +97,8 @@ def configurations(trials: pd.DataFrame, loss: str) -> pd.DataFrame:
 def by_progress(trials: pd.DataFrame) -> pd.DataFrame:
     """`trials` by steps downwards, then eval loss, then trial_id; missing values last."""
     order = ["steps", "eval_loss", "trial_id"]
-    return trials.sort_values(order, ascending=[False, True, True], na_position="last", ignore_index=True)
+    up = [False, True, True]
+    return trials.sort_values(order, ascending=up, na_position="last", key=ids_in_order, ignore_index=True)
 
 
 def pareto(frame: pd.DataFrame, costs: Sequence[str]) -> pd.Series[bool]:

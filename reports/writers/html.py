@@ -1,7 +1,8 @@
 """A document as one HTML file that opens anywhere: nothing in it, and nothing it does, asks for another file.
 
 The same document and figures give the same bytes. Without JavaScript every row and every word is there; with it, a table
-sorts by the header that is clicked and folds its long tail away, and code can be copied.
+sorts by the header that is clicked, can be filtered and folds its long tail away, a curve says whose it is, by pointer and
+by keyboard, and code can be copied.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import count
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -25,6 +27,7 @@ from reports.document.document import (
     Column,
     Document,
     Figure,
+    Fold,
     Heading,
     Listing,
     Paragraph,
@@ -36,9 +39,14 @@ NUMBER: Final = re.compile(r"(\d[\d.,]*(?:e-\d+| %))")
 """What browsers would break: 5e-3 after its hyphen, 0.67 % at its space."""
 LONG: Final = 40
 """Characters from which on a cell may break into lines."""
+FILTERED: Final = 8
+"""Rows above which a table can be filtered."""
+NO_CURVES: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
 
 
-def html(document: Document, figures: Mapping[str, tuple[str, str]]) -> str:
+def html(
+    document: Document, figures: Mapping[str, tuple[str, str]], curves: Mapping[str, Mapping[str, Any]] = NO_CURVES
+) -> str:
     """`document` as HTML.
 
     Args:
@@ -46,6 +54,8 @@ def html(document: Document, figures: Mapping[str, tuple[str, str]]) -> str:
             stands on top.
         figures: for the name of a figure, its drawing for a light page and for a dark one, as the text of an SVG. A
             figure that is not among them shows its caption, and says that it could not be drawn.
+        curves: for the name of a figure of them, what its curves are (`reports.figures.figures.pointed`), so that the
+            page says whose one is under the pointer.
 
     Returns:
         The text of the file, to be written as UTF-8.
@@ -64,6 +74,8 @@ def html(document: Document, figures: Mapping[str, tuple[str, str]]) -> str:
         contents=[(anchor, heading.text) for heading, anchor in zip(headings, ids, strict=True) if heading.level == 2],
         next_anchor=iter(ids).__next__,  # headings are drawn in the order of `ids`
         figures={name: (_uri(light), _uri(dark)) for name, (light, dark) in figures.items()},
+        curves=curves,
+        filtered=FILTERED,
     )
 
 
@@ -124,7 +136,8 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {"attributes": _attributes, "unbroken": _unbroken}
-    for kind in (Strong, Code, Heading, Paragraph, Bullets, Listing, Table, Figure):
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
+    for kind in (Strong, Code, Heading, Paragraph, Bullets, Listing, Table, Figure, Fold):
         environment.tests[kind.__name__.lower()] = _is(kind)
     return environment
 

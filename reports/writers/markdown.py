@@ -14,6 +14,7 @@ from reports.document.document import (
     Column,
     Document,
     Figure,
+    Fold,
     Heading,
     Inline,
     Listing,
@@ -70,6 +71,9 @@ def _block(block: Block) -> str:
         return f"{fence}{block.language}\n{block.code}{fence}\n"
     if isinstance(block, Table):
         return _table(block)
+    if isinstance(block, Fold):
+        inside = "\n".join(_block(part) for part in block.blocks)
+        return f"<details>\n<summary>{escape(block.summary)}</summary>\n\n{inside}\n</details>\n"
     return _figure(block)
 
 

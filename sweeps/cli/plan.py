@@ -12,6 +12,7 @@ from rich.table import Table
 from bitlora.adapter.cost import adapter_size
 from bitlora.base.info import adapted_params
 from bitlora.config.explain import show
+from bitlora.config.sections import init_kind
 from bitlora.config.trial import TrialConfig
 from bitlora.quantizers.weights import Granularity, Quantizer
 from sweeps.driver.prepare import Prepared, possible_values
@@ -47,6 +48,8 @@ class Plan:
     confirming: int
     """Trials that confirm the best, at most."""
     test_rows: int
+    confirmation: tuple[str, ...]
+    """What can be said of a confirmation that is chosen when the search has ended, line by line."""
     steps: int
     """Of a full trial with the spec's own batch size."""
     evaluations: int
@@ -63,6 +66,7 @@ class Plan:
 
 def make_plan(spec: Spec, prepared: Prepared) -> Plan:
     """The plan of `spec`."""
+    from sweeps.search import first_look
     from sweeps.search.confirm import most
     from sweeps.spec import space as spaces
 
@@ -85,7 +89,7 @@ def make_plan(spec: Spec, prepared: Prepared) -> Plan:
                 trial.quantizer,
                 trial.granularity,
                 trial.dora,
-                trial.init if trial.init == "pissa" else "others",
+                "pissa" if init_kind(trial.init) == "pissa" else "others",
                 len(layers),
                 size.params,
                 size.bytes,
@@ -100,6 +104,7 @@ def make_plan(spec: Spec, prepared: Prepared) -> Plan:
         trials,
         confirming,
         test_rows,
+        tuple(first_look.planned(spec, test_rows, example.steps)),
         example.steps,
         evaluations,
         (min(cost.layers for cost in costs), max(cost.layers for cost in costs)),
@@ -137,6 +142,8 @@ def draw(console: Console, plan: Plan) -> None:
             f"then at most {plan.confirming} more confirm the best on fresh seeds, scored on {plan.test_rows} test rows",
             highlight=False,
         )
+    for line in plan.confirmation:
+        console.print(line, highlight=False)
     console.print(f"in {plan.packs}", highlight=False)
     table = Table(box=None, padding=(0, 2, 0, 0))
     varying = ("targets", "rank_pattern", "dora", "init")

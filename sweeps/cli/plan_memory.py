@@ -59,7 +59,7 @@ def estimated(spec: Spec, prepared: Prepared) -> list[str]:
     slots, given = _slots(spec, device)
     rows = rows_at_once(widest)
     entries = sum(layer.in_features * layer.out_features for layer in prepared.base.linears)
-    values = Values.of(spec.base.cache, entries * dtype.itemsize * (spec.base.quantization == "nf4"), dtype)
+    values = Values.of(spec.base.cache, entries * dtype.itemsize * (spec.base.quantization != "none"), dtype)
     found, kept = values.fit(needs, may.bytes, slots, rows, given)
     return describe_fit(needs, found, may, rows * longest.tokens, "estimated", values.describe(kept))
 
@@ -151,7 +151,7 @@ def _time(spec: Spec, prepared: Prepared, found: Calibration) -> list[str]:
         f"{found.evaluation:.2f} s to evaluate them",
         f"time: {_hours(whole)} in one pack where every trial takes all its steps, beside the pack's start",
     ]
-    if spec.scheduler.name != "none" and plan.trials > 1:
+    if spec.scheduler.name not in ("none", "pbt") and plan.trials > 1:
         grace = min(spec.scheduler.grace, plan.steps)
         stopped = found.hours(plan.trials - 1, plan.steps - grace, plan.evaluations * (1 - grace / plan.steps))
         lines[-1] += f"; of that {spec.scheduler.name} saves at most {_hours(stopped)}"

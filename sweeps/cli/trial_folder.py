@@ -126,7 +126,7 @@ class TrialFolder:
         from bitlora.data.split import prepare_data
         from sweeps.driver.kept import places
 
-        test_rows = 0 if self.spec.confirm is None else self.spec.confirm.rows
+        test_rows = 0 if self.spec.confirm is None else self.spec.confirm.most_rows
         try:
             elsewhere, _ = places(self.spec.data, self.sweep)
         except InputError as error:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from bitlora.config.essence import essence
+from bitlora.config.sections import init_kind
 from bitlora.config.targets import NO_PATTERN, OF_BASE, idle_key, targeted
 from bitlora.config.trial import TrialConfig, adapter_layers, refused_on_experts, trial_config
 from bitlora.quantizers.weights import QUANTIZERS
@@ -69,7 +70,7 @@ class Prepared:
         if "activations" in space:
             largest["activations"] = "int8" if "int8" in extent(space["activations"]) else "full"
         if "init" in space:
-            largest["init"] = max(extent(space["init"]), key=lambda init: init == "pissa")
+            largest["init"] = max(extent(space["init"]), key=lambda init: init_kind(init) == "pissa")
         if "quantizer" in space:
             largest["quantizer"] = max(extent(space["quantizer"]), key=_copies)
         if space.keys() & {"rank", "targets", "rank_pattern"}:
@@ -208,7 +209,7 @@ def _look(
         errors.append(f"base.model: {spec.base.model}: {type(error).__name__}: {error}".splitlines()[0])
     if info is not None and tokenizer is not None and not errors:
         try:
-            test_rows = 0 if spec.confirm is None else spec.confirm.rows
+            test_rows = 0 if spec.confirm is None else spec.confirm.most_rows
             dataset = prepare_data(spec.data, tokenizer, test_rows, places, seen)
             return beyond(dataset, info.vocab_size, tokenizer) or with_earlier(spec, Prepared(info, dataset))
         except DataError as error:

@@ -88,7 +88,7 @@ class Past:
 def look(folder: Path) -> Past:
     """Read what is in a sweep's folder; a file that is cut short or broken counts as missing."""
     past = Past({}, {}, {})
-    for trial in sorted((folder / "trials").glob("*/")):
+    for trial in sorted((folder / "trials").glob("*/"), key=lambda found: record.in_order(found.name)):
         with contextlib.suppress(OSError, ValueError):
             past.metrics[trial.name] = record.read_metrics(trial)
         with contextlib.suppress(OSError, ValueError):

@@ -216,7 +216,7 @@ class FirstLink(Link):
         folder, where = self._storage.folder / "trials" / trial_id, f"trials/{trial_id}"
         scores = [(record.EVAL, self._settings.dataset.eval, result)]
         if test is not None:
-            scores.append((record.TEST, self._settings.dataset.test, test))
+            scores.append((record.TEST, self._settings.dataset.test.first(config.confirm_rows), test))
         done = metrics.step == config.steps
 
         def write() -> None:

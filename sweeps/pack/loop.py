@@ -302,8 +302,11 @@ class PackLoop:
         if self._workers.size > 1:
             self._post()
         results = self._engine.evaluate([trial.slot for trial in trials], self._eval)
-        tested = [t.slot for t in trials if t.config.confirms and len(self._test) and self._stays(t, results[t.slot])]
-        tests = self._engine.evaluate(tested, Batch.of(self._test)) if tested else {}
+        tested = [t for t in trials if t.config.confirms and len(self._test) and self._stays(t, results[t.slot])]
+        tests: dict[int, EvalResult] = {}
+        for rows in dict.fromkeys(t.config.confirm_rows for t in tested):
+            slots = [t.slot for t in tested if t.config.confirm_rows == rows]
+            tests |= self._engine.evaluate(slots, Batch.of(self._test.first(rows)))
         scored = []
         for trial in trials:
             test = tests.get(trial.slot)

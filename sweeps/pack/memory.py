@@ -92,7 +92,7 @@ def settle_memory(
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """The values of NF4's codes, which may be kept in the compute dtype (`base.cache`)."""
+    """The values of a quantized base's codes, which may be kept in the compute dtype (`base.cache`)."""
 
     bytes: int
     dtype: str
@@ -118,8 +118,8 @@ class Values:
     def describe(self, kept: bool) -> str:
         """In words; empty where there is nothing to say."""
         if kept:
-            return f"NF4's values kept in {self.dtype}, {self.bytes / GB:.2f} GB"
-        return f"no room for NF4's values in {self.dtype}, {self.bytes / GB:.2f} GB" if self.where_free else ""
+            return f"the codes' values kept in {self.dtype}, {self.bytes / GB:.2f} GB"
+        return f"no room for the codes' values in {self.dtype}, {self.bytes / GB:.2f} GB" if self.where_free else ""
 
 
 def memory_key(what: str, widest: TrialConfig, longest: LongestRow, workers: int, checkpointing: bool) -> str:

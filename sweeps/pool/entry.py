@@ -35,8 +35,3 @@ class Entry:
     released: asyncio.Event = field(default_factory=asyncio.Event)
     progress: StepProgress | None = None
     """In the pack where it is."""
-
-
-def in_order(trial_id: str) -> tuple[int, str]:
-    """What puts ids in the order in which they were given: t10000 comes after t9999."""
-    return len(trial_id), trial_id

@@ -20,9 +20,9 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from bitlora import timeouts
-from bitlora.files.record import Status
+from bitlora.files.record import Status, in_order
 from sweeps.pool.common import CommonGround
-from sweeps.pool.entry import Entry, in_order
+from sweeps.pool.entry import Entry
 from sweeps.pool.messages import (
     Attach,
     Command,

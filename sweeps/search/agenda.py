@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import optuna
 
 from sweeps.search.bounds import Bounds
-from sweeps.search.confirm import REPEATS, most, repeats
+from sweeps.search.confirm import REPEATS, Choose, most, repeats
 from sweeps.spec import space as spaces
 from sweeps.spec.spec import Spec
 
@@ -43,6 +43,10 @@ class Agenda:
         """Trials handed out or ended."""
         self._confirming = 0
         """Those of them that confirm."""
+        self.choose: Choose | None = None
+        """Asked once for what `confirm` leaves open, when the search has ended."""
+        self.confirms: Callable[[int], object] = bool
+        """Told how many trials the sweep has, when it is known what is to be confirmed."""
 
     def counted(self, attributes: Mapping[str, Any]) -> None:
         """A trial with these attributes has been handed out, or had ended before."""
@@ -70,16 +74,18 @@ class Agenda:
         """Is it not chosen yet what is to be confirmed? The search has to end before."""
         return self._confirm is not None and self._repeats is None
 
-    def repeat(self) -> tuple[optuna.trial.FrozenTrial, int] | None:
-        """The next that confirms: which trial it repeats, and on which seed; None: there is no other."""
+    def repeat(self) -> tuple[optuna.trial.FrozenTrial, dict[str, Any]] | None:
+        """The next that confirms: which trial it repeats, its seed and what else is its own; None: there is no other."""
         if self._confirm is None:
             return None
         if self._repeats is None:
-            self._repeats = repeats(self._study, self._confirm, self._space, self._first_seed)
+            self._repeats = repeats(self._study, self._confirm, self._first_seed, self.choose)
+            self.total = self.searched + len(self._repeats)
+            self.confirms(self.total)
         if self._confirming >= len(self._repeats):
             return None
         chosen = self._repeats[self._confirming]
-        return self._study.trials[chosen["number"]], chosen["seed"]
+        return self._study.trials[chosen["number"]], chosen["with"]
 
 
 def searching(spec: Spec) -> int:
@@ -107,5 +113,5 @@ def complete(spec: Spec, study: optuna.Study) -> bool:
     searched = SEARCH_ENDED in study.user_attrs or len(trials) - confirming >= searching(spec)
     if not searched or not all(trial.state.is_finished() for trial in trials):
         return False
-    wanted = spec.confirm and repeats(study, spec.confirm, spec.search.space, spec.search.seed + 1)
+    wanted = spec.confirm and repeats(study, spec.confirm, spec.search.seed + 1)
     return confirming >= len(wanted or ())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import count, islice
 from statistics import fmean
 from typing import Any, Final
@@ -12,29 +14,74 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sweeps.search.cloning.population import became
 from sweeps.search.twins import SAME_AS
-from sweeps.spec.keys.confirm import ConfirmConfig
+from sweeps.spec.keys.confirm import MOST_SEEDS, SEEDS, ConfirmConfig
 from sweeps.spec.space import Choices, Space
 
 REPEATS: Final = "repeats"
 """Attribute of a trial of the study that confirms another: the seed it has, and which one it `confirms`."""
+CHOSEN: Final = "confirm"
+"""Attribute of a study whose spec leaves seeds or rows open: what was chosen when the search had ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finalist:
+    """A configuration that is to be confirmed."""
+
+    params: Mapping[str, Any]
+    """What the sampler chose."""
+    number: int
+    """Of the trial that names it."""
+    scored: Mapping[int, str]
+    """Seed -> the trial that has its scores on it."""
+
+
+Choose = Callable[[Sequence[Finalist], Sequence[FrozenTrial]], Mapping[str, int]]
+"""The finalists of a search that has ended, and its trials -> `seeds` and `rows` to confirm them with."""
 
 
 def most(confirm: ConfirmConfig, space: Space) -> int:
     """How many trials `confirm` asks for at most."""
+    return most_finalists(confirm, space) * (MOST_SEEDS if confirm.seeds == "auto" else confirm.seeds)
+
+
+def most_finalists(confirm: ConfirmConfig, space: Space) -> int:
+    """How many configurations it asks for at most."""
     domain = space.get(confirm.by or "")
-    return confirm.top * confirm.seeds * (len(domain.values) if isinstance(domain, Choices) else 1)
+    return confirm.top * (len(domain.values) if isinstance(domain, Choices) else 1)
 
 
-def repeats(study: optuna.Study, confirm: ConfirmConfig, space: Space, first_seed: int) -> list[dict[str, Any]]:
-    """What is run again to confirm the search: the number of a trial, and a seed that the search has not used.
+def repeats(
+    study: optuna.Study, confirm: ConfirmConfig, first_seed: int, choose: Choose | None = None
+) -> list[dict[str, Any]]:
+    """What is run again to confirm the search: the number of a trial, and what its repeat is configured with: a seed that
+    the search has not used, and where they are chosen how many rows it is scored on.
 
-    The best are those with the lowest mean over their seeds. All repeats on one seed stand together, so that after an
-    interruption each of the best was tried on as many seeds as the others. A trial that has another's result is not beside
-    it, unless it stands for another value of `confirm.by`.
+    All repeats on one seed stand together, so that after an interruption each of the best was tried on as many seeds as
+    the others.
+
+    Args:
+        choose: what `confirm` leaves open; it is asked once, and the study remembers. None: nobody is asked.
     """
-    trials = study.get_trials(deepcopy=False)
-    searched = [t for t in trials if REPEATS not in t.user_attrs]
-    attributes = study.user_attrs
+    searched = [trial for trial in study.get_trials(deepcopy=False) if REPEATS not in trial.user_attrs]
+    best = finalists(searched, confirm, study.user_attrs)
+    if confirm.open and CHOSEN not in study.user_attrs and choose is not None and best:
+        study.set_user_attr(CHOSEN, dict(choose(best, searched)))
+    chosen = study.user_attrs.get(CHOSEN, {})
+    seeds = chosen.get("seeds", SEEDS) if confirm.seeds == "auto" else confirm.seeds
+    rows = {"confirm_rows": chosen.get("rows")} if confirm.rows == "auto" else {}
+    used = {trial.params.get("seed") for trial in searched}
+    fresh = islice((seed for seed in count(first_seed) if seed not in used), seeds)
+    return [{"number": finalist.number, "with": {"seed": seed, **rows}} for seed in fresh for finalist in best]
+
+
+def finalists(searched: Sequence[FrozenTrial], confirm: ConfirmConfig, attributes: Mapping[str, Any]) -> list[Finalist]:
+    """The configurations with the lowest mean over their seeds, `confirm.top` of each value of `confirm.by`. A trial that
+    has another's result is not beside it, unless it stands for another value of that.
+
+    Args:
+        attributes: the study's.
+    """
+    by_name = {f"t{trial.number:04d}": trial for trial in searched}
 
     def stands_for(trial: FrozenTrial) -> Any:
         """Its value of `confirm.by`, in the end."""
@@ -44,7 +91,7 @@ def repeats(study: optuna.Study, confirm: ConfirmConfig, space: Space, first_see
         return changed.get(confirm.by, trial.params[confirm.by])
 
     def beside(trial: FrozenTrial) -> bool:
-        first = trials[int(trial.user_attrs[SAME_AS][1:])] if SAME_AS in trial.user_attrs else trial
+        first = by_name.get(trial.user_attrs.get(SAME_AS, ""), trial)
         return first is trial or stands_for(first) != stands_for(trial)
 
     groups: dict[str, list[FrozenTrial]] = {}
@@ -58,7 +105,9 @@ def repeats(study: optuna.Study, confirm: ConfirmConfig, space: Space, first_see
         value = stands_for(group[0])
         if taken[value] < confirm.top:
             taken[value] += 1
-            chosen.append(group[0].number)
-    used = {t.params.get("seed") for t in searched}
-    seeds = islice((seed for seed in count(first_seed) if seed not in used), confirm.seeds)
-    return [{"number": number, "seed": seed} for seed in seeds for number in chosen]
+            scored: dict[int, str] = {}
+            for trial in group:
+                name = trial.user_attrs.get(SAME_AS) or f"t{trial.number:04d}"
+                scored.setdefault(int(trial.params.get("seed", 0)), name)
+            chosen.append(Finalist(group[0].params, group[0].number, scored))
+    return chosen

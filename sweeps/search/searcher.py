@@ -25,7 +25,7 @@ from sweeps.search.agenda import SEARCH_ENDED, Agenda
 from sweeps.search.bounds import Bounds
 from sweeps.search.budget import SearchBudget
 from sweeps.search.cloning.population import became
-from sweeps.search.confirm import REPEATS
+from sweeps.search.confirm import REPEATS, Choose
 from sweeps.search.metric import METRIC, STEP
 from sweeps.search.open_trials import OpenTrials, name_of
 from sweeps.search.sampling.drafts import Drafts
@@ -127,6 +127,11 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         """Trials of the whole sweep; with `confirm`, at most."""
         return self._agenda.total
 
+    def confirm_by(self, choose: Choose, told: Callable[[int], object] = bool) -> None:
+        """When the search has ended, `choose` is asked for what `confirm` leaves open, and then `told` how many trials the
+        sweep has."""
+        self._agenda.choose, self._agenda.confirms = choose, told
+
     @property
     def searched(self) -> int:
         """Those of them that search."""
@@ -203,10 +208,10 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         elif self._agenda.to_be_chosen and self._trials.search:
             return None
         elif (repeat := self._agenda.repeat()) is not None:
-            best, seed = repeat
+            best, own = repeat
             name = name_of(best)
             changed = became(self._study.user_attrs, name)
-            ours = self._ask(best.params, {REPEATS: {**changed, "seed": seed, "confirms": name}})
+            ours = self._ask(best.params, {REPEATS: {**changed, **own, "confirms": name}})
         else:
             return str(Searcher.FINISHED)
         self._suggested[ours] = {"trial_id": ours, "config": self._trials.config(ours), **reported}

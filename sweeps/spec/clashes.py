@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from bitlora.config.explain import nearest, show
-from bitlora.config.sections import MOVED, AdapterConfig, BaseConfig, TrainConfig
+from bitlora.config.sections import MOVED, AdapterConfig, BaseConfig, TrainConfig, init_kind
 from bitlora.config.targets import pattern
 from bitlora.config.trial import AXES
 from sweeps.spec import space as spaces
@@ -39,10 +39,15 @@ def base_clashes(base: BaseConfig, train: TrainConfig) -> Iterator[Clash]:
     """What options of `base` do not go together."""
     if train.dtype == "float64" and base.quantization != "none":
         yield "train.dtype", ("base.quantization",), "float64 needs base.quantization: none"
-    if base.quantization == "none" and (base.quantized_as != "none" or base.cache is True):
+    if base.quantization != "nf4" and base.quantized_as != base.quantization:
         key = "double_quantization" if base.double_quantization else "quant_storage"
-        key = "cache" if base.cache is True else key
-        yield f"base.{key}", ("base.quantization",), "an option of base.quantization: nf4, which is none"
+        yield (
+            f"base.{key}",
+            ("base.quantization",),
+            f"an option of base.quantization: nf4, which is {base.quantization}",
+        )
+    if base.quantization == "none" and base.cache is True:
+        yield "base.cache", ("base.quantization",), "an option of base.quantization: nf4 or int8, which is none"
 
 
 def adapter_clashes(adapter: AdapterConfig, space: spaces.Space) -> Iterator[Clash]:
@@ -75,6 +80,10 @@ def search_clashes(search: SearchConfig, train: TrainConfig, confirm: ConfirmCon
         lists = [axis for axis, domain in space.items() if isinstance(domain, spaces.Choices)]
         right = f"an axis of search.space that is a list{nearest(by, lists)}"
         yield "confirm.by", ("search.space",), f"found {show(by)}; give {right}"
+    for key in ("seeds", "rows") if confirm is not None and confirm.margin is None else ():
+        if getattr(confirm, key) == "auto":
+            why = "auto needs to know what is to be shown; give confirm.margin: 0.5 %"
+            yield f"confirm.{key}", ("confirm.margin",), why
     if search.from_ and search.sampler in ("random", "grid"):
         message = f"sampler {search.sampler} models nothing, so that it learns nothing of earlier sweeps"
         yield "search.from", ("search.sampler",), f"{message}; give search.sampler: tpe, or leave it out"
@@ -164,7 +173,8 @@ def resource_clashes(resources: ResourcesConfig) -> Iterator[Clash]:
 
 def _possible(adapter: AdapterConfig, space: spaces.Space, axis: str) -> set[Any]:
     domain = space.get(axis)
-    return {getattr(adapter, axis)} if domain is None else spaces.extent(domain)
+    values = {getattr(adapter, axis)} if domain is None else spaces.extent(domain)
+    return {init_kind(value) for value in values} if axis == "init" else values
 
 
 def _key(space: spaces.Space, axis: str) -> str:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from bitsandbytes import functional
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-from bitsandbytes.nn import Linear4bit
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from bitsandbytes.nn.modules import has_avx512bf16
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -110,6 +110,26 @@ def test_a_repacked_weight_says_so() -> None:
     assert not (isinstance(found, Tensor) and found.shape == right.shape and torch.equal(found, right)), (
         "a repacked weight is dequantized rightly now: support_avx512bf16_for_cpu need not be set any more"
     )
+
+
+def test_an_8_bit_layer_multiplies_by_what_its_codes_stand_for_in_training() -> None:
+    """bitlora.base.linears.dequantizer, bitlora.base.eight_bits: codes are whole numbers, `SCB` has the largest size of
+    each row, at first the weight's and after a pass the state's; on a CPU a layer in training leaves its input whole."""
+    torch.manual_seed(0)
+    layer = Linear8bitLt(64, 128, bias=True, has_fp16_weights=False, threshold=6.0)
+    weight = layer.weight.data.half().float()
+    layer = layer.to("cpu").requires_grad_(False)
+    assert isinstance(layer, nn.Linear)
+    assert layer.weight.dtype == torch.int8
+    scales = layer.weight.SCB
+    torch.testing.assert_close(scales, weight.abs().amax(1))
+    values = layer.weight.data.float() * (scales * (1 / 127))[:, None]
+    assert float((values - weight).abs().max()) <= float(scales.max()) / 127
+    x = torch.randn(5, 64)
+    x[2, 3] = 60.0
+    assert torch.equal(layer.train()(x), F.linear(x, values, layer.bias))
+    assert layer.weight.SCB is None
+    assert layer.state.SCB is scales
 
 
 def test_quantizing_by_hand() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from bitlora.base.info import AdaptedLayer, LayerShape
@@ -19,11 +20,30 @@ def of_rank(shapes: list[LayerShape], rank: int) -> list[AdaptedLayer]:
 
 def exact(model: Any) -> Any:
     """`model`, computing in the dtype that was asked for: on CPUs with AVX-512 BF16 bitsandbytes has a product of its own
-    for NF4 layers, in bfloat16, so that stock logits are 3e-3 off."""
+    for NF4 layers, in bfloat16, so that stock logits are 3e-3 off. And always as it is trained: in evaluation, on a CPU
+    there alone, an 8-bit layer rounds its inputs."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    return model
+        if type(module).__name__ == "Linear8bitLt":
+            module.train = partial(_trains, module)
+    return model.train(model.training)
+
+
+def _trains(layer: Any, mode: bool = True) -> Any:
+    layer.training = True
+    return layer
+
+
+def quantized(how: str, dtype: Any = "float32") -> dict[str, Any]:
+    """transformers' options for a base that is quantized so, in bitsandbytes' own words."""
+    from transformers import BitsAndBytesConfig
+
+    options = {
+        "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype},
+        "int8": {"load_in_8bit": True},
+    }
+    return {"quantization_config": BitsAndBytesConfig(**options[how])} if how in options else {}
 
 
 def trial(quantizer: str, **options: Any) -> TrialConfig:

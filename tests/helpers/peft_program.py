@@ -11,7 +11,7 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM
 
-from bitlora.adapter import peft_layers
+from bitlora.adapter import quantized_linear
 from bitlora.adapter.peft_layers import BitLoraConfig
 
 CONFIGS = [
@@ -29,7 +29,7 @@ def snapped(x):
 
 
 def main(rank, size, meeting, base, out):
-    peft_layers.int8 = snapped
+    quantized_linear.int8 = snapped
     torch.set_num_threads(1)
     if size > 1:
         dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)

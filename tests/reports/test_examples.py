@@ -70,6 +70,8 @@ def construct(folder: Path, add) -> None:
         record = {"data": DATA, "test_loss": sum(tests) / len(tests)}
         add(f"t{number:04d}", eval_loss=2.6 + shift, test=tests, record=record, **of)
     write_base(folder, means(3.3, 0.7), means(3.2, 0.4))
+    spec = (folder / "sweep.yaml").read_text() + "confirm: {top: 2, seeds: 3, margin: {share: 0.05, of: gain}}\n"
+    (folder / "sweep.yaml").write_text(spec)
     write_run(folder)
 
 

@@ -33,9 +33,9 @@ def report(folder: Path) -> str:
 
 
 def section(page: str, title: str) -> list[str]:
-    """The lines of a section below its title, without the empty ones."""
+    """The lines of a section below its title, without the empty ones and those that fold it away."""
     found = next(part for part in re.split(r"^## ", page, flags=re.M) if part.startswith(f"{title}\n"))
-    return [line for line in found.splitlines()[1:] if line]
+    return [line for line in found.splitlines()[1:] if line and not re.match("</?(details|summary)>", line)]
 
 
 def cells(line: str) -> list[str]:
@@ -101,7 +101,7 @@ def test_all_failed(folder, add):
         "**No trial gave a usable result**: none of 2 trials completed its full budget with a finite eval loss."
     )
     assert "One seed" not in page
-    assert section(page, "Leaderboard") == ["No trial completed its full budget with a finite eval loss."]
+    assert "## Leaderboard" not in page
     assert [cells(line)[:4] for line in section(page, "Quantizers side by side")[2:]] == [
         ["none", "0 of 1", "none", "–"],
         ["binary", "0 of 1", "none", "–"],
@@ -279,9 +279,10 @@ def test_two_thousand_trials_in_under_twenty_seconds(folder, add):
         steps = 32 if status == "completed" else 8
         rate, loss = 1e-4 * 1.002**number, 2.5 + number * 7919 % 2000 / 1e4
         add(f"t{number:04d}", status, loss, steps, quantizer=quantizers[number % 3], learning_rate=rate)
-    begun = time.perf_counter()
+    begun = time.process_time()  # what other processes take is not its own
     path = write_report([folder])
-    assert time.perf_counter() - begun < 20
+    assert time.process_time() - begun < 20
+    assert (path.parent / "report.html").stat().st_size < 5e6
     page = path.read_text(encoding="utf-8")
     assert "and 170 more in [tables/leaderboard.csv](tables/leaderboard.csv)" in page
     assert "and 1,170 more in [tables/pruned.csv](tables/pruned.csv)" in page

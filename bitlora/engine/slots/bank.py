@@ -16,10 +16,12 @@ from itertools import groupby
 import torch
 
 from bitlora.adapter.start import principal_parts
+from bitlora.config.sections import init_kind, init_rounds
 from bitlora.config.trial import LayerAdapter, TrialConfig
+from bitlora.engine.slots.layout import PackLayout
+from bitlora.engine.slots.numbers import Vectors, layer_parts, through_scales
 from bitlora.engine.slots.optim import UNSCALED, LossScale
 from bitlora.engine.slots.slot import Slot, SlotState
-from bitlora.engine.slots.vector import PackLayout, Vectors, layer_parts, through_scales
 from bitlora.forward.forward_plan import ForwardPlan
 from bitlora.forward.multi_lora import GroupAdapters, LayerGroup, MultiLoraLinear
 from bitlora.forward.products import NO_SLOTS, SlotTraits, ownership
@@ -68,9 +70,10 @@ class Bank:
         scale = LossScale() if self._dtype == torch.float16 else UNSCALED
         taken = torch.zeros((), dtype=torch.float32, device=self._device)
         slot = Slot(number, config, tuple(layers), self._nowhere, 0, taken, scale)
-        if config.init == "pissa":
+        if init_kind(config.init) == "pissa":
+            found = init_rounds(config.init), config.seed
             slot.principal = {
-                place: principal_parts(self._layers[place].principal(layer.rank, self._latent_dtype), layer)
+                place: principal_parts(self._layers[place].principal(layer.rank, self._latent_dtype, *found), layer)
                 for place, layer in enumerate(layers)
                 if layer is not None
             }
@@ -100,11 +103,12 @@ class Bank:
             config, vectors, place = slots[0].config, slots[0].vectors, slots[0].place
             if vectors.quantized is vectors.latent:
                 continue
-            rows = slice(place, place + len(slots))
-            latent, copies = vectors.latent[rows], vectors.quantized[rows]
+            places = slice(place, place + len(slots))
             for kind in vectors.layout.kinds:
                 if not (rank := kind.ranks[place]):
                     continue
+                rows = vectors.rows(kind, places)
+                latent, copies = vectors.latent.of_kind(kind)[rows], vectors.quantized.of_kind(kind)[rows]
                 weights, into = kind.of(latent, rank), kind.multiplied(copies, rank)
                 scales = kind.scales_of(latent, rank, slots[0].learns_scales)
                 for part in layer_parts(weights):
@@ -125,21 +129,21 @@ class Bank:
         that is the latent weights' as it stands. Of learned scales s, `w_q = s * sign(w)`: they get
         `sum(sign(w) * dL/dw_q)` over their row, and w gets `s * dL/dw_q`.
         """
-        for vectors, rows in self._runs(numbers):
+        for vectors, places in self._runs(numbers):
             if vectors.quantized is not vectors.latent:
                 for kind, scaling in vectors.scaling.items():
-                    kind.matrices.of(vectors.grad[rows]).mul_(scaling[rows])
+                    kind.matrices.of(vectors.grad.of_kind(kind, places)).mul_(scaling[vectors.rows(kind, places)])
             for kind, norms in vectors.norms.items():
-                kind.magnitudes_of(vectors.grad[rows]).div_(norms[rows])
+                kind.magnitudes_of(vectors.grad.of_kind(kind, places)).div_(norms[vectors.rows(kind, places)])
         for slots in self._alike(numbers):
             vectors, place = slots[0].vectors, slots[0].place
-            rows = slice(place, place + len(slots))
-            vectors.put_in_order(place, rows)
+            places = slice(place, place + len(slots))
+            vectors.put_in_order(places)
             if not slots[0].learns_scales:
                 continue
-            latent, grads = vectors.latent[rows], vectors.grad[rows]
             for kind in vectors.layout.kinds:
                 if rank := kind.ranks[place]:
+                    latent, grads = vectors.latent.of_kind(kind, places), vectors.grad.of_kind(kind, places)
                     scales, scales_grad = kind.scales_of(latent, rank, True), kind.scales_of(grads, rank, True)
                     assert scales is not None
                     assert scales_grad is not None
@@ -157,7 +161,7 @@ class Bank:
             yield [slot for _, slot in alike]
 
     def _runs(self, numbers: Collection[int]) -> Iterator[tuple[Vectors, slice]]:
-        """The rows of these slots, those that are next to each other together."""
+        """The places of these slots, those that are next to each other together."""
         chosen = [slot for slot in self.slots.values() if slot.number in numbers]
         for _, pairs in groupby(enumerate(chosen), key=lambda pair: pair[1].place - pair[0]):
             run = [slot for _, slot in pairs]
@@ -167,13 +171,9 @@ class Bank:
         """Make the tensors for these slots, with what those that were here had."""
         slots = sorted(slots, key=lambda slot: (slot.likeness, slot.number))
         together = self._together()
-        layout = PackLayout.make(
-            self._layers,
-            [slot.ranks for slot in slots],
-            any(slot.learns_scales for slot in slots),
-            together.values(),
-            any(slot.config.dora for slot in slots),
-        )
+        ranks, learns_scales = [slot.ranks for slot in slots], any(slot.learns_scales for slot in slots)
+        dora, present = any(slot.config.dora for slot in slots), [self._present(slot) for slot in slots]
+        layout = PackLayout.make(self._layers, ranks, learns_scales, together.values(), dora, present)
         dtype = self._dtype
         if dtype == torch.float16 and any(slot.config.activations == "int8" for slot in slots):
             dtype = torch.float32
@@ -193,6 +193,12 @@ class Bank:
         self.quantize(before.keys() & self.slots.keys())
         self._give(made, together)
 
+    def _present(self, slot: Slot) -> list[bool]:
+        """In which layers a slot has room: where it has an adapter, and in both matrices of routed experts where it has one
+        on either, since tokens are sorted once for both."""
+        routed = {layer.routes for layer, rank in zip(self._layers, slot.ranks, strict=True) if rank} - {None}
+        return [rank > 0 or layer.routes in routed for layer, rank in zip(self._layers, slot.ranks, strict=True)]
+
     def _together(self) -> dict[LayerGroup, list[int]]:
         """The numbers of the layers that are computed together, in their group's order."""
         number = {layer: place for place, layer in enumerate(self._layers)}
@@ -201,28 +207,32 @@ class Bank:
 
     def _give(self, vectors: Vectors, together: Mapping[LayerGroup, Sequence[int]]) -> None:
         """Let the layers have the slots' matrices."""
-        layout, layers = vectors.layout, self._layers
-        weights, gradients = (layout.of(each, dora=True) for each in (vectors.quantized, vectors.grad))
-        out = vectors.taken_out
-        taken = {} if out is None else layout.of(out)
+        layers, out = self._layers, vectors.taken_out
+        weights, gradients = (each.matrices(dora=True) for each in (vectors.quantized, vectors.grad))
+        taken = {} if out is None else out.matrices()
+        room = {
+            number: vectors.layout.segments[kind.segment].slots
+            for kind in vectors.layout.kinds
+            for number in kind.layers
+        }
         shared: dict[tuple[SlotTraits, ...], Mapping[int, SlotTraits]] = {}
         for number, layer in enumerate(layers):
             layer.slots = NO_SLOTS
             if number in weights:
-                traits = tuple(slot.traits(number) for slot in self.slots.values())
+                traits = tuple(slot.traits(number, _place_in(room[number], slot.place)) for slot in self.slots.values())
                 layer.slots = shared.setdefault(traits, dict(zip(self.slots, traits, strict=True)))
 
         def adapters(group: LayerGroup, numbers: Sequence[int]) -> GroupAdapters:
             return GroupAdapters(
                 layers[numbers[0]].slots,
                 tuple(group.layers.index(layers[number]) for number in numbers),
-                layout.a_of(vectors.quantized, numbers),
+                vectors.quantized.a_of(numbers),
                 tuple(weights[number].b for number in numbers),
-                layout.a_of(vectors.grad, numbers),
+                vectors.grad.a_of(numbers),
                 tuple(gradients[number].b for number in numbers),
                 tuple(gain for number in numbers if (gain := weights[number].magnitude) is not None),
                 tuple(gain for number in numbers if (gain := gradients[number].magnitude) is not None),
-                None if out is None else layout.a_of(out, numbers),
+                None if out is None else out.a_of(numbers),
                 tuple(taken[number].b for number in numbers if number in taken),
             )
 
@@ -239,11 +249,16 @@ class Bank:
         self._owning = [*{id(part.slots): part for part in parts}.values()]
 
 
+def _place_in(slots: Sequence[int], place: int) -> int:
+    """Which of `slots` is at `place`; behind the last: none of them."""
+    return slots.index(place) if place in slots else len(slots)
+
+
 def _carry_over(slot: Slot, into: Vectors, place: int) -> None:
     """Copy a slot's latent weights and moments."""
     old = slot.vectors
     for before, after in ((old.latent, into.latent), (old.exp_avg, into.exp_avg), (old.exp_avg_sq, into.exp_avg_sq)):
-        had = old.layout.of(before[slot.place], slot.place, slot.learns_scales, slot.config.dora)
-        has = into.layout.of(after[place], place, slot.learns_scales, slot.config.dora)
+        had = before.matrices_of(slot.place, slot.learns_scales, slot.config.dora)
+        has = after.matrices_of(place, slot.learns_scales, slot.config.dora)
         sources, targets = ([part for layer in each.values() for part in layer.tensors] for each in (had, has))
         torch._foreach_copy_(targets, sources)

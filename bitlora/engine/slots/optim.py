@@ -6,14 +6,14 @@ A slot's latent weights are one vector, so what other trainers vectorise over pa
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from torch import Tensor
 from torch.optim.adamw import adamw
 
 from bitlora.config.trial import TrialConfig
-from bitlora.engine.slots.vector import PackLayout
+from bitlora.quantizers.codes import Side
 
 
 def learning_rate(config: TrialConfig, step: int) -> float:
@@ -35,39 +35,52 @@ def learning_rate(config: TrialConfig, step: int) -> float:
 
 
 def take_step(
-    vectors: tuple[Tensor, Tensor, Tensor, Tensor], taken: Tensor, rate: float, config: TrialConfig, layout: PackLayout
+    vectors: Sequence[Sequence[Tensor]],
+    taken: Tensor,
+    rate: float,
+    config: TrialConfig,
+    sides: Sequence[Mapping[Side, Sequence[slice]]],
 ) -> None:
-    """One step of AdamW (arXiv 1711.05101; eps 1e-8) over a slot's flat vector, in one fused pass; where B has a rate of
-    its own (LoRA+, arXiv 2402.12354), in one over all of A and one over all of B.
+    """One step of AdamW (arXiv 1711.05101; eps 1e-8) over a slot's numbers, in one fused pass; where B has a rate of its
+    own (LoRA+, arXiv 2402.12354), in one over all of A and one over all of B.
 
     Args:
-        vectors: (P,) each: latent weights, gradient, first and second moment; all but the gradient are changed.
+        vectors: latent weights, gradient, first and second moment, each in parts (P,); all but the gradient are changed.
         taken: (), how many steps it has taken; one more after this.
         rate: of A.
-        layout: of the vectors.
+        sides: for each part, where in it A and B are.
     """
-    ratio = config.loraplus_ratio
-    whole = [[vector] for vector in vectors]
-    passes = [(whole, [taken], rate)]
-    if ratio != 1:
-        sides = [[[vector[part] for part in side] for vector in vectors] for side in layout.sides]
+    passes = [(vectors, rate)]
+    rates: tuple[tuple[Side, float], ...] = (("A", rate), ("B", config.loraplus_ratio * rate))
+    if config.loraplus_ratio != 1:
         passes = [
-            (side, [taken.clone() for _ in side[0]], own) for side, own in zip(sides, (rate, ratio * rate), strict=True)
+            (
+                [
+                    [part[where] for part, own in zip(each, sides, strict=True) for where in own[side]]
+                    for each in vectors
+                ],
+                own,
+            )
+            for side, own in rates
         ]
-        taken.add_(1)
-    for (latent, grad, first, second), counts, own in passes:
+    alone = len(passes) == len(vectors[0]) == 1
+    for (latent, grad, first, second), own in passes:
+        counts = [taken] if alone else [taken.clone() for _ in latent]
         adamw(
-            latent, grad, first, second, [], counts, fused=True, amsgrad=False, maximize=False,
+            [*latent], [*grad], [*first], [*second], [], counts, fused=True, amsgrad=False, maximize=False,
             beta1=config.beta1, beta2=config.beta2, lr=own, weight_decay=config.weight_decay, eps=1e-8,
         )  # fmt: skip
+    if not alone:
+        taken.add_(1)
 
 
-def clip(grads: Sequence[Tensor], norms: Sequence[float], max_norms: Sequence[float]) -> None:
-    """Scale each of `grads` (P,) in place so that its 2-norm is at most its maximum, as `torch.nn.utils.clip_grad_norm_`
-    does. One whose norm is not finite is left alone."""
+def clip(grads: Sequence[Sequence[Tensor]], norms: Sequence[float], max_norms: Sequence[float]) -> None:
+    """Scale each slot's gradient, in parts (P,), in place so that its 2-norm is at most its maximum, as
+    `torch.nn.utils.clip_grad_norm_` does. One whose norm is not finite is left alone."""
     for grad, norm, most in zip(grads, norms, max_norms, strict=True):
         if math.isfinite(norm) and norm + 1e-6 > most:
-            grad.mul_(most / (norm + 1e-6))
+            for part in grad:
+                part.mul_(most / (norm + 1e-6))
 
 
 GROWTH_STEPS: Final = 2000

@@ -1,4 +1,4 @@
-"""One trial of a pack in its slot: its row of the pack's vectors, how it begins, and what it takes along elsewhere.
+"""One trial of a pack in its slot: its rows of the pack's vectors, how it begins, and what it takes along elsewhere.
 
 Axes: P all numbers of a vector.
 """
@@ -14,8 +14,9 @@ from torch import Tensor
 from bitlora.adapter.latent import Latent
 from bitlora.adapter.start import start_adapter
 from bitlora.config.trial import LayerAdapter, TrialConfig
+from bitlora.engine.slots.layout import PackNumbers
+from bitlora.engine.slots.numbers import Vectors
 from bitlora.engine.slots.optim import UNSCALED, LossScale, take_step
-from bitlora.engine.slots.vector import Vectors
 from bitlora.forward.host import Coming, fetch
 from bitlora.forward.products import SlotTraits
 from bitlora.quantizers.weights import QUANTIZERS
@@ -36,14 +37,14 @@ class SlotState:
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """One trial of a pack: its recipe, how far it has come, and its row."""
+    """One trial of a pack: its recipe, how far it has come, and its rows."""
 
     number: int
     config: TrialConfig
     layers: tuple[LayerAdapter | None, ...]
     """What its adapter is in each layer of the bank; None: it has none there."""
     vectors: Vectors
-    """The pack's; this slot's numbers are their row `place`."""
+    """The pack's; this slot's numbers are those of `place`."""
     place: int
     taken: Tensor
     """() float32: the optimizer steps that AdamW has counted."""
@@ -70,12 +71,16 @@ class Slot:
         kind = [*QUANTIZERS].index(c.quantizer)
         return (c.activations != "int8", not c.dora, c.dropout == 0, kind, c.granularity, self.ranks)
 
-    def traits(self, layer: int) -> SlotTraits:
-        """What the forward pass must know of it in the bank's layer of that number."""
+    def traits(self, layer: int, place: int) -> SlotTraits:
+        """What the forward pass must know of it in the bank's layer of that number.
+
+        Args:
+            place: among the slots that have room there.
+        """
         found, c = self.layers[layer], self.config
         if found is None:
-            return SlotTraits(self.place, 0, 0.0, False)
-        return SlotTraits(self.place, found.rank, c.dropout, c.activations == "int8", c.dora)
+            return SlotTraits(place, 0, 0.0, False)
+        return SlotTraits(place, found.rank, c.dropout, c.activations == "int8", c.dora)
 
     @property
     def latent(self) -> list[Latent]:
@@ -89,9 +94,15 @@ class Slot:
         return self._views(self.vectors.grad)
 
     @property
-    def grad(self) -> Tensor:
-        """The gradient, a row of the pack's (with zeros where another slot's rank is larger)."""
-        return self.vectors.grad[self.place]
+    def grads(self) -> list[Tensor]:
+        """The gradient, rows (P,) of the pack's (with zeros where another slot's rank is larger)."""
+        return self.vectors.grad.of_slot(self.place)
+
+    def grad_norm(self) -> Tensor:
+        """Its 2-norm, ()."""
+        norms = [torch.linalg.vector_norm(part) for part in self.grads]
+        whole: Tensor = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+        return whole
 
     def start(self) -> None:
         """Begin, from the trial's seed alone (`bitlora.adapter.start`), or from the base's principal components."""
@@ -105,16 +116,25 @@ class Slot:
     def nbytes(self) -> int:
         """Bytes of its rows: weights, gradient, moments, and quantized copies where there are any."""
         v = self.vectors
-        copies = 0 if v.quantized is v.latent else v.quantized[self.place].nbytes
+        copies = 0 if v.quantized is v.latent else self._bytes(v.quantized)
         copies += sum(part.nbytes for parts in self.principal.values() for part in parts)
-        copies += 0 if v.taken_out is None else v.taken_out[self.place].nbytes
-        return 4 * v.latent[self.place].nbytes + copies
+        copies += 0 if v.taken_out is None else self._bytes(v.taken_out)
+        return 4 * self.vector_bytes + copies
+
+    @property
+    def vector_bytes(self) -> int:
+        """Bytes of its gradient, or of any vector that is as long."""
+        return self._bytes(self.vectors.grad)
+
+    def _bytes(self, numbers: PackNumbers) -> int:
+        return sum(part.nbytes for part in numbers.of_slot(self.place))
 
     def take_step(self, rate: float) -> None:
         """One step of AdamW along the gradient."""
         v, place = self.vectors, self.place
-        vectors = (v.latent[place], v.grad[place], v.exp_avg[place], v.exp_avg_sq[place])
-        take_step(vectors, self.taken, rate, self.config, v.layout)
+        vectors = [each.of_slot(place) for each in (v.latent, v.grad, v.exp_avg, v.exp_avg_sq)]
+        sides = [v.layout.sides(segment) for segment in v.layout.segments_of(place)]
+        take_step(vectors, self.taken, rate, self.config, sides)
 
     def fetch_state(self) -> Coming[SlotState]:
         """A copy of what the trial would go on from, on its way into host memory."""
@@ -141,7 +161,7 @@ class Slot:
             (vectors.exp_avg_sq, state.exp_avg_sq),
         ):
             views = [part for layer in self._views(vector) for part in layer.tensors]
-            pieces = saved.to(vector).split([view.numel() for view in views])
+            pieces = saved.to(views[0]).split([view.numel() for view in views])
             for view, part in zip(views, pieces, strict=True):
                 view.copy_(part.view(view.shape))
 
@@ -160,8 +180,8 @@ class Slot:
 
         return fetch([_flat(layers)], make)
 
-    def _views(self, vectors: Tensor) -> list[Latent]:
-        return [*self.vectors.layout.of(vectors[self.place], self.place, self.learns_scales, self.config.dora).values()]
+    def _views(self, numbers: PackNumbers) -> list[Latent]:
+        return [*numbers.matrices_of(self.place, self.learns_scales, self.config.dora).values()]
 
 
 def _flat(layers: Sequence[Latent]) -> Tensor:

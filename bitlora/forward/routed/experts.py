@@ -31,7 +31,7 @@ class MultiLoraExperts(MultiLoraLinear):
     """One matrix of each expert of a layer, with an adapter for each slot.
 
     What a `GroupAdapters` holds of it is A as (S, E * R, I) and B as (S, O, E * R); the numbers lie in there as
-    (S, E, R, I) and (S, E, O, R), which is what is multiplied (`bitlora.engine.slots.vector.Kind.multiplied`).
+    (S, E, R, I) and (S, E, O, R), which is what is multiplied (`bitlora.engine.slots.layout.Kind.multiplied`).
 
     Args:
         name: that of the parameter in the model.
@@ -41,6 +41,7 @@ class MultiLoraExperts(MultiLoraLinear):
         nn.Module.__init__(self)
         self.base = weights
         self.experts = weights.experts
+        self.routes = id(weights.owner)
         self.in_features, self.out_features = weights.in_features, weights.out_features
         self.name = name
         self.index = -1  # nothing is dropped here
@@ -103,10 +104,11 @@ def routed_experts(module: Any, hidden: Tensor, chosen: Tensor, weights: Tensor)
     if len(hidden) != plan.tokens:
         raise NotImplementedError(f"{first.name} is not called with every token, which packs do not know")
     part = first.adapters() or second.adapters()
-    whose = None
+    whose, slots, others = None, 1, False
     if part is not None:
-        whose = owners(plan, {number: slot.place for number, slot in part.slots.items()}, hidden.device)
-    routing = Routing.make(chosen, module.num_experts, whose, 1 if part is None else len(part.a))
+        whose, slots = owners(plan, part.slots, hidden.device), len(part.a)
+        others = any(part.slots[span.slot].place == slots for span in plan.spans)
+    routing = Routing.make(chosen, module.num_experts, whose, slots, others)
     y = first.routed(routing.spread(hidden), routing)
     y = module._apply_gate(y) if module.has_gate else module.act_fn(y)  # noqa: SLF001
     y = second.routed(y, routing)
@@ -167,7 +169,7 @@ class _ExpertsAndAdapters(torch.autograd.Function):
 
 
 def _absent(part: GroupAdapters) -> frozenset[int]:
-    """The places of the slots that have no adapter in this layer."""
+    """The places of the slots that have room in this layer, and no adapter."""
     return frozenset(slot.place for slot in part.slots.values() if not slot.rank)
 
 

@@ -7,12 +7,15 @@ with another matrix for each such group is one operation on a GPU (`torch.nn.fun
 there are; on a CPU it is one for each group, over views. Both ways of a token's copies, there and back, are gathers, in the
 backward pass too: nothing is added where two may write at once, so that sums come out alike each time.
 
-Axes: T tokens of the pack, P copies (T times the experts of a token), E experts, S slots, K and M any widths.
+Tokens of slots without adapters on a layer's experts are nobody's: their copies stand behind the others of an expert.
+
+Axes: T tokens of the pack, P copies (T times the experts of a token), E experts, S slots that have room, K and M any
+widths.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
@@ -25,6 +28,7 @@ from torch.nn import functional as F
 
 from bitlora.forward.forward_plan import ForwardPlan
 from bitlora.forward.host import send
+from bitlora.forward.products import SlotTraits
 
 GROUPED: Final = (torch.float32, torch.bfloat16, torch.float16)
 """What `grouped_mm` knows."""
@@ -35,22 +39,31 @@ class GroupProducts:
 
     Args:
         ends: (G,) int64, the row behind each group.
-        slots: how many groups an expert has: the g-th is of the expert g // slots, and of the slot g % slots.
+        slots: S; the g-th group of an expert is of the slot g.
         absent: slots whose matrices are zero in this layer; on a CPU nothing is computed for them.
+        others: behind those of the S slots an expert has one more group, nobody's: what comes of its rows is zero.
         grouped: with `grouped_mm`; None: where that is one operation.
     """
 
-    def __init__(self, ends: Tensor, slots: int, absent: Collection[int] = (), grouped: bool | None = None) -> None:
+    def __init__(
+        self,
+        ends: Tensor,
+        slots: int,
+        absent: Collection[int] = (),
+        others: bool = False,
+        grouped: bool | None = None,
+    ) -> None:
         self._ends = ends
         self._slots = slots
-        self._absent = absent
+        self._groups = slots + others
+        self._absent = {*absent, slots}
         self._grouped = ends.device.type == "cuda" if grouped is None else grouped
 
     def times(self, x: Tensor, matrices: Tensor) -> Tensor:
         """Each row by its group's matrix: (P, K), (E, S, K, M) -> (P, M), of one dtype."""
         if x.dtype in GROUPED and self._grouped:
             found = F.grouped_mm(_wide(x), _wide(_wide(matrices.flatten(0, 1), -2)), offs=self._offsets)
-            return found[:, : matrices.shape[-1]]
+            return self._without_others(found[:, : matrices.shape[-1]])
         out = x.new_zeros(len(x), matrices.shape[-1])
         for expert, slot, rows in self._runs:
             torch.mm(x[rows], matrices[expert, slot], out=out[rows])
@@ -68,6 +81,7 @@ class GroupProducts:
         """Add to each group's matrix the product of its rows: (E, S, K, M) += (P, K)ᵀ (P, M), where `into` may have another
         dtype than the other two."""
         if left.dtype in GROUPED and self._grouped:
+            left, right = self._without_others(left), self._without_others(right)
             found = F.grouped_mm(_wide(left).mT, _wide(right), offs=self._offsets)
             found.masked_fill_(self._empty, 0)
             into += found[:, : left.shape[1], : right.shape[1]].view(into.shape)
@@ -76,13 +90,28 @@ class GroupProducts:
             into[expert, slot] += left[rows].mT @ right[rows]
 
     @cached_property
+    def _owned(self) -> Tensor:
+        """(E * S,) int64: the row behind each slot's group, that of the last with nobody's."""
+        if self._groups == self._slots:
+            return self._ends
+        ends = self._ends.view(-1, self._groups)
+        return torch.cat([ends[:, : self._slots - 1], ends[:, -1:]], dim=1).flatten()
+
+    @cached_property
     def _offsets(self) -> Tensor:
-        return self._ends.to(torch.int32)
+        return self._owned.to(torch.int32)
 
     @cached_property
     def _empty(self) -> Tensor:
-        """(G, 1, 1) bool."""
-        return (torch.diff(self._ends, prepend=self._ends.new_zeros(1)) == 0)[:, None, None]
+        """(E * S, 1, 1) bool."""
+        return (torch.diff(self._owned, prepend=self._owned.new_zeros(1)) == 0)[:, None, None]
+
+    def _without_others(self, x: Tensor) -> Tensor:
+        """x (P, K) with zeros in nobody's rows, finite or not."""
+        if self._groups == self._slots:
+            return x
+        group = torch.searchsorted(self._ends, torch.arange(len(x), device=x.device), right=True)
+        return x.masked_fill((group % self._groups == self._slots)[:, None], 0)
 
     @cached_property
     def _runs(self) -> list[tuple[int, int, slice]]:
@@ -91,9 +120,9 @@ class GroupProducts:
             return []
         ends: list[int] = self._ends.tolist()
         return [
-            (*divmod(group, self._slots), slice(start, stop))
+            (*divmod(group, self._groups), slice(start, stop))
             for group, (start, stop) in enumerate(zip([0, *ends], ends, strict=False))
-            if start < stop and group % self._slots not in self._absent
+            if start < stop and group % self._groups not in self._absent
         ]
 
 
@@ -114,37 +143,37 @@ class Routing:
     order: Tensor  # (P,) int64: the copy that stands at each place, counted token by token
     inverse: Tensor  # (P,) int64: the place of each
     expert: Tensor  # (P,) int64: at each place, whose
-    ends: Tensor  # (E * S,) int64
+    ends: Tensor  # (E * S,) int64, or (E * (S + 1),) with nobody's
     slots: int
     """S; 1 where no token has an adapter."""
+    others: bool
+    """Some tokens are nobody's."""
 
     @classmethod
-    def make(cls, chosen: Tensor, experts: int, owners: Tensor | None, slots: int) -> Routing:
+    def make(cls, chosen: Tensor, experts: int, owners: Tensor | None, slots: int, others: bool = False) -> Routing:
         """Of one layer.
 
         Args:
             chosen: (T, copies) int64, the router's.
-            owners: (T,) int64, the place of each token's slot among the S; None: no token has an adapter.
+            owners: (T,) int64, the place of each token's slot among the S, S of nobody's; None: no token has an adapter.
         """
-        copies = chosen.shape[1]
-        if owners is None:
-            slots, key = 1, chosen.reshape(-1)
-        else:
-            key = (chosen * slots + owners[:, None]).reshape(-1)
+        copies, groups = chosen.shape[1], slots + others
+        key = chosen.reshape(-1) if owners is None else (chosen * groups + owners[:, None]).reshape(-1)
         order = torch.argsort(key, stable=True)
         places = torch.arange(len(key), device=key.device)
         inverse = torch.empty_like(order).index_copy_(0, order, places)
         ordered = key.index_select(0, order)
-        ends = torch.searchsorted(ordered, torch.arange(1, experts * slots + 1, device=key.device))
-        return cls(copies, order, inverse, ordered // slots, ends, slots)
+        ends = torch.searchsorted(ordered, torch.arange(1, experts * groups + 1, device=key.device))
+        return cls(copies, order, inverse, ordered // groups, ends, slots, others)
 
     def by_expert(self) -> GroupProducts:
         """Products with a matrix of each expert: (E, 1, K, M)."""
-        return GroupProducts(self.ends[self.slots - 1 :: self.slots], 1)
+        groups = self.slots + self.others
+        return GroupProducts(self.ends[groups - 1 :: groups], 1)
 
     def by_owner(self, absent: Collection[int]) -> GroupProducts:
         """Products with a matrix of each expert and slot: (E, S, K, M)."""
-        return GroupProducts(self.ends, self.slots, absent)
+        return GroupProducts(self.ends, self.slots, absent, self.others)
 
     def spread(self, x: Tensor) -> Tensor:
         """A copy of each token at each of its places: (T, K) -> (P, K)."""
@@ -196,22 +225,23 @@ def _sum_of_copies(y: Tensor, routing: Routing) -> Tensor:
     return y.index_select(0, routing.inverse).view(-1, routing.copies, y.shape[1]).sum(1)
 
 
-_OWNERS: Final[WeakKeyDictionary[ForwardPlan, Tensor]] = WeakKeyDictionary()
+_OWNERS: Final[WeakKeyDictionary[ForwardPlan, tuple[Mapping[int, SlotTraits], Tensor]]] = WeakKeyDictionary()
 
 
-def owners(plan: ForwardPlan, places: dict[int, int], device: torch.device) -> Tensor:
-    """Whose each token of a pass is, found once: (T,) int64, the place of its slot.
+def owners(plan: ForwardPlan, slots: Mapping[int, SlotTraits], device: torch.device) -> Tensor:
+    """Whose each token of a pass is, found once for all layers in which slots are alike: (T,) int64, the place of its slot.
 
     Args:
         plan: its spans have all T tokens.
-        places: of each slot, by number.
+        slots: by number.
     """
-    found = _OWNERS.get(plan)
-    if found is None:
+    known, found = _OWNERS.get(plan, (None, None))
+    if found is None or known is not slots:
         of = np.zeros(plan.tokens, dtype=np.int64)
         for number, span in enumerate(plan.grid):
-            of[number * plan.grid_tokens : (number + 1) * plan.grid_tokens] = places[plan.spans[span].slot]
+            of[number * plan.grid_tokens : (number + 1) * plan.grid_tokens] = slots[plan.spans[span].slot].place
         for tail in plan.tails:
-            of[tail.start : tail.stop] = places[plan.spans[tail.span].slot]
-        found = _OWNERS[plan] = send([of], device)[0]
+            of[tail.start : tail.stop] = slots[plan.spans[tail.span].slot].place
+        found = send([of], device)[0]
+        _OWNERS[plan] = slots, found
     return found

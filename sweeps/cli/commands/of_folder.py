@@ -20,13 +20,21 @@ def report(
         Path | None,
         typer.Option(metavar="DIR", help="Where to write it. Default: DIR/report; of several, DIR/../comparison."),
     ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR[/trials/ID]",
+            help="Hold every configuration against the best of this one, or against that trial.",
+        ),
+    ] = None,
 ) -> None:
     """Make the report again from the records; of several sweeps, compare them."""
     from bitlora.files.opening import open_storage
     from reports.report import write_report
+    from sweeps.cli.commands.against import control
     from sweeps.driver.resume import DECIDING
 
-    several = len(places) > 1
+    several = len(places) > 1 or against is not None
     if several and out is None and "://" in places[0]:
         refuse("--out: a comparison of sweeps is not written to object storage; give a folder")
     with contextlib.ExitStack() as stack:
@@ -39,7 +47,8 @@ def report(
                 refuse(*missing)
             for storage in storages:
                 storage.pull("", only=DECIDING)
-            path = write_report([storage.folder for storage in storages], out)
+            chosen = control(places, against) if against is not None else None
+            path = write_report([storage.folder for storage in storages], out, chosen)
             if out is None and not several:
                 storages[0].push("report")
         except (OSError, ValueError) as error:

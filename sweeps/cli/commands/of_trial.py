@@ -50,7 +50,7 @@ def export(
         typer.Option(
             "--served-over",
             help="The base it will be served over: its eval loss is measured there, beside the one it was trained over. "
-            "Measured unasked: of --to gguf and peft after NF4 over bf16.",
+            "Measured unasked: of --to gguf and peft after NF4 or 8 bits over bf16.",
         ),
     ] = None,
 ) -> None:

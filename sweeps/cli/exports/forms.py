@@ -45,13 +45,13 @@ def _peft(trial: TrialFolder, part: Path, rows: Rows | None) -> list[str]:
     if taken is not None and trial.base.quantization != "none":
         raise InputError(
             [
-                f"--to peft: beside adapters of routed experts stock PEFT takes {taken} for one of theirs too, and in NF4 "
-                "it cannot be told otherwise; give --to packed or --to merged"
+                f"--to peft: beside adapters of routed experts stock PEFT takes {taken} for one of theirs too, and over "
+                "a quantized base it cannot be told otherwise; give --to packed or --to merged"
             ]
         )
     latent = {name: layer.map(lambda part: part.float()) for name, layer in trial.latent.items()}
     modules, routed, findings = _modules(trial)
-    routed = routed and trial.base.quantization == "none"  # in NF4 PEFT can be told no parameter
+    routed = routed and trial.base.quantization == "none"  # over codes PEFT can be told no parameter
     save_lora_adapter(part, latent, trial.config, *trial.hub_base, modules, routed)
     if rows is None:
         return findings

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from reports.statistics.paired import Interval
 
 Over = Literal["nf4", "bf16"]
-WORDS: Final[dict[str, str]] = {"nf4": "NF4", "bf16": "16 bits (bfloat16)", "none": "its own dtype"}
+WORDS: Final[dict[str, str]] = {"nf4": "NF4", "int8": "8 bits", "bf16": "16 bits (bfloat16)", "none": "its own dtype"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Moved:
 def served_form(trial: TrialFolder, form: Form, asked: Over | None) -> Over | None:
     """What an export is to be measured over, beside what it was trained over; None: nothing.
 
-    Where it is not asked for: 16 bits of an adapter that was trained over NF4, and goes where most have no NF4.
+    Where it is not asked for: 16 bits of an adapter that was trained over a quantized base, and goes where most have none.
 
     Raises:
         InputError: the export brings its own base.
@@ -56,7 +56,7 @@ def served_form(trial: TrialFolder, form: Form, asked: Over | None) -> Over | No
             raise InputError(["--served-over: a merged model brings its own base; leave it away"])
         return None
     if asked is None:
-        return "bf16" if form in ("gguf", "peft") and trial.base.quantization == "nf4" else None
+        return "bf16" if form in ("gguf", "peft") and trial.base.quantization != "none" else None
     same = trial.base.quantization == ("nf4" if asked == "nf4" else "none")
     return None if same and (asked == "nf4" or trial.trained_in == "bfloat16") else asked
 

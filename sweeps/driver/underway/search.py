@@ -35,6 +35,7 @@ from sweeps.pool.feed import PoolFeed
 from sweeps.pool.pool import AHEAD, INTERRUPTED_REASON, POOL, Pool
 from sweeps.search.bounds import Bounds
 from sweeps.search.cloning.population import Changes, Population, attribute, decided
+from sweeps.search.first_look import chooser
 from sweeps.search.sampling.prior import rate_prior
 from sweeps.search.searcher import OptunaSearcher
 from sweeps.spec.spec import Spec
@@ -136,13 +137,14 @@ class SweepSearch:
         left = searcher.left
         if left:
             pool.start.remote()
-        budget = self._prepared.trial(spec, {}).steps
+        budget, rows = self._prepared.trial(spec, {}).steps, self._prepared.dataset.summary.test_rows
         population = None
         if spec.scheduler.name == "pbt":
             population = Population(spec, budget, searcher.searched, decided(searcher.attributes))
         scheduler = make_scheduler(spec, budget, past.curves, population)
         feed = PoolFeed(pool, scheduler.heard, scheduler.place)
         scheduler.go_on = feed.go_on
+        choose = chooser(spec, storage, rows, budget, heartbeat.say, fresh=not past.metrics)
         with (
             Display(
                 console, heartbeat, pool, list(spec.search.space), searcher.total, past.best, searcher.total - left
@@ -151,6 +153,7 @@ class SweepSearch:
         ):
             recorder.tell = display.end_twin
             searcher.ended_early = lambda why: display.search_ends(why, searcher.total)
+            searcher.confirm_by(choose, display.confirms)
             if population is not None:
                 population.decides = lambda rung, changes: self._decided(rung, changes, searcher, display)
             tuner = tune.Tuner(

@@ -21,7 +21,7 @@ from sweeps.spec.errors import SpecError
 from sweeps.spec.spec import Spec, load_spec
 
 SPEC: Final = "sweep.yaml"
-NO_MATTER: Final = frozenset(("seed", "confirms", "micro_batch", "eval_every"))
+NO_MATTER: Final = frozenset(("seed", "confirms", "confirm_rows", "micro_batch", "eval_every"))
 """Keys of a trial in which one may differ from those of this sweep: seeds apart, they change no number."""
 
 
@@ -54,6 +54,8 @@ class Likeness:
         space, loss = self.spec.search.space, finite(found.eval_loss)
         if found.status != "completed" or found.same_as or found.config.get("confirms") or loss is None:
             return None
+        if found.schedule:  # it came to that with other values, too
+            return None
         if found.config.get("targets", OF_BASE) == OF_BASE and begun.base.targets != self.spec.base.targets:
             return None
         try:
@@ -64,7 +66,7 @@ class Likeness:
             here = self.trial(chosen).model_dump()
         except ValueError:  # a configuration that this version does not have
             return None
-        same = all(there[key] == here[key] for key in here.keys() - NO_MATTER)
+        same = all(there.get(key) == here[key] for key in here.keys() - NO_MATTER)
         return EarlierTrial(chosen, loss) if same else None
 
     def unlike(self, found: Record) -> str:
@@ -113,7 +115,8 @@ def _look(place: str) -> tuple[Spec | None, Sequence[Record]]:
         storage.pull("", only=(SPEC, record.RECORD))
         path = storage.folder / SPEC
         begun = load_spec(path) if path.exists() else None
-        for trial in sorted((storage.folder / record.TRIALS).glob("*/")):
+        trials = (storage.folder / record.TRIALS).glob("*/")
+        for trial in sorted(trials, key=lambda found: record.in_order(found.name)):
             with contextlib.suppress(OSError, ValueError):
                 records.append(record.read_record(Path(trial)))
     return begun, records

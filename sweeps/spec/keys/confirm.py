@@ -1,4 +1,4 @@
-"""The key `confirm` of a spec: the best once more, and what may be lost to full precision."""
+"""The key `confirm` of a spec: the best once more, what may be lost to full precision, and how much it takes to show it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from pydantic import BeforeValidator, Field
 from bitlora.config.explain import show
 from bitlora.config.sections import Config, Positive
 
+SEEDS: Final = 3
+"""On so many, where nobody says otherwise."""
+MOST_SEEDS: Final = 20
+"""`auto` takes no more: a margin that these cannot show is another question."""
 _MARGIN: Final = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*%\s*(?:of\s+(?:the\s+)?(loss|gain))?\s*")
 
 
@@ -39,10 +43,22 @@ class ConfirmConfig(Config):
     """So many of the best configurations, seeds apart."""
     by: Annotated[str, Field(min_length=1)] | None = None
     """An axis of the search space: the best of each of its values."""
-    seeds: Positive = 3
-    """On how many fresh seeds each is run again."""
-    rows: Positive | None = None
-    """Of the test split, at most: what the eval split has beyond the rows that are evaluated."""
+    seeds: Positive | Literal["auto"] = SEEDS
+    """On how many fresh seeds each is run again. `auto`: on as many as it takes to show `margin` of what is equal, by what
+    the search has shown, and no more than 20."""
+    rows: Positive | Literal["auto"] | None = None
+    """Of the test split, at most: what the eval split has beyond the rows that are evaluated. `auto`: as many as it takes,
+    as with `seeds`; of seeds and rows that do, those that cost least."""
     margin: Annotated[MarginConfig | None, BeforeValidator(_margin)] = None
     """What the report holds each quantizer to: is it shown to be worse by less than this? Also as text: `0.5 %` (of the
     loss), `5 % of gain`."""
+
+    @property
+    def open(self) -> bool:
+        """Seeds or rows are chosen when the search has ended."""
+        return "auto" in (self.seeds, self.rows)
+
+    @property
+    def most_rows(self) -> int | None:
+        """Of the test split, at most; None: all."""
+        return None if self.rows == "auto" else self.rows

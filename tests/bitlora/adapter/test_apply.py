@@ -24,7 +24,7 @@ from bitlora.quantizers.weights import QUANTIZERS
 
 CPU = torch.device("cpu")
 TOKENS = torch.randint(3, 96, (1, 24), generator=torch.Generator().manual_seed(9))
-NEAR = {"none": 1e-5, "nf4": 1e-3}
+NEAR = {"none": 1e-5, "nf4": 1e-3, "int8": 1e-5}
 
 
 def logits(model):
@@ -42,7 +42,7 @@ def rows(tiny_base, arithmetic):
     return prepare_data(config, load_tokenizer(str(tiny_base))).eval
 
 
-@pytest.fixture(scope="module", params=["none", "nf4"])
+@pytest.fixture(scope="module", params=["none", "nf4", "int8"])
 def packed(request, tiny_base, rows):
     """A base, and configuration, latent weights, logits and losses of a trial of every quantizer, two of them with int8."""
     base = BaseConfig(model=str(tiny_base), quantization=request.param)

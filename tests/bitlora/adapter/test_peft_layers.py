@@ -8,13 +8,13 @@ import oracle
 import peft_program
 import pytest
 import torch
-from adapters import exact
+from adapters import exact, quantized
 from bitsandbytes.functional import _convert_weight_packed_for_cpu
 from bitsandbytes.nn import Linear4bit, Params4bit
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora.config import BdLoraConfig, KasaConfig
 from torch import nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM
 
 from bitlora.adapter.peft_folder import PEFT_TYPE, save_adapter, save_lora_adapter
 from bitlora.adapter.peft_layers import BitLoraConfig, QuantizedLinear, load_adapter
@@ -28,7 +28,7 @@ from bitlora.quantizers.weights import QUANTIZERS
 
 CPU = torch.device("cpu")
 TOKENS = torch.randint(3, 96, (1, 24), generator=torch.Generator().manual_seed(9))
-NEAR = {"none": 1e-5, "nf4": 1e-3}
+NEAR = {"none": 1e-5, "nf4": 1e-3, "int8": 1e-5}
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +37,7 @@ def folder(tiny_base):
 
 
 def open_base(folder, quantization="none", dtype=torch.float32):
-    options = {}
-    if quantization == "nf4":
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
-        )
-    return exact(AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options))
+    return exact(AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **quantized(quantization, dtype)))
 
 
 def logits(model, tokens=TOKENS, **options):
@@ -77,7 +72,7 @@ def trial(quantizer, component=False, int8=False, seed=1):
     )
 
 
-@pytest.fixture(scope="module", params=["none", "nf4"])
+@pytest.fixture(scope="module", params=["none", "nf4", "int8"])
 def packed(request, folder):
     """Every quantizer, trained in one pack: quantization, and (configuration, latent weights, logits) of each trial."""
     forms = [(False, False), (True, False), (True, True)]
@@ -201,7 +196,7 @@ def test_several_adapters(make, folder, tmp_path, quantization):
     assert apart(logits(model), alone["one"]) < 1e-6
 
 
-@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
 def test_a_quantizer_is_never_lost(make, folder, quantization, tmp_path):
     """PEFT's own layers refuse it, whoever loads it; over NF4 they would drop it (PEFT 0.21.2)."""
     model = make(quantization)
@@ -212,7 +207,7 @@ def test_a_quantizer_is_never_lost(make, folder, quantization, tmp_path):
     stock = get_peft_model(open_base(folder, quantization), LoraConfig(target_modules="all-linear"))
     with pytest.raises(ValueError, match="PEFT's own layer, without quantizers"):
         load_adapter(stock, tmp_path, "second")
-    refusal = "is PEFT's own layer" if quantization == "nf4" else r"unsupported variant combination: \('quantizer',\)"
+    refusal = "is PEFT's own layer" if quantization != "none" else r"unsupported variant combination: \('quantizer',\)"
     with pytest.raises(ValueError, match=refusal):
         stock.load_adapter(str(tmp_path), "third")
     with pytest.raises(ValueError, match=refusal):
@@ -302,13 +297,13 @@ def test_a_cpu_with_avx512_bf16_does_not_repack_the_base():
         get_peft_model(repacked, config).merge_adapter()
 
 
-def test_a_base_in_8_bits_is_refused():
+def test_a_layer_that_nobody_can_merge_into_is_refused():
     class Linear8bit(nn.Linear):
         pass
 
     linear = Linear8bit(8, 8)
     linear.weight = nn.Parameter(torch.zeros(8, 8, dtype=torch.int8), requires_grad=False)
-    with pytest.raises(ValueError, match=r"Linear8bit with weights in torch\.int8: give a base in NF4"):
+    with pytest.raises(ValueError, match=r"Linear8bit with weights in torch\.int8: give a base that"):
         get_peft_model(nn.Sequential(linear), BitLoraConfig(target_modules=["0"], quantizer="binary"))
 
 

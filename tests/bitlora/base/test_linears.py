@@ -1,12 +1,12 @@
-"""transformers' Conv1D (GPT-2), plain and in NF4: in a pack as stock PEFT has it, and handed on in every form."""
+"""transformers' Conv1D (GPT-2), plain, in NF4 and in 8 bits: in a pack as in stock PEFT, and handed on in every form."""
 
 import pytest
 import torch
-from adapters import exact
+from adapters import exact, quantized
 from base_families import HELD
 from both_ways import VOCAB, Trial, batch_of, worst
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from bitlora.adapter.apply import load_packed_adapter, merge
@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
 def test_an_adapter_on_conv1d(quantization, folder, tmp_path, monkeypatch):
     monkeypatch.setenv("BITLORA_CACHE", str(tmp_path / "cache"))
     config = BaseConfig(model=str(folder), quantization=quantization)
@@ -49,15 +49,10 @@ def test_an_adapter_on_conv1d(quantization, folder, tmp_path, monkeypatch):
     losses.append(engine.evaluate([slot], batch_of(trial.held_out))[slot].loss)
 
     def plain():
-        options = {}
-        if quantization == "nf4":
-            options["quantization_config"] = BitsAndBytesConfig(
-                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
-            )
-        return exact(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options))
+        return exact(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **quantized(quantization)))
 
     alone = plain()
-    # all-linear over NF4 is bitsandbytes' layers, which are those of Conv1D
+    # all-linear over a quantized base is bitsandbytes' layers, which are those of Conv1D
     assert worst(losses, trial.alone(alone, start, targets="all-linear")) < 1e-4
     tokens = torch.randint(3, VOCAB, (24,), generator=torch.Generator().manual_seed(9))
     with torch.no_grad():

@@ -65,3 +65,6 @@ def test_weights_are_counted(larger_folder, monkeypatch):
         BaseConfig(model=str(larger_folder), quantization="nf4"), torch.bfloat16, gpu, False, trial("none"), LONGEST
     )
     assert nf4.base == 2 * rest + 0.5625 * linear + 2 * 2 * 128 * 512 + chunk
+    eight = BaseConfig(model=str(larger_folder), quantization="int8")
+    int8 = estimate(eight, torch.bfloat16, gpu, False, trial("none"), LONGEST)
+    assert int8.base == 2 * rest + linear + 2 * 2 * 128 * 512 + chunk

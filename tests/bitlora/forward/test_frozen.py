@@ -4,10 +4,11 @@ import pytest
 import torch
 from adapters import trial
 from bitsandbytes.functional import dequantize_4bit
-from bitsandbytes.nn import Linear4bit
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from both_ways import batch_of, make_rows
 from torch import nn
 
+from bitlora.base.eight_bits import leave_inputs_whole
 from bitlora.config.sections import BaseConfig
 from bitlora.engine.engine import EVAL_TOKENS, Engine
 from bitlora.forward.frozen import FrozenWeights
@@ -19,19 +20,30 @@ OUTPUTS = (24, 8, 16)
 def linears(kind, inputs=64, biases=(False, True, False)):
     torch.manual_seed(0)
     made = [kind(inputs, outputs, bias=bias) for outputs, bias in zip(OUTPUTS, biases, strict=True)]
-    return [layer.to("cpu").requires_grad_(False) for layer in made]  # which quantizes
+    made = [layer.to("cpu").requires_grad_(False) for layer in made]  # which quantizes
+    leave_inputs_whole(nn.ModuleList(made))
+    return made
 
 
 def nf4(inputs, outputs, bias):
     return Linear4bit(inputs, outputs, bias, torch.float32, compress_statistics=False, quant_type="nf4")
 
 
+def eight_bits(inputs, outputs, bias):
+    return Linear8bitLt(inputs, outputs, bias, has_fp16_weights=False)
+
+
 def weight_of(layer):
+    if layer.weight.dtype == torch.int8:
+        scales = layer.state.SCB if layer.weight.SCB is None else layer.weight.SCB
+        return (
+            layer.weight.data * (scales * (1 / 127))[:, None]
+        )  # as its product has it; `int8_vectorwise_dequant` rounds
     state = getattr(layer.weight, "quant_state", None)
     return (layer.weight.data if state is None else dequantize_4bit(layer.weight.data, state)).clone()
 
 
-@pytest.mark.parametrize("kind", [nn.Linear, nf4])
+@pytest.mark.parametrize("kind", [nn.Linear, nf4, eight_bits])
 def test_many_layers_are_one_matrix(kind):
     layers = linears(kind)
     before, x = [weight_of(layer) for layer in layers], torch.randn(5, 64)
@@ -56,18 +68,25 @@ def test_what_does_not_stand_together_is_left_alone():
     before = [weight_of(layer) for layer in odd]
     assert FrozenWeights.together(odd, torch.float32) is None
     assert all(torch.equal(weight_of(layer), weight) for layer, weight in zip(odd, before, strict=True))
-    assert FrozenWeights.together([linears(nn.Linear)[0], linears(nf4)[0]], torch.float32) is None
+    for kind in (nf4, eight_bits):
+        assert FrozenWeights.together([linears(nn.Linear)[0], linears(kind)[0]], torch.float32) is None
+    assert FrozenWeights.together([linears(eight_bits)[0], linears(nf4)[0]], torch.float32) is None
     assert FrozenWeights.together([linears(nn.Linear)[0], linears(nn.Linear)[1].half()], torch.float32) is None
 
 
 @pytest.mark.parametrize(
     ("dtype", "options"),
-    [(torch.float32, {}), (torch.bfloat16, {}), (torch.float32, {"double_quantization": True})],
+    [
+        (torch.float32, {}),
+        (torch.bfloat16, {}),
+        (torch.float32, {"double_quantization": True}),
+        (torch.bfloat16, {"quantization": "int8"}),
+    ],
     ids=str,
 )
 def test_values_that_are_kept_change_no_number(tiny_base, monkeypatch, dtype, options):
     """To the last bit: losses, weights and scores, with layers in groups and by themselves; and nothing is dequantized."""
-    config = BaseConfig(model=str(tiny_base), quantization="nf4", **options)
+    config = BaseConfig(model=str(tiny_base), **options)
     base = load_base(config, dtype, torch.device("cpu"))
     calls = []
     real = FrozenWeights.matrix

@@ -69,38 +69,34 @@ def test_they_are_those_of_a_loop(case, into):
 
 
 @given(CASES, st.sets(st.integers(0, PLACES - 1)))
-def test_what_is_not_there_gives_zeros_and_is_not_computed_at_the_ends(case, absent):
+def test_what_has_no_matrix_gives_zeros_and_nobody_looks_at_it(case, absent):
+    """Wherever it stands among the others, and whatever is in it."""
     lengths, order = case
     plan, places = make(lengths)
-    mine = order[: len(lengths)]
-    products = SlotProducts(plan, mine, CPU, [number in absent for number in range(len(lengths))])
+    gone = [number in absent for number in range(len(lengths))]
+    mine = [PLACES if out else place for place, out in zip(order, gone, strict=False)]  # where there is none
+    products = SlotProducts(plan, mine, CPU, gone)
     x, right, matrices = (
         torch.randn(*shape).double() for shape in ((plan.tokens, K), (plan.tokens, M), (PLACES, K, M))
     )
-    first = min((number for number in range(len(lengths)) if number not in absent), default=len(lengths))
-    for number, (place, tokens) in enumerate(zip(mine, places, strict=True)):
-        if number in absent:
-            matrices[place] = 0
-        if number < first:
-            x[tokens] = math.nan  # nobody looks
-    whole = SlotProducts(plan, mine, CPU)
+    for tokens, out in zip(places, gone, strict=True):
+        if out:
+            x[tokens] = right[tokens] = math.nan
     close = {"rtol": 1e-12, "atol": 1e-12}
-    there = [tokens for number, tokens in enumerate(places) if number >= first]
-    seen = torch.cat([*there, torch.zeros(0, dtype=torch.int64)])
-    out = torch.full((plan.tokens, M), 7.0, dtype=torch.float64)
-    found = products.times(x, matrices, out=out)
-    torch.testing.assert_close(found[seen], whole.times(x, matrices)[seen], **close)
-    y = torch.ones(plan.tokens, M, dtype=torch.float64)
-    products.add_times(y, x, matrices)
-    torch.testing.assert_close(y, found + 1, **close)
+    filled = products.times(x, matrices, out=torch.full((plan.tokens, M), 7.0, dtype=torch.float64))
+    added = torch.ones(plan.tokens, M, dtype=torch.float64)
+    products.add_times(added, x, matrices)
     grads = torch.zeros(PLACES, K, M, dtype=torch.float64)
     products.add_outer(grads, x, right)
-    for number, (place, tokens) in enumerate(zip(mine, places, strict=True)):
-        if number < first:
-            assert not found[tokens].any()
-            assert not grads[place].any()
-        elif number not in absent:
-            torch.testing.assert_close(grads[place], x[tokens].T @ right[tokens], **close)
+    expected = torch.zeros(PLACES, K, M, dtype=torch.float64)
+    for place, tokens, out in zip(mine, places, gone, strict=True):
+        y = torch.zeros(len(tokens), M, dtype=torch.float64) if out else x[tokens] @ matrices[place]
+        torch.testing.assert_close(filled[tokens], y, **close)
+        torch.testing.assert_close(added[tokens], y + 1, **close)
+        if not out:
+            expected[place] = x[tokens].T @ right[tokens]
+    torch.testing.assert_close(grads, expected, **close)
+    torch.testing.assert_close(products.times(x, matrices), filled, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf])

@@ -13,11 +13,12 @@ from pathlib import Path
 from printed_page import NUMBER
 from recount_beside import Beside
 from recount_gains import Gains
+from recount_margin import Margins
 from recount_tables import Tables
 from recount_words import Words
 
 
-class Recount(Words, Gains, Tables, Beside):
+class Recount(Words, Gains, Tables, Margins, Beside):
     def run(self) -> list[str]:
         self.files()
         self.bare_files()
@@ -28,6 +29,7 @@ class Recount(Words, Gains, Tables, Beside):
         self.confirmed()
         self.quantizers()
         self.full_precision()
+        self.margin()
         self.leaderboard()
         self.pareto()
         self.importances()

@@ -59,7 +59,7 @@ class Beside(Cells):
             those = [trial for trial in sweep.trials if trial.status == status]
             taken = sum(trial.record["steps"] for trial in those)
             budget[status] = {"trials": len(those), "steps_run": taken, "steps_saved": self.saved(those)}
-        self.rows("figures/budget.csv", "status", budget)
+        self.rows("figures/budget.csv", "status", budget if len(budget) > 1 else {})
         self.rows("figures/gaps.csv", "label", self.gaps())
         self.rows("figures/size-gaps.csv", "label", self.size_gaps())
         kept = front([(c.loss, c.bytes) for c in ranking])
@@ -74,7 +74,8 @@ class Beside(Cells):
                 "front": keep,
             }
         self.rows("figures/quality-size.csv", "label", points)
-        self.curves()
+        self.curves("learning-curves", "eval_loss")
+        self.curves("training-curves", "train_loss")
         self.slices()
         self.shares()
 
@@ -107,27 +108,26 @@ class Beside(Cells):
             }
         return found
 
-    def curves(self) -> None:
-        path = self.report / "figures/learning-curves.csv"
+    def curves(self, figure: str, loss: str) -> None:
+        path = self.report / f"figures/{figure}.csv"
         best = self.sweep.headline[0].ids[0] if self.sweep.headline else None
         expected = []
         for trial in self.sweep.trials:
-            begun = pd.DataFrame([{"step": 0, "eval_loss": self.sweep.bare_loss("eval")}]) if self.sweep.bare else None
-            evaluated = len(trial.metrics) and trial.metrics["eval_loss"].notna().any()
+            base = self.sweep.bare and loss == "eval_loss"
+            begun = pd.DataFrame([{"step": 0, loss: self.sweep.bare_loss("eval")}]) if base else None
+            evaluated = len(trial.metrics) and trial.metrics[loss].notna().any()
             for _, line in (pd.concat([begun, trial.metrics]) if evaluated else trial.metrics).iterrows():
                 told = {"quantizer": trial.config["quantizer"], "status": trial.status, "best": trial.id == best}
-                expected.append(
-                    {"trial_id": trial.id, "step": int(line["step"]), "eval_loss": line["eval_loss"], **told}
-                )
-        expected = [line for line in expected if pd.notna(line["eval_loss"])]
+                expected.append({"trial_id": trial.id, "step": int(line["step"]), loss: line[loss], **told})
+        expected = [line for line in expected if pd.notna(line[loss])]
         if not path.exists():
-            self.page.holds("learning-curves.csv is missing", not expected)
+            self.page.holds(f"{figure}.csv is missing", not expected)
             return
         table = pd.read_csv(path, keep_default_na=False)
-        self.page.holds(f"learning-curves.csv: {len(expected)} points, not {len(table)}", len(table) == len(expected))
+        self.page.holds(f"{figure}.csv: {len(expected)} points, not {len(table)}", len(table) == len(expected))
         for (_, row), values in zip(table.iterrows(), expected, strict=False):
             for column, value in values.items():
-                self.near(f"learning-curves.csv, {values['trial_id']}, {column}", row.get(column), value)
+                self.near(f"{figure}.csv, {values['trial_id']}, {column}", row.get(column), value)
 
     def slices(self) -> None:
         table = self.frame("figures/slices.csv", "trial_id")

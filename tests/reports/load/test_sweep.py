@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from constructed import write_base
 
 from reports.load.sweep import load_sweep
+from reports.statistics.comparable import comparable
 
 
 def edit(trial: Path, **changes: object) -> None:
@@ -143,3 +145,29 @@ def test_no_sweeps_folder_is_refused_in_one_line(folder):
         load_sweep(Path("runs/quikstart"))
     with pytest.raises(ValueError, match=r"^runs: not a sweep's folder: it has neither sweep\.yaml nor trials/$"):
         load_sweep(Path("runs"))
+
+
+def test_trials_come_in_the_order_of_their_numbers(folder, add):
+    """In the table, and where their losses are equal on the leaderboard too."""
+    for name in ("t10000", "t9999", "t0002"):
+        add(name, eval_loss=2.5, rank=int(name[1:]) + 1)
+    sweep = load_sweep(folder)
+    assert sweep.trials["trial_id"].tolist() == ["t0002", "t9999", "t10000"]
+    assert comparable(sweep.trials).ranked["trial_id"].tolist() == ["t0002", "t9999", "t10000"]
+
+
+def test_the_base_is_held_against_confirmed_trials_on_their_rows(folder, add):
+    """They may be fewer than the test split has; other rows are a problem."""
+    evals, tests = [3.0 + index / 100 for index in range(40)], [3.1 + index / 50 for index in range(40)]
+    add("t0", eval_loss=2.5, scores=evals)
+    trial = add("t1", eval_loss=2.5, scores=evals, test=tests[:30], seed=1, confirms="t0", confirm_rows=30)
+    write_base(folder, evals, tests)
+    sweep = load_sweep(folder)
+    assert sweep.problems == ()
+    assert sweep.bare.test.loss == pytest.approx(sum(tests[:30]) / 30)
+    assert len(sweep.bare.test.scores) == 30
+    scores = pd.read_parquet(trial / "test.parquet")
+    scores.assign(tokens=11).to_parquet(trial / "test.parquet")
+    found = load_sweep(folder)
+    assert found.bare.test is None
+    assert "other examples than those of trials/t1" in found.problems[0]

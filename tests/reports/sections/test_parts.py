@@ -6,8 +6,9 @@ import pandas as pd
 
 from reports import report as reports
 from reports.document.cells import cell
-from reports.document.document import Column, Figure, Heading, Paragraph, Table
+from reports.document.document import Column, Document, Figure, Fold, Heading, Paragraph, Table
 from reports.figures.figures import Plot
+from reports.load.sweep import load_sweep
 from reports.sections.parts import section
 
 TABLE = Table("widths", (Column("rank", True),), ((cell("8", 8),),))
@@ -22,6 +23,27 @@ def test_parts_stand_below_the_heading_in_their_order():
 
 def test_without_a_title_there_is_no_heading():
     assert section("", "Words.").blocks == (Paragraph(("Words.",)),)
+
+
+def test_a_section_that_can_be_skipped_is_folded_below_its_heading():
+    made = section("Ranks", TABLE, PLOT, folded="All of them")
+    assert made.blocks == (Heading(2, "Ranks"), Fold("All of them", (TABLE, PLOT.figure)))
+    assert made.plots == (PLOT,)
+    assert Document("", (*made.blocks, TABLE)).tables == (TABLE, TABLE)
+
+
+def test_no_section_is_there_that_says_nothing(folder, add):
+    """Of a sweep that has not begun, and of one of which nothing was trained."""
+    assert titles(folder) == ["Set-up", "Quantizers side by side", "How to repeat it"]
+    add("t0", "failed", steps=0)
+    assert titles(folder) == ["Set-up", "Quantizers side by side", "How the trials ended", "How to repeat it"]
+    (folder / "sweep.yaml").write_text("name: empty\n")
+    assert titles(folder) == ["Set-up", "Quantizers side by side", "How the trials ended", "How to repeat it"]
+
+
+def titles(folder):
+    document = reports.report(load_sweep(folder)).document
+    return [block.text for block in document.blocks if isinstance(block, Heading)]
 
 
 def test_a_section_is_added_by_a_line_of_the_table(folder, add, monkeypatch):

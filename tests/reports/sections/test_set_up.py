@@ -38,3 +38,12 @@ def test_earlier_sweeps_that_the_sampler_knew(folder, add):
     spec = (folder / "sweep.yaml").read_text()
     (folder / "sweep.yaml").write_text(spec.replace("search:", "search:\n  from: [runs/one, 's3://b/two']", 1))
     assert "; the sampler knew the trials of runs/one, s3://b/two" in trials(folder)
+
+
+def test_a_population_is_said_by_its_own_keys(folder, add):
+    add("t0", eval_loss=2.5)
+    assert "scheduler asha (grace 8, reduction 2)" in trials(folder)
+    spec = (folder / "sweep.yaml").read_text()
+    asked = "{name: pbt, grace: 8, reduction: 2, interval: 8, quantile: 0.25, resample: 0.1}"
+    (folder / "sweep.yaml").write_text(spec.replace("{name: asha, grace: 8, reduction: 2}", asked))
+    assert "scheduler pbt (interval 8, quantile 0.25, resample 0.1)" in trials(folder)

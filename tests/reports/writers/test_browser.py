@@ -20,6 +20,7 @@ from reports.document.document import (
     Column,
     Document,
     Figure,
+    Fold,
     Heading,
     Listing,
     Paragraph,
@@ -45,6 +46,11 @@ LOSSES = [2.9, 10.5, None, 2.71, 2.8, 3.0, float("nan"), 2.75, 100.0, 2.72, 2.6,
 NAMES = ["t10", "t9", "T2", "t1", NOTHING, "é", "a", "<script>alert(1)</script>", "t3", "t20", "b", plain("שלום 7")]
 LONG = "a_name_that_a_script_made_of_every_hyperparameter=and_its_value," * 4
 CODE = "bitlora sweep runs/quickstart/sweep.yaml --out runs/quickstart-again " + "--flag " * 30 + "\nsecond line\n"
+
+PLANE = [0.1, 0.2, 0.9, 0.8, [0, 10], [2, 3]]
+"""Of the drawing: from 90 to 810 pixels across, and from 60 (3 nats) to 240 (2 nats) down."""
+CURVES = [["t1", "none; rank 8", [0, 5, 10], [3, 2.5, 2.25]], ["t2", "<b>; rank 16", [0, 5], [3, 2.75]]]
+"""Their last points are at (810, 195) and (450, 105)."""
 
 Open = Callable[..., Page]
 
@@ -78,6 +84,8 @@ def document() -> Document:
         Figure("none", "none", "A caption alone"),
         Listing("sh", CODE),
         Listing("text", LONG),
+        Heading(2, "Asides"),
+        Fold("What can be skipped", (Paragraph(("An aside.",)),)),
     )
     return Document("Sweep <quickstart>", blocks)
 
@@ -97,7 +105,9 @@ def browser() -> Iterator[Browser]:
 def visit(browser: Browser, tmp_path: Path) -> Iterator[Open]:
     """Opens the page; options are those of a browser context. Nothing may go wrong, and nothing be asked for."""
     path = tmp_path / "report.html"
-    path.write_text(html(document(), {"curves": (drawing("#ff0000"), drawing("#0000ff"))}), encoding="utf-8")
+    drawn = {"curves": (drawing("#ff0000"), drawing("#0000ff"))}
+    page_text = html(document(), drawn, {"curves": {"plane": PLANE, "lines": CURVES}})
+    path.write_text(page_text, encoding="utf-8")
     asked: list[str] = []
     wrong: list[str] = []
     contexts: list[BrowserContext] = []
@@ -263,4 +273,119 @@ def test_contents_lead_to_the_sections(visit):
     assert link.text_content() == "Leaderboard"
     link.click()
     assert page.locator("h2:target").text_content() == "Leaderboard"
-    assert page.get_by_role("navigation").get_by_role("link").count() == 2
+    assert page.get_by_role("navigation").get_by_role("link").count() == 3
+
+
+def filtered(page: Page) -> Locator:
+    return leaderboard(page).get_by_role("searchbox")
+
+
+def left(page: Page) -> list[int]:
+    """The places of the rows that are seen."""
+    rows = leaderboard(page).locator("tbody tr").all()
+    return [int(row.locator("td").first.text_content()) for row in rows if row.is_visible()]
+
+
+@pytest.mark.parametrize(
+    ("asked", "rows"),
+    [
+        ("t1", [0, 3]),  # t10 and t1
+        ("T 2.7", [3, 7, 9]),  # each word is somewhere in the row
+        ("eval_loss<2.75", [3, 9, 10]),
+        ("eval_loss<=2.75 t", [3, 7, 9]),
+        ("trial=t1", [3]),
+        ("#>=10", [10, 11]),
+        ("eval_loss=2.9", [0]),
+        ("eval_loss<", []),
+        ("nowhere<3", []),
+    ],
+)
+def test_a_filter_leaves_the_rows_that_have_all_it_asks(visit, asked, rows):
+    page = visit()
+    filtered(page).fill(asked)
+    assert left(page) == rows
+    assert leaderboard(page).locator("output").text_content() == f"{len(rows)} of 12 rows"
+    assert leaderboard(page).locator(".more").is_hidden()
+
+
+def test_a_filter_goes_with_sorting_and_folding_and_is_undone_by_the_keyboard(visit):
+    page = visit()
+    filtered(page).press_sequentially("eval_loss>2.6")
+    assert left(page) == [0, 1, 3, 4, 5]  # the first five of nine
+    header(page, "eval loss").click()
+    assert left(page) == [3, 9, 7, 4, 0]
+    leaderboard(page).locator(".more").click()
+    assert left(page) == [index for index in UP if index != 10]
+    filtered(page).press("Escape")
+    assert (filtered(page).input_value(), left(page)) == ("", UP + MISSING)
+    assert leaderboard(page).locator("output").text_content() == ""
+    assert page.locator(".table").nth(1).locator(".filter").count() == 0  # of three rows
+
+
+def tip(page: Page) -> tuple[str, str] | None:
+    """What is said of a curve: whose it is and where, and the trial in words."""
+    found = page.locator(".tip")
+    if not found.is_visible():
+        return None
+    return found.locator("strong").text_content(), found.evaluate("tip => tip.lastChild.textContent")
+
+
+def point(page: Page, x: float, y: float) -> None:
+    """Move the pointer to a place on the drawing, in its own pixels."""
+    box = page.locator("img").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + x * box["width"] / 900, box["y"] + y * box["height"] / 300)
+
+
+@pytest.mark.parametrize("width", [1280, 700])
+def test_the_curve_under_the_pointer_says_whose_it_is(visit, width):
+    page = visit(viewport={"width": width, "height": 900})
+    page.locator("img").scroll_into_view_if_needed()
+    assert tip(page) is None
+    point(page, 800, 198)
+    assert tip(page) == ("t1: 2.2500 at step 10", "none; rank 8")
+    assert page.locator(".plot polyline").is_visible()
+    dot = page.locator(".plot circle").bounding_box()
+    box = page.locator("img").bounding_box()
+    assert dot["x"] + dot["width"] / 2 - box["x"] == pytest.approx(810 * box["width"] / 900, abs=2)
+    assert dot["y"] + dot["height"] / 2 - box["y"] == pytest.approx(195 * box["height"] / 300, abs=2)
+    point(page, 440, 100)
+    assert tip(page) == ("t2: 2.7500 at step 5", "<b>; rank 16")
+    point(page, 600, 62)  # nothing is near
+    assert tip(page) is None
+    point(page, 800, 198)
+    page.mouse.move(0, 0)
+    assert tip(page) is None
+
+
+def test_the_arrow_keys_go_from_curve_to_curve_and_along_them(visit):
+    page = visit()
+    page.locator(".plot[data-curves]").focus()
+    said = []
+    arrows = [f"Arrow{way}" for way in ("Down", "Left", "Left", "Left", "Right", "Up", "Up")]
+    for key in (*arrows, "Home", "End", "Escape"):
+        page.keyboard.press(key)
+        found = tip(page)
+        said.append(found and found[0])
+    low = ["t1: 2.2500 at step 10", "t1: 2.5000 at step 5", "t1: 3.0000 at step 0", "t1: 3.0000 at step 0"]
+    assert said == [
+        *low, "t1: 2.5000 at step 5", "t2: 2.7500 at step 5", "t2: 2.7500 at step 5",
+        "t2: 2.7500 at step 5", "t1: 2.5000 at step 5", None,
+    ]  # fmt: skip
+    label = page.locator(".plot[data-curves]").get_attribute("aria-label")
+    assert label.startswith('Two "lines" <falling>')
+    assert page.locator(".tip").get_attribute("role") == "status"
+
+
+def test_what_is_folded_away_is_there_and_is_printed(visit):
+    page = visit()
+    aside = page.get_by_text("An aside.")
+    assert not aside.is_visible()
+    page.locator("summary").focus()
+    page.keyboard.press("Enter")
+    assert aside.is_visible()
+    page.keyboard.press("Enter")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert aside.is_visible()
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert not aside.is_visible()

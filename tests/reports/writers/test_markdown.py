@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from reports.document.document import plain
-from reports.writers.markdown import escape
+from reports.document.document import Document, Fold, Heading, Paragraph, plain
+from reports.writers.markdown import escape, markdown
 
 
 @pytest.mark.parametrize(
@@ -23,3 +23,11 @@ from reports.writers.markdown import escape
 )
 def test_text_means_only_itself(given, drawn):
     assert escape(plain(given)) == drawn
+
+
+def test_what_can_be_skipped_is_folded_as_github_renders_it():
+    """Inside `<details>` Markdown is read again after an empty line, and not before."""
+    fold = Fold("Two <of> them", (Paragraph(("one",)), Paragraph(("two",))))
+    assert markdown(Document("T", (Heading(2, "H"), fold, Paragraph(("after",))))) == (
+        "# T\n\n## H\n\n<details>\n<summary>Two &lt;of&gt; them</summary>\n\none\n\ntwo\n\n</details>\n\nafter\n"
+    )

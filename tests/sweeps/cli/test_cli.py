@@ -160,8 +160,11 @@ def test_a_hub_out_of_reach_is_told_apart(bitlora, write_spec):
     ("args", "said"),
     [
         (["--address", "ray://127.0.0.1:10001"], "--address: submitting to"),
-        (["--set", "adapter.init=eva"], "eva is not available: it begins with"),
-        (["--set", "base.quantization=int8"], "int8 is not available: LLM.int8() leaves"),
+        (["--set", "adapter.init=eva"], "eva is not available: it gives each layer"),
+        (
+            ["--set", "base.llm_int8_threshold=6"],
+            "base.llm_int8_threshold: not available: packs leave the inputs of 8-bit",
+        ),
         (["--set", "adapter.use_dora=true"], "adapter.use_dora"),
         (["--set", "resources.gpus_per_worker=2"], "resources.gpus_per_worker"),
     ],

@@ -8,7 +8,11 @@ from typing import Any
 import pytest
 from ray.tune.schedulers import TrialScheduler
 
+from bitlora.config.trial import TrialConfig
 from sweeps.onray.schedulers import WaveScheduler, make_scheduler
+from sweeps.search.cloning.place import Place, Source
+from sweeps.search.cloning.population import Population
+from sweeps.spec.space import Range
 from sweeps.spec.spec import Spec
 
 
@@ -92,3 +96,86 @@ def test_a_scheduler_knows_what_came_before_it(name: str) -> None:
 def test_trials_begin_without_it() -> None:
     assert isinstance(make_scheduler(spec("none"), 32), WaveScheduler)
     assert make_scheduler(spec(), 32).choose_trial_to_run(None) is None  # type: ignore[func-returns-value]
+
+
+# ---- a population
+
+
+class Member(TuneTrial):
+    @property
+    def config(self) -> dict[str, Any]:
+        return {"trial_id": str(self), "config": CONFIGS[str(self)]}
+
+
+FIXED: dict[str, Any] = {
+    "quantizer": "none", "activations": "full", "rank": 4, "alpha": 8.0, "scaling": "lora", "weight_decay": 0.0,
+    "learning_rate": 1e-3, "batch_size": 2, "micro_batch": None, "max_grad_norm": 1.0, "schedule": "cosine",
+    "warmup": 0.1, "floor": 0.0, "steps": 32, "eval_every": 4, "seed": 0,
+}  # fmt: skip
+CONFIGS: dict[str, dict[str, Any]] = {
+    **{f"t000{number}": {**FIXED, "dropout": number / 10} for number in range(3)},
+    "t0009": {**FIXED, "dropout": 0.0, "confirms": "t0000"},
+}
+DEFAULTS = {
+    key: value for key, value in TrialConfig(**CONFIGS["t0000"]).model_dump(mode="json").items() if key not in FIXED
+}
+del DEFAULTS["dropout"]
+DROPOUT = Range(0.0, 0.5)
+MEMBERS = [Member(name) for name in ("t0000", "t0001", "t0002")]
+
+
+def populated(said: list[tuple[str, Place]], decided: dict[int, Any] | None = None, **past: Any) -> Any:
+    of = spec("pbt").model_copy(
+        update={"search": spec("pbt").search.model_copy(update={"space": {"dropout": DROPOUT}})}
+    )
+    population = Population(of, 32, 3, decided or {})
+    made = make_scheduler(of, 32, past, population)
+    made.go_on = lambda trial_id, place: said.append((trial_id, place))
+    return made
+
+
+def test_all_of_a_population_go_on_when_the_last_has_come() -> None:
+    said: list[tuple[str, Place]] = []
+    made = populated(said)
+    for member in MEMBERS:
+        made.on_trial_add(None, member)
+        assert made.place(str(member)).until == 8
+    made.on_trial_add(None, Member("t0009"))
+    assert made.place("t0009") == Place()  # one that confirms is none
+    for member, loss in zip(MEMBERS, (1.0, 2.0), strict=False):
+        assert made.on_trial_result(None, member, result(8, loss)) == GO
+    made.on_trial_result(None, Member("t0009"), result(8, 0.1))
+    assert said == []
+    assert made.on_trial_result(None, MEMBERS[2], result(8, math.nan)) == GO  # it has diverged
+    assert [(name, place.source, place.until) for name, place in said] == [
+        ("t0000", Source("t0000", 8), 16),
+        ("t0001", Source("t0001", 8), 16),
+        ("t0002", Source("t0000", 8), 16),
+    ]
+
+
+def test_a_population_waits_for_nobody_who_has_ended() -> None:
+    said: list[tuple[str, Place]] = []
+    made = populated(said)
+    for member in MEMBERS:
+        made.on_trial_add(None, member)
+        made.place(str(member))
+    made.on_trial_result(None, MEMBERS[0], result(8, 1.0))
+    made.on_trial_result(None, MEMBERS[1], result(8, 2.0))
+    made.on_trial_error(None, MEMBERS[2])
+    assert [(name, place.source) for name, place in said] == [
+        ("t0000", Source("t0000", 8)),
+        ("t0001", Source("t0000", 8)),
+    ]
+
+
+def test_a_population_whose_last_had_come_before_the_sweep_was_killed_goes_on_at_once() -> None:
+    """Those that the pool has are told; the others have their places when it is given them."""
+    said: list[tuple[str, Place]] = []
+    made = populated(said, None, t0000=[(4, 3.0), (8, 1.0)], t0001=[(8, 2.0)], t0002=[(8, 3.0)])
+    for member in MEMBERS[:2]:
+        made.on_trial_add(None, member)
+        assert made.place(str(member)) == Place(None, 8, {**CONFIGS[str(member)], **DEFAULTS})
+    made.on_trial_add(None, MEMBERS[2])
+    assert [name for name, _ in said] == ["t0000", "t0001"]
+    assert made.place("t0002").source == Source("t0000", 8)

@@ -145,6 +145,14 @@ def test_a_trial_that_confirms_is_scored_on_the_test_split_at_its_end_alone(run)
     assert link.metrics["a"][1].eval_loss == pytest.approx(link.metrics["b"][1].eval_loss, rel=1e-12)
 
 
+def test_fewer_rows_to_confirm_on_are_the_first_ones(run):
+    script = [*attach("a", confirms="t"), *attach("b", confirms="t", confirm_rows=2)]
+    tests = run({"at first": script, ("released", "b", 1): [Stop()]}).tests
+    assert len(tests["a", 8].losses) == 3
+    assert tests["b", 8].losses == pytest.approx(tests["a", 8].losses[:2], rel=1e-6)
+    assert tests["b", 8].tokens == tests["a", 8].tokens[:2]
+
+
 # ---- the base without an adapter
 
 

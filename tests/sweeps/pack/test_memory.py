@@ -123,13 +123,13 @@ def test_values_of_nf4_are_kept_where_somebody_wants_them(settle, nf4_base):
     for cache in ("auto", True):
         was, size, line = kept(cache, 10)
         assert (was, size) == (True, 4)
-        assert line.endswith("whole steps of 640 tokens; NF4's values kept in float32, 0.00 GB")
+        assert line.endswith("whole steps of 640 tokens; the codes' values kept in float32, 0.00 GB")
     was, size, line = kept(False, 10)
     assert (was, size) == (False, 4)
     assert line.endswith("whole steps of 640 tokens")
     was, size, line = kept("auto", 1.5)  # passes are cut as it is
     assert (was, size) == (False, 4)
-    assert line.endswith("; no room for NF4's values in float32, 0.00 GB")
+    assert line.endswith("; no room for the codes' values in float32, 0.00 GB")
 
 
 def test_values_that_a_user_wants_kept_cost_slots_and_those_that_nobody_asked_for_cost_nothing():
@@ -146,7 +146,7 @@ def test_values_that_a_user_wants_kept_cost_slots_and_those_that_nobody_asked_fo
     assert at(auto, whole + 0.09) == (4, None, False)
     assert at(wanted, whole + 0.0905) == (4, 630, True)
     assert at(auto, whole - 0.0995) == (4, 540, False)
-    assert auto.describe(False) == "no room for NF4's values in bfloat16, 0.10 GB"
+    assert auto.describe(False) == "no room for the codes' values in bfloat16, 0.10 GB"
     assert never.describe(False) == ""
     nothing = Values.of("auto", 0, torch.bfloat16)  # of a base that is not quantized
     assert (at(nothing, 10), nothing.describe(False)) == ((4, None, False), "")

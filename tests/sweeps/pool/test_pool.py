@@ -8,6 +8,7 @@ from pool_world import SOON
 
 from bitlora import timeouts
 from sweeps.pool.messages import PackCounts, StepProgress
+from sweeps.pool.packs import Packs
 from sweeps.pool.pool import AHEAD
 
 
@@ -79,6 +80,33 @@ def test_an_idle_pack_ends_but_for_the_fewest_that_are_kept(world, fewest, left)
         await w.until(lambda: {host.name for host in stopped} == set(w.removed))
 
     world(scenario, limits=(fewest, 2))
+
+
+def test_a_pack_may_take_as_long_as_it_likes_to_begin_a_trial(world, monkeypatch):
+    """The decomposition of a large base (`init: pissa`) takes minutes, in which no step is taken: nothing counts them."""
+    looks = []
+    look = Packs._look
+
+    async def counted(packs):
+        await look(packs)
+        looks.append(packs)
+
+    monkeypatch.setattr(Packs, "_look", counted)
+
+    async def scenario(w):
+        await w.attach(0)
+        (host,) = w.hosts
+        await w.ready(host)
+        assert await w.told(host) == ["attach t0"]
+        w.pool._packs.named[host.name].since -= 10**7
+        seen = len(looks)
+        await w.until(lambda: len(looks) > seen + 3)
+        assert w.running() == [host]
+        assert await w.told(host) == []
+        assert (await w.pool.status()).waiting == ()
+        await w.report(host, "t0", status="completed")
+
+    world(scenario)
 
 
 def test_a_lost_pack_is_replaced_while_it_is_one_of_the_fewest(world):

@@ -18,7 +18,10 @@ from optuna.storages.journal import JournalFileBackend
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
+from bitlora.files.record import write_scores
+from bitlora.files.storage import Storage
 from sweeps.onray.schedulers import make_scheduler
+from sweeps.search.first_look import chooser
 from sweeps.search.searcher import OptunaSearcher
 from sweeps.spec.spec import Spec
 
@@ -202,3 +205,51 @@ def test_a_sweep_with_confirm_and_a_tracker_that_is_interrupted_and_goes_on(bitl
     assert len(runs) == 2
     assert all(0 < run["worker_seconds"] < 2 * run["seconds"] for run in runs)
     assert len(list(folder.glob("logs/tune-*/t*/events.out.tfevents.*"))) >= 8
+
+
+def test_what_is_left_open_is_chosen_once_when_the_search_has_ended(tmp_path: Path) -> None:
+    """The finalists and the trials of the search are shown; the study remembers, also when another driver goes on."""
+    of = spec(top=2, seeds="auto", rows="auto", margin="1 %")
+    one = searched(tmp_path, of)
+    assert one.total == 6 + 2 * 20
+    told, totals = [], []
+
+    def choose(finalists: Any, trials: Any) -> dict[str, int]:
+        told.append(([(f.number, f.params["quantizer"], f.scored) for f in finalists], len(trials)))
+        return {"seeds": 2, "rows": 50}
+
+    one.confirm_by(choose, totals.append)
+    assert one.suggest("early") is None
+    one.finish("t0005", "completed", LOSSES["t0005"])
+    given = one.suggest("again")
+    assert isinstance(given, dict)
+    assert given["config"] | {"quantizer": 0, "rank": 0} == {
+        "quantizer": 0, "rank": 0, "seed": 1, "confirms": "t0003", "confirm_rows": 50,
+    }  # fmt: skip
+    params = [study(tmp_path).trials[number].params["quantizer"] for number in (3, 1)]
+    assert told == [([(3, params[0], {0: "t0003"}), (1, params[1], {0: "t0001"})], 6)]
+    assert (totals, one.total) == ([10], 10)
+    other = OptunaSearcher(of, tmp_path / "study.journal")
+    other.confirm_by(choose)
+    assert [(of, seed) for _, of, seed in repeats(other)] == [("t0003", 1), ("t0001", 1), ("t0003", 2), ("t0001", 2)]
+    assert len(told) == 1
+
+
+def test_a_search_that_ends_chooses_by_what_is_on_disk(tmp_path: Path) -> None:
+    of = spec(top=1, by="quantizer", seeds="auto", rows="auto", margin="5 %")
+    one = searched(tmp_path, of)
+    one.finish("t0005", "completed", LOSSES["t0005"])
+    for name in LOSSES:
+        losses = [10 * (LOSSES[name] + (index % 7) / 50) for index in range(40)]
+        write_scores(
+            tmp_path / "trials" / name / "eval.parquet", [f"e{i}" for i in range(40)], losses, [10] * 40, [40] * 40
+        )
+    said: list[str] = []
+    one.confirm_by(chooser(of, Storage(str(tmp_path), tmp_path), 100, 32, said.append))
+    confirmed = repeats(one)
+    assert (
+        said[0]
+        == f"confirm: {len(confirmed) // 2} seeds and 30 test rows for each of 2 configurations, {len(confirmed)} trials"
+    )
+    assert said[1] == "of quantizers that are equal they show 5 % of the loss in four of five cases, at the least cost"
+    assert "which is assumed" in said[-1]

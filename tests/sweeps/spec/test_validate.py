@@ -59,12 +59,13 @@ scheduler: {name: pbtt}
         ("train: {quantizer: none}", "train.quantizer: unknown key; did you mean adapter.quantizer?"),
         (
             "adapter: {init: olora}",
-            "adapter.init: found 'olora'; give default, gaussian, orthogonal or pissa",
+            "adapter.init: found 'olora'; give default, gaussian, orthogonal, pissa or pissa_niter_16 (1 to 99 iterations)",
         ),
         (
             "search: {space: {init: [default, eva]}}",
-            "search.space.init.1: eva is not available: it begins with the directions in which each layer's inputs vary "
-            "most over the training rows, and packs make no pass over them before they begin",
+            "search.space.init.1: eva is not available: it gives each layer the rank that passes over the training rows "
+            "show, as many as it takes, and what an adapter has is known here before it is trained: by plan, search.where "
+            "and a pack's memory",
         ),
         (
             "adapter: {use_dora: true}",

@@ -54,7 +54,7 @@ def test_products_are_each_rows_own(dtype, grouped, tokens, copies, slots, seed,
 
     x, y, matrices = normal(len(expert), 4), normal(len(expert), width), normal(EXPERTS, slots, 4, width)
     matrices[:, 0] = 0
-    products = GroupProducts(routing.ends, slots, {0}, grouped)
+    products = GroupProducts(routing.ends, slots, {0}, grouped=grouped)
     near = {"rtol": 1e-2, "atol": 1e-2} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-5}
     wanted = torch.stack([row.double() @ matrices[e, s].double() for row, e, s in zip(x, expert, slot, strict=True)])
     torch.testing.assert_close(products.times(x, matrices).double(), wanted, **near)
@@ -71,3 +71,32 @@ def test_products_are_each_rows_own(dtype, grouped, tokens, copies, slots, seed,
     )
     x[0] = torch.nan
     assert torch.isfinite(products.times(x, matrices)[1:]).all()
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 9), st.integers(1, EXPERTS), st.integers(1, 3), st.integers(0, 99))
+def test_a_token_of_nobody_gives_zeros_and_nobody_looks_at_it(grouped, tokens, copies, slots, seed):
+    draw = torch.Generator().manual_seed(seed)
+    chosen = torch.stack([torch.randperm(EXPERTS, generator=draw)[:copies] for _ in range(tokens)])
+    whose = torch.randint(slots + 1, (tokens,), generator=draw)  # the last is nobody
+    routing = Routing.make(chosen, EXPERTS, whose, slots, others=True)
+    expert, slot = chosen.flatten()[routing.order], whose.repeat_interleave(copies)[routing.order]
+    products = GroupProducts(routing.ends, slots, others=True, grouped=grouped)
+    x, y, matrices = (
+        torch.randn(shape, generator=draw) for shape in ((len(slot), 4), (len(slot), 3), (EXPERTS, slots, 4, 3))
+    )
+    x[slot == slots] = y[slot == slots] = torch.nan
+    wanted, outer = torch.zeros(len(slot), 3), torch.zeros(EXPERTS, slots, 4, 3)
+    for at, (e, s) in enumerate(zip(expert, slot, strict=True)):
+        if s < slots:
+            wanted[at] = x[at] @ matrices[e, s]
+            outer[e, s] += x[at][:, None] * y[at]
+    found = torch.zeros_like(outer)
+    products.add_outer(found, x, y)
+    torch.testing.assert_close(products.times(x, matrices), wanted)
+    torch.testing.assert_close(found, outer, rtol=1e-4, atol=1e-5)
+    every = torch.randn(EXPERTS, 1, 4, 3, generator=draw)
+    torch.testing.assert_close(
+        routing.by_expert().times(x.nan_to_num(), every), torch.einsum("pk,pkm->pm", x.nan_to_num(), every[expert, 0])
+    )

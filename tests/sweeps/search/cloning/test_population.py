@@ -9,6 +9,7 @@ from bitlora.config.trial import TrialConfig
 from sweeps.search.cloning.explore import perturbed, resampled
 from sweeps.search.cloning.place import Place, Source
 from sweeps.search.cloning.population import Population, attribute, became, decided
+from sweeps.search.searcher import OptunaSearcher
 from sweeps.spec.space import Choices, Range, contains
 from sweeps.spec.spec import Spec
 
@@ -232,3 +233,42 @@ def test_what_is_drawn_anew_is_as_likely_anywhere():
     drawn = [math.log10(resampled(Range(1e-4, 1e-2, log=True), chance)) for _ in range(2000)]
     assert sum(value < -3 for value in drawn) == pytest.approx(1000, abs=100)
     assert {resampled(Choices((1, 2)), chance) for _ in range(20)} == {1, 2}
+
+
+# ---- confirmed
+
+
+def test_the_best_is_confirmed_by_its_schedule(tmp_path):
+    """On a fresh seed, with the values and stages of what it has become, not with those that it began with."""
+    space = {"quantizer": ["none", "ternary"], "dropout": [0.0, 0.1]}
+    of = Spec.model_validate(
+        {
+            "name": "s",
+            "base": {"model": "a"},
+            "data": {"source": "b"},
+            "search": {"trials": 4, "sampler": "grid", "space": space},
+            "scheduler": {"name": "pbt"},
+            "confirm": {"top": 1, "by": "quantizer", "seeds": 1},
+        }
+    )
+
+    fixed = config(**MEMBERS["t0000"]).model_dump()
+
+    def configure(chosen):
+        return TrialConfig(**{**fixed, **chosen}).model_dump()
+
+    one = OptunaSearcher(of, tmp_path / "study.journal", configure=configure)
+    given = [one.suggest(f"tune{number}") for number in range(4)]
+    began = TrialConfig(**given[3]["config"])
+    assert began.quantizer == "ternary"
+    other = TrialConfig(**given[0]["config"])
+    now = other.model_copy(update={"dropout": 0.1}).after(other, 8, "t0000")
+    one.set_attributes(attribute(8, {"t0003": {"from": "t0000", "config": now.model_dump(mode="json")}}))
+    for trial, loss in (("t0000", 2.0), ("t0001", 3.0), ("t0002", 2.5), ("t0003", 1.0)):
+        one.finish(trial, "completed", loss)
+    repeats = [one.suggest("again0")["config"], one.suggest("again1")["config"]]
+    assert [(again["confirms"], again["quantizer"]) for again in repeats] == [("t0003", "none"), ("t0002", "ternary")]
+    first = TrialConfig(**repeats[0])
+    assert first.seed == 1
+    assert first.model_copy(update={"seed": now.seed, "confirms": None}) == now
+    assert TrialConfig(**repeats[1]).stages == ()

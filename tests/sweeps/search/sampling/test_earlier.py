@@ -95,6 +95,7 @@ def test_those_that_completed_and_lie_in_the_space_are_known(tmp_path: Path) -> 
     one.add(point(1e-3), 1.0, status="diverged")
     one.add(point(1e-3), eval_loss=None)
     one.add(point(1e-3), 1.0, same_as="t0000")
+    one.add(point(1e-3), 1.0, schedule=[{"until": 8, "learning_rate": 1e-2}])
     one.add(point(1e-3), 1.0, config={**trial(spec([]), point(1e-3)).model_dump(mode="json"), "confirms": "t0000"})
     one.add(point(1e-3), 1.0, config={"quantizer": "of a later version"})
     two = Earlier(tmp_path / "two")

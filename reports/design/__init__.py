@@ -1,0 +1,1 @@
+"""How much a confirmation takes to show a margin, from what a search has shown."""
