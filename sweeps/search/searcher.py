@@ -85,7 +85,8 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         drafted = (bounds or earlier or prior) and spec.search.sampler != "grid"
         self._drafts = Drafts(spec, self._study, bounds, earlier, prior) if drafted else None
         self._budget = SearchBudget(spec.search, self._study, clock)
-        self._trials = OpenTrials(self._study, self._space, configure)
+        size = bounds.bytes if bounds is not None and "bytes" in spec.search.objectives else None
+        self._trials = OpenTrials(self._study, self._space, configure, size)
         self._changed = changed
         self._keep_best = spec.train.keep == "best"
         self._suggested: dict[str, dict[str, Any]] = {}
@@ -113,10 +114,11 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
                 status = trial.user_attrs.get("status", "failed")
                 reason = trial.user_attrs.get("reason", "")
                 config, same_as = self._trials.config_of(trial), trial.user_attrs.get(SAME_AS, "")
-                self.ended[name] = EndedTrial(status, reason, config, trial.value, same_as)
+                value = trial.values[0] if trial.values else None
+                self.ended[name] = EndedTrial(status, reason, config, value, same_as)
                 if status in SETTLED and config is not None and not same_as:
                     self._firsts.enter(name, config)
-                    self._settled[name] = Outcome(status, reason, trial.value, trial.intermediate_values)
+                    self._settled[name] = Outcome(status, reason, value, trial.intermediate_values)
                 self._agenda.counted(trial.user_attrs)
             else:
                 self._begun[name] = trial
@@ -163,6 +165,12 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         """Trials have been trained on so many tokens each, since their first step: those of an earlier run of the sweep."""
         self._budget.trained(tokens)
         self._end_search_if_spent()
+
+    def config(self, trial_id: str) -> dict[str, Any] | None:
+        """The whole configuration of a trial that was handed out, or had ended before; None: it has none."""
+        if trial_id in self._suggested:
+            return dict(self._suggested[trial_id]["config"])
+        return self.ended[trial_id].config if trial_id in self.ended else None
 
     @property
     def left(self) -> int:

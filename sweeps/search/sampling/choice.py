@@ -24,7 +24,8 @@ def sampler_of(search: SearchConfig) -> Literal["tpe", "gp", "random", "grid"]:
     if search.sampler != "auto":
         return search.sampler
     ranges = all(isinstance(domain, Range) for domain in search.space.values())
-    return "gp" if ranges and search.space and search.trials <= MOST_FOR_GP else "tpe"
+    one = len(search.objectives) == 1
+    return "gp" if one and ranges and search.space and search.trials <= MOST_FOR_GP else "tpe"
 
 
 def lacking(search: SearchConfig) -> list[str]:

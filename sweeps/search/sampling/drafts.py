@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from sweeps.search.bounds import Bounds
@@ -44,12 +45,14 @@ class Drafts:
         self._chance = Random(spec.search.seed + len(study.trials))
         self.refused = 0
         """Suggestions that were beyond the bounds."""
-        self._study = optuna.create_study(direction="minimize")
+        objectives = spec.search.objectives
+        self._study = optuna.create_study(directions=[StudyDirection.MINIMIZE for _ in objectives])
         self._study.sampler = optuna.samplers.RandomSampler()
         for one in earlier:
             draft = self._ask(one.chosen)
             spaces.suggest(draft, self._space)
-            self._study.tell(draft, one.eval_loss)
+            size = [bounds.bytes(one.chosen)] if bounds is not None and "bytes" in objectives else []
+            self._study.tell(draft, [one.eval_loss, *size])
         self._study.sampler = make_sampler(spec, study, self._study)
         self._seen = SeenStudy(study, self._study, self._startup)
         self._firsts = FirstPoints(self._space, max(1, self._startup), self._chance)

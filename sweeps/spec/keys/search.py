@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, PlainSerializer, PlainValidator
+from pydantic import AfterValidator, ConfigDict, Field, PlainSerializer, PlainValidator
 
 from bitlora.config.sections import Config, Positive, PositiveFloat
 from sweeps.spec import space as spaces
@@ -21,6 +21,12 @@ def _space(value: Any) -> Space:
     if problems:
         raise ValueError("; ".join(f"{'.'.join(map(str, path))}: {message}" for path, message in problems))
     return space
+
+
+def _objectives(names: list[str]) -> list[str]:
+    if names not in (["loss"], ["loss", "bytes"]):
+        raise ValueError(f"found [{', '.join(names)}]; give [loss] or [loss, bytes]")
+    return names
 
 
 class SearchConfig(Config):
@@ -56,3 +62,6 @@ class SearchConfig(Config):
     """When so many trials in a row have ended without a new best at full budget, no new one is asked for."""
     where: WhereConfig | None = None
     """null: whatever the space has."""
+    objectives: Annotated[list[Literal["loss", "bytes"]], AfterValidator(_objectives)] = Field(default=["loss"])
+    """What is to be small: the eval loss, or `[loss, bytes]`, the adapter's bytes as packed too. Then the answer is a
+    front: the trials than which no other is better in one and as good in the other."""

@@ -163,7 +163,7 @@ def test_a_hub_out_of_reach_is_told_apart(bitlora, write_spec):
         (["--set", "adapter.init=eva"], "eva is not available: it gives each layer"),
         (
             ["--set", "base.llm_int8_threshold=6"],
-            "base.llm_int8_threshold: not available: packs leave the inputs of 8-bit",
+            "base.llm_int8_threshold=6: not available: packs leave the inputs of 8-bit",
         ),
         (["--set", "adapter.use_dora=true"], "adapter.use_dora"),
         (["--set", "resources.gpus_per_worker=2"], "resources.gpus_per_worker"),
