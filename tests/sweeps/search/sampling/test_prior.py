@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections import Counter
 from pathlib import Path
 from random import Random
@@ -165,6 +166,8 @@ def test_it_goes_along_when_the_searcher_is_pickled(tmp_path: Path) -> None:
     """As Ray's Tuner does at the start."""
     sweep = spec(trials=4)
     one = OptunaSearcher(sweep, tmp_path / "study.journal", prior=rate_prior(sweep, base(), 32))
+    lock = threading.RLock()
+    one.confirm_by(lambda *_: {"seeds": len(repr(lock))}, lambda total: repr(lock))
     assert cloudpickle.loads(cloudpickle.dumps(one)).left == 4
 
 
