@@ -25,6 +25,7 @@ from bitlora.config.trial import TrialConfig, adapter_layers, refused_on_experts
 from bitlora.quantizers.weights import QUANTIZERS
 from sweeps.driver.meanwhile import ReadingBar
 from sweeps.search.bounds import Bounds
+from sweeps.search.sampling.choice import lacking
 from sweeps.search.sampling.earlier import EarlierTrial, Likeness, earlier_trials
 from sweeps.spec.errors import InputError
 from sweeps.spec.space import extent
@@ -132,7 +133,7 @@ def prepare(
     Raises:
         InputError: one of them cannot be used; all that is wrong with both.
     """
-    if errors := glance(spec, places):
+    if errors := [*lacking(spec.search), *glance(spec, places)]:
         raise InputError(errors)
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)

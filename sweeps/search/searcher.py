@@ -30,6 +30,7 @@ from sweeps.search.metric import METRIC, STEP
 from sweeps.search.open_trials import OpenTrials, name_of
 from sweeps.search.sampling.drafts import Drafts
 from sweeps.search.sampling.earlier import EarlierTrial
+from sweeps.search.sampling.prior import RatePrior
 from sweeps.search.study import EndedTrial, open_study, sync
 from sweeps.search.twins import SAME_AS, SETTLED, Firsts, Outcome, Twin, reason_of
 from sweeps.spec import space as spaces
@@ -58,6 +59,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         bounds: What an adapter may be. What is beyond it is no trial: the sampler hears of it, and the next is asked for.
         clock: Seconds.
         earlier: Trials of other sweeps that the sampler knows too.
+        prior: What is known of learning rates before any trial.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         bounds: Bounds | None = None,
         clock: Callable[[], float] = time.monotonic,
         earlier: Sequence[EarlierTrial] = (),
+        prior: RatePrior | None = None,
     ) -> None:
         super().__init__(metric=metric, mode=mode)
         self._space = spec.search.space
@@ -79,8 +82,8 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         self._journal = journal
         self._study = open_study(spec, journal)
         self._agenda = Agenda(spec, self._study, bounds)
-        drafted = (bounds or earlier) and spec.search.sampler != "grid"
-        self._drafts = Drafts(spec, self._study, bounds, earlier) if drafted else None
+        drafted = (bounds or earlier or prior) and spec.search.sampler != "grid"
+        self._drafts = Drafts(spec, self._study, bounds, earlier, prior) if drafted else None
         self._budget = SearchBudget(spec.search, self._study, clock)
         size = bounds.bytes if bounds is not None and "bytes" in spec.search.objectives else None
         self._trials = OpenTrials(self._study, self._space, configure, size)

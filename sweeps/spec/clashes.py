@@ -84,7 +84,7 @@ def search_clashes(search: SearchConfig, train: TrainConfig, confirm: ConfirmCon
         if getattr(confirm, key) == "auto":
             why = "auto needs to know what is to be shown; give confirm.margin: 0.5 %"
             yield f"confirm.{key}", ("confirm.margin",), why
-    if search.from_ and search.sampler != "tpe":
+    if search.from_ and search.sampler in ("random", "grid"):
         message = f"sampler {search.sampler} models nothing, so that it learns nothing of earlier sweeps"
         yield "search.from", ("search.sampler",), f"{message}; give search.sampler: tpe, or leave it out"
     if len(first) > search.trials:
@@ -141,6 +141,8 @@ def judging_clashes(
     if len(search.objectives) < 2:
         return
     front = "search.objectives: [loss, bytes]"
+    if search.sampler == "gp":
+        yield "search.sampler", ("search.objectives",), f"gp does not go with {front}; give tpe"
     if scheduler.name not in (*_RUNGS, "none"):
         message = f"{scheduler.name} does not go with {front}; give {rungs} or none"
         yield "scheduler.name", ("search.objectives",), message

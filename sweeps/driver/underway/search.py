@@ -38,6 +38,7 @@ from sweeps.search.bounds import Bounds
 from sweeps.search.cloning.population import Changes, Population, attribute, decided
 from sweeps.search.first_look import chooser
 from sweeps.search.rungs.sequential import make_rungs
+from sweeps.search.sampling.prior import rate_prior
 from sweeps.search.searcher import OptunaSearcher
 from sweeps.spec.spec import Spec
 
@@ -129,6 +130,7 @@ class SweepSearch:
             essence=(lambda config: None) if spec.scheduler.name == "pbt" else self._prepared.essence,
             bounds=Bounds(spec, self._prepared.base),
             earlier=self._prepared.earlier,
+            prior=rate_prior(spec, self._prepared.base, self._prepared.trial(spec, {}).steps),
         )
         searcher.set_attributes(began_with(self._prepared))
         past = self._past
