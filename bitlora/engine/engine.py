@@ -63,6 +63,8 @@ class EvalResult:
     tokens: list[int]
     failed: str = ""
     """Why the slot cannot be scored, in one line; its losses are then not all there."""
+    rows: list[int] | None = None
+    """Which examples, rising, where they are not all of the split."""
 
     @property
     def loss(self) -> float:
@@ -289,17 +291,20 @@ class Engine:
         self.bank.quantize(changed)
         return stats
 
-    def evaluate(self, slots: Sequence[int], batch: Batch) -> dict[int, EvalResult]:
+    def evaluate(self, slots: Sequence[int], batch: Batch, part: range | None = None) -> dict[int, EvalResult]:
         """Score the rows of `batch` with each slot's adapter as it would be deployed: quantized, without dropout.
 
         Where a pass raises, all is scored again slot by slot and row by row, as in `step`.
+
+        Args:
+            part: the rows to score, next to each other; all by default.
         """
         ends = np.cumsum(batch.lengths)
         tokens = np.diff(np.cumsum(batch.learn.numpy())[ends - 1], prepend=0).tolist()
+        part = range(len(tokens)) if part is None else part
         losses = torch.zeros(len(slots), len(tokens), dtype=torch.float64)
-        first, last = self.workers.share(len(tokens))
+        rows, all_slots = part[slice(*self.workers.share(len(part)))], range(len(slots))
         reasons: dict[int, str] = {}
-        rows, all_slots = range(first, last), range(len(slots))
         _, error = attempt(self._score, slots, all_slots, batch, tokens, rows, losses, self.eval_tokens)
         if self.workers.sum([losses], torch.float64, bool(error)):
             losses.zero_()
@@ -312,8 +317,9 @@ class Engine:
             self.workers.sum([losses], torch.float64)
             if not reasons and not spared:  # together they did not fit
                 self.eval_tokens = max(1, self.eval_tokens // 2)
+        scored = slice(part.start, part.stop)
         return {
-            slot: EvalResult(row, tokens, reasons.get(slot, ""))
+            slot: EvalResult(row[scored], tokens[scored], reasons.get(slot, ""))
             for slot, row in zip(slots, losses.tolist(), strict=True)
         }
 

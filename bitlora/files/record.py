@@ -74,6 +74,9 @@ class Record:
     `until` a step (`bitlora.config.sections.Stage`). With `config`, all that its weights went through."""
     same_as: str | None = None
     """The trial whose result this one has, since their configurations come to the same; it took no step of its own."""
+    eval_rows: int | None = None
+    """Of the eval split, that `eval_loss` is over, of a pruned trial that was not scored on all of them; None: all. It
+    compares with nothing but with what others came to on the same rows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,6 +91,15 @@ class Metrics:
     learning_rate: float
     """Of the step just taken."""
     seconds: float
+    rows: int | None = None
+    """Of the eval split, that the eval loss is over; not there: all."""
+    row_losses: list[float] | None = None
+    """Where rungs are scored until it is known who is stopped: of each row in the order of scoring
+    (`sweeps.search.rungs.sequential`), in nats, summed over its completion tokens."""
+
+    def line(self) -> dict[str, Any]:
+        """As it is written: without what is not there."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 def in_order(trial_id: str) -> str:
@@ -126,13 +138,13 @@ def read_record(folder: Path) -> Record:
 
 def append_metrics(folder: Path, metrics: Metrics) -> None:
     """Add a line to metrics.jsonl, in one write."""
-    append_line(folder / METRICS, json.dumps(asdict(metrics), allow_nan=False))
+    append_line(folder / METRICS, json.dumps(metrics.line(), allow_nan=False))
 
 
 def keep_metrics(folder: Path, step: int) -> None:
     """Drop the lines of metrics.jsonl past `step`."""
     kept = [line for line in read_metrics(folder) if line.step <= step]
-    write_text(folder / METRICS, "".join(json.dumps(asdict(line)) + "\n" for line in kept))
+    write_text(folder / METRICS, "".join(json.dumps(line.line()) + "\n" for line in kept))
 
 
 def read_metrics(folder: Path) -> list[Metrics]:

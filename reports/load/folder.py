@@ -137,7 +137,9 @@ class FolderReader:
             row[key] = finite(getattr(record, key))
         for key in ("steps", "tokens", "adapter_params", "adapter_bytes"):
             row[key] = whole_number(getattr(record, key))
-        absent_loss = record.eval_loss is None and record.status not in ("completed", "pruned")
+        if (scored := whole_number(record.eval_rows)) is not None:  # it compares with no loss over all rows
+            row |= {"eval_loss": None, "eval_rows": scored, "part_loss": row["eval_loss"]}
+        absent_loss = scored is not None or (record.eval_loss is None and record.status not in ("completed", "pruned"))
         for key in ("eval_loss", "steps", "tokens", "seconds", "adapter_params", "adapter_bytes"):
             if row[key] is None and not (key == "eval_loss" and absent_loss):
                 what = "missing" if getattr(record, key) is None else "not a number that can be used"
@@ -162,7 +164,8 @@ class FolderReader:
 def _point(line: Metrics) -> tuple[Any, ...] | None:
     """Of an evaluation: step, train loss, eval loss, learning rate; None without a step."""
     step = whole_number(line.step)
-    found = [finite(part) for part in (line.train_loss, line.eval_loss, line.learning_rate)]
+    scored = line.eval_loss if line.rows is None else None  # over some rows it is no point of the same curve
+    found = [finite(part) for part in (line.train_loss, scored, line.learning_rate)]
     return None if step is None else (step, *(math.nan if number is None else number for number in found))
 
 

@@ -52,7 +52,8 @@ class Sweep:
     """A row per trial, however it ended, by trial_id: `COLUMNS`, then `config.<key>` for each configuration key.
 
     `eval_loss` and `test_loss` in nats per completion token, NaN where there is none that is finite; `budget` is
-    `config.steps`."""
+    `config.steps`. Where trials were stopped before all rows were scored: `eval_rows`, and `part_loss` over those; their
+    `eval_loss` is NaN."""
     curves: pd.DataFrame
     """A row per evaluation: `trial_id`, `step`, `train_loss`, `eval_loss`, `learning_rate`, by trial_id and step."""
     bare: BareBase | None

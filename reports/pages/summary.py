@@ -67,6 +67,7 @@ def summary(found: Findings) -> dict[str, Any]:
         "on": "test" if found.confirmed else "eval",
         "best": _best(verdict.best[0], gains) if verdict.best else None,
         "may_be_best": [row["name"] for row in (*verdict.best, *(rival.row for rival in verdict.tied))],
+        **({"front": [row["name"] for row in found.front]} if found.seeks_front else {}),
         "base_loss": None if gains is None else gains.base,
         "quantizers": quantizers,
         "trials": {status: int(count) for status, count in sorted(trials["status"].value_counts().items())},
@@ -84,6 +85,13 @@ def line_of(found: Findings) -> str:
         said = f"none of {counted(begun, 'trial')} gave a usable result" if begun else "no trial has begun"
         return f"{name}: {said}"
     lead = verdict.best[0]
+    if front := found.front:
+        ends = [f"{plain(row['name'], 30)} ({row['loss']:.4f} at {size(row['adapter_bytes'])})" for row in front]
+        named = ends[0] if len(ends) == 1 else f"{ends[0]} to {ends[-1]}"
+        said = (
+            f"{counted(len(front), 'configuration')} on the front, {'test' if found.confirmed else 'eval'} loss {named}"
+        )
+        return plain(f"{name}: {said}; {counted(len(found.searched), 'trial')}", LONGEST)
     on = f"{'test' if found.confirmed else 'eval'} loss {lead['loss']:.4f}"
     who = f"{side(lead)} ({_configuration(lead)})"
     others = [rival.row for rival in verdict.tied]

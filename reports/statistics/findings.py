@@ -13,7 +13,7 @@ from reports.load.scores import scores_of
 from reports.load.sweep import Sweep
 from reports.load.values import finite, mapping
 from reports.statistics.axes import Axes, axes
-from reports.statistics.comparable import Comparable, Row, ScoresOf, comparable, rows
+from reports.statistics.comparable import Comparable, Row, ScoresOf, comparable, pareto, rows
 from reports.statistics.full_precision import Margin
 from reports.statistics.gain import Gains, gains
 from reports.statistics.verdict import Verdict, verdict
@@ -55,6 +55,20 @@ class Findings:
     def confirmed(self) -> bool:
         """Whether any configuration was confirmed: then these decide, by their test loss."""
         return len(self.groups.confirmed) > 0
+
+    @property
+    def seeks_front(self) -> bool:
+        """Were small adapters searched for beside a low loss?"""
+        return mapping(self.sweep.spec, "search").get("objectives") == ["loss", "bytes"]
+
+    @property
+    def front(self) -> tuple[Row, ...]:
+        """Of the configurations in the contest those that no other is as good as in loss or bytes and better in the other,
+        by their loss; none where the loss alone was searched for."""
+        if not self.seeks_front:
+            return ()
+        known = self.groups.contest[self.groups.contest["adapter_bytes"].notna()]
+        return rows(known[pareto(known, ("loss", "adapter_bytes"))].sort_values(["loss", "adapter_bytes"]))
 
     @property
     def not_in_contest(self) -> tuple[str, ...]:

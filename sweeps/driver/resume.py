@@ -12,6 +12,7 @@ from bitlora.files import record
 from bitlora.files.record import Metrics, Record
 from sweeps.driver.prepare import Prepared
 from sweeps.pool.measured import MEMORY
+from sweeps.search.rungs.sequential import loss_of
 from sweeps.spec.errors import SpecError
 from sweeps.spec.spec import Spec, load_spec
 
@@ -61,7 +62,7 @@ class Past:
         copies = self._copies
         confirming = {trial_id for trial_id, config in self.configs.items() if config.get("confirms")}
         return {
-            trial_id: [(line.step, line.eval_loss) for line in lines]
+            trial_id: [(line.step, loss_of(line)) for line in lines]
             for trial_id, lines in self.metrics.items()
             if trial_id not in copies | confirming
         }

@@ -10,7 +10,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from sweeps.search.cloning.place import Place
 from sweeps.search.cloning.population import Population
 from sweeps.search.metric import METRIC, STEP, finite
-from sweeps.search.rules import StoppingRule, Wave, make_rule
+from sweeps.search.rules import SizeOf, StoppingRule, Wave, alike, make_rule
 from sweeps.spec.spec import Spec
 
 Past = Mapping[str, Sequence[tuple[int, float]]]
@@ -18,17 +18,21 @@ Past = Mapping[str, Sequence[tuple[int, float]]]
 
 
 def make_scheduler(
-    spec: Spec, max_steps: int, past: Past | None = None, population: Population | None = None
+    spec: Spec,
+    max_steps: int,
+    past: Past | None = None,
+    population: Population | None = None,
+    size: SizeOf = alike,
 ) -> WaveScheduler:
     """The scheduler of a sweep whose full trials take `max_steps` optimizer steps.
 
     Args:
         population: of a sweep with `scheduler.name: pbt`.
         past: what trials that search have reported before this scheduler came, whether they go on or not.
+        size: of each adapter; counts where bytes are an objective.
     """
-    scheduler = (
-        WaveScheduler(make_rule(spec.scheduler, max_steps)) if population is None else PopulationScheduler(population)
-    )
+    rule = make_rule(spec.scheduler, max_steps, size if "bytes" in spec.search.objectives else alike)
+    scheduler = WaveScheduler(rule) if population is None else PopulationScheduler(population)
     for trial_id, curve in (past or {}).items():
         for step, loss in curve:
             scheduler.recall(trial_id, step, loss)

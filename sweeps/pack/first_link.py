@@ -25,6 +25,7 @@ from sweeps.pack.link import Link
 from sweeps.pool.messages import Attach, Command, Detach, Leave, StepProgress, Stop, TrialResult
 from sweeps.search.cloning.place import Source
 from sweeps.search.rules import Wave
+from sweeps.search.rungs.sequential import loss_of
 
 if TYPE_CHECKING:
     from bitlora.adapter.latent import Latent
@@ -183,7 +184,8 @@ class FirstLink(Link):
             self._storage.push(f"{where}/{record.CONFIG}", f"{where}/{record.METRICS}")
             for line in record.read_metrics(folder):
                 if line.step > reported:
-                    self._report(trial_id, "running", line, {})
+                    wave = {} if line.row_losses is None else {trial_id: (line.step, loss_of(line))}
+                    self._report(trial_id, "running", line, wave)
 
         self._write(write)
         self.log_event("attach", trial_id)
@@ -214,7 +216,8 @@ class FirstLink(Link):
         left: Checkpoint | None = None,
     ) -> None:
         folder, where = self._storage.folder / "trials" / trial_id, f"trials/{trial_id}"
-        scores = [(record.EVAL, self._settings.dataset.eval, result)]
+        rows = self._settings.dataset.eval
+        scores = [(record.EVAL, rows if result.rows is None else rows.take(result.rows), result)]
         if test is not None:
             scores.append((record.TEST, self._settings.dataset.test.first(config.confirm_rows), test))
         done = metrics.step == config.steps

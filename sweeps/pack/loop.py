@@ -23,10 +23,12 @@ from bitlora.engine.slots.optim import LossScale, learning_rate
 from bitlora.engine.slots.slot import SlotState
 from bitlora.files import record
 from sweeps.pack.bare import BARE, BareScores
+from sweeps.pack.scoring import Scoring
 from sweeps.pack.slotted import SlottedTrial
-from sweeps.pool.messages import Attach, Command, Continue, Detach, Leave, StepProgress, Stop
+from sweeps.pool.messages import Attach, Command, Continue, Detach, Leave, Peers, StepProgress, Stop
 from sweeps.search.cloning.place import Source
 from sweeps.search.rules import Wave
+from sweeps.search.rungs.sequential import RowLoss
 
 if TYPE_CHECKING:
     from bitlora.engine.engine import Engine, EvalResult, StepStats
@@ -53,7 +55,7 @@ class PackLoop:
         self._checkpoint_every = settings.checkpoint_every
         self._keep_best = settings.keep == "best"
         self._train = settings.dataset.train
-        self._eval = Batch.of(settings.dataset.eval)
+        self._scoring = Scoring(engine, settings.dataset.eval, settings.rungs)
         self._test = settings.dataset.test
         self._uniform = math.log(engine.base.vocab_size)
         self._trials: dict[str, SlottedTrial] = {}
@@ -92,7 +94,7 @@ class PackLoop:
         if not self._workers.broadcast(self._link.wants_base()):
             return
         slot = self._engine.attach(BARE)
-        result = self._engine.evaluate([slot], self._eval)[slot]
+        result = self._scoring.evaluate({slot: None})[slot]
         test = None
         if len(self._test) and not result.failed:
             test = self._engine.evaluate([slot], Batch.of(self._test))[slot]
@@ -142,6 +144,8 @@ class PackLoop:
                     self._link.released(trial_id)
             case Continue(trial_id=trial_id):
                 self._undecided.discard(trial_id)
+            case Peers(wave=wave):
+                self._scoring.heard(wave)
             case Settled():
                 self._settling = False
             case Leave():  # this machine goes away: what has been done here is done
@@ -301,7 +305,8 @@ class PackLoop:
             return
         if self._workers.size > 1:
             self._post()
-        results = self._engine.evaluate([trial.slot for trial in trials], self._eval)
+        judged = {t.slot: None if t.config.confirms else self._scoring.judged(t.trial_id, self._at(t)) for t in trials}
+        results = self._scoring.evaluate(judged)
         tested = [t for t in trials if t.config.confirms and len(self._test) and self._stays(t, results[t.slot])]
         tests: dict[int, EvalResult] = {}
         for rows in dict.fromkeys(t.config.confirm_rows for t in tested):
@@ -316,14 +321,20 @@ class PackLoop:
                 self._diverged(trial, why)
             else:
                 scored.append(trial)
-        wave = {t.trial_id: (self._at(t), results[t.slot].loss) for t in scored if not t.config.confirms}
+        losses = {
+            t.slot: self._scoring.by_rows(results[t.slot]) if judged[t.slot] else results[t.slot].loss for t in scored
+        }
+        wave = {t.trial_id: (self._at(t), losses[t.slot]) for t in scored if not t.config.confirms}
+        self._scoring.heard(wave)
         for trial in scored:
-            self._scored(trial, results[trial.slot], tests.get(trial.slot), wave)
+            self._scored(trial, results[trial.slot], tests.get(trial.slot), wave, losses[trial.slot])
         if self._workers.size > 1:
             self._apply_commands()
         self._await_verdicts()
 
-    def _scored(self, trial: SlottedTrial, result: EvalResult, test: EvalResult | None, wave: Wave) -> None:
+    def _scored(
+        self, trial: SlottedTrial, result: EvalResult, test: EvalResult | None, wave: Wave, loss: float
+    ) -> None:
         step = self._at(trial)
         metrics = record.Metrics(
             step=step,
@@ -332,6 +343,8 @@ class PackLoop:
             eval_loss=result.loss,
             learning_rate=learning_rate(trial.config.at(step - 1), step),
             seconds=time.monotonic() - trial.began,
+            rows=None if result.rows is None else len(result.rows),
+            row_losses=list(loss.rows) if isinstance(loss, RowLoss) else None,
         )
         trial.scored, trial.losses = trial.losses, []
         left = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from bitlora.files.record import Metrics, Status
@@ -48,6 +48,13 @@ class Continue:
 
 
 @dataclass(frozen=True, slots=True)
+class Peers:
+    """These were evaluated in another pack, or in an earlier run of the sweep: whom trials are held against at a rung."""
+
+    wave: Wave
+
+
+@dataclass(frozen=True, slots=True)
 class Leave:
     """This machine goes away: save what has been done, and end."""
 
@@ -57,7 +64,7 @@ class Stop:
     """End."""
 
 
-Command = Attach | Detach | Continue | Leave | Stop
+Command = Attach | Detach | Continue | Peers | Leave | Stop
 
 # ---- pack -> pool -> trial
 
@@ -87,10 +94,13 @@ class TrialResult:
         return self.status != "running"
 
     def flat(self) -> dict[str, Any]:
-        """As Ray Tune takes a result. Its loggers would draw a wave's losses as the trial's own: those are left out."""
+        """As Ray Tune takes a result. Its loggers would draw a wave's losses, and those of rows, as the trial's own: these
+        are left out."""
         own = {"trial_id": self.trial_id, "status": self.status, "reason": self.reason, "fatal": self.fatal}
         scores = {"step": self.step, "eval_loss": self.eval_loss}
-        return {**(asdict(self.metrics) if self.metrics is not None else {}), **own, **scores}
+        metrics = self.metrics.line() if self.metrics is not None else {}
+        metrics.pop("row_losses", None)
+        return {**metrics, **own, **scores}
 
 
 @dataclass(frozen=True, slots=True)

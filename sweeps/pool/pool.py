@@ -211,6 +211,7 @@ class Pool(CommonGround):
             pack.measures = False
             pack.slots = slots or pack.slots
             pack.since = time.monotonic()
+            self._introduce(pack)
             self._dispatch()
 
     async def pack_failed(self, name: str, error: str, unwritable: bool = False) -> None:
@@ -264,6 +265,7 @@ class Pool(CommonGround):
         self._begun = True
         entry.furthest = max(entry.furthest, result.step)
         entry.suspicion.reported(result.step)
+        self._tell_others(result, [pack for other, pack in self._packs.named.items() if other != name and pack.ready])
         self._deliver(entry, result)
         self._dispatch()
 

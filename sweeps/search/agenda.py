@@ -48,6 +48,10 @@ class Agenda:
         self.confirms: Callable[[int], object] = bool
         """Told how many trials the sweep has, when it is known what is to be confirmed."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles the searcher at its start; whom it asks and tells lives on the driver alone."""
+        return {**self.__dict__, "choose": None, "confirms": bool}
+
     def counted(self, attributes: Mapping[str, Any]) -> None:
         """A trial with these attributes has been handed out, or had ended before."""
         self.count += 1

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from sweeps.search.confirm import REPEATS
+from sweeps.search.metric import at_least_as_good
 from sweeps.spec.keys.search import SearchConfig
 
 SPENT: Final = "search_seconds"
@@ -30,7 +31,8 @@ class SearchBudget:
         self._began = clock() - float(study.user_attrs.get(SPENT, 0.0))
         self._tokens: dict[str, int] = {}
         """Trial -> those that it was trained on."""
-        self._best: float | None = None
+        self._best: list[Sequence[float]] = []
+        """What no trial before was as good as; of two objectives in at least one of them."""
         self._no_better = 0
         """Trials that have ended since there was a new best."""
         told = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
@@ -45,9 +47,10 @@ class SearchBudget:
         """A trial has ended, not with the sweep. One that confirms says nothing of the search."""
         if REPEATS in trial.user_attrs:
             return
-        value = trial.value if trial.state == TrialState.COMPLETE else None
-        if value is not None and (self._best is None or value < self._best):
-            self._best, self._no_better = value, 0
+        values = trial.values if trial.state == TrialState.COMPLETE else None
+        if values is not None and not any(at_least_as_good(best, values) for best in self._best):
+            self._best.append(values)
+            self._no_better = 0
         else:
             self._no_better += 1
 

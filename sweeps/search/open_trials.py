@@ -28,12 +28,17 @@ class OpenTrials:
 
     Args:
         configure: makes a trial's whole configuration of the values that were chosen for the axes.
+        size: bytes of the adapter for which these were chosen, where they are an objective.
     """
 
     def __init__(
-        self, study: optuna.Study, space: Space, configure: Callable[[dict[str, Any]], dict[str, Any]]
+        self,
+        study: optuna.Study,
+        space: Space,
+        configure: Callable[[dict[str, Any]], dict[str, Any]],
+        size: Callable[[dict[str, Any]], int] | None = None,
     ) -> None:
-        self._study, self._space, self._configure = study, space, configure
+        self._study, self._space, self._configure, self._size = study, space, configure, size
         self._open: dict[str, optuna.Trial] = {}
         self._values: dict[str, dict[int, float]] = {}
         """The steps of which the study has a value, and that."""
@@ -92,7 +97,8 @@ class OpenTrials:
         """An open trial was evaluated: finite losses are told, each step once."""
         if (value := finite(loss)) is None or step in self._values[trial_id]:
             return
-        self._open[trial_id].report(value, step)
+        if self._size is None:  # Optuna takes no reports of a trial with several objectives
+            self._open[trial_id].report(value, step)
         self._values[trial_id][step] = value
 
     def values_of(self, trial_id: str) -> list[float]:
@@ -134,8 +140,9 @@ class OpenTrials:
             trial.set_user_attr("reason", reason)
         if status == DIVERGED:
             trial.set_constraint(DIVERGED, 1.0)
-        if status == "completed" and finite(value) is not None:
-            return came_to, self._study.tell(trial, value)
+        if status == "completed" and (loss := finite(value)) is not None:
+            size = [] if self._size is None else [self._size(self._chosen(trial, trial.user_attrs))]
+            return came_to, self._study.tell(trial, [loss, *size])
         if status == "interrupted":  # it goes on when the sweep does
             set_aside(self._study, trial)
             return came_to, None

@@ -30,6 +30,7 @@ from sweeps.search.metric import METRIC, STEP
 from sweeps.search.open_trials import OpenTrials, name_of
 from sweeps.search.sampling.drafts import Drafts
 from sweeps.search.sampling.earlier import EarlierTrial
+from sweeps.search.sampling.prior import RatePrior
 from sweeps.search.study import EndedTrial, open_study, sync
 from sweeps.search.twins import SAME_AS, SETTLED, Firsts, Outcome, Twin, reason_of
 from sweeps.spec import space as spaces
@@ -58,6 +59,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         bounds: What an adapter may be. What is beyond it is no trial: the sampler hears of it, and the next is asked for.
         clock: Seconds.
         earlier: Trials of other sweeps that the sampler knows too.
+        prior: What is known of learning rates before any trial.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         bounds: Bounds | None = None,
         clock: Callable[[], float] = time.monotonic,
         earlier: Sequence[EarlierTrial] = (),
+        prior: RatePrior | None = None,
     ) -> None:
         super().__init__(metric=metric, mode=mode)
         self._space = spec.search.space
@@ -79,10 +82,11 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         self._journal = journal
         self._study = open_study(spec, journal)
         self._agenda = Agenda(spec, self._study, bounds)
-        drafted = (bounds or earlier) and spec.search.sampler != "grid"
-        self._drafts = Drafts(spec, self._study, bounds, earlier) if drafted else None
+        drafted = (bounds or earlier or prior) and spec.search.sampler != "grid"
+        self._drafts = Drafts(spec, self._study, bounds, earlier, prior) if drafted else None
         self._budget = SearchBudget(spec.search, self._study, clock)
-        self._trials = OpenTrials(self._study, self._space, configure)
+        size = bounds.bytes if bounds is not None and "bytes" in spec.search.objectives else None
+        self._trials = OpenTrials(self._study, self._space, configure, size)
         self._changed = changed
         self._keep_best = spec.train.keep == "best"
         self._suggested: dict[str, dict[str, Any]] = {}
@@ -110,10 +114,11 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
                 status = trial.user_attrs.get("status", "failed")
                 reason = trial.user_attrs.get("reason", "")
                 config, same_as = self._trials.config_of(trial), trial.user_attrs.get(SAME_AS, "")
-                self.ended[name] = EndedTrial(status, reason, config, trial.value, same_as)
+                value = trial.values[0] if trial.values else None
+                self.ended[name] = EndedTrial(status, reason, config, value, same_as)
                 if status in SETTLED and config is not None and not same_as:
                     self._firsts.enter(name, config)
-                    self._settled[name] = Outcome(status, reason, trial.value, trial.intermediate_values)
+                    self._settled[name] = Outcome(status, reason, value, trial.intermediate_values)
                 self._agenda.counted(trial.user_attrs)
             else:
                 self._begun[name] = trial
@@ -160,6 +165,12 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         """Trials have been trained on so many tokens each, since their first step: those of an earlier run of the sweep."""
         self._budget.trained(tokens)
         self._end_search_if_spent()
+
+    def config(self, trial_id: str) -> dict[str, Any] | None:
+        """The whole configuration of a trial that was handed out, or had ended before; None: it has none."""
+        if trial_id in self._suggested:
+            return dict(self._suggested[trial_id]["config"])
+        return self.ended[trial_id].config if trial_id in self.ended else None
 
     @property
     def left(self) -> int:

@@ -24,6 +24,7 @@ from sweeps.spec.clashes import (
     adapter_clashes,
     base_clashes,
     budget_clashes,
+    judging_clashes,
     population_clashes,
     resource_clashes,
     search_clashes,
@@ -139,5 +140,6 @@ def _clashes(spec: Spec) -> Iterator[Clash]:
     yield from search_clashes(spec.search, spec.train, spec.confirm)
     yield from resource_clashes(spec.resources)
     yield from budget_clashes(spec.train, spec.scheduler, spec.search)
+    yield from judging_clashes(spec.train, spec.scheduler, spec.search, spec.confirm)
     if spec.scheduler.name == "pbt":
         yield from population_clashes(spec.train, spec.scheduler, spec.search)

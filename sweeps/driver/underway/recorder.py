@@ -220,6 +220,7 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
                 data=provenance(self._prepared),
                 versions=(computed and computed.versions) or self._versions,
                 test_loss=record.loss_of(folder / record.TEST) if tested else None,
+                eval_rows=last.rows if last is not None and ranked else None,
             ),
         )
         self._storage.push(f"{where}/{record.RECORD}")

@@ -7,6 +7,7 @@ import logging
 import os
 import uuid
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Final
 
 import ray
@@ -36,6 +37,8 @@ from sweeps.pool.pool import AHEAD, INTERRUPTED_REASON, POOL, Pool
 from sweeps.search.bounds import Bounds
 from sweeps.search.cloning.population import Changes, Population, attribute, decided
 from sweeps.search.first_look import chooser
+from sweeps.search.rungs.sequential import make_rungs
+from sweeps.search.sampling.prior import rate_prior
 from sweeps.search.searcher import OptunaSearcher
 from sweeps.spec.spec import Spec
 
@@ -75,6 +78,7 @@ class SweepSearch:
         if slots == "auto":
             slots = SLOTS["gpu" if resources.get("GPU") else "cpu"]
         self._at_once = slots * limits[1] + AHEAD
+        self._past, self._budget = look(storage.folder), prepared.trial(spec, {}).steps
         settings = PackSettings(
             base=spec.base,
             dtype=spec.train.dtype,
@@ -89,6 +93,7 @@ class SweepSearch:
             most_workers=limits[1] * spec.resources.workers_per_pack,
             storage=storage,
             token=token,
+            rungs=make_rungs(spec.scheduler, self._budget, len(prepared.dataset.eval), self._past.curves),
             keep=spec.train.keep,
             checkpoint_every=spec.train.checkpoint_every,
             workers=spec.resources.workers_per_pack,
@@ -125,9 +130,10 @@ class SweepSearch:
             essence=(lambda config: None) if spec.scheduler.name == "pbt" else self._prepared.essence,
             bounds=Bounds(spec, self._prepared.base),
             earlier=self._prepared.earlier,
+            prior=rate_prior(spec, self._prepared.base, self._prepared.trial(spec, {}).steps),
         )
         searcher.set_attributes(began_with(self._prepared))
-        past = look(storage.folder)
+        past = self._past
         searcher.reported = {trial_id: lines[-1].step for trial_id, lines in past.metrics.items() if lines}
         recorder = Recorder(storage, pool, self._prepared, searcher, spec.scheduler.name, spec.train.keep)
         recorder.resume(past)
@@ -135,14 +141,15 @@ class SweepSearch:
         left = searcher.left
         if left:
             pool.start.remote()
-        budget, rows = self._prepared.trial(spec, {}).steps, self._prepared.dataset.summary.test_rows
+        sizes = cache(lambda trial_id: self._prepared.bytes(searcher.config(trial_id)))
         population = None
         if spec.scheduler.name == "pbt":
-            population = Population(spec, budget, searcher.searched, decided(searcher.attributes))
-        scheduler = make_scheduler(spec, budget, past.curves, population)
+            population = Population(spec, self._budget, searcher.searched, decided(searcher.attributes))
+        scheduler = make_scheduler(spec, self._budget, past.curves, population, sizes)
         feed = PoolFeed(pool, scheduler.heard, scheduler.place)
         scheduler.go_on = feed.go_on
-        choose = chooser(spec, storage, rows, budget, heartbeat.say, fresh=not past.metrics)
+        rows = self._prepared.dataset.summary.test_rows
+        choose = chooser(spec, storage, rows, self._budget, heartbeat.say, fresh=not past.metrics)
         with (
             Display(
                 console, heartbeat, pool, list(spec.search.space), searcher.total, past.best, searcher.total - left

@@ -155,7 +155,8 @@ def run(seed):
     meeting, scheduler = Meeting(), Scheduler(seed)
     tokens, learn = np.arange(6, dtype=np.int32), np.tile([False, True], 3)
     rows = Rows(tokens, learn, np.arange(0, 7, 2), ("a", "b", "c"), np.ones(3, np.int64))
-    settings = SimpleNamespace(dataset=Dataset(rows, rows, rows, None), checkpoint_every=None, keep="last")
+    dataset = Dataset(rows, rows, rows, None)
+    settings = SimpleNamespace(dataset=dataset, checkpoint_every=None, keep="last", rungs=None)
     applied, errors = ([], []), []
 
     def work(rank):
