@@ -24,6 +24,7 @@ from torch.nn.attention.varlen import varlen_attn
 
 from bitlora.base.admission import unknown_option
 from bitlora.forward.forward_plan import ForwardPlan, bound_plan
+from bitlora.forward.kv_cache import SeenTokens
 
 ATTENTION: Final = "bitlora_rows"
 """The name under which `row_attention` is known to transformers."""
@@ -87,6 +88,10 @@ def row_attention(
         calls.count += 1
 
     window, softcap, sinks = (options.get(name) for name in ("sliding_window", "softcap", "s_aux"))
+    if plan.past is not None:
+        plan.past.cache.write(module, plan.past.lanes, plan.positions[0], key, value)
+        if plan.past.looks_back:
+            return _looking_back(module, plan, plan.past, query, scaling, window, softcap, sinks), None
     if plan.pad is not None and softcap is None and sinks is None and fits_unpadded(query, value):
         return _unpadded(plan, query, key, value, scaling, window), None
 
@@ -94,12 +99,41 @@ def row_attention(
     q, k, v = (plan.padded(x.to(inside).squeeze(0)) for x in (query, key, value))
     seen = None if window is None or window >= plan.longest else _band(plan.longest, int(window), query.device)
     if softcap is None and sinks is None:
-        grouped = q.shape[1] != k.shape[1]
-        out = F.scaled_dot_product_attention(q, k, v, seen, is_causal=seen is None, scale=scaling, enable_gqa=grouped)
+        out = _fused(q, k, v, seen, scaling)
     else:
         seen = _band(plan.longest, plan.longest, query.device) if seen is None else seen
         out = _written_out(q, k, v, seen, scaling, softcap, sinks)
     return plan.unpadded(out.to(query.dtype))[None], None
+
+
+def _looking_back(
+    module: nn.Module,
+    plan: ForwardPlan,
+    past: SeenTokens,
+    query: Tensor,  # (1, heads, T, width)
+    scaling: float | None,
+    window: int | None,
+    softcap: float | None,
+    sinks: Tensor | None,  # (heads,)
+) -> Tensor:
+    """Attention of one token of each row over what is kept of its row, itself among that: (1, T, heads, value_width)."""
+    inside = attended_in(query)
+    k, v = (each.to(inside) for each in past.cache.read(module, past.chosen, past.longest))
+    q = query.to(inside).squeeze(0).transpose(0, 1)[:, :, None]  # (T, heads, 1, width)
+    before = plan.positions[0][:, None] - torch.arange(past.longest, device=query.device)
+    seen = before >= 0 if window is None else (before >= 0) & (before < int(window))
+    seen = seen[:, None, None]  # (T, 1, 1, keys)
+    if softcap is None and sinks is None:
+        out = _fused(q, k, v, seen, scaling)
+    else:
+        out = _written_out(q, k, v, seen, scaling, softcap, sinks)
+    return out[:, :, 0].to(query.dtype)[None]
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, scaling: float | None) -> Tensor:
+    """PyTorch's own attention; `seen` None: causal."""
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, seen, is_causal=seen is None, scale=scaling, enable_gqa=grouped)
 
 
 def attended_in(query: Tensor) -> torch.dtype:
@@ -153,18 +187,18 @@ def _band(length: int, window: int, device: torch.device) -> Tensor:
 
 def _written_out(
     query: Tensor,  # (rows, heads, L, width)
-    key: Tensor,  # (rows, kv_heads, L, width)
-    value: Tensor,  # (rows, kv_heads, L, value_width)
-    seen: Tensor,  # (L, L) bool
+    key: Tensor,  # (rows, kv_heads, keys, width)
+    value: Tensor,  # (rows, kv_heads, keys, value_width)
+    seen: Tensor,  # (L, keys) bool, or such for each row
     scaling: float | None,
     softcap: float | None,
     sinks: Tensor | None,  # (heads,)
 ) -> Tensor:
     """Attention with scores of its own kind: PyTorch's fused one knows neither soft caps nor sinks."""
     rows, heads, length, width = query.shape
-    kv_heads = key.shape[1]
+    _, kv_heads, keys, _ = key.shape
     grouped = query.reshape(rows, kv_heads, heads // kv_heads * length, width)
-    scores = (grouped @ key.transpose(-1, -2)).view(rows, heads, length, length)
+    scores = (grouped @ key.transpose(-1, -2)).view(rows, heads, length, keys)
     scores = scores * (width**-0.5 if scaling is None else scaling)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
@@ -172,5 +206,5 @@ def _written_out(
     scores = scores.to(high).masked_fill(~seen, -torch.inf)
     if sinks is not None:
         scores = torch.cat([scores, sinks.to(high).view(1, heads, 1, 1).expand(rows, heads, length, 1)], dim=-1)
-    weights = scores.softmax(-1)[..., :length].to(value.dtype)
-    return (weights.reshape(rows, kv_heads, -1, length) @ value).view(rows, heads, length, value.shape[-1])
+    weights = scores.softmax(-1)[..., :keys].to(value.dtype)
+    return (weights.reshape(rows, kv_heads, -1, keys) @ value).view(rows, heads, length, value.shape[-1])

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from bitlora.forward.host import send
+from bitlora.forward.kv_cache import SeenTokens
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -107,6 +108,8 @@ class ForwardPlan:
     grid_tokens: int
     tails: tuple[Tail, ...]
     """What is left of the spans, behind the grid."""
+    past: SeenTokens | None = None
+    """Where rows are written further, token by token: what is kept of them. None: the rows are whole."""
 
     @property
     def tokens(self) -> int:
