@@ -55,6 +55,10 @@ class WaveScheduler(FIFOScheduler):  # type: ignore[misc]
         self._stopped: set[str] = set()
         """Whose packs may not have heard of it yet: what they come to from then on counts for nobody."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickled as nothing: Tune writes it into files that no resume uses, and it holds on to what lives here alone."""
+        return {}
+
     def choose_trial_to_run(self, tune_controller: Any) -> None:
         """Every trial that there is may begin, in the order in which they came: the controller sees to that by itself.
         Tune's own schedulers would look through all trials for one, those that have ended first, before each result."""
