@@ -19,6 +19,7 @@ from bitlora.files.record import (
     METRICS,
     RECORD,
     RUNS,
+    STEERED,
     TRIALS,
     Metrics,
     Record,
@@ -73,7 +74,14 @@ class FolderReader:
         return {}
 
     def runs(self) -> tuple[dict[str, Any], ...]:
-        path = self.root / RUNS
+        return self._lines(RUNS)
+
+    def steered(self) -> tuple[dict[str, Any], ...]:
+        return self._lines(STEERED)
+
+    def _lines(self, name: str) -> tuple[dict[str, Any], ...]:
+        """The mappings that a file has, one a line; none where there is no such file."""
+        path = self.root / name
         try:
             lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
             return tuple(found for line in lines if isinstance(found := json.loads(line), dict))

@@ -28,6 +28,7 @@ DECIDING: Final = (
     record.EVAL,
     record.TEST,
     record.RUNS,
+    record.STEERED,
     record.KEPT,
     MEMORY,
 )
@@ -48,6 +49,11 @@ FREE: Final = (
 compared (`changed`)."""
 
 
+GROWING: Final = ("search.trials", "search.hours", "search.tokens", "search.patience")
+"""Keys of a spec that may be larger, or null, when a sweep goes on. Of trials it has as many as it ever had, also where a
+spec says fewer: a person may have added some."""
+
+
 @dataclass(frozen=True, slots=True)
 class Past:
     """By trial: what is there. A trial that is not ended may have each, all or none of them."""
@@ -58,13 +64,14 @@ class Past:
 
     @property
     def curves(self) -> dict[str, list[tuple[int, float]]]:
-        """Steps and losses of each trial that searches and was trained: of no copies, and of none that confirms."""
+        """Steps and losses of each trial that searches and was trained: of no copies, of none that confirms, and of none
+        that began with another's weights."""
         copies = self._copies
-        confirming = {trial_id for trial_id, config in self.configs.items() if config.get("confirms")}
+        apart = {t for t, config in self.configs.items() if config.get("confirms") or config.get("warm_start")}
         return {
             trial_id: [(line.step, loss_of(line)) for line in lines]
             for trial_id, lines in self.metrics.items()
-            if trial_id not in copies | confirming
+            if trial_id not in copies | apart
         }
 
     @property
@@ -113,8 +120,22 @@ def cannot_resume(spec: Spec, folder: Path) -> list[str]:
         f"{key}: {_shown(now.get(key))}, but the sweep in {spec.place} was begun with {_shown(then.get(key))}; "
         "a sweep goes on as it was begun"
         for key in sorted(now.keys() | then.keys())
-        if not key.startswith(FREE) and now.get(key) != then.get(key)
+        if not key.startswith(FREE) and now.get(key) != then.get(key) and not _grows(key, now.get(key), then.get(key))
     ]
+
+
+def _grows(key: str, now: Any, then: Any) -> bool:
+    if key == "search.trials":
+        return True
+    return key in GROWING and then is not None and (now is None or now > then)
+
+
+def grown(spec: Spec, folder: Path) -> Spec | None:
+    """What sweep.yaml is to say where the sweep in `folder` goes on and may search more than before; None: it may not."""
+    begun = load_spec(folder / SPEC)
+    asked = {key: getattr(spec.search, key) for key in (name.partition(".")[2] for name in GROWING)}
+    more = begun.model_copy(update={"search": begun.search.model_copy(update=asked)})
+    return more if more != begun else None
 
 
 def began_with(prepared: Prepared) -> dict[str, str]:
@@ -143,11 +164,12 @@ def changed(prepared: Prepared, folder: Path, place: str) -> list[str]:
 
 def as_begun(spec: Spec, folder: Path) -> Spec:
     """The spec with the revisions that the sweep in `folder` began with, where it leaves them open: what is on a hub by now
-    may be another one."""
+    may be another one. And with the trials that it has by now, where it says fewer."""
     begun = load_spec(folder / SPEC)
     base = spec.base.model_copy(update={"revision": spec.base.revision or begun.base.revision})
     data = spec.data.model_copy(update={"revision": spec.data.revision or begun.data.revision})
-    return spec.model_copy(update={"base": base, "data": data})
+    search = spec.search.model_copy(update={"trials": max(spec.search.trials, begun.search.trials)})
+    return spec.model_copy(update={"base": base, "data": data, "search": search})
 
 
 def begun_in(folder: Path) -> str | None:

@@ -81,9 +81,10 @@ class WaveScheduler(FIFOScheduler):  # type: ignore[misc]
                     self._rule.enter(trial_id, step, loss)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        confirms = trial.config.get("config", {}).get("confirms")
+        config = trial.config.get("config", {})
+        apart = config.get("confirms") or config.get("warm_start")
         loss, trial_id = finite(result.get(METRIC)), trial.config["trial_id"]
-        if confirms or loss is None or self._rule is None:
+        if apart or loss is None or self._rule is None:
             return str(TrialScheduler.CONTINUE)
         self.heard({trial_id: (result[STEP], loss)})
         if self._rule.goes_on(trial_id, result[STEP]):
@@ -112,7 +113,7 @@ class PopulationScheduler(WaveScheduler):
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         config = trial.config["config"]
-        if not config.get("confirms"):
+        if not (config.get("confirms") or config.get("warm_start")):
             self._population.begin(trial.config["trial_id"], config)
             self._settle()
 

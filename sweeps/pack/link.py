@@ -67,6 +67,17 @@ class Link:
     def save(self, trial_id: str, config: TrialConfig, state: Coming[SlotState], progress: TrialProgress) -> None:
         """Write a checkpoint."""
 
+    def latent_of(self, config: TrialConfig) -> dict[str, Latent] | None:
+        """The weights that a trial begins with which are another's (`TrialConfig.warm_start`).
+
+        Raises:
+            ValueError: they are not there, or not such as it has; one line for a user.
+        """
+        return None
+
+    def extended(self, trial_id: str, config: TrialConfig) -> None:
+        """Write a trial's configuration anew, which has more steps, and report that it has heard of it."""
+
     def ended(self, trial_id: str, status: Literal["diverged", "failed"], step: int, reason: str) -> None:
         """Report that a trial has ended, but not by having taken all its steps."""
 

@@ -32,6 +32,11 @@ class Attach:
     until: int | None = None
     """The step at which it leaves its slot, evaluated, until it is said how it goes on (`sweeps.pool.pool.Pool.go_on`)."""
 
+    @property
+    def needs_files(self) -> bool:
+        """Does it begin with something that was written before?"""
+        return self.resumes or self.source is not None or self.config.get("warm_start") is not None
+
 
 @dataclass(frozen=True, slots=True)
 class Detach:
@@ -45,6 +50,15 @@ class Continue:
     """The trial is not stopped for its last evaluation."""
 
     trial_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Extend:
+    """The trial has more steps: this is its configuration from now on, the same up to the budget that it had."""
+
+    trial_id: str
+    config: dict[str, Any]
+    """`bitlora.config.trial.TrialConfig`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +78,7 @@ class Stop:
     """End."""
 
 
-Command = Attach | Detach | Continue | Peers | Leave | Stop
+Command = Attach | Detach | Continue | Extend | Peers | Leave | Stop
 
 # ---- pack -> pool -> trial
 
@@ -98,7 +112,7 @@ class TrialResult:
         are left out."""
         own = {"trial_id": self.trial_id, "status": self.status, "reason": self.reason, "fatal": self.fatal}
         scores = {"step": self.step, "eval_loss": self.eval_loss}
-        metrics = self.metrics.line() if self.metrics is not None else {}
+        metrics = {k: v for k, v in self.metrics.line().items() if v is not None} if self.metrics is not None else {}
         metrics.pop("row_losses", None)
         return {**metrics, **own, **scores}
 

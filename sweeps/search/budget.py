@@ -10,7 +10,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from sweeps.search.confirm import REPEATS
-from sweeps.search.metric import at_least_as_good
+from sweeps.search.metric import APART, at_least_as_good, values_in_search
 from sweeps.spec.keys.search import SearchConfig
 
 SPENT: Final = "search_seconds"
@@ -44,10 +44,11 @@ class SearchBudget:
         self._tokens |= {trial: max(count, self._tokens.get(trial, 0)) for trial, count in tokens.items()}
 
     def ended(self, trial: FrozenTrial) -> None:
-        """A trial has ended, not with the sweep. One that confirms says nothing of the search."""
-        if REPEATS in trial.user_attrs:
+        """A trial has ended, not with the sweep. One that confirms says nothing of the search, nor does one that a person
+        made unlike the others."""
+        if REPEATS in trial.user_attrs or APART in trial.user_attrs:
             return
-        values = trial.values if trial.state == TrialState.COMPLETE else None
+        values = values_in_search(trial) if trial.state == TrialState.COMPLETE else None
         if values is not None and not any(at_least_as_good(best, values) for best in self._best):
             self._best.append(values)
             self._no_better = 0

@@ -13,7 +13,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from sweeps.search.cloning.population import became
-from sweeps.search.metric import at_least_as_good
+from sweeps.search.metric import APART, at_least_as_good, values_in_search
 from sweeps.search.twins import SAME_AS
 from sweeps.spec.keys.confirm import MOST_SEEDS, SEEDS, ConfirmConfig
 from sweeps.spec.space import Choices, Space
@@ -98,7 +98,8 @@ def finalists(searched: Sequence[FrozenTrial], confirm: ConfirmConfig, attribute
 
     groups: dict[str, list[FrozenTrial]] = {}
     for trial in searched:
-        if trial.state == TrialState.COMPLETE and trial.values and beside(trial):
+        told = trial.state == TrialState.COMPLETE and APART not in trial.user_attrs
+        if told and values_in_search(trial) and beside(trial):
             groups.setdefault(repr(sorted((k, v) for k, v in trial.params.items() if k != "seed")), []).append(trial)
     best = sorted(groups.values(), key=lambda group: (_means(group), group[0].number))
     if best and len(_means(best[0])) > 1:
@@ -119,7 +120,7 @@ def finalists(searched: Sequence[FrozenTrial], confirm: ConfirmConfig, attribute
 
 def _means(group: list[FrozenTrial]) -> list[float]:
     """Of each objective, over the seeds of a configuration."""
-    return [fmean(values) for values in zip(*(trial.values for trial in group), strict=True)]
+    return [fmean(values) for values in zip(*(values_in_search(trial) or [] for trial in group), strict=True)]
 
 
 def _along_front(groups: list[list[FrozenTrial]], most: int) -> list[list[FrozenTrial]]:

@@ -10,17 +10,12 @@ from optuna.trial import BaseTrial, FixedTrial, FrozenTrial, TrialState
 
 from bitlora.files.record import Status
 from sweeps.search.confirm import REPEATS
-from sweeps.search.metric import finite
+from sweeps.search.metric import BUDGET, OVERLAY, finite, name_of
 from sweeps.search.sampling.seen import DIVERGED
 from sweeps.search.study import reopen, set_aside
 from sweeps.search.twins import Outcome
 from sweeps.spec import space as spaces
 from sweeps.spec.space import Space
-
-
-def name_of(trial: optuna.Trial | FrozenTrial) -> str:
-    """Our id of a trial."""
-    return f"t{trial.number:04d}"
 
 
 class OpenTrials:
@@ -90,8 +85,20 @@ class OpenTrials:
             return None
 
     def _chosen(self, trial: BaseTrial, attributes: Mapping[str, Any]) -> dict[str, Any]:
-        """What is chosen for a trial: by the sampler, and for one that confirms also by the searcher."""
-        return {**spaces.suggest(trial, self._space), **attributes.get(REPEATS, {})}
+        """What is chosen for a trial: by the sampler, for one that confirms also by the searcher, and by a person."""
+        chosen = spaces.suggest(trial, self._space)
+        return {**chosen, **attributes.get(REPEATS, {}), **attributes.get(OVERLAY, {})}
+
+    def config_with(self, params: dict[str, Any]) -> dict[str, Any]:
+        """The whole configuration that these parameters come to."""
+        return self._configure(self._chosen(FixedTrial(params), {}))
+
+    def overlay(self, trial_id: str, changes: Mapping[str, Any]) -> None:
+        """An open trial has these from now on, though they were not suggested: another budget among them."""
+        trial = self._open[trial_id]
+        if BUDGET not in trial.user_attrs:
+            trial.set_user_attr(BUDGET, self.config(trial_id)["steps"])
+        trial.set_user_attr(OVERLAY, {**trial.user_attrs.get(OVERLAY, {}), **changes})
 
     def report(self, trial_id: str, step: int, loss: Any) -> None:
         """An open trial was evaluated: finite losses are told, each step once."""

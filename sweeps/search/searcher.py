@@ -21,16 +21,17 @@ from optuna.trial import FrozenTrial
 from ray.tune.search import Searcher
 
 from bitlora.files.record import Status
-from sweeps.search.agenda import SEARCH_ENDED, Agenda
+from sweeps.search.agenda import Agenda, complete, end_early, why_ended
 from sweeps.search.bounds import Bounds
 from sweeps.search.budget import SearchBudget
 from sweeps.search.cloning.population import became
 from sweeps.search.confirm import REPEATS, Choose
-from sweeps.search.metric import METRIC, STEP
-from sweeps.search.open_trials import OpenTrials, name_of
+from sweeps.search.metric import CLONES, METRIC, STEP, name_of
+from sweeps.search.open_trials import OpenTrials
 from sweeps.search.sampling.drafts import Drafts
 from sweeps.search.sampling.earlier import EarlierTrial
 from sweeps.search.sampling.prior import RatePrior
+from sweeps.search.steering.steered import SteeredSearch
 from sweeps.search.study import EndedTrial, open_study, sync
 from sweeps.search.twins import SAME_AS, SETTLED, Firsts, Outcome, Twin, reason_of
 from sweeps.spec import space as spaces
@@ -77,7 +78,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         prior: RatePrior | None = None,
     ) -> None:
         super().__init__(metric=metric, mode=mode)
-        self._space = spec.search.space
+        self._spec, self._space = spec, spec.search.space
         journal.parent.mkdir(parents=True, exist_ok=True)
         self._journal = journal
         self._study = open_study(spec, journal)
@@ -104,12 +105,17 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         self._firsts = Firsts(essence)
         self._settled: dict[str, Outcome] = {}
         """Of trials that were trained to their end."""
+        self.steered = SteeredSearch(self._study, self._space, self._agenda, self._trials, self._firsts, self._ask)
+        """What a person does to the search."""
+        self.open_ended = False
+        """More trials may come while any has not ended: the search does not say before that it is over."""
         self.ended_early: Callable[[str], object] = bool
         """Told once why no more trials are asked for that search; whoever is to know says it here."""
         self.twin: Callable[[Twin], object] = bool
         """Told of a trial that is not handed out, since one has ended that is the same; whoever is to know says it here."""
         for trial in self._study.get_trials(deepcopy=False):
             name = trial.user_attrs.get("trial_id") or name_of(trial)
+            self._agenda.clones += CLONES in trial.user_attrs
             if trial.state.is_finished():
                 status = trial.user_attrs.get("status", "failed")
                 reason = trial.user_attrs.get("reason", "")
@@ -154,7 +160,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
     @property
     def why_ended(self) -> str:
         """Why fewer trials were asked for than the spec has; nothing where that is not so."""
-        return str(self._study.user_attrs.get(SEARCH_ENDED, ""))
+        return why_ended(self._spec, self._study)
 
     @property
     def refused(self) -> int:
@@ -178,6 +184,11 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         return len(self._begun) + max(0, self.total - self._agenda.count - len(self._begun))
 
     @property
+    def over(self) -> bool:
+        """Have all trials of the sweep ended?"""
+        return complete(self._spec, self._study)
+
+    @property
     def begun(self) -> list[str]:
         """Our ids of the trials that have begun and are to go on."""
         return list(self._begun)
@@ -187,13 +198,15 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
 
         Returns:
             `{"trial_id": ours, "config": its configuration}`, with `reported`, the last step that it has reported, where
-            it goes on. None: the search has to end before it is known what is to be confirmed.
+            it goes on. None: the search has to end before it is known what is to be confirmed, or more may be asked for.
         """
         ours = self._next()
         while ours is not None and ours != Searcher.FINISHED and self._has_been_had(ours):
             ours = self._next()
         if ours is None or ours == Searcher.FINISHED:
-            return None if self._firsts.awaited else ours  # if that one fails, those that wait for it are trained
+            waits = self.open_ended and any(True for _ in self._trials)
+            # if the one that twins wait for fails, they are trained
+            return None if waits or self._firsts.awaited else ours
         self._ours[trial_id] = ours
         self._budget.note()
         # whatever has files in the sweep's folder is known to the study, whatever the machine dies of
@@ -209,8 +222,11 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         self._end_search_if_spent()
         if self._begun:
             ours = next(iter(self._begun))
-            reported = {"reported": self.reported.get(ours, 0)}
             self._take_up(ours)
+            nothing = -1 if self._trials.config(ours).get("warm_start") else 0
+            reported = {"reported": self.reported.get(ours, nothing)}
+        elif (made := self.steered.next_made()) is not None:
+            ours = made
         elif (point := self._agenda.point()) is not None:
             ours = self._ask(self._drafts.propose(point) if self._drafts else spaces.params(self._space, point), {})
         elif self._agenda.to_be_chosen and self._trials.search:
@@ -227,14 +243,14 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
 
     def _end_search_if_spent(self) -> None:
         """Where no more trials are to be asked for that search, though the spec has more, the study is told why."""
-        begun = sum(REPEATS not in trial.user_attrs for trial in self._begun.values())
+        begun = sum(not {REPEATS, CLONES} & trial.user_attrs.keys() for trial in self._begun.values())
         searched = self._agenda.searching + begun
         spent = self._budget.spent() if searched < self._agenda.searched else self._agenda.fewer
         if not (why := self.why_ended or spent):
             return
         self._agenda.end_search(searched)
         if not self.why_ended:
-            self._study.set_user_attr(SEARCH_ENDED, why)
+            end_early(self._spec, self._study, why)
             self.ended_early(why)
 
     def _has_been_had(self, trial_id: str) -> bool:

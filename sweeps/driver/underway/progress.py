@@ -205,10 +205,14 @@ class Display(DriverOnly, Callback):  # type: ignore[misc]
         line = f"no new trial is asked for: {why}; what has begun goes on to its end"
         self._console.print(line, style="yellow", markup=False, highlight=False)
 
-    def confirms(self, total: int) -> None:
-        """It is known what is to be confirmed: so many trials has the sweep."""
+    def grown(self, total: int) -> None:
+        """There are more trials now, or it is known how many are confirmed: so many in the whole sweep."""
         self._total = total
         self._bar.update(self._task, total=total)
+
+    def steered(self, what: str) -> None:
+        """Somebody did something to the sweep."""
+        self._console.print(what, style="yellow", markup=False, highlight=False)
 
     def end_twin(self, twin: Twin) -> None:
         """A trial has ended with another one, whose configuration it has."""

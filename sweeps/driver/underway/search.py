@@ -20,12 +20,14 @@ from bitlora.config.explain import one_line
 from bitlora.files.storage import Storage
 from sweeps.driver.meanwhile import Heartbeat
 from sweeps.driver.prepare import Prepared
+from sweeps.driver.requests import Inbox
 from sweeps.driver.resources import SLOTS
 from sweeps.driver.resume import JOURNAL, began_with, begun_in, look, measured
 from sweeps.driver.session import Interrupt
 from sweeps.driver.underway.driver_only import DriverOnly
 from sweeps.driver.underway.progress import Display
 from sweeps.driver.underway.recorder import Recorder
+from sweeps.driver.underway.steering import Steering
 from sweeps.driver.underway.trackers import callbacks
 from sweeps.onray.cluster import HEAD
 from sweeps.onray.schedulers import make_scheduler
@@ -138,8 +140,9 @@ class SweepSearch:
         recorder = Recorder(storage, pool, self._prepared, searcher, spec.scheduler.name, spec.train.keep)
         recorder.resume(past)
         searcher.trained(past.tokens)
+        searcher.open_ended = True
         left = searcher.left
-        if left:
+        if not searcher.over:
             pool.start.remote()
         sizes = cache(lambda trial_id: self._prepared.bytes(searcher.config(trial_id)))
         population = None
@@ -155,10 +158,14 @@ class SweepSearch:
                 console, heartbeat, pool, list(spec.search.space), searcher.total, past.best, searcher.total - left
             ) as display,
             trials_from(feed) as trainable,
+            Inbox(storage) as inbox,
         ):
+            steering = Steering(
+                inbox, spec, storage, pool, searcher, recorder, say=display.steered, grown=display.grown
+            )
             recorder.tell = display.end_twin
             searcher.ended_early = lambda why: display.search_ends(why, searcher.total)
-            searcher.confirm_by(choose, display.confirms)
+            searcher.confirm_by(choose, display.grown)
             if population is not None:
                 population.decides = lambda rung, changes: self._decided(rung, changes, searcher, display)
             tuner = tune.Tuner(
@@ -166,7 +173,7 @@ class SweepSearch:
                 tune_config=tune.TuneConfig(
                     search_alg=searcher,
                     scheduler=scheduler,
-                    num_samples=left,
+                    num_samples=-1,  # the searcher says when there are no more
                     max_concurrent_trials=max(self._at_once, searcher.searched if population is not None else 0),
                     reuse_actors=False,
                     trial_name_creator=_name,
@@ -176,14 +183,14 @@ class SweepSearch:
                     name=f"tune-{uuid.uuid4().hex[:6]}",
                     storage_path=str(storage.folder / "logs"),
                     stop=SweepStopper(pool, interrupt, lost, recorder),
-                    callbacks=[recorder, display, *callbacks(spec.trackers, spec.name), NoStatistics()],
+                    callbacks=[steering, recorder, display, *callbacks(spec.trackers, spec.name), NoStatistics()],
                     failure_config=tune.FailureConfig(max_failures=0),
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                     verbose=0,
                 ),
             )
             try:
-                if left:
+                if not searcher.over:
                     tuner.fit()
             except KeyboardInterrupt:
                 recorder.ending = ("interrupted", INTERRUPTED_REASON)
@@ -191,6 +198,7 @@ class SweepSearch:
                 logging.getLogger("ray").exception("the search ended")
                 recorder.ending = recorder.ending or ("interrupted", f"the search ended: {one_line(error)}")
             finally:
+                steering.close()
                 self._end(recorder, searcher)
         if searcher.refused:
             heartbeat.say(f"search.where: {searcher.refused} suggestions did not fit, and were not trained")

@@ -10,6 +10,8 @@ import optuna
 from optuna.search_space import intersection_search_space
 from optuna.trial import FrozenTrial, TrialState
 
+from sweeps.search.metric import APART, BUDGET, values_in_search
+
 DIVERGED: Final = "diverged"
 """The status of such a trial, and the constraint that it violates."""
 MOST_REFUSED: Final = 200
@@ -41,7 +43,8 @@ class SeenStudy:
     def _get_trials(
         self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
     ) -> list[FrozenTrial]:
-        seen = [_seen(trial) for trial in self._study._get_trials(deepcopy, None, use_cache)]
+        trials = self._study._get_trials(deepcopy, None, use_cache)
+        seen = [_seen(trial) for trial in trials if APART not in trial.user_attrs]
         if self._drafts is not None:
             seen += self._drafts._get_trials(deepcopy, (TrialState.COMPLETE,))
         if self._drafts is not None and sum(t.state in TOLD for t in seen) >= self._startup:
@@ -66,6 +69,10 @@ class SeenStudy:
 
 
 def _seen(trial: FrozenTrial) -> FrozenTrial:
+    if trial.state == TrialState.COMPLETE and BUDGET in trial.user_attrs:
+        shown = copy.copy(trial)
+        shown.values = values_in_search(trial)
+        return shown
     if trial.state != TrialState.FAIL or trial.user_attrs.get("status") != DIVERGED:
         return trial
     shown = copy.copy(trial)
