@@ -127,6 +127,15 @@ DISPLAY_REFRESH_S: Final = 1.0
 """How often a person sees something new."""
 QUIET_S: Final = 12.0
 """After so long without a line, a sweep whose output goes to a file says what it is doing."""
+WATCH_S: Final = 3.0
+"""Between two looks of `bitlora status --watch`: trials are evaluated no more often, and a store is listed each time."""
+STEER_POLL_S: Final = 2.0
+"""How often a driver looks whether somebody wants something of its sweep: a request to a store that nobody pays for
+noticeably, and whoever asked waits no longer than for a step."""
+STEER_ANSWER_S: Final = 60.0
+"""How long whoever steers waits for the driver's answer: it looks every STEER_POLL_S, and may be writing a report."""
+STEER_ANSWER_POLL_S: Final = 0.5
+"""Between two looks for that answer."""
 JOB_POLL_S: Final = 0.2
 """How often a job's state is asked for once its log has ended: it follows in less than a second."""
 JOB_STOP_S: Final = 120

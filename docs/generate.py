@@ -223,9 +223,8 @@ def commands() -> str:
 
     from sweeps.cli.app import app
 
-    group: Any = typer.main.get_command(app)
     parts = []
-    for name, command in group.commands.items():
+    for name, command in _commands(typer.main.get_command(app)):
         rows, usage = [], [f"bitlora {name}"]
         for one in command.params:
             option = one.param_type_name == "option"
@@ -241,6 +240,15 @@ def commands() -> str:
         parts += [f"### `bitlora {name}`", "\n\n".join(one_line(part) for part in command.help.split("\n\n"))]
         parts += [f"```\n{' '.join(usage)}\n```", *([arguments] if arguments else [])]
     return "\n\n".join(parts)
+
+
+def _commands(group: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+    """Every command with its whole name, those of a group behind each other."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, f"{above}{name} ")
+        else:
+            yield f"{above}{name}", command
 
 
 # ---- the map of the code

@@ -61,6 +61,7 @@ SECTIONS: Final[tuple[Callable[[Findings], Section | None], ...]] = (
     leaderboard.other_budgets,
     leaderboard.pruned,
     endings.how_trials_ended,
+    endings.steered,
     endings.problems,
     repeat.repeat,
 )

@@ -127,13 +127,21 @@ def _patterns(config: TrialConfig, targets: dict[str, str]) -> dict[str, dict[st
     return found
 
 
-def save_adapter(folder: Path, latent: AdapterLatent, config: TrialConfig, base_model: str) -> None:
-    """Write the latent weights into `folder`, which exists and is empty (`bitlora.files.writing.write_folder`)."""
+def save_adapter(
+    folder: Path, latent: AdapterLatent, config: TrialConfig, base_model: str, step: int | None = None
+) -> None:
+    """Write the latent weights into `folder`, which exists and is empty (`bitlora.files.writing.write_folder`).
+
+    Args:
+        step: at which they were so; it stands in the header of the weights' file.
+    """
     experts = adapted_experts(latent, config)
-    _write(folder, latent, experts, adapter_config(config, base_model, list(latent), experts))
+    _write(folder, latent, experts, adapter_config(config, base_model, list(latent), experts), step)
 
 
-def _write(folder: Path, latent: AdapterLatent, experts: Collection[str], described: dict[str, Any]) -> None:
+def _write(
+    folder: Path, latent: AdapterLatent, experts: Collection[str], described: dict[str, Any], step: int | None = None
+) -> None:
     from safetensors.torch import save_file
 
     tensors = {}
@@ -142,7 +150,8 @@ def _write(folder: Path, latent: AdapterLatent, experts: Collection[str], descri
             if part is not None:
                 whole = part.flatten() if key == MAGNITUDE else part
                 tensors[f"base_model.model.{tensor_place(name, experts)}.{key}"] = whole.cpu().contiguous()
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    at = {} if step is None else {"step": str(step)}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt", **at})
     (folder / CONFIG).write_text(json.dumps(described, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

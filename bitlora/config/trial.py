@@ -74,6 +74,9 @@ class TrialConfig(Config):
     beta2: Fraction = 0.999
     loraplus_ratio: PositiveFloat = 1.0
     dora: bool = False
+    warm_start: str | None = None
+    """`t0003@8`: it begins with the weights that this trial had at that step; null: as `init` says. Its steps are its own,
+    so that it cannot be compared at equal steps with a trial that began anew."""
     stages: Annotated[tuple[Stage, ...], Field(strict=False)] = ()
     """What held before, oldest first; the values above hold from the last of them on. No others are in the files of a trial
     that has none."""
@@ -83,6 +86,21 @@ class TrialConfig(Config):
         held = next((stage for stage in self.stages if step < stage.until), None)
         moved = {key: value for key in MOVED if (value := getattr(held, key, None)) is not None}
         return self.model_copy(update={**moved, "stages": ()}) if self.stages else self
+
+    @property
+    def apart(self) -> bool:
+        """Is it never held against others at equal steps: does it confirm one, or did it begin with the weights of one?"""
+        return self.confirms is not None or self.warm_start is not None
+
+    def same_until(self, other: TrialConfig, step: int) -> bool:
+        """Has it been the same trial as `other` up to this step? What comes after may differ, where it has more steps."""
+        turns = {0, *(stage.until for stage in (*self.stages, *other.stages) if stage.until < step)}
+        return all(self.at(turn) == other.at(turn) for turn in turns)
+
+    def with_steps(self, steps: int) -> TrialConfig:
+        """The same trial with a larger budget: up to the one that it had all is as before, from there on its learning rates
+        are those of a trial of so many steps."""
+        return self.model_copy(update={"steps": steps}).after(self, self.steps)
 
     def after(self, other: TrialConfig, step: int, trial: str | None = None) -> TrialConfig:
         """This configuration from `step` on, over what `other` came to until then.

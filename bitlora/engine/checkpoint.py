@@ -89,7 +89,8 @@ def load_checkpoint(folder: Path, config: TrialConfig | None, base: str, name: s
         written_for = TrialConfig.model_validate_json(about["config"])
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a checkpoint: {str(error).splitlines()[0]}") from None
-    for what, found, here in (("trial", written_for, config), ("base", about["base"], base)):
-        if here is not None and found != here:
-            raise ValueError(f"{path}: the checkpoint of another {what}")
+    if config is not None and not config.same_until(written_for, progress.step):
+        raise ValueError(f"{path}: the checkpoint of another trial")
+    if about["base"] != base:
+        raise ValueError(f"{path}: the checkpoint of another base")
     return Checkpoint(SlotState(progress.step, latent, exp_avg, exp_avg_sq, loss_scale), progress, written_for)

@@ -63,6 +63,8 @@ class EvalResult:
     tokens: list[int]
     failed: str = ""
     """Why the slot cannot be scored, in one line; its losses are then not all there."""
+    rows: list[int] | None = None
+    """Which examples, rising, where they are not all of the split."""
     hits: list[int] | None = None
     """Of the example's completion tokens those that are the likeliest where they stand; None: nobody asked."""
 
@@ -291,20 +293,23 @@ class Engine:
         self.bank.quantize(changed)
         return stats
 
-    def evaluate(self, slots: Sequence[int], batch: Batch, hits: bool = False) -> dict[int, EvalResult]:
+    def evaluate(
+        self, slots: Sequence[int], batch: Batch, part: range | None = None, hits: bool = False
+    ) -> dict[int, EvalResult]:
         """Score the rows of `batch` with each slot's adapter as it would be deployed: quantized, without dropout.
 
         Where a pass raises, all is scored again slot by slot and row by row, as in `step`.
 
         Args:
+            part: the rows to score, next to each other; all by default.
             hits: count, too, how many tokens are the likeliest.
         """
         ends = np.cumsum(batch.lengths)
         tokens = np.diff(np.cumsum(batch.learn.numpy())[ends - 1], prepend=0).tolist()
+        part = range(len(tokens)) if part is None else part
         sums = torch.zeros(1 + hits, len(slots), len(tokens), dtype=torch.float64)
-        first, last = self.workers.share(len(tokens))
+        rows, all_slots = part[slice(*self.workers.share(len(part)))], range(len(slots))
         reasons: dict[int, str] = {}
-        rows, all_slots = range(first, last), range(len(slots))
         _, error = attempt(self._score, slots, all_slots, batch, tokens, rows, sums, self.eval_tokens)
         if self.workers.sum([sums], torch.float64, bool(error)):
             sums.zero_()
@@ -317,10 +322,11 @@ class Engine:
             self.workers.sum([sums], torch.float64)
             if not reasons and not spared:  # together they did not fit
                 self.eval_tokens = max(1, self.eval_tokens // 2)
-        losses, *counted = sums.tolist()
+        scored = slice(part.start, part.stop)
+        losses, *counted = sums[:, :, scored].tolist()
         likeliest = [[int(count) for count in row] for row in counted[0]] if hits else [None] * len(slots)
         return {
-            slot: EvalResult(row, tokens, reasons.get(slot, ""), hit)
+            slot: EvalResult(row, tokens[scored], reasons.get(slot, ""), hits=hit)
             for slot, row, hit in zip(slots, losses, likeliest, strict=True)
         }
 

@@ -39,6 +39,27 @@ DATA: Final = "data"
 """Beside a spec, in the sweep's folder: what was read of its data files, and copies of them (`sweeps.driver.kept`)."""
 KEPT: Final = "kept.json"
 """In there: what each file was, and which is its copy."""
+STEERED: Final = "steered.jsonl"
+"""In the sweep's folder: a line for each thing that a person did to it while it ran (`SteeringAct`)."""
+STARTS: Final = "starts"
+"""There: the adapters that clones begin with, `<trial>@<step>/`, as they were when the clone was asked for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SteeringAct:
+    """Something that a person did to a sweep."""
+
+    id: str
+    at: str
+    """When it was asked for: UTC, ISO 8601."""
+    by: str
+    """user@host."""
+    what: str
+    """In words."""
+    trials: tuple[str, ...]
+    """Which it was done to, and which it made."""
+    result: str
+    """In a line."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +100,11 @@ class Record:
     `until` a step (`bitlora.config.sections.Stage`). With `config`, all that its weights went through."""
     same_as: str | None = None
     """The trial whose result this one has, since their configurations come to the same; it took no step of its own."""
+    steered: Sequence[dict[str, Any]] | None = None
+    """What a person did to it, oldest first, and what made it where it is a clone (`SteeringAct`); None: nothing."""
+    eval_rows: int | None = None
+    """Of the eval split, that `eval_loss` is over, of a pruned trial that was not scored on all of them; None: all. It
+    compares with nothing but with what others came to on the same rows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,18 +113,23 @@ class Metrics:
 
     step: int
     tokens: int
-    train_loss: float
-    """Nats per completion token, the mean of the steps since the evaluation before."""
+    train_loss: float | None
+    """Nats per completion token, the mean of the steps since the evaluation before; None at step 0."""
     eval_loss: float
     learning_rate: float
     """Of the step just taken."""
     seconds: float
+    rows: int | None = None
+    """Of the eval split, that the eval loss is over; not there: all."""
+    row_losses: list[float] | None = None
+    """Where rungs are scored until it is known who is stopped: of each row in the order of scoring
+    (`sweeps.search.rungs.sequential`), in nats, summed over its completion tokens."""
     metrics: dict[str, float] | None = None
     """The spec's `metrics`, by name; a line has none where the spec has none."""
 
-    def as_line(self) -> str:
-        """JSON."""
-        return json.dumps({key: value for key, value in asdict(self).items() if value is not None}, allow_nan=False)
+    def line(self) -> dict[str, Any]:
+        """As it is written: without what is not there, but for the train loss, which each line has, if only as null."""
+        return {key: value for key, value in asdict(self).items() if value is not None or key == "train_loss"}
 
 
 def in_order(trial_id: str) -> str:
@@ -137,13 +168,13 @@ def read_record(folder: Path) -> Record:
 
 def append_metrics(folder: Path, metrics: Metrics) -> None:
     """Add a line to metrics.jsonl, in one write."""
-    append_line(folder / METRICS, metrics.as_line())
+    append_line(folder / METRICS, json.dumps(metrics.line(), allow_nan=False))
 
 
 def keep_metrics(folder: Path, step: int) -> None:
     """Drop the lines of metrics.jsonl past `step`."""
     kept = [line for line in read_metrics(folder) if line.step <= step]
-    write_text(folder / METRICS, "".join(line.as_line() + "\n" for line in kept))
+    write_text(folder / METRICS, "".join(json.dumps(line.line()) + "\n" for line in kept))
 
 
 def read_metrics(folder: Path) -> list[Metrics]:

@@ -19,6 +19,7 @@ from bitlora.files.record import (
     METRICS,
     RECORD,
     RUNS,
+    STEERED,
     TRIALS,
     Metrics,
     Record,
@@ -75,7 +76,14 @@ class FolderReader:
         return {}
 
     def runs(self) -> tuple[dict[str, Any], ...]:
-        path = self.root / RUNS
+        return self._lines(RUNS)
+
+    def steered(self) -> tuple[dict[str, Any], ...]:
+        return self._lines(STEERED)
+
+    def _lines(self, name: str) -> tuple[dict[str, Any], ...]:
+        """The mappings that a file has, one a line; none where there is no such file."""
+        path = self.root / name
         try:
             lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
             return tuple(found for line in lines if isinstance(found := json.loads(line), dict))
@@ -147,7 +155,9 @@ class FolderReader:
             row |= {f"{before}{as_text(name)}": finite(value) for name, value in _numbers(found).items()}
         for key in ("steps", "tokens", "adapter_params", "adapter_bytes"):
             row[key] = whole_number(getattr(record, key))
-        absent_loss = record.eval_loss is None and record.status not in ("completed", "pruned")
+        if (scored := whole_number(record.eval_rows)) is not None:  # it compares with no loss over all rows
+            row |= {"eval_loss": None, "eval_rows": scored, "part_loss": row["eval_loss"]}
+        absent_loss = scored is not None or (record.eval_loss is None and record.status not in ("completed", "pruned"))
         for key in ("eval_loss", "steps", "tokens", "seconds", "adapter_params", "adapter_bytes"):
             if row[key] is None and not (key == "eval_loss" and absent_loss):
                 what = "missing" if getattr(record, key) is None else "not a number that can be used"
@@ -172,7 +182,8 @@ class FolderReader:
 def _point(line: Metrics) -> tuple[Any, ...] | None:
     """Of an evaluation: step, train loss, eval loss, learning rate; None without a step."""
     step = whole_number(line.step)
-    found = [finite(part) for part in (line.train_loss, line.eval_loss, line.learning_rate)]
+    scored = line.eval_loss if line.rows is None else None  # over some rows it is no point of the same curve
+    found = [finite(part) for part in (line.train_loss, scored, line.learning_rate)]
     return None if step is None else (step, *(math.nan if number is None else number for number in found))
 
 

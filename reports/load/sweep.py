@@ -53,7 +53,8 @@ class Sweep:
     """A row per trial, however it ended, by trial_id: `COLUMNS`, then `config.<key>` for each configuration key.
 
     `eval_loss` and `test_loss` in nats per completion token, NaN where there is none that is finite; `budget` is
-    `config.steps`."""
+    `config.steps`. Where trials were stopped before all rows were scored: `eval_rows`, and `part_loss` over those; their
+    `eval_loss` is NaN."""
     curves: pd.DataFrame
     """A row per evaluation: `trial_id`, `step`, `train_loss`, `eval_loss`, `learning_rate`, by trial_id and step."""
     measured: pd.DataFrame
@@ -67,8 +68,20 @@ class Sweep:
     versions: DistinctValues
     problems: tuple[str, ...]
     """A line for each thing that could not be read or used: its path inside the folder, then what is wrong."""
+    steered: tuple[dict[str, Any], ...] = ()
+    """The lines of steered.jsonl (`bitlora.files.record.SteeringAct`): what a person did to it while it ran."""
     schedules: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """Of each trial whose values moved under way, what held before, oldest first (`bitlora.files.record.Record`)."""
+
+    @property
+    def longer(self) -> set[str]:
+        """The trials that a person gave more steps: a stage of theirs went by a smaller budget than they have."""
+        budgets = dict(zip(self.trials["trial_id"], self.trials["budget"], strict=True))
+        return {
+            trial
+            for trial, stages in self.schedules.items()
+            if any(stage.get("steps") not in (None, budgets.get(trial)) for stage in stages)
+        }
 
     def spent(self, key: str) -> float:
         """`seconds` or `worker_seconds`, summed over the runs of the sweep that say it."""
@@ -107,6 +120,7 @@ def load_sweep(folder: Path) -> Sweep:
         base=_distinct(record.base for record in reader.records),
         data=_distinct(record.data for record in reader.records),
         versions=_distinct(record.versions for record in reader.records),
+        steered=reader.steered(),
         problems=tuple(reader.problems),
         schedules={record.trial_id: stages for record in reader.records if (stages := _stages(record.schedule))},
     )
@@ -119,7 +133,7 @@ def _stages(schedule: object) -> list[dict[str, Any]]:
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """The rows as a table whose columns keep their types where values are missing (a rank stays an integer)."""
     # Everything groups by these, so their columns are there even if no trial says what it had.
-    named = ("config.quantizer", "config.seed", "config.confirms")
+    named = ("config.quantizer", "config.seed", "config.confirms", "config.warm_start")
     keys = dict.fromkeys([*named, *(key for row in rows for key in row if key not in COLUMNS)])
     fixed = {key: pd.Series([row.get(key) for row in rows], dtype=dtype) for key, dtype in COLUMNS.items()}
     config = {key: pd.Series([row.get(key) for row in rows], dtype=object).convert_dtypes() for key in keys}

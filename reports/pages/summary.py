@@ -9,6 +9,7 @@ from reports.document.cells import counted, gap, joined, loss, percent, size, va
 from reports.document.document import NOTHING, plain
 from reports.load.sweep import Sweep
 from reports.load.values import finite
+from reports.sections.measured.metrics import contests
 from reports.sections.verdict import on_seeds, side
 from reports.statistics.comparable import Row
 from reports.statistics.findings import Findings
@@ -36,7 +37,8 @@ def summary(found: Findings) -> dict[str, Any]:
     """What `summary.json` holds: plain data, nothing that is not finite.
 
     Losses and gaps are in nats per completion token; `best` and `may_be_best` are of the split `on`, `quantizers` of the
-    eval split; `gain_kept` is a share, with its interval where it has one.
+    eval split; `gain_kept` is a share, with its interval where it has one. `searched` is there where that is not the loss:
+    the metric, its best configuration, and what that came to on average over its seeds.
     """
     verdict, gains = found.verdict, found.test_gains if found.confirmed else found.gains
     trials = found.sweep.trials
@@ -67,6 +69,8 @@ def summary(found: Findings) -> dict[str, Any]:
         "on": "test" if found.confirmed else "eval",
         "best": _best(verdict.best[0], gains) if verdict.best else None,
         "may_be_best": [row["name"] for row in (*verdict.best, *(rival.row for rival in verdict.tied))],
+        **({"front": [row["name"] for row in found.front]} if found.seeks_front else {}),
+        **_searched(found),
         "base_loss": None if gains is None else gains.base,
         "quantizers": quantizers,
         "trials": {status: int(count) for status, count in sorted(trials["status"].value_counts().items())},
@@ -74,6 +78,16 @@ def summary(found: Findings) -> dict[str, Any]:
         "seconds": found.sweep.spent("seconds"),
         "worker_seconds": found.sweep.spent("worker_seconds"),
     }
+
+
+def _searched(found: Findings) -> dict[str, Any]:
+    """What was searched by where that is not the loss, and the best of it."""
+    for contest in contests(found):
+        if contest.searched and contest.verdict.best:
+            best, metric = contest.verdict.best[0], contest.metric
+            came_to = {"best": best["name"], "value": metric.shown(best["loss"])}
+            return {"searched": {"metric": metric.name, "higher_is_better": metric.higher, **came_to}}
+    return {}
 
 
 def line_of(found: Findings) -> str:
@@ -84,6 +98,13 @@ def line_of(found: Findings) -> str:
         said = f"none of {counted(begun, 'trial')} gave a usable result" if begun else "no trial has begun"
         return f"{name}: {said}"
     lead = verdict.best[0]
+    if front := found.front:
+        ends = [f"{plain(row['name'], 30)} ({row['loss']:.4f} at {size(row['adapter_bytes'])})" for row in front]
+        named = ends[0] if len(ends) == 1 else f"{ends[0]} to {ends[-1]}"
+        said = (
+            f"{counted(len(front), 'configuration')} on the front, {'test' if found.confirmed else 'eval'} loss {named}"
+        )
+        return plain(f"{name}: {said}; {counted(len(found.searched), 'trial')}", LONGEST)
     on = f"{'test' if found.confirmed else 'eval'} loss {lead['loss']:.4f}"
     who = f"{side(lead)} ({_configuration(lead)})"
     others = [rival.row for rival in verdict.tied]

@@ -1,16 +1,17 @@
-"""How the trials ended and why, and what could not be read of them."""
+"""How the trials ended and why, what a person did to the sweep meanwhile, and what could not be read of it."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from bitlora.files.record import STATUSES
 from reports.document.cells import cell, counted, names
 from reports.document.document import NOTHING, Bullets, Column, Table, plain
 from reports.load.folder import UNKNOWN
 from reports.load.sweep import Sweep
+from reports.load.values import as_text
 from reports.sections.parts import Section, section
 from reports.statistics.endings import BAD, Ending, Shared, endings, in_common
 from reports.statistics.findings import Findings
@@ -35,6 +36,16 @@ def how_trials_ended(findings: Findings) -> Section | None:
         common,
         folded="" if badly else "Counts, which and why: no trial ended badly",
     )
+
+
+def steered(findings: Findings) -> Section | None:
+    """Who stopped, extended, cloned or added trials, when, and what came of it; nothing where nobody did."""
+    acts = findings.sweep.steered
+    if not acts:
+        return None
+    columns = tuple(Column(name) for name in ("when (UTC)", "who", "what", "result"))
+    rows = tuple(tuple(cell(_said(act, key)) for key in ("at", "by", "what", "result")) for act in acts)
+    return section("Steered", Table("steered", columns, rows))
 
 
 def problems(findings: Findings) -> Section | None:
@@ -78,3 +89,7 @@ def shared_values(found: Sequence[Shared]) -> Bullets:
         for line in found
     ]
     return Bullets(tuple(items))
+
+
+def _said(act: dict[str, Any], key: str) -> str:
+    return plain(as_text(act[key]).removesuffix("+00:00"), 300) if act.get(key) else NOTHING

@@ -7,8 +7,8 @@ from typing import Final
 
 import pandas as pd
 
-from reports.document.cells import cell, counted, gap, loss, names, size, whole
-from reports.document.document import Column, Table, plain
+from reports.document.cells import cell, counted, gap, loss, missing, names, size, whole
+from reports.document.document import Cell, Column, Table, plain
 from reports.load.sweep import Sweep
 from reports.sections.parts import (
     Section,
@@ -20,7 +20,7 @@ from reports.sections.parts import (
     loss_cell,
     section,
 )
-from reports.statistics.comparable import rows
+from reports.statistics.comparable import Row, rows
 from reports.statistics.edges import edges
 from reports.statistics.findings import Findings
 from reports.statistics.gain import Gains
@@ -65,7 +65,8 @@ def other_budgets(findings: Findings) -> Section | None:
     other = findings.groups.other
     if other.empty:
         return None
-    why = "Not ranked: they did not train for as many steps as those above."
+    warm = " or began with another trial's weights" if other["config.warm_start"].notna().any() else ""
+    why = f"Not ranked: they did not train for as many steps as those above{warm}."
     table = unranked_table("other", other, findings.axes.varying)
     return section("Completed at another budget", why, table, folded="Trials that do not rank")
 
@@ -76,6 +77,8 @@ def pruned(findings: Findings) -> Section | None:
     if stopped.empty:
         return None
     why = "Not ranked: each stopped early, so its loss compares only with others at the same step."
+    if _in_part(stopped):
+        why += " Where fewer rows are named, it was clear on those that it would be stopped, and its loss is over them."
     table = unranked_table("pruned", stopped, findings.axes.varying)
     return section("Pruned", why, table, folded="Trials that were stopped early, the furthest first")
 
@@ -164,17 +167,30 @@ def ranked_table(ranked: pd.DataFrame, varying: Sequence[str], search: Verdict, 
 
 def unranked_table(name: str, trials: pd.DataFrame, varying: Sequence[str]) -> Table:
     """Trials that stopped at different steps: `Comparable.pruned` or `Comparable.other`."""
+    in_part = _in_part(trials)
     lines = [
         (
             cell(plain(row["trial_id"], 60)),
             cell(f"{whole(row['steps'])} of {whole(row['budget'])}", row["steps"]),
             loss_cell(row),
+            *(_part_cells(row) if in_part else ()),
             *configuration_cells(row, varying),
         )
         for row in rows(trials)
     ]
     columns = (
         *(Column("trial"), Column("step reached", True), Column("eval loss there", True)),
+        *((Column("on fewer rows", True), Column("rows", True)) if in_part else ()),
         *configuration_columns(varying, trials),
     )
     return Table(name, columns, tuple(lines))
+
+
+def _in_part(trials: pd.DataFrame) -> bool:
+    """Was one of them scored on some rows alone?"""
+    return "eval_rows" in trials and bool(trials["eval_rows"].notna().any())
+
+
+def _part_cells(row: Row) -> tuple[Cell, Cell]:
+    scored = None if missing(row["eval_rows"]) else int(row["eval_rows"])
+    return cell(loss(row["part_loss"]), row["part_loss"]), cell(whole(scored), scored)

@@ -15,7 +15,8 @@ from reports.statistics.comparable import pareto, rows
 from reports.statistics.findings import Findings
 
 COSTS: Final = ("eval_loss", "adapter_bytes", "tokens")
-"""What a configuration on the Pareto front is not beaten in: loss, bytes as packed, training."""
+"""What a configuration on the Pareto front is not beaten in: loss, bytes as packed, training; where loss and bytes were
+searched for, the first two."""
 
 
 def quality_size(findings: Findings) -> Section | None:
@@ -24,11 +25,13 @@ def quality_size(findings: Findings) -> Section | None:
     if ranked.empty:
         return None
     front = ranked[ranked["adapter_bytes"].notna() & ranked["tokens"].notna()]
-    front = front[pareto(front, COSTS)].sort_values(["adapter_bytes", "eval_loss"])
+    front = front[pareto(front, COSTS[:2] if findings.seeks_front else COSTS)]
+    front = front.sort_values(["adapter_bytes", "eval_loss"])
+    what = "eval loss and packed size" if findings.seeks_front else "eval loss, packed size and tokens trained"
     return section(
         "Quality against size",
         figures.quality_size(ranked),
-        "What no other beats in eval loss, packed size and tokens trained at once:",
+        f"What no other beats in {what} at once:",
         front_table(front, findings.axes.varying),
     )
 

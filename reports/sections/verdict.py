@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Final
 
-from reports.document.cells import counted, gap, joined, loss, names, percent, value
+from reports.document.cells import counted, gap, joined, loss, names, percent, size, value
 from reports.document.document import Bullets, Code, Inline, Paragraph, Strong, plain
 from reports.sections.measured.metrics import searched_sentence
 from reports.sections.parts import Section, section
@@ -17,6 +18,8 @@ from reports.statistics.paired import Interval
 from reports.statistics.verdict import Rival, Verdict
 
 Parts = tuple[Inline, ...]
+FRONT: Final = 6
+"""Configurations of a front that are named in its sentence, at most."""
 DEFINED = "Loss is the mean cross-entropy in nats per completion token; lower is better."
 
 
@@ -27,9 +30,10 @@ def who_won(findings: Findings) -> Section:
     searched = [told] if (told := searched_sentence(findings)) else []
     if not verdict.best:
         return section("", *searched, lead)
+    front = on_front(findings)
     found = [line for line in (_effort(findings), _left_out(findings), _at_edges(findings)) if line]
     bullets = Bullets(tuple((line,) for line in found)) if found else None
-    return section("", *searched, lead, bullets, note(verdict, groups))
+    return section("", *searched, front, lead, bullets, note(verdict, groups))
 
 
 def sentence(verdict: Verdict, begun: int, axes: Axes, confirmed: bool) -> Paragraph:
@@ -67,6 +71,22 @@ def sentence(verdict: Verdict, begun: int, axes: Axes, confirmed: bool) -> Parag
         return Paragraph((Strong(f"{own[0].upper()}{own[1:]} {won}"), ": ", *found))
     word = "is the best found" if outcome == "won" else won
     return Paragraph((*_named(lead, axes), " ", Strong(word), f" with {of}", *below, "."))
+
+
+def on_front(findings: Findings) -> Paragraph | None:
+    """The front, from the lowest loss to the smallest adapter; nothing where the loss alone was searched for."""
+    front = findings.front
+    if not front:
+        return None
+    parts: list[Inline] = [
+        Strong(f"{counted(len(front), 'configuration')} on the front"),
+        ", than which no other has a lower loss in an adapter that is no larger: ",
+    ]
+    for index, row in enumerate(front[:FRONT]):
+        scored = f" with {loss(float(row['loss']))} at {size(row['adapter_bytes'])}"
+        parts += [*(["; "] if index else []), *_named(row, findings.axes), scored]
+    more = f"; and {len(front) - FRONT:,} more" if len(front) > FRONT else ""
+    return Paragraph((*parts, f"{more}. By the loss alone:"))
 
 
 def note(verdict: Verdict, groups: Comparable) -> Paragraph:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from bitlora.config.trial import AXES
 
-DERIVED: Final = ("steps", "eval_every", "micro_batch", "confirms", "confirm_rows")
+DERIVED: Final = ("steps", "eval_every", "micro_batch", "confirms", "confirm_rows", "stages", "warm_start")
 """Keys of a configuration that are no axis: they follow from others, or change no result."""
 
 

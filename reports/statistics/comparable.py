@@ -7,7 +7,7 @@ and its standard error; of two trials that are equal to the seed, the first coun
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -29,12 +29,13 @@ class Comparable:
     """The trials with a finite eval loss that completed or were pruned, by what they may be compared with."""
 
     ranked: pd.DataFrame
-    """Configurations out of the search whose trials completed at the largest full budget that any trial completed: by eval
-    loss, then trial_id; `place` from 1, a tie shares its place. `trial_id` is the first trial's, which gives the
-    configuration its `name`; `trials` has all, `seeds` counts their seeds, `error` is the standard error over them (NaN
-    with one)."""
+    """Configurations out of the search whose trials completed at the largest full budget that any trial completed which was
+    not given more steps: by eval loss, then trial_id; `place` from 1, a tie shares its place. `trial_id` is the first
+    trial's, which gives the configuration its `name`; `trials` has all, `seeds` counts their seeds, `error` is the standard
+    error over them (NaN with one)."""
     other: pd.DataFrame
-    """Completed with a smaller budget, or short of their own: by steps downwards, eval loss, trial_id."""
+    """Completed with another budget, or short of their own, or begun with another trial's weights: by steps downwards, eval
+    loss, trial_id."""
     pruned: pd.DataFrame
     """Pruned: by steps downwards, eval loss (NaN last), trial_id."""
     confirmed: pd.DataFrame
@@ -49,18 +50,23 @@ class Comparable:
         return frame.assign(loss=frame["test_loss" if confirmed else "eval_loss"])
 
 
-def comparable(trials: pd.DataFrame) -> Comparable:
+def comparable(trials: pd.DataFrame, longer: Collection[str] = ()) -> Comparable:
     """Sort `trials` (`Sweep.trials`) by what they may be compared with. Diverged, failed, interrupted and
-    unknown trials, and those without a finite eval loss, are in none (a pruned one is listed all the same)."""
+    unknown trials, and those without a finite eval loss, are in none (a pruned one is listed all the same).
+
+    Args:
+        longer: trials that a person gave more steps than the others have.
+    """
     completed = trials[(trials["status"] == "completed") & trials["eval_loss"].notna()]
     full = (completed["steps"] == completed["budget"]).fillna(False).astype(bool)
-    budget = completed.loc[full, "budget"].max()
+    as_searched = full & ~completed["trial_id"].isin(list(longer))
+    budget = completed.loc[as_searched if as_searched.any() else full, "budget"].max()
     equal = full & (completed["budget"] == budget).fillna(False).astype(bool)
-    confirming = completed["config.confirms"].notna()
+    confirming, warm = completed["config.confirms"].notna(), completed["config.warm_start"].notna()
     confirmed = configurations(completed[equal & confirming & completed["test_loss"].notna()], "test_loss")
     return Comparable(
-        ranked=configurations(completed[equal & ~confirming], "eval_loss"),
-        other=by_progress(completed[~equal & ~confirming]),
+        ranked=configurations(completed[equal & ~confirming & ~warm], "eval_loss"),
+        other=by_progress(completed[(~equal | warm) & ~confirming]),
         pruned=by_progress(trials[trials["status"] == "pruned"]),
         confirmed=confirmed,
     )

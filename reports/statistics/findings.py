@@ -13,7 +13,7 @@ from reports.load.scores import scores_of
 from reports.load.sweep import Sweep
 from reports.load.values import finite, mapping
 from reports.statistics.axes import Axes, axes
-from reports.statistics.comparable import Comparable, Row, ScoresOf, comparable, rows
+from reports.statistics.comparable import Comparable, Row, ScoresOf, comparable, pareto, rows
 from reports.statistics.full_precision import Margin
 from reports.statistics.gain import Gains, gains
 from reports.statistics.verdict import Verdict, verdict
@@ -57,6 +57,20 @@ class Findings:
         return len(self.groups.confirmed) > 0
 
     @property
+    def seeks_front(self) -> bool:
+        """Were small adapters searched for beside a low loss?"""
+        return mapping(self.sweep.spec, "search").get("objectives") == ["loss", "bytes"]
+
+    @property
+    def front(self) -> tuple[Row, ...]:
+        """Of the configurations in the contest those that no other is as good as in loss or bytes and better in the other,
+        by their loss; none where the loss alone was searched for."""
+        if not self.seeks_front:
+            return ()
+        known = self.groups.contest[self.groups.contest["adapter_bytes"].notna()]
+        return rows(known[pareto(known, ("loss", "adapter_bytes"))].sort_values(["loss", "adapter_bytes"]))
+
+    @property
     def not_in_contest(self) -> tuple[str, ...]:
         """Quantizers that were searched, or asked for, and of which the verdict says nothing."""
         return tuple(name for name in self.asked if name not in self.verdict.quantizers)
@@ -77,7 +91,7 @@ class Findings:
 
 def findings(sweep: Sweep) -> Findings:
     """Find all of it in `sweep`."""
-    groups = comparable(sweep.trials)
+    groups = comparable(sweep.trials, sweep.longer)
     searched = sweep.trials[sweep.trials["config.confirms"].isna()]
     space = mapping(sweep.spec, "search", "space")
     on_eval, on_test = scores_of(sweep, EVAL), scores_of(sweep, TEST)

@@ -5,6 +5,7 @@ It runs in a process of its own: torch and transformers are too much memory for 
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import re
@@ -16,6 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from bitlora.adapter.cost import adapter_size
 from bitlora.config.essence import essence
 from bitlora.config.sections import init_kind
 from bitlora.config.targets import NO_PATTERN, OF_BASE, idle_key, targeted
@@ -24,6 +26,7 @@ from bitlora.quantizers.weights import QUANTIZERS
 from sweeps.driver.meanwhile import ReadingBar
 from sweeps.pack.measuring.measures import unmeasurable
 from sweeps.search.bounds import Bounds
+from sweeps.search.sampling.choice import lacking
 from sweeps.search.sampling.earlier import EarlierTrial, Likeness, earlier_trials
 from sweeps.spec.errors import InputError
 from sweeps.spec.space import extent
@@ -61,6 +64,10 @@ class Prepared:
         if trial.confirms:
             return None
         return essence(trial, adapter_layers(trial, [shape.name for shape in self.base.linears], self.base.targets))
+
+    def bytes(self, config: dict[str, Any] | None) -> float:
+        """Of a trial's adapter as packed; of one whose configuration is not known, more than any has."""
+        return math.inf if config is None else adapter_size(self.base, TrialConfig(**config)).bytes
 
     def widest(self, spec: Spec) -> TrialConfig:
         """What takes the most memory of all trials of the sweep, axis by axis: there may be no such trial, but none takes
@@ -128,7 +135,7 @@ def prepare(
     Raises:
         InputError: one of them cannot be used; all that is wrong with both.
     """
-    if errors := glance(spec, places):
+    if errors := [*lacking(spec.search), *glance(spec, places)]:
         raise InputError(errors)
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)

@@ -15,6 +15,7 @@ from bitlora.files.record import Metrics, Record
 from sweeps.driver.prepare import Prepared
 from sweeps.pool.measured import MEMORY
 from sweeps.search.metric import Objective
+from sweeps.search.rungs.sequential import loss_of
 from sweeps.spec.errors import SpecError
 from sweeps.spec.spec import Spec, load_spec
 
@@ -30,6 +31,7 @@ DECIDING: Final = (
     record.EVAL,
     record.TEST,
     record.RUNS,
+    record.STEERED,
     record.KEPT,
     MEMORY,
 )
@@ -50,6 +52,11 @@ FREE: Final = (
 compared (`changed`)."""
 
 
+GROWING: Final = ("search.trials", "search.hours", "search.tokens", "search.patience")
+"""Keys of a spec that may be larger, or null, when a sweep goes on. Of trials it has as many as it ever had, also where a
+spec says fewer: a person may have added some."""
+
+
 @dataclass(frozen=True, slots=True)
 class Past:
     """By trial: what is there. A trial that is not ended may have each, all or none of them."""
@@ -60,17 +67,18 @@ class Past:
 
     def curve(self, trial_id: str, objective: Objective) -> list[tuple[int, float]]:
         """Steps of a trial, and what is searched by, lower where it is better; where that is not finite, a NaN."""
+        if objective.name == LOSS:
+            return [(line.step, loss_of(line)) for line in self.metrics.get(trial_id, ())]
         found = [(line.step, objective.of(asdict(line))) for line in self.metrics.get(trial_id, ())]
         return [(step, math.nan if value is None else value) for step, value in found]
 
     def curves(self, objective: Objective) -> dict[str, list[tuple[int, float]]]:
-        """`curve` of each trial that searches and was trained: of no copies, and of none that confirms."""
+        """`curve` of each trial that searches and was trained: of no copies, of none that confirms, and of none that began
+        with another's weights."""
         copies = self._copies
-        confirming = {trial_id for trial_id, config in self.configs.items() if config.get("confirms")}
+        apart = {t for t, config in self.configs.items() if config.get("confirms") or config.get("warm_start")}
         return {
-            trial_id: self.curve(trial_id, objective)
-            for trial_id in self.metrics
-            if trial_id not in copies | confirming
+            trial_id: self.curve(trial_id, objective) for trial_id in self.metrics if trial_id not in copies | apart
         }
 
     @property
@@ -117,8 +125,22 @@ def cannot_resume(spec: Spec, folder: Path) -> list[str]:
         f"{key}: {_shown(now.get(key))}, but the sweep in {spec.place} was begun with {_shown(then.get(key))}; "
         "a sweep goes on as it was begun"
         for key in sorted(now.keys() | then.keys())
-        if not key.startswith(FREE) and now.get(key) != then.get(key)
+        if not key.startswith(FREE) and now.get(key) != then.get(key) and not _grows(key, now.get(key), then.get(key))
     ]
+
+
+def _grows(key: str, now: Any, then: Any) -> bool:
+    if key == "search.trials":
+        return True
+    return key in GROWING and then is not None and (now is None or now > then)
+
+
+def grown(spec: Spec, folder: Path) -> Spec | None:
+    """What sweep.yaml is to say where the sweep in `folder` goes on and may search more than before; None: it may not."""
+    begun = load_spec(folder / SPEC)
+    asked = {key: getattr(spec.search, key) for key in (name.partition(".")[2] for name in GROWING)}
+    more = begun.model_copy(update={"search": begun.search.model_copy(update=asked)})
+    return more if more != begun else None
 
 
 def began_with(prepared: Prepared) -> dict[str, str]:
@@ -147,11 +169,12 @@ def changed(prepared: Prepared, folder: Path, place: str) -> list[str]:
 
 def as_begun(spec: Spec, folder: Path) -> Spec:
     """The spec with the revisions that the sweep in `folder` began with, where it leaves them open: what is on a hub by now
-    may be another one."""
+    may be another one. And with the trials that it has by now, where it says fewer."""
     begun = load_spec(folder / SPEC)
     base = spec.base.model_copy(update={"revision": spec.base.revision or begun.base.revision})
     data = spec.data.model_copy(update={"revision": spec.data.revision or begun.data.revision})
-    return spec.model_copy(update={"base": base, "data": data})
+    search = spec.search.model_copy(update={"trials": max(spec.search.trials, begun.search.trials)})
+    return spec.model_copy(update={"base": base, "data": data, "search": search})
 
 
 def begun_in(folder: Path) -> str | None:

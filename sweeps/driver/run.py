@@ -16,7 +16,7 @@ from rich.console import Console
 from bitlora import timeouts
 from bitlora.config.explain import one_line
 from bitlora.files.baseline import BASE
-from bitlora.files.record import DATA, KEPT, RUNS, Status
+from bitlora.files.record import DATA, KEPT, RUNS, STEERED, Status
 from bitlora.files.storage import Storage
 from bitlora.files.writing import write_text
 from reports.pages.summary import SUMMARY
@@ -26,7 +26,7 @@ from sweeps.driver.meanwhile import Heartbeat
 from sweeps.driver.prepare import Prepared
 from sweeps.driver.provenance import Run, git_state, machines, note, now
 from sweeps.driver.resources import pack_limits, worker_resources
-from sweeps.driver.resume import EXIT_CODE, JOURNAL, SPEC, changed
+from sweeps.driver.resume import EXIT_CODE, JOURNAL, SPEC, changed, grown
 from sweeps.driver.session import Interrupt, alone, hold_gpus, keep_logs, log_to
 from sweeps.driver.underway.progress import outcome
 from sweeps.driver.underway.search import SweepSearch
@@ -86,6 +86,9 @@ def run_sweep(
             with _writable(storage):
                 lost = stack.enter_context(hold)
                 mend(folder / JOURNAL, say, lambda: interrupt.asked)
+                if (larger := grown(spec, folder)) is not None:
+                    write_text(folder / SPEC, dump_spec(larger))
+                    storage.push(SPEC)
         say("starting Ray …")
         with connect(address) as session:
             interrupt.arm()
@@ -193,7 +196,7 @@ def _finish(storage: Storage, run: Run, code: int, console: Console) -> None:
         console.print(f"no report: {why}", markup=False, highlight=False)
     try:
         write_text(storage.folder / EXIT_CODE, f"{code}\n")
-        kept = ("report", "logs/driver.log", "logs/ray", RUNS, EXIT_CODE)
+        kept = ("report", "logs/driver.log", "logs/ray", RUNS, STEERED, EXIT_CODE)
         storage.push(*(name for name in kept if (storage.folder / name).exists()))
         storage.flush()
     except OSError as error:

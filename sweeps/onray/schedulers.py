@@ -10,7 +10,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from sweeps.search.cloning.place import Place
 from sweeps.search.cloning.population import Population
 from sweeps.search.metric import STEP, Objective, finite
-from sweeps.search.rules import StoppingRule, Wave, make_rule
+from sweeps.search.rules import SizeOf, StoppingRule, Wave, alike, make_rule
 from sweeps.spec.spec import Spec
 
 Past = Mapping[str, Sequence[tuple[int, float]]]
@@ -18,20 +18,22 @@ Past = Mapping[str, Sequence[tuple[int, float]]]
 
 
 def make_scheduler(
-    spec: Spec, max_steps: int, past: Past | None = None, population: Population | None = None
+    spec: Spec,
+    max_steps: int,
+    past: Past | None = None,
+    population: Population | None = None,
+    size: SizeOf = alike,
 ) -> WaveScheduler:
     """The scheduler of a sweep whose full trials take `max_steps` optimizer steps.
 
     Args:
         population: of a sweep with `scheduler.name: pbt`.
         past: what trials that search have reported before this scheduler came, whether they go on or not.
+        size: of each adapter; counts where bytes are an objective.
     """
     objective = Objective.of_spec(spec.search.metric, spec.metrics)
-    scheduler = (
-        WaveScheduler(make_rule(spec.scheduler, max_steps), objective)
-        if population is None
-        else PopulationScheduler(population, objective)
-    )
+    rule = make_rule(spec.scheduler, max_steps, size if "bytes" in spec.search.objectives else alike)
+    scheduler = WaveScheduler(rule, objective) if population is None else PopulationScheduler(population, objective)
     for trial_id, curve in (past or {}).items():
         for step, loss in curve:
             scheduler.recall(trial_id, step, loss)
@@ -55,6 +57,10 @@ class WaveScheduler(FIFOScheduler):  # type: ignore[misc]
         self._stopped: set[str] = set()
         """Whose packs may not have heard of it yet: what they come to from then on counts for nobody."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickled as nothing: Tune writes it into files that no resume uses, and it holds on to what lives here alone."""
+        return {}
+
     def choose_trial_to_run(self, tune_controller: Any) -> None:
         """Every trial that there is may begin, in the order in which they came: the controller sees to that by itself.
         Tune's own schedulers would look through all trials for one, those that have ended first, before each result."""
@@ -77,9 +83,10 @@ class WaveScheduler(FIFOScheduler):  # type: ignore[misc]
                     self._rule.enter(trial_id, step, loss)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        confirms = trial.config.get("config", {}).get("confirms")
+        config = trial.config.get("config", {})
+        apart = config.get("confirms") or config.get("warm_start")
         loss, trial_id = self._objective.of(result), trial.config["trial_id"]
-        if confirms or loss is None or self._rule is None:
+        if apart or loss is None or self._rule is None:
             return str(TrialScheduler.CONTINUE)
         self.heard({trial_id: (result[STEP], loss)})
         if self._rule.goes_on(trial_id, result[STEP]):
@@ -108,7 +115,7 @@ class PopulationScheduler(WaveScheduler):
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         config = trial.config["config"]
-        if not config.get("confirms"):
+        if not (config.get("confirms") or config.get("warm_start")):
             self._population.begin(trial.config["trial_id"], config)
             self._settle()
 

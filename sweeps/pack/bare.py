@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from bitlora.config.trial import TrialConfig
 from bitlora.files import record
 from bitlora.files.baseline import BASE, Baseline, write_baseline
-from sweeps.pack.measuring.scoring import Scored, write_scored
+from sweeps.pack.measuring.measuring import Scored, write_scored
 
 if TYPE_CHECKING:
     from bitlora.files.origin import Origin

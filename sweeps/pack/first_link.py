@@ -22,10 +22,11 @@ from bitlora.files import record, writing
 from bitlora.files.baseline import BASE
 from sweeps.pack.bare import BareScores
 from sweeps.pack.link import Link
-from sweeps.pack.measuring.scoring import Scored, write_scored
+from sweeps.pack.measuring.measuring import Scored, write_scored
 from sweeps.pool.messages import Attach, Command, Detach, Leave, StepProgress, Stop, TrialResult
 from sweeps.search.cloning.place import Source
 from sweeps.search.rules import Wave
+from sweeps.search.rungs.sequential import loss_of
 
 if TYPE_CHECKING:
     from bitlora.adapter.latent import Latent
@@ -90,7 +91,7 @@ class FirstLink(Link):
                 commands = [Stop()]
             received += len(commands)
             for command in commands:
-                if isinstance(command, Attach) and (command.resumes or command.source):
+                if isinstance(command, Attach) and command.needs_files:
                     with self._lock:
                         self._pulling.add(command.trial_id)
                     self._puller.submit(self._pull, command)
@@ -107,6 +108,8 @@ class FirstLink(Link):
                 self._storage.pull(f"{folder}/{record.CHECKPOINT}", f"{folder}/{record.METRICS}")
             if command.source is not None:
                 self._storage.pull(_checkpoint_of(command.source))
+            if start := command.config.get("warm_start"):
+                self._storage.pull(f"{record.STARTS}/{start}")
         except Exception as error:  # whatever it is: without them it begins again, and outside it would wait for ever
             self.log_event(f"no files of before: {one_line(error)}", command.trial_id)
         with self._lock:
@@ -172,7 +175,7 @@ class FirstLink(Link):
 
         # A checkpoint is written when all evaluations before it are. What was written of them but not heard of is said
         # again; what was written at its step or after it comes once more.
-        before = restored.progress.step - 1 if restored is not None else 0
+        before = restored.progress.step - 1 if restored is not None else -1
         if restored is not None:
             known = [line.eval_loss for line in record.read_metrics(folder) if line.step <= max(reported, before)]
             restored = restored._replace(progress=replace(restored.progress, best=min(known, default=None)))
@@ -183,11 +186,27 @@ class FirstLink(Link):
             self._storage.push(f"{where}/{record.CONFIG}", f"{where}/{record.METRICS}")
             for line in record.read_metrics(folder):
                 if line.step > reported:
-                    self._report(trial_id, "running", line, {})
+                    wave = {} if line.row_losses is None else {trial_id: (line.step, loss_of(line))}
+                    self._report(trial_id, "running", line, wave)
 
         self._write(write)
         self.log_event("attach", trial_id)
         return restored
+
+    def latent_of(self, config: TrialConfig) -> dict[str, Latent]:
+        from bitlora.adapter.peft_folder import load_latent
+
+        return load_latent(self._storage.folder / record.STARTS / str(config.warm_start), config)
+
+    def extended(self, trial_id: str, config: TrialConfig) -> None:
+        where = f"trials/{trial_id}/{record.CONFIG}"
+
+        def write() -> None:
+            writing.write_json(self._storage.folder / where, config.model_dump(mode="json"))
+            self._storage.push(where)
+            self._call(self._pool.extended, trial_id)
+
+        self._write(write)
 
     def copy_of(self, source: Source, trial_id: str) -> Checkpoint | None:
         from bitlora.engine.checkpoint import load_checkpoint
@@ -223,9 +242,10 @@ class FirstLink(Link):
                 return
             files: list[str] = []
             if latent is not None:
-                weights, model = latent.arrived(), self._settings.base.model
+                weights, model, step = latent.arrived(), self._settings.base.model, metrics.step
                 written = write_scored(folder, self._settings.dataset, scored, test, self._origin, config.confirm_rows)
-                writing.write_folder(folder / record.ADAPTER, lambda part: save_adapter(part, weights, config, model))
+                place = folder / record.ADAPTER
+                writing.write_folder(place, lambda part: save_adapter(part, weights, config, model, step))
                 files = [*written, record.ADAPTER]
             if left is not None:
                 self._save_rung(trial_id, left)

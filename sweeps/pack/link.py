@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from bitlora.config.trial import TrialConfig
 from bitlora.files import record
 from sweeps.pack.bare import BareScores
-from sweeps.pack.measuring.scoring import Scored
+from sweeps.pack.measuring.measuring import Scored
 from sweeps.pool.messages import Command, StepProgress
 from sweeps.search.cloning.place import Source
 from sweeps.search.rules import Wave
@@ -66,6 +66,17 @@ class Link:
 
     def save(self, trial_id: str, config: TrialConfig, state: Coming[SlotState], progress: TrialProgress) -> None:
         """Write a checkpoint."""
+
+    def latent_of(self, config: TrialConfig) -> dict[str, Latent] | None:
+        """The weights that a trial begins with which are another's (`TrialConfig.warm_start`).
+
+        Raises:
+            ValueError: they are not there, or not such as it has; one line for a user.
+        """
+        return None
+
+    def extended(self, trial_id: str, config: TrialConfig) -> None:
+        """Write a trial's configuration anew, which has more steps, and report that it has heard of it."""
 
     def ended(self, trial_id: str, status: Literal["diverged", "failed"], step: int, reason: str) -> None:
         """Report that a trial has ended, but not by having taken all its steps."""

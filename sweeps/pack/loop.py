@@ -9,25 +9,24 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING
-
-import torch
 
 from bitlora import timeouts
 from bitlora.config.trial import TrialConfig
 from bitlora.data.batches import batch_rows
 from bitlora.engine.batch import Batch
 from bitlora.engine.checkpoint import Checkpoint
-from bitlora.engine.slots.optim import LossScale, learning_rate
-from bitlora.engine.slots.slot import SlotState
+from bitlora.engine.slots.optim import learning_rate
 from bitlora.files import record
 from sweeps.pack.bare import BARE, BareScores
-from sweeps.pack.measuring.scoring import Scored, Scoring
-from sweeps.pack.slotted import SlottedTrial
-from sweeps.pool.messages import Attach, Command, Continue, Detach, Leave, StepProgress, Stop
+from sweeps.pack.measuring.measuring import Measuring, Scored
+from sweeps.pack.shared import begun_with, shared
+from sweeps.pack.slotted import Settled, SlottedTrial
+from sweeps.pool.messages import Attach, Command, Continue, Detach, Extend, Leave, Peers, StepProgress, Stop
 from sweeps.search.cloning.place import Source
 from sweeps.search.rules import Wave
+from sweeps.search.rungs.sequential import RowLoss
 
 if TYPE_CHECKING:
     from bitlora.engine.engine import Engine, StepStats
@@ -35,31 +34,28 @@ if TYPE_CHECKING:
     from sweeps.pack.settings import PackSettings
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
-    """From the first worker to the others: nobody waits any longer for what becomes of the trials that were evaluated."""
-
-
 class PackLoop:
     """The trials of one worker's engine, trained until the pool says stop.
 
     Args:
         link: the first worker's; the others' is silent.
-        scoring: how trials are scored; None: by their loss alone.
+        measuring: what trials come to at an evaluation; None: their loss alone.
     """
 
-    def __init__(self, settings: PackSettings, engine: Engine, link: Link, scoring: Scoring | None = None) -> None:
+    def __init__(self, settings: PackSettings, engine: Engine, link: Link, measuring: Measuring | None = None) -> None:
         self._engine = engine
         self._workers = engine.workers
         self._link = link
         self._checkpoint_every = settings.checkpoint_every
         self._keep_best = settings.keep == "best"
         self._train = settings.dataset.train
-        self._scoring = scoring or Scoring(settings.dataset, engine)
+        self._measuring = measuring or Measuring(settings.dataset, engine, settings.rungs)
         self._uniform = math.log(engine.base.vocab_size)
         self._trials: dict[str, SlottedTrial] = {}
         self._queue: dict[str, Attach] = {}
         """Trials that wait here for a slot, so that the next step after one is free is already theirs."""
+        self._extended: dict[str, Extend] = {}
+        """What trials have more steps that are on their way here: their files are being fetched."""
         self._overdue: list[SlottedTrial] = []
         """Trials that go on at a step whose evaluation was not reported."""
         self._left: dict[str, Checkpoint] = {}
@@ -93,10 +89,10 @@ class PackLoop:
         if not self._workers.broadcast(self._link.wants_base()):
             return
         slot = self._engine.attach(BARE)
-        scored = self._scoring.score([slot])[slot]
+        scored = self._measuring.evaluate({slot: None})[slot]
         test = None
-        if self._scoring.tests and not scored.result.failed:
-            test = self._scoring.score([slot], record.TEST)[slot]
+        if self._measuring.tests and not scored.result.failed:
+            test = self._measuring.test([slot])[slot]
         self._engine.detach(slot)
         scores = BareScores(scored, test)
         if scores.unusable:
@@ -136,6 +132,10 @@ class PackLoop:
         match command:
             case Attach(trial_id=trial_id):
                 self._queue[trial_id] = command
+                if (extend := self._extended.pop(trial_id, None)) is not None:
+                    self._extend(extend)
+            case Extend():
+                self._extend(command)
             case Detach(trial_id=trial_id):
                 if trial_id in self._trials:
                     self._detach(self._trials[trial_id])
@@ -143,6 +143,8 @@ class PackLoop:
                     self._link.released(trial_id)
             case Continue(trial_id=trial_id):
                 self._undecided.discard(trial_id)
+            case Peers(wave=wave):
+                self._measuring.heard(wave)
             case Settled():
                 self._settling = False
             case Leave():  # this machine goes away: what has been done here is done
@@ -152,12 +154,25 @@ class PackLoop:
             case Stop():
                 self._stopped = True
 
+    def _extend(self, command: Extend) -> None:
+        trial_id = command.trial_id
+        if trial_id in self._trials:
+            self._trials[trial_id].config = TrialConfig(**command.config)
+        elif trial_id in self._queue:
+            self._queue[trial_id] = replace(self._queue[trial_id], config=command.config)
+        if trial_id not in {**self._trials, **self._queue}:  # it is on its way, or has just taken its last step
+            self._extended[trial_id] = command
+        else:
+            self._link.extended(trial_id, TrialConfig(**command.config))
+
     def _attach(self, queued: Attach) -> None:
         """Give a trial a slot, with the steps that it has behind it, or that the one has of which it is a copy."""
         trial_id, config, source = queued.trial_id, TrialConfig(**queued.config), queued.source
-        found = self._shared(self._link.restore(trial_id, config, queued.reported), config)
+        found = shared(self._engine, self._link.restore(trial_id, config, queued.reported), config)
         if source is not None and (found is None or found.progress.step < source.step):
             found = self._copy_of(source, trial_id, config) or found
+        if found is None and config.warm_start and (found := self._warm_start(trial_id, config)) is None:
+            return
         step = found.progress.step if found is not None else 0
         slot = self._engine.attach(config.at(step), state=found.state if found is not None else None)
         trial = SlottedTrial(trial_id, config, slot, time.monotonic(), queued.reported, until=queued.until)
@@ -166,43 +181,33 @@ class PackLoop:
             return
         progress = found.progress
         trial.began -= progress.seconds
-        trial.tokens, trial.losses, trial.first_loss = progress.tokens, list(progress.losses), progress.first_loss
-        trial.best = progress.best
+        trial.tokens, trial.losses, trial.best = progress.tokens, list(progress.losses), progress.best
+        trial.first_loss = progress.first_loss or None
         if trial.due(step):
             if step > queued.reported:
                 self._overdue.append(trial)
             else:
                 trial.losses.clear()
 
+    def _warm_start(self, trial_id: str, config: TrialConfig) -> Checkpoint | None:
+        """What a trial begins with that has another's weights: those, and nothing behind it. None: it has failed."""
+        try:
+            latent, error = self._link.latent_of(config), ""
+            found = begun_with(self._engine, latent, config) if latent else None
+        except ValueError as unusable:
+            found, error = None, str(unusable)
+        if error := self._workers.broadcast(error):
+            self._link.ended(trial_id, "failed", 0, error)
+            self._link.released(trial_id)
+            return None
+        return shared(self._engine, found, config)
+
     def _copy_of(self, source: Source, trial_id: str, config: TrialConfig) -> Checkpoint | None:
         """What `source` had behind it: of a trial that left a slot here a copy of its vectors, else its checkpoint."""
         left = self._left.get(source.trial_id)
         if left is not None and left.progress.step == source.step:
             return left
-        return self._shared(self._link.copy_of(source, trial_id), config)
-
-    def _shared(self, found: Checkpoint | None, config: TrialConfig) -> Checkpoint | None:
-        """What the first worker has read, on all of them; of the others' it is summed with zeros.
-
-        Args:
-            config: of an adapter of that size.
-        """
-        about = self._workers.broadcast((found.progress, found.config) if found is not None else None)
-        if self._workers.size == 1 or about is None:
-            return found
-        state = self._broadcast_state(found.state if found is not None else None, about[0].step, config)
-        return Checkpoint(state, *about)
-
-    def _broadcast_state(self, state: SlotState | None, step: int, config: TrialConfig) -> SlotState:
-        size = self._engine.weights(config)
-        dtype, device = self._engine.latent_dtype, self._engine.base.device
-        own = [torch.zeros(size)] * 3 + [torch.zeros(len(LossScale._fields))]
-        if state is not None:
-            own = [state.latent, state.exp_avg, state.exp_avg_sq, torch.tensor(state.loss_scale)]
-        latent, exp_avg, exp_avg_sq, scale = parts = [part.to(device, dtype, copy=True) for part in own]
-        self._workers.sum(parts, dtype)
-        value, clean, skipped = scale.tolist()
-        return SlotState(step, latent, exp_avg, exp_avg_sq, LossScale(value, int(clean), int(skipped)))
+        return shared(self._engine, self._link.copy_of(source, trial_id), config)
 
     def _detach(self, trial: SlottedTrial) -> None:
         self._empty(trial)
@@ -302,12 +307,13 @@ class PackLoop:
             return
         if self._workers.size > 1:
             self._post()
-        results = self._scoring.score([trial.slot for trial in trials])
+        judged = {t.slot: None if t.config.apart else self._measuring.judged(t.trial_id, self._at(t)) for t in trials}
+        results = self._measuring.evaluate(judged)
         tested = [t for t in trials if t.config.confirms and self._stays(t, results[t.slot])]
         tests: dict[int, Scored] = {}
-        for rows in dict.fromkeys(t.config.confirm_rows for t in tested if self._scoring.tests):
+        for rows in dict.fromkeys(t.config.confirm_rows for t in tested if self._measuring.tests):
             slots = [t.slot for t in tested if t.config.confirm_rows == rows]
-            tests |= self._scoring.score(slots, record.TEST, rows)
+            tests |= self._measuring.test(slots, rows)
         scored = []
         for trial in trials:
             both = [results[trial.slot], *([tests[trial.slot]] if trial.slot in tests else [])]
@@ -318,26 +324,32 @@ class PackLoop:
                 self._failed(trial, f"in its evaluation at step {self._at(trial)}: {failed[0]}")
             else:
                 scored.append(trial)
+        values = {t.slot: self._measuring.value(results[t.slot], judged[t.slot]) for t in scored}
         wave = {
-            trial.trial_id: (self._at(trial), value)
-            for trial in scored
-            if not trial.config.confirms and (value := self._scoring.value(results[trial.slot])) is not None
+            t.trial_id: (self._at(t), value)
+            for t in scored
+            if not t.config.apart and (value := values[t.slot]) is not None
         }
+        self._measuring.heard(wave)
         for trial in scored:
-            self._scored(trial, results[trial.slot], tests.get(trial.slot), wave)
+            self._scored(trial, results[trial.slot], tests.get(trial.slot), wave, values[trial.slot])
         if self._workers.size > 1:
             self._apply_commands()
         self._await_verdicts()
 
-    def _scored(self, trial: SlottedTrial, scored: Scored, test: Scored | None, wave: Wave) -> None:
+    def _scored(
+        self, trial: SlottedTrial, scored: Scored, test: Scored | None, wave: Wave, value: float | None
+    ) -> None:
         step = self._at(trial)
         metrics = record.Metrics(
             step=step,
             tokens=trial.tokens,
-            train_loss=math.fsum(trial.losses) / len(trial.losses),
+            train_loss=math.fsum(trial.losses) / len(trial.losses) if trial.losses else None,
             eval_loss=scored.loss,
-            learning_rate=learning_rate(trial.config.at(step - 1), step),
+            learning_rate=learning_rate(trial.config.at(step - 1), step) if step else 0.0,
             seconds=time.monotonic() - trial.began,
+            rows=None if scored.result.rows is None else len(scored.result.rows),
+            row_losses=list(value.rows) if isinstance(value, RowLoss) else None,
             metrics=scored.measured.values or None,
         )
         trial.scored, trial.losses = trial.losses, []

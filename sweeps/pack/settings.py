@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bitlora.data.split import Dataset
     from bitlora.files.storage import Storage
     from sweeps.pack.travel import TravellingRows
+    from sweeps.search.rungs.sequential import Rungs
     from sweeps.spec.spec import Spec
 
 
@@ -65,6 +66,8 @@ class PackSettings:
     """Of the sweep's folder."""
     token: str
     """By which a worker knows that the folder it sees is that one."""
+    rungs: Rungs | None = None
+    """By which a pack knows when to stop scoring a trial; None: every trial is scored on all rows."""
     keep: Literal["last", "best"] = "last"
     """The evaluation whose files a trial has in the end."""
     metrics: Mapping[str, MetricConfig] = field(default_factory=dict)

@@ -17,6 +17,11 @@ UNIFORM: Final = 0.99
 """… and at least this share of what uniform guessing over the vocabulary gives: a collapsed model lands just there."""
 
 
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """From the first worker to the others: nobody waits any longer for what becomes of the trials that were evaluated."""
+
+
 @dataclass(slots=True)
 class SlottedTrial:
     """A trial in its slot."""
@@ -42,7 +47,8 @@ class SlottedTrial:
 
     def due(self, step: int) -> bool:
         """Is it evaluated at this step?"""
-        return step % self.config.eval_every == 0 or step == self.config.steps
+        budgets = (self.config.steps, *(stage.steps for stage in self.config.stages))
+        return step % self.config.eval_every == 0 or step in budgets
 
     def progress(self, step: int) -> TrialProgress:
         """What it goes on with; it is at this step."""
@@ -65,7 +71,7 @@ class SlottedTrial:
         Args:
             uniform: what guessing uniformly gives, in nats.
         """
-        worst = max(UNIFORM * uniform, DIVERGED * (self.first_loss or 0.0))
+        worst = max(UNIFORM * uniform, DIVERGED * (self.first_loss or 0.0)) if step else math.inf  # it took no step yet
         if math.isfinite(loss) and loss <= worst:
             return ""
         found = f"{loss:.4g}" if math.isfinite(loss) else "not finite"

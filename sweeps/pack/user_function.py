@@ -19,7 +19,7 @@ import ray.cloudpickle
 
 from bitlora.config.explain import one_line
 
-Scoring = Callable[[list[str], list[str], list[str]], Any]
+UserFunction = Callable[[list[str], list[str], list[str]], Any]
 SIGNATURE = "(prompts, references, outputs), and give a number for each row"
 
 
@@ -27,7 +27,7 @@ class ScoringError(ValueError):
     """A user's function cannot be had, or what it gave cannot be used: one line that names it."""
 
 
-def find_function(named: str) -> Scoring:
+def find_function(named: str) -> UserFunction:
     """The function `module:name`; modules of the working directory are found too.
 
     Raises:
@@ -62,13 +62,13 @@ def packed(named: str) -> bytes:
         ray.cloudpickle.unregister_pickle_by_value(module)
 
 
-def unpacked(function: bytes) -> Scoring:
+def unpacked(function: bytes) -> UserFunction:
     """What `packed` gave, as a function."""
     return ray.cloudpickle.loads(function)  # type: ignore[no-any-return]
 
 
 def scored(
-    named: str, function: Scoring, prompts: Sequence[str], references: Sequence[str], outputs: Sequence[str]
+    named: str, function: UserFunction, prompts: Sequence[str], references: Sequence[str], outputs: Sequence[str]
 ) -> list[float]:
     """What a user's function gives.
 

@@ -105,7 +105,7 @@ def worker_loop(config: dict[str, Any]) -> None:
         from sweeps.pack.link import Link
         from sweeps.pack.loop import PackLoop
         from sweeps.pack.measuring.measures import Measures
-        from sweeps.pack.measuring.scoring import Scoring
+        from sweeps.pack.measuring.measuring import Measuring
         from sweeps.pack.memory import memory_key, settle_memory
 
         settings = fetched(ray.get(pool.settings.remote()))
@@ -145,7 +145,8 @@ def worker_loop(config: dict[str, Any]) -> None:
     link = FirstLink(name, pool, settings, own, origin(base)) if workers.first else Link()
     for line in lines:
         link.log_event(line)
-    pack = PackLoop(settings, engine, link, Scoring(settings.dataset, engine, measures, settings.objective))
+    measuring = Measuring(settings.dataset, engine, settings.rungs, measures, settings.objective)
+    pack = PackLoop(settings, engine, link, measuring)
     if workers.first:
         # Where all fits, nobody needs to hear of it.
         short = engine.pass_tokens is not None or engine.size < settings.slots

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from sweeps.pool.measured import MeasuredMemory
+from sweeps.pool.messages import Peers, TrialResult
+from sweeps.pool.packs import PackHandle
+from sweeps.search.rungs.sequential import RowLoss
 
 
 class CommonGround:
@@ -21,6 +25,8 @@ class CommonGround:
         """What packs compute in, where the spec leaves it open; empty until one has said."""
         self._base_scorer = ""
         """The pack that scores the base without an adapter; empty: none has been asked to."""
+        self._peers: list[Peers] = []
+        """What packs have to know of each other's trials, where they score until it is known who is stopped."""
 
     async def settings(self) -> Any:
         """What a worker needs to load the base and train."""
@@ -46,6 +52,20 @@ class CommonGround:
     async def keep_memory(self, key: str, found: dict[str, Any]) -> None:
         """How much memory `key` takes, or why that could not be measured."""
         await self._memory.keep(key, found)
+
+    def _tell_others(self, result: TrialResult, packs: Iterable[PackHandle]) -> None:
+        """Whom their trials are held against, row by row."""
+        own = result.wave.get(result.trial_id)
+        if own is None or not isinstance(own[1], RowLoss):
+            return
+        self._peers.append(Peers({result.trial_id: own}))
+        for pack in packs:
+            pack.send(self._peers[-1])
+
+    def _introduce(self, pack: PackHandle) -> None:
+        """A pack is ready: tell it what came before."""
+        for peers in self._peers:
+            pack.send(peers)
 
     def _pack_gone(self, name: str, innocent: bool, stopping: bool) -> None:
         """What this pack was to find out is for another."""

@@ -35,3 +35,12 @@ class Entry:
     released: asyncio.Event = field(default_factory=asyncio.Event)
     progress: StepProgress | None = None
     """In the pack where it is."""
+    stopping: str = ""
+    """Why it ends at its first evaluation, where a person wants that."""
+    extending: asyncio.Future[bool] | None = None
+    """Answered when it is known whether the trial has heard that it has more steps."""
+
+    def settle(self, extended: bool) -> None:
+        """It is known now, if anybody waits for it."""
+        if self.extending is not None and not self.extending.done():
+            self.extending.set_result(extended)

@@ -65,6 +65,9 @@ class PoolFeed:
     def go_on(self, trial_id: str, place: Place) -> None:
         """Tell the pool how a trial goes on that has left its slot. Returns when it has heard it; that it is gone is for
         the next result to say."""
+        # Calls overtake each other, and of a trial that it does not have yet the pool would hear nothing.
+        for call in [call for call, config in self._attaching.items() if config["trial_id"] == trial_id]:
+            ray.wait([call])
         while True:
             try:
                 ray.get(self._pool.go_on.remote(trial_id, place.config, place.source, place.until))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from bitlora.files.record import Metrics, Status
@@ -32,6 +32,11 @@ class Attach:
     until: int | None = None
     """The step at which it leaves its slot, evaluated, until it is said how it goes on (`sweeps.pool.pool.Pool.go_on`)."""
 
+    @property
+    def needs_files(self) -> bool:
+        """Does it begin with something that was written before?"""
+        return self.resumes or self.source is not None or self.config.get("warm_start") is not None
+
 
 @dataclass(frozen=True, slots=True)
 class Detach:
@@ -48,6 +53,22 @@ class Continue:
 
 
 @dataclass(frozen=True, slots=True)
+class Extend:
+    """The trial has more steps: this is its configuration from now on, the same up to the budget that it had."""
+
+    trial_id: str
+    config: dict[str, Any]
+    """`bitlora.config.trial.TrialConfig`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peers:
+    """These were evaluated in another pack, or in an earlier run of the sweep: whom trials are held against at a rung."""
+
+    wave: Wave
+
+
+@dataclass(frozen=True, slots=True)
 class Leave:
     """This machine goes away: save what has been done, and end."""
 
@@ -57,7 +78,7 @@ class Stop:
     """End."""
 
 
-Command = Attach | Detach | Continue | Leave | Stop
+Command = Attach | Detach | Continue | Extend | Peers | Leave | Stop
 
 # ---- pack -> pool -> trial
 
@@ -87,11 +108,13 @@ class TrialResult:
         return self.status != "running"
 
     def flat(self) -> dict[str, Any]:
-        """As Ray Tune takes a result. Its loggers would draw a wave's losses as the trial's own: those are left out."""
+        """As Ray Tune takes a result. Its loggers would draw a wave's losses, and those of rows, as the trial's own: these
+        are left out."""
         own = {"trial_id": self.trial_id, "status": self.status, "reason": self.reason, "fatal": self.fatal}
         scores = {"step": self.step, "eval_loss": self.eval_loss}
-        found = asdict(self.metrics) if self.metrics is not None else {}
-        return {**{key: value for key, value in found.items() if value is not None}, **own, **scores}
+        metrics = {k: v for k, v in self.metrics.line().items() if v is not None} if self.metrics is not None else {}
+        metrics.pop("row_losses", None)
+        return {**metrics, **own, **scores}
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ from sweeps.pool.messages import (
     TrialResult,
 )
 from sweeps.pool.packs import START_ATTEMPTS, PackHandle, Packs
+from sweeps.pool.steerable import Steerable
 from sweeps.search.cloning.place import Source
 
 POOL: Final = "pool"
@@ -43,7 +44,7 @@ AHEAD: Final = 2
 INTERRUPTED_REASON: Final = "the sweep was interrupted"
 
 
-class Pool(CommonGround):
+class Pool(Steerable, CommonGround):
     """See the module.
 
     Args:
@@ -114,7 +115,9 @@ class Pool(CommonGround):
         if trial_id in self._trials:
             return
         self._begun = self._begun or reported is not None
-        self._trials[trial_id] = entry = Entry(config, reported=reported or 0, resumes=reported is not None)
+        nothing = -1 if config.get("warm_start") else 0  # such a one is evaluated before its first step
+        reported, resumes = (nothing, False) if reported is None else (reported, True)
+        self._trials[trial_id] = entry = Entry(config, reported=reported, resumes=resumes)
         entry.source, entry.until = source, until
         if self._given_up or self._closing:
             self._end(trial_id, self._undone, self._given_up or INTERRUPTED_REASON)
@@ -176,12 +179,12 @@ class Pool(CommonGround):
         running = {t: self._trials[t].progress for pack in self._packs.named.values() for t in pack.trials}
         return PoolStatus(tuple(self._waiting), running, self._packs.counts(), tuple(self._notes))
 
-    async def interrupt(self) -> None:
+    async def interrupt(self, reason: str = INTERRUPTED_REASON) -> None:
         """End every trial that has not ended, as interrupted; no new one begins."""
         self._closing = True
         for trial_id, entry in self._trials.items():
             if not entry.ended:
-                self._end(trial_id, "interrupted", INTERRUPTED_REASON)
+                self._end(trial_id, "interrupted", reason)
 
     async def close(self) -> float:
         """End all packs; returns when none is left and their placement groups are gone.
@@ -211,6 +214,7 @@ class Pool(CommonGround):
             pack.measures = False
             pack.slots = slots or pack.slots
             pack.since = time.monotonic()
+            self._introduce(pack)
             self._dispatch()
 
     async def pack_failed(self, name: str, error: str, unwritable: bool = False) -> None:
@@ -264,7 +268,9 @@ class Pool(CommonGround):
         self._begun = True
         entry.furthest = max(entry.furthest, result.step)
         entry.suspicion.reported(result.step)
+        self._tell_others(result, [pack for other, pack in self._packs.named.items() if other != name and pack.ready])
         self._deliver(entry, result)
+        self._stop_if_asked(trial_id, entry)
         self._dispatch()
 
     async def slot_released(self, name: str, trial_id: str) -> None:
@@ -299,6 +305,7 @@ class Pool(CommonGround):
     def _remove(self, trial_id: str, entry: Entry, tell: bool = True) -> None:
         """Take a trial out of the queue or out of its pack."""
         entry.ended = True
+        entry.settle(False)
         pack = self._packs.named.get(entry.pack or "")
         if pack is None:
             if trial_id in self._waiting:
@@ -318,7 +325,7 @@ class Pool(CommonGround):
             trial_id=trial_id,
             status=status,
             reason=reason,
-            step=entry.reported,
+            step=max(0, entry.reported),
             eval_loss=math.nan,
             fatal=bool(self._given_up),
         )
@@ -379,6 +386,7 @@ class Pool(CommonGround):
                 self._end(trial_id, "failed", f"its pack was lost: {error}")
                 self._packs.blamed(error)
             else:
+                entry.settle(True)
                 entry.released.clear()
                 bisect.insort(self._waiting, trial_id, key=in_order)
         self._unwritable += pack.unwritable

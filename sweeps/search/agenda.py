@@ -9,11 +9,14 @@ import optuna
 
 from sweeps.search.bounds import Bounds
 from sweeps.search.confirm import REPEATS, Choose, most, repeats
+from sweeps.search.metric import CLONES, name_of
 from sweeps.spec import space as spaces
 from sweeps.spec.spec import Spec
 
 SEARCH_ENDED: Final = "search_ended"
 """Attribute of a study whose search has ended before `search.trials`: why."""
+ASKED: Final = "search_asked"
+"""Attribute of a study: what was asked for when that was said. Where a spec asks for more by now, the search goes on."""
 
 
 class Agenda:
@@ -34,15 +37,20 @@ class Agenda:
             self.searched = min(asked, len(self._plan))
         self.fewer = f"only {self.searched} points of the grid fit search.where" if self.searched < asked else ""
         """Why these are fewer than the spec has; nothing where they are not."""
-        confirmed = 0 if spec.confirm is None else most(spec.confirm, self._space)
-        self.total = self.searched + confirmed
-        """Trials of the whole sweep; with `confirm`, at most."""
+        self._confirmed = 0 if spec.confirm is None else most(spec.confirm, self._space)
+        self._grid = len(self._plan) if spec.search.sampler == "grid" else None
+        self.clones = 0
+        """Trials that a person made of others."""
         self._repeats: list[dict[str, Any]] | None = None
         """What is to be confirmed: known when the search has ended."""
         self.count = 0
         """Trials handed out or ended."""
         self._confirming = 0
         """Those of them that confirm."""
+        self._confirmed_as: set[tuple[str, int]] = set()
+        """What they confirm, and on which seed."""
+        self._cloned = 0
+        """Those of them that are clones."""
         self.choose: Choose | None = None
         """Asked once for what `confirm` leaves open, when the search has ended."""
         self.confirms: Callable[[int], object] = bool
@@ -52,20 +60,36 @@ class Agenda:
         """Tune pickles the searcher at its start; whom it asks and tells lives on the driver alone."""
         return {**self.__dict__, "choose": None, "confirms": bool}
 
+    @property
+    def total(self) -> int:
+        """Trials of the whole sweep; with `confirm`, at most."""
+        return self.searched + self._confirmed + self.clones
+
     def counted(self, attributes: Mapping[str, Any]) -> None:
         """A trial with these attributes has been handed out, or had ended before."""
         self.count += 1
         self._confirming += REPEATS in attributes
+        if REPEATS in attributes:
+            self._confirmed_as.add(_named(attributes[REPEATS]))
+        self._cloned += CLONES in attributes
 
     @property
     def searching(self) -> int:
         """Trials handed out or ended that search."""
-        return self.count - self._confirming
+        return self.count - self._confirming - self._cloned
 
     def end_search(self, after: int) -> None:
         """No more than so many trials search."""
-        self.total -= self.searched - after
         self.searched = after
+
+    def more(self, trials: int) -> str:
+        """So many more trials search; gives why that cannot be, and nothing where it can."""
+        if self._grid is not None and self.searched + trials > self._grid:
+            return f"the grid has {self._grid} points, of which {self.searched} are asked for"
+        if self._repeats is not None:
+            return "the best are being confirmed already; add them when that has ended"
+        self.searched += trials
+        return ""
 
     def point(self) -> dict[str, Any] | None:
         """What is planned of the next trial that searches; None: there is no other."""
@@ -84,12 +108,29 @@ class Agenda:
             return None
         if self._repeats is None:
             self._repeats = repeats(self._study, self._confirm, self._first_seed, self.choose)
-            self.total = self.searched + len(self._repeats)
+            self._confirmed = len(self._repeats)
             self.confirms(self.total)
-        if self._confirming >= len(self._repeats):
-            return None
-        chosen = self._repeats[self._confirming]
-        return self._study.trials[chosen["number"]], chosen["with"]
+        for repeat in self._repeats:
+            best = self._study.trials[repeat["number"]]
+            if (name_of(best), repeat["with"]["seed"]) not in self._confirmed_as:
+                return best, repeat["with"]
+        return None
+
+
+def end_early(spec: Spec, study: optuna.Study, why: str) -> None:
+    """The search has ended before `search.trials`."""
+    study.set_user_attr(SEARCH_ENDED, why)
+    study.set_user_attr(ASKED, _asked(spec))
+
+
+def why_ended(spec: Spec, study: optuna.Study) -> str:
+    """Why the search has ended before `search.trials`; nothing where it has not."""
+    attributes = study.user_attrs
+    return str(attributes.get(SEARCH_ENDED, "")) if attributes.get(ASKED, _asked(spec)) == _asked(spec) else ""
+
+
+def _asked(spec: Spec) -> list[float | None]:
+    return [spec.search.trials, spec.search.hours, spec.search.tokens, spec.search.patience]
 
 
 def searching(spec: Spec) -> int:
@@ -114,8 +155,16 @@ def complete(spec: Spec, study: optuna.Study) -> bool:
     """Has every trial of the sweep ended: those that search, and those that confirm the best of them?"""
     trials = study.get_trials(deepcopy=False)
     confirming = sum(REPEATS in trial.user_attrs for trial in trials)
-    searched = SEARCH_ENDED in study.user_attrs or len(trials) - confirming >= searching(spec)
+    clones = sum(CLONES in trial.user_attrs for trial in trials)
+    searched = bool(why_ended(spec, study)) or len(trials) - confirming - clones >= searching(spec)
     if not searched or not all(trial.state.is_finished() for trial in trials):
         return False
-    wanted = spec.confirm and repeats(study, spec.confirm, spec.search.seed + 1)
-    return confirming >= len(wanted or ())
+    if spec.confirm is None:
+        return True
+    wanted = repeats(study, spec.confirm, spec.search.seed + 1)
+    had = {_named(trial.user_attrs[REPEATS]) for trial in trials if REPEATS in trial.user_attrs}
+    return {(name_of(trials[one["number"]]), one["with"]["seed"]) for one in wanted} <= had
+
+
+def _named(repeat: Mapping[str, Any]) -> tuple[str, int]:
+    return repeat["confirms"], repeat["seed"]

@@ -44,6 +44,10 @@ class Bounds:
             self._sizes[key] = adapter_size(self._base, trial)
         return self._sizes[key]
 
+    def bytes(self, chosen: Mapping[str, Any]) -> int:
+        """Of that adapter, as packed."""
+        return self.size(chosen).bytes
+
     def over(self, chosen: Mapping[str, Any]) -> dict[str, float]:
         """By which share such an adapter is beyond a bound (0.5: half as much again), for each that it is beyond."""
         if not self._most:

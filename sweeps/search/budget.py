@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from sweeps.search.confirm import REPEATS
+from sweeps.search.metric import APART, at_least_as_good, values_in_search
 from sweeps.spec.keys.search import SearchConfig
 
 SPENT: Final = "search_seconds"
@@ -30,7 +31,8 @@ class SearchBudget:
         self._began = clock() - float(study.user_attrs.get(SPENT, 0.0))
         self._tokens: dict[str, int] = {}
         """Trial -> those that it was trained on."""
-        self._best: float | None = None
+        self._best: list[Sequence[float]] = []
+        """What no trial before was as good as; of two objectives in at least one of them."""
         self._no_better = 0
         """Trials that have ended since there was a new best."""
         told = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
@@ -42,12 +44,14 @@ class SearchBudget:
         self._tokens |= {trial: max(count, self._tokens.get(trial, 0)) for trial, count in tokens.items()}
 
     def ended(self, trial: FrozenTrial) -> None:
-        """A trial has ended, not with the sweep. One that confirms says nothing of the search."""
-        if REPEATS in trial.user_attrs:
+        """A trial has ended, not with the sweep. One that confirms says nothing of the search, nor does one that a person
+        made unlike the others."""
+        if REPEATS in trial.user_attrs or APART in trial.user_attrs:
             return
-        value = trial.value if trial.state == TrialState.COMPLETE else None
-        if value is not None and (self._best is None or value < self._best):
-            self._best, self._no_better = value, 0
+        values = values_in_search(trial) if trial.state == TrialState.COMPLETE else None
+        if values is not None and not any(at_least_as_good(best, values) for best in self._best):
+            self._best.append(values)
+            self._no_better = 0
         else:
             self._no_better += 1
 

@@ -13,6 +13,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from sweeps.search.cloning.population import became
+from sweeps.search.metric import APART, at_least_as_good, values_in_search
 from sweeps.search.twins import SAME_AS
 from sweeps.spec.keys.confirm import MOST_SEEDS, SEEDS, ConfirmConfig
 from sweeps.spec.space import Choices, Space
@@ -75,8 +76,9 @@ def repeats(
 
 
 def finalists(searched: Sequence[FrozenTrial], confirm: ConfirmConfig, attributes: Mapping[str, Any]) -> list[Finalist]:
-    """The configurations with the lowest mean over their seeds, `confirm.top` of each value of `confirm.by`. A trial that
-    has another's result is not beside it, unless it stands for another value of that.
+    """The configurations with the lowest mean over their seeds, `confirm.top` of each value of `confirm.by`; of two
+    objectives the front, and where that has more than `top`, as many of it as lie evenly from one end to the other. A trial
+    that has another's result is not beside it, unless it stands for another value of `confirm.by`.
 
     Args:
         attributes: the study's.
@@ -96,9 +98,12 @@ def finalists(searched: Sequence[FrozenTrial], confirm: ConfirmConfig, attribute
 
     groups: dict[str, list[FrozenTrial]] = {}
     for trial in searched:
-        if trial.state == TrialState.COMPLETE and trial.value is not None and beside(trial):
+        told = trial.state == TrialState.COMPLETE and APART not in trial.user_attrs
+        if told and values_in_search(trial) and beside(trial):
             groups.setdefault(repr(sorted((k, v) for k, v in trial.params.items() if k != "seed")), []).append(trial)
-    best = sorted(groups.values(), key=lambda group: (fmean(t.value or 0.0 for t in group), group[0].number))
+    best = sorted(groups.values(), key=lambda group: (_means(group), group[0].number))
+    if best and len(_means(best[0])) > 1:
+        best = _along_front(best, confirm.top)
     taken: Counter[Any] = Counter()
     chosen = []
     for group in best:
@@ -111,3 +116,19 @@ def finalists(searched: Sequence[FrozenTrial], confirm: ConfirmConfig, attribute
                 scored.setdefault(int(trial.params.get("seed", 0)), name)
             chosen.append(Finalist(group[0].params, group[0].number, scored))
     return chosen
+
+
+def _means(group: list[FrozenTrial]) -> list[float]:
+    """Of each objective, over the seeds of a configuration."""
+    return [fmean(values) for values in zip(*(values_in_search(trial) or [] for trial in group), strict=True)]
+
+
+def _along_front(groups: list[list[FrozenTrial]], most: int) -> list[list[FrozenTrial]]:
+    """Of configurations by their loss, those that no other is as good as in each objective; at most so many, evenly."""
+    front: list[list[FrozenTrial]] = []
+    for group in groups:
+        if not any(at_least_as_good(_means(better), _means(group)) for better in front):
+            front.append(group)
+    if len(front) <= most:
+        return front
+    return [front[round(place * (len(front) - 1) / max(1, most - 1))] for place in range(most)]

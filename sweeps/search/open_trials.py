@@ -10,7 +10,7 @@ from optuna.trial import BaseTrial, FixedTrial, FrozenTrial, TrialState
 
 from bitlora.files.record import Status
 from sweeps.search.confirm import REPEATS
-from sweeps.search.metric import finite
+from sweeps.search.metric import BUDGET, OVERLAY, finite, name_of
 from sweeps.search.sampling.seen import DIVERGED
 from sweeps.search.study import reopen, set_aside
 from sweeps.search.twins import Outcome
@@ -18,22 +18,22 @@ from sweeps.spec import space as spaces
 from sweeps.spec.space import Space
 
 
-def name_of(trial: optuna.Trial | FrozenTrial) -> str:
-    """Our id of a trial."""
-    return f"t{trial.number:04d}"
-
-
 class OpenTrials:
     """They go by our own ids (`t0007`).
 
     Args:
         configure: makes a trial's whole configuration of the values that were chosen for the axes.
+        size: bytes of the adapter for which these were chosen, where they are an objective.
     """
 
     def __init__(
-        self, study: optuna.Study, space: Space, configure: Callable[[dict[str, Any]], dict[str, Any]]
+        self,
+        study: optuna.Study,
+        space: Space,
+        configure: Callable[[dict[str, Any]], dict[str, Any]],
+        size: Callable[[dict[str, Any]], int] | None = None,
     ) -> None:
-        self._study, self._space, self._configure = study, space, configure
+        self._study, self._space, self._configure, self._size = study, space, configure, size
         self._open: dict[str, optuna.Trial] = {}
         self._values: dict[str, dict[int, float]] = {}
         """The steps of which the study has a value, and that."""
@@ -85,14 +85,27 @@ class OpenTrials:
             return None
 
     def _chosen(self, trial: BaseTrial, attributes: Mapping[str, Any]) -> dict[str, Any]:
-        """What is chosen for a trial: by the sampler, and for one that confirms also by the searcher."""
-        return {**spaces.suggest(trial, self._space), **attributes.get(REPEATS, {})}
+        """What is chosen for a trial: by the sampler, for one that confirms also by the searcher, and by a person."""
+        chosen = spaces.suggest(trial, self._space)
+        return {**chosen, **attributes.get(REPEATS, {}), **attributes.get(OVERLAY, {})}
+
+    def config_with(self, params: dict[str, Any]) -> dict[str, Any]:
+        """The whole configuration that these parameters come to."""
+        return self._configure(self._chosen(FixedTrial(params), {}))
+
+    def overlay(self, trial_id: str, changes: Mapping[str, Any]) -> None:
+        """An open trial has these from now on, though they were not suggested: another budget among them."""
+        trial = self._open[trial_id]
+        if BUDGET not in trial.user_attrs:
+            trial.set_user_attr(BUDGET, self.config(trial_id)["steps"])
+        trial.set_user_attr(OVERLAY, {**trial.user_attrs.get(OVERLAY, {}), **changes})
 
     def report(self, trial_id: str, step: int, loss: Any) -> None:
         """An open trial was evaluated: finite losses are told, each step once."""
         if (value := finite(loss)) is None or step in self._values[trial_id]:
             return
-        self._open[trial_id].report(value, step)
+        if self._size is None:  # Optuna takes no reports of a trial with several objectives
+            self._open[trial_id].report(value, step)
         self._values[trial_id][step] = value
 
     def values_of(self, trial_id: str) -> list[float]:
@@ -134,8 +147,9 @@ class OpenTrials:
             trial.set_user_attr("reason", reason)
         if status == DIVERGED:
             trial.set_constraint(DIVERGED, 1.0)
-        if status == "completed" and finite(value) is not None:
-            return came_to, self._study.tell(trial, value)
+        if status == "completed" and (loss := finite(value)) is not None:
+            size = [] if self._size is None else [self._size(self._chosen(trial, trial.user_attrs))]
+            return came_to, self._study.tell(trial, [loss, *size])
         if status == "interrupted":  # it goes on when the sweep does
             set_aside(self._study, trial)
             return came_to, None

@@ -8,7 +8,7 @@ itself the eval loss, in nats per completion token.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -17,8 +17,15 @@ if TYPE_CHECKING:
 
 Wave = Mapping[str, tuple[int, float]]
 """Trials that were evaluated together: our id -> step and loss, which is finite."""
+SizeOf = Callable[[str], float]
+"""Our id -> bytes of the trial's adapter, where they are an objective beside the loss."""
 MEDIAN_OF: Final = 3
 """Other trials that the median rule needs before it stops anybody."""
+
+
+def alike(_: str) -> float:
+    """All adapters count as of one size."""
+    return 0.0
 
 
 class StoppingRule(Protocol):
@@ -31,6 +38,16 @@ class StoppingRule(Protocol):
         """Does a trial go on after its evaluation at `step`, which has been entered? Each is judged once."""
 
 
+class RungRule(StoppingRule, Protocol):
+    """A rule that judges at rungs, by how many are better there."""
+
+    def rung(self, trial_id: str, step: int) -> tuple[int, int] | None:
+        """The bracket and the rung that a trial stands at, or has passed; None: before the first, and at the end."""
+
+    def going_on(self, reached: int) -> int:
+        """Of so many that have reached a rung, how many go on: whoever has as many better than itself does not."""
+
+
 class Halving:
     """Successive halving that waits for nobody, by stopping (ASHA, arXiv 1810.05934): at each rung the best `1 / reduction`
     of all that have reached it go on, the best of them always.
@@ -41,10 +58,11 @@ class Halving:
     Args:
         grace: steps to the first rung; each further one is `reduction` times as far.
         budget: steps of a full trial, where nobody is judged any more.
+        size: where it counts, another is better than a trial only if its adapter is no larger either.
     """
 
-    def __init__(self, grace: int, reduction: int, budget: int) -> None:
-        self._reduction, self._budget = reduction, budget
+    def __init__(self, grace: int, reduction: int, budget: int, size: SizeOf = alike) -> None:
+        self._reduction, self._budget, self._size = reduction, budget, size
         self._rungs: list[tuple[int, dict[str, float]]] = []
         """Steps, and the losses of those that have reached them."""
         self._reached: dict[str, int] = {}
@@ -58,6 +76,13 @@ class Halving:
         """The last rung that a trial at `step` has passed or stands at; -1: none."""
         return sum(steps <= step for steps, _ in self._rungs) - 1
 
+    def rung(self, trial_id: str, step: int) -> tuple[int, int] | None:
+        rung = self._rung(step)
+        return (0, rung) if rung >= 0 and step < self._budget else None
+
+    def going_on(self, reached: int) -> int:
+        return max(1, reached // self._reduction)
+
     def enter(self, trial_id: str, step: int, loss: float) -> None:
         rung = self._rung(step)
         if rung > self._reached.get(trial_id, -1):
@@ -70,8 +95,9 @@ class Halving:
         if trial_id not in losses or (trial_id, rung) in self._judged:
             return True
         self._judged.add((trial_id, rung))
-        better = sum(loss < losses[trial_id] for loss in losses.values())
-        return better < max(1, len(losses) // self._reduction)
+        own, size = losses[trial_id], self._size(trial_id)
+        better = sum(loss < own and self._size(other) <= size for other, loss in losses.items())
+        return better < self.going_on(len(losses))
 
 
 class HyperBand:
@@ -82,11 +108,11 @@ class HyperBand:
     those of the bracket that stops the soonest, and of each so many as HyperBand gives it.
     """
 
-    def __init__(self, grace: int, reduction: int, budget: int) -> None:
-        brackets = [Halving(grace, reduction, budget)]
+    def __init__(self, grace: int, reduction: int, budget: int, size: SizeOf = alike) -> None:
+        self._brackets = brackets = [Halving(grace, reduction, budget, size)]
         while grace < budget:
             grace *= reduction
-            brackets.append(Halving(grace, reduction, budget))
+            brackets.append(Halving(grace, reduction, budget, size))
         self._round: list[Halving] = []
         for left, bracket in zip(reversed(range(len(brackets))), brackets, strict=True):
             self._round += [bracket] * -(-len(brackets) * reduction**left // (left + 1))
@@ -95,6 +121,14 @@ class HyperBand:
         """That of a trial, `t0007` the eighth."""
         number = int("".join(filter(str.isdigit, trial_id)) or 0)
         return self._round[number % len(self._round)]
+
+    def rung(self, trial_id: str, step: int) -> tuple[int, int] | None:
+        bracket = self.bracket(trial_id)
+        rung = bracket.rung(trial_id, step)
+        return None if rung is None else (self._brackets.index(bracket), rung[1])
+
+    def going_on(self, reached: int) -> int:
+        return self._brackets[0].going_on(reached)
 
     def enter(self, trial_id: str, step: int, loss: float) -> None:
         self.bracket(trial_id).enter(trial_id, step, loss)
@@ -134,14 +168,14 @@ class MedianRule:
         return len(means) < MEDIAN_OF or best <= median(means)
 
 
-def make_rule(asked: SchedulerConfig, budget: int) -> StoppingRule | None:
+def make_rule(asked: SchedulerConfig, budget: int, size: SizeOf = alike) -> StoppingRule | None:
     """The rule that a spec asks for, of a sweep whose full trials take `budget` steps; None: nobody is stopped."""
     grace = min(asked.grace, budget)
     match asked.name:
         case "asha":
-            return Halving(grace, asked.reduction, budget)
+            return Halving(grace, asked.reduction, budget, size)
         case "hyperband" | "bohb":
-            return HyperBand(grace, asked.reduction, budget)
+            return HyperBand(grace, asked.reduction, budget, size)
         case "median":
             return MedianRule(grace)
     return None

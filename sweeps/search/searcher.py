@@ -22,15 +22,17 @@ from ray.tune.search import Searcher
 
 from bitlora.config.metrics import LOSS
 from bitlora.files.record import Status
-from sweeps.search.agenda import SEARCH_ENDED, Agenda
+from sweeps.search.agenda import Agenda, complete, end_early, why_ended
 from sweeps.search.bounds import Bounds
 from sweeps.search.budget import SearchBudget
 from sweeps.search.cloning.population import became
 from sweeps.search.confirm import REPEATS, Choose
-from sweeps.search.metric import STEP, Objective
-from sweeps.search.open_trials import OpenTrials, name_of
+from sweeps.search.metric import CLONES, STEP, Objective, name_of
+from sweeps.search.open_trials import OpenTrials
 from sweeps.search.sampling.drafts import Drafts
 from sweeps.search.sampling.earlier import EarlierTrial
+from sweeps.search.sampling.prior import RatePrior
+from sweeps.search.steering.steered import SteeredSearch
 from sweeps.search.study import EndedTrial, open_study, sync
 from sweeps.search.twins import SAME_AS, SETTLED, Firsts, Outcome, Twin, reason_of
 from sweeps.spec import space as spaces
@@ -59,6 +61,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         bounds: What an adapter may be. What is beyond it is no trial: the sampler hears of it, and the next is asked for.
         clock: Seconds.
         earlier: Trials of other sweeps that the sampler knows too.
+        prior: What is known of learning rates before any trial.
     """
 
     def __init__(
@@ -72,18 +75,20 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         bounds: Bounds | None = None,
         clock: Callable[[], float] = time.monotonic,
         earlier: Sequence[EarlierTrial] = (),
+        prior: RatePrior | None = None,
     ) -> None:
         super().__init__(metric=LOSS, mode="min")  # for Tune, which looks whether results have it
         self.objective = objective
-        self._space = spec.search.space
+        self._spec, self._space = spec, spec.search.space
         journal.parent.mkdir(parents=True, exist_ok=True)
         self._journal = journal
         self._study = open_study(spec, journal)
         self._agenda = Agenda(spec, self._study, bounds)
-        drafted = (bounds or earlier) and spec.search.sampler != "grid"
-        self._drafts = Drafts(spec, self._study, bounds, earlier) if drafted else None
+        drafted = (bounds or earlier or prior) and spec.search.sampler != "grid"
+        self._drafts = Drafts(spec, self._study, bounds, earlier, prior) if drafted else None
         self._budget = SearchBudget(spec.search, self._study, clock)
-        self._trials = OpenTrials(self._study, self._space, configure)
+        size = bounds.bytes if bounds is not None and "bytes" in spec.search.objectives else None
+        self._trials = OpenTrials(self._study, self._space, configure, size)
         self._changed = changed
         self._keep_best = spec.train.keep == "best"
         self._suggested: dict[str, dict[str, Any]] = {}
@@ -101,20 +106,26 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         self._firsts = Firsts(essence)
         self._settled: dict[str, Outcome] = {}
         """Of trials that were trained to their end."""
+        self.steered = SteeredSearch(self._study, self._space, self._agenda, self._trials, self._firsts, self._ask)
+        """What a person does to the search."""
+        self.open_ended = False
+        """More trials may come while any has not ended: the search does not say before that it is over."""
         self.ended_early: Callable[[str], object] = bool
         """Told once why no more trials are asked for that search; whoever is to know says it here."""
         self.twin: Callable[[Twin], object] = bool
         """Told of a trial that is not handed out, since one has ended that is the same; whoever is to know says it here."""
         for trial in self._study.get_trials(deepcopy=False):
             name = trial.user_attrs.get("trial_id") or name_of(trial)
+            self._agenda.clones += CLONES in trial.user_attrs
             if trial.state.is_finished():
                 status = trial.user_attrs.get("status", "failed")
                 reason = trial.user_attrs.get("reason", "")
                 config, same_as = self._trials.config_of(trial), trial.user_attrs.get(SAME_AS, "")
-                self.ended[name] = EndedTrial(status, reason, config, trial.value, same_as)
+                value = trial.values[0] if trial.values else None
+                self.ended[name] = EndedTrial(status, reason, config, value, same_as)
                 if status in SETTLED and config is not None and not same_as:
                     self._firsts.enter(name, config)
-                    self._settled[name] = Outcome(status, reason, trial.value, trial.intermediate_values)
+                    self._settled[name] = Outcome(status, reason, value, trial.intermediate_values)
                 self._agenda.counted(trial.user_attrs)
             else:
                 self._begun[name] = trial
@@ -150,7 +161,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
     @property
     def why_ended(self) -> str:
         """Why fewer trials were asked for than the spec has; nothing where that is not so."""
-        return str(self._study.user_attrs.get(SEARCH_ENDED, ""))
+        return why_ended(self._spec, self._study)
 
     @property
     def refused(self) -> int:
@@ -162,10 +173,21 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         self._budget.trained(tokens)
         self._end_search_if_spent()
 
+    def config(self, trial_id: str) -> dict[str, Any] | None:
+        """The whole configuration of a trial that was handed out, or had ended before; None: it has none."""
+        if trial_id in self._suggested:
+            return dict(self._suggested[trial_id]["config"])
+        return self.ended[trial_id].config if trial_id in self.ended else None
+
     @property
     def left(self) -> int:
         """Trials that are still to be handed out."""
         return len(self._begun) + max(0, self.total - self._agenda.count - len(self._begun))
+
+    @property
+    def over(self) -> bool:
+        """Have all trials of the sweep ended?"""
+        return complete(self._spec, self._study)
 
     @property
     def begun(self) -> list[str]:
@@ -177,13 +199,15 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
 
         Returns:
             `{"trial_id": ours, "config": its configuration}`, with `reported`, the last step that it has reported, where
-            it goes on. None: the search has to end before it is known what is to be confirmed.
+            it goes on. None: the search has to end before it is known what is to be confirmed, or more may be asked for.
         """
         ours = self._next()
         while ours is not None and ours != Searcher.FINISHED and self._has_been_had(ours):
             ours = self._next()
         if ours is None or ours == Searcher.FINISHED:
-            return None if self._firsts.awaited else ours  # if that one fails, those that wait for it are trained
+            waits = self.open_ended and any(True for _ in self._trials)
+            # if the one that twins wait for fails, they are trained
+            return None if waits or self._firsts.awaited else ours
         self._ours[trial_id] = ours
         self._budget.note()
         # whatever has files in the sweep's folder is known to the study, whatever the machine dies of
@@ -199,8 +223,11 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         self._end_search_if_spent()
         if self._begun:
             ours = next(iter(self._begun))
-            reported = {"reported": self.reported.get(ours, 0)}
             self._take_up(ours)
+            nothing = -1 if self._trials.config(ours).get("warm_start") else 0
+            reported = {"reported": self.reported.get(ours, nothing)}
+        elif (made := self.steered.next_made()) is not None:
+            ours = made
         elif (point := self._agenda.point()) is not None:
             ours = self._ask(self._drafts.propose(point) if self._drafts else spaces.params(self._space, point), {})
         elif self._agenda.to_be_chosen and self._trials.search:
@@ -217,14 +244,14 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
 
     def _end_search_if_spent(self) -> None:
         """Where no more trials are to be asked for that search, though the spec has more, the study is told why."""
-        begun = sum(REPEATS not in trial.user_attrs for trial in self._begun.values())
+        begun = sum(not {REPEATS, CLONES} & trial.user_attrs.keys() for trial in self._begun.values())
         searched = self._agenda.searching + begun
         spent = self._budget.spent() if searched < self._agenda.searched else self._agenda.fewer
         if not (why := self.why_ended or spent):
             return
         self._agenda.end_search(searched)
         if not self.why_ended:
-            self._study.set_user_attr(SEARCH_ENDED, why)
+            end_early(self._spec, self._study, why)
             self.ended_early(why)
 
     def _has_been_had(self, trial_id: str) -> bool:

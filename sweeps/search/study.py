@@ -16,6 +16,7 @@ import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import get_lock_file
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from bitlora.files.record import Status
@@ -44,9 +45,9 @@ class EndedTrial:
 def open_study(spec: Spec, journal: Path) -> optuna.Study:
     """The study in `journal`, made if there is none, with the sampler that the spec asks for."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
-        storage=_storage(journal), study_name=spec.name, direction="minimize", load_if_exists=True
-    )
+    directions = [StudyDirection.MINIMIZE for _ in spec.search.objectives]
+    storage = _storage(journal)
+    study = optuna.create_study(storage=storage, study_name=spec.name, directions=directions, load_if_exists=True)
     study.sampler = make_sampler(spec, study)
     return study
 

@@ -116,7 +116,7 @@ def search_clashes(search: SearchConfig, train: TrainConfig, confirm: ConfirmCon
         if getattr(confirm, key) == "auto":
             why = "auto needs to know what is to be shown; give confirm.margin: 0.5 %"
             yield f"confirm.{key}", ("confirm.margin",), why
-    if search.from_ and search.sampler != "tpe":
+    if search.from_ and search.sampler in ("random", "grid"):
         message = f"sampler {search.sampler} models nothing, so that it learns nothing of earlier sweeps"
         yield "search.from", ("search.sampler",), f"{message}; give search.sampler: tpe, or leave it out"
     if len(first) > search.trials:
@@ -157,6 +157,49 @@ def budget_clashes(train: TrainConfig, scheduler: SchedulerConfig, search: Searc
     if scheduler.name == "bohb" and search.sampler != "tpe":
         right = "give search.sampler: tpe, or scheduler.name: hyperband"
         yield "scheduler.name", ("search.sampler",), f"bohb is HyperBand with configurations of TPE's; {right}"
+
+
+def measuring_clashes(
+    metrics: Mapping[str, MetricConfig], scheduler: SchedulerConfig, search: SearchConfig, confirm: ConfirmConfig | None
+) -> Iterator[Clash]:
+    """What does not go with metrics, or with a search by one of them."""
+    if metrics and scheduler.scoring == "sequential" and scheduler.name in _RUNGS:
+        message = "sequential does not go with metrics, which are over all rows of the eval split; give all"
+        yield "scheduler.scoring", ("metrics",), message
+    if search.metric == LOSS:
+        return
+    if len(search.objectives) > 1:
+        message = f"[loss, bytes] is a front of the eval loss, and what is searched by is {search.metric}; give [loss]"
+        yield "search.objectives", ("search.metric",), message
+    for key in ("seeds", "rows") if confirm is not None else ():
+        if getattr(confirm, key) == "auto":
+            message = f"auto goes by the eval loss, and what is searched by is {search.metric}; give a number"
+            yield f"confirm.{key}", ("search.metric",), message
+
+
+def judging_clashes(
+    train: TrainConfig, scheduler: SchedulerConfig, search: SearchConfig, confirm: ConfirmConfig | None
+) -> Iterator[Clash]:
+    """What does not go with scoring until it is known who is stopped, or with a front."""
+    rungs = ", ".join(_RUNGS)
+    if scheduler.scoring == "sequential" and scheduler.name not in _RUNGS:
+        message = f"scheduler.name {scheduler.name} judges at no rung; give all, or one of {rungs}"
+        yield "scheduler.scoring", ("scheduler.name",), message
+    elif scheduler.scoring == "sequential" and train.keep == "best":
+        message = "sequential does not go with train.keep: best: a loss over some rows compares with none over all"
+        yield "scheduler.scoring", ("train.keep",), f"{message}; give all"
+    if len(search.objectives) < 2:
+        return
+    front = "search.objectives: [loss, bytes]"
+    if search.sampler == "gp":
+        yield "search.sampler", ("search.objectives",), f"gp does not go with {front}; give tpe"
+    if scheduler.name not in (*_RUNGS, "none"):
+        message = f"{scheduler.name} does not go with {front}; give {rungs} or none"
+        yield "scheduler.name", ("search.objectives",), message
+    if scheduler.scoring == "sequential" and scheduler.name in _RUNGS:
+        yield "scheduler.scoring", ("search.objectives",), f"sequential does not go with {front}; give all"
+    if confirm is not None and confirm.by is not None:
+        yield "confirm.by", ("search.objectives",), f"with {front} the front is confirmed; leave it out"
 
 
 def population_clashes(train: TrainConfig, scheduler: SchedulerConfig, search: SearchConfig) -> Iterator[Clash]:

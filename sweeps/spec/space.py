@@ -79,7 +79,7 @@ def suggest(trial: BaseTrial, space: Space) -> dict[str, Any]:
     """
     chosen: dict[str, Any] = {}
     for axis in order(space):
-        name, domain = _option(space, axis, chosen)
+        name, domain = option(space, axis, chosen)
         if isinstance(domain, Choices):
             chosen[axis] = trial.suggest_categorical(name, domain.values)
         elif isinstance(domain.low, int) and isinstance(domain.high, int):
@@ -119,7 +119,7 @@ def grid(space: Space) -> list[dict[str, Any]]:
     """
     rows: list[dict[str, Any]] = [{}]
     for axis in order(space):
-        values = [_values(axis, _option(space, axis, row)[1]) for row in rows]
+        values = [_values(axis, option(space, axis, row)[1]) for row in rows]
         if sum(map(len, values)) > GRID_MAX:
             raise ValueError(f"the grid has more than {GRID_MAX:,} points")
         rows = [{**row, axis: value} for row, listed in zip(rows, values, strict=True) for value in listed]
@@ -147,7 +147,7 @@ def extent(domain: Choices | Range | By) -> set[Any]:
 def smallest(space: Space, axis: str, chosen: Mapping[str, Any]) -> list[Any]:
     """The values of an axis, once the one it hangs on is chosen: all of a list; of a range the smallest, and where others
     hang on it also those for which they have branches of their own, and the largest."""
-    _, domain = _option(space, axis, chosen)
+    _, domain = option(space, axis, chosen)
     if isinstance(domain, Choices):
         return list(domain.values)
     hanging = [other for other in space.values() if isinstance(other, By) and other.axis == axis]
@@ -157,7 +157,7 @@ def smallest(space: Space, axis: str, chosen: Mapping[str, Any]) -> list[Any]:
 
 def domain_of(space: Space, axis: str, chosen: Mapping[str, Any]) -> Choices | Range:
     """The domain of an axis, once the one it hangs on is chosen."""
-    return _option(space, axis, chosen)[1]
+    return option(space, axis, chosen)[1]
 
 
 def fitted(domain: Range, value: float) -> float:
@@ -193,8 +193,8 @@ def _options(axis: str, domain: Choices | Range | By) -> list[tuple[str, Choices
     return options if domain.default is None else [*options, (f"{axis}[{domain.axis}=default]", domain.default)]
 
 
-def _option(space: Space, axis: str, chosen: Mapping[str, Any]) -> tuple[str, Choices | Range]:
-    """The one of them that holds once the axis it hangs on is chosen."""
+def option(space: Space, axis: str, chosen: Mapping[str, Any]) -> tuple[str, Choices | Range]:
+    """The Optuna parameter of an axis and its domain, once the axis it hangs on is chosen."""
     domain = space[axis]
     options = _options(axis, domain)
     if not isinstance(domain, By):
@@ -208,7 +208,7 @@ def _possible(space: Space, axis: str, config: Mapping[str, Any]) -> list[tuple[
     domain = space[axis]
     if isinstance(domain, By) and domain.axis not in config:
         return _options(axis, domain)
-    return [_option(space, axis, config)]
+    return [option(space, axis, config)]
 
 
 def _holds(domain: Choices | Range, value: Any) -> bool:

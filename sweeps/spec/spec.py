@@ -25,6 +25,8 @@ from sweeps.spec.clashes import (
     adapter_clashes,
     base_clashes,
     budget_clashes,
+    judging_clashes,
+    measuring_clashes,
     metric_clashes,
     population_clashes,
     resource_clashes,
@@ -146,5 +148,7 @@ def _clashes(spec: Spec) -> Iterator[Clash]:
     yield from search_clashes(spec.search, spec.train, spec.confirm)
     yield from resource_clashes(spec.resources)
     yield from budget_clashes(spec.train, spec.scheduler, spec.search)
+    yield from measuring_clashes(spec.metrics, spec.scheduler, spec.search, spec.confirm)
+    yield from judging_clashes(spec.train, spec.scheduler, spec.search, spec.confirm)
     if spec.scheduler.name == "pbt":
         yield from population_clashes(spec.train, spec.scheduler, spec.search)

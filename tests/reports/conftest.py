@@ -70,8 +70,9 @@ def add(folder: Path) -> AddTrial:
         write_json(trial / "config.json", chosen)
         if eval_loss is not None:
             metrics = Metrics(
-                step=steps, tokens=100 * steps, train_loss=3.0, eval_loss=eval_loss, learning_rate=0.0, seconds=1.0
-            )
+                step=steps, tokens=100 * steps, train_loss=3.0, eval_loss=eval_loss, learning_rate=0.0, seconds=1.0,
+                rows=(record or {}).get("eval_rows"),
+            )  # fmt: skip
             append_metrics(trial, metrics)
         for name, means in ((EVAL, scores), (TEST, test)):
             if means is not None:  # of examples of ten tokens each; the loss is then theirs

@@ -58,6 +58,9 @@ def construct(folder: Path, add) -> None:
     trial("t0001", 2.64, 0.3, quantizer="ternary", rank=32, learning_rate=1.234e-3)
     trial("t0002", 2.69, 0.2, quantizer="binary", rank=8, learning_rate=9.876e-4)
     add("t0003", "pruned", eval_loss=2.95, steps=8, quantizer="binary", rank=16, record={"data": DATA})
+    part = means(2.9, 0.4)[:16]
+    stopped = {"data": DATA, "eval_rows": 16}
+    add("t0012", "pruned", eval_loss=sum(part) / 16, steps=8, quantizer="binary", rank=16, scores=part, record=stopped)
     add("t0004", "failed", steps=0, quantizer="none", rank=32, record={"data": DATA, "reason": "pack lost"})
     trial("t0005", 2.7, 0.5, quantizer="none", rank=8, learning_rate=4e-3)
     for number in range(28):  # enough to say what mattered

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.live import Live
 
 from sweeps.cli.commands.refusal import refuse
 
@@ -56,15 +59,43 @@ def report(
     typer.echo(path if out is not None or several else f"{places[0].rstrip('/')}/report/report.md")
 
 
-def status(place: Annotated[str, typer.Argument(metavar="DIR", help="A sweep's folder, or s3://….")]) -> None:
-    """Say where a sweep stands, running or ended."""
+def status(
+    place: Annotated[str, typer.Argument(metavar="DIR", help="A sweep's folder, or s3://….")],
+    watch: Annotated[bool, typer.Option("--watch", help="Look again and again, until it has ended.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for a program.")] = False,
+) -> None:
+    """Say where a sweep stands, running or ended.
+
+    The JSON has `name`, `exit_code` (null: it runs, or its driver died), `quiet_seconds` since anything was written,
+    `trials` that search (at most), `search_ended` (why there are no more), `began`, `ended` (counts by status), `best`
+    (`trial`, `eval_loss`), `running` (a list of `trial`, `step`, `steps`, `eval_loss`, `config`, `curve` as pairs of step
+    and loss), `eta_seconds`, and what was spent: `tokens`, `slot_seconds`, `worker_seconds`, `cost`. What is not known is
+    null.
+    """
+    from bitlora import timeouts
     from bitlora.files.opening import open_storage
-    from sweeps.cli.status import draw, standing
+    from sweeps.cli.status import draw, drawn, standing, told
     from sweeps.spec.errors import SpecError
 
+    if watch and as_json:
+        refuse("--json: is what it is once; call it again, or leave out --watch")
+    console = Console(soft_wrap=not watch)
     try:
         with open_storage(place) as storage:
-            draw(Console(soft_wrap=True), standing(storage))
+            found = standing(storage)
+            if as_json:
+                typer.echo(json.dumps(told(found)))
+            elif not watch:
+                draw(console, found)
+            else:
+                with (
+                    Live(drawn(found), console=console, auto_refresh=False) as live,
+                    contextlib.suppress(KeyboardInterrupt),
+                ):
+                    while found.code is None:
+                        time.sleep(timeouts.WATCH_S)
+                        found = standing(storage)
+                        live.update(drawn(found), refresh=True)
     except SpecError as error:
         refuse(*error.lines)
     except (OSError, ValueError) as error:

@@ -210,10 +210,14 @@ class Display(DriverOnly, Callback):  # type: ignore[misc]
         line = f"no new trial is asked for: {why}; what has begun goes on to its end"
         self._console.print(line, style="yellow", markup=False, highlight=False)
 
-    def confirms(self, total: int) -> None:
-        """It is known what is to be confirmed: so many trials has the sweep."""
+    def grown(self, total: int) -> None:
+        """There are more trials now, or it is known how many are confirmed: so many in the whole sweep."""
         self._total = total
         self._bar.update(self._task, total=total)
+
+    def steered(self, what: str) -> None:
+        """Somebody did something to the sweep."""
+        self._console.print(what, style="yellow", markup=False, highlight=False)
 
     def end_twin(self, twin: Twin) -> None:
         """A trial has ended with another one, whose configuration it has."""
@@ -221,12 +225,12 @@ class Display(DriverOnly, Callback):  # type: ignore[misc]
 
     def _end(self, config: dict[str, Any], status: str, result: dict[str, Any]) -> None:
         trial_id = config["trial_id"]
-        self._running.pop(trial_id, None)
+        own = self._running.pop(trial_id, config["config"])
         self._steps += int(result.get("step") or 0)
         reason = f": {result['reason']}" if result.get("reason") else ""
         at = f" at step {result.get('step', 0)}" if status == "stopped" else ""
         confirms = f"  confirms {of}" if (of := config["config"].get("confirms")) else ""
-        line = f"{trial_id}  {status}{at}  {describe(config['config'], self._axes)}{confirms}{reason}"
+        line = f"{trial_id}  {status}{at}  {describe(own, self._axes)}{confirms}{reason}"
         self._ended.append(line)
         self._bar.update(self._task, completed=self._done + len(self._ended))
         self._print(line)

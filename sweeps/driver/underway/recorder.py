@@ -8,7 +8,7 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -112,7 +112,9 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
             if ended.same_as:
                 self._jobs.append(self._writer.submit(self._write_again, trial_id, ended.config, ended.same_as))
             else:
-                self._jobs.append(self._writer.submit(self._write, trial_id, ended.config, ended.status, ended.reason))
+                known = (trial_id, ended.config, ended.status, ended.reason, None)
+                acts = self._searcher.steered.acts_on(trial_id)
+                self._jobs.append(self._writer.submit(self._write, *known, acts))
         for trial_id in self._searcher.begun:
             lines = past.metrics.get(trial_id)
             config = past.configs.get(trial_id)
@@ -121,7 +123,8 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
                 self.counts["completed"] += 1
                 value = past.curve(trial_id, self._objective)[-1][1]
                 config = self._searcher.finish_resumed(trial_id, "completed", value)
-                self._jobs.append(self._writer.submit(self._write, trial_id, config, "completed", ""))
+                acts = self._searcher.steered.acts_on(trial_id)
+                self._jobs.append(self._writer.submit(self._write, trial_id, config, "completed", "", None, acts))
             elif trial_id in past.records:
                 self._storage.delete(f"trials/{trial_id}/{record.RECORD}")
 
@@ -146,7 +149,8 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
         self._pool.detach.remote(trial_id)
         # Asked for now, not when its turn has come: a pack that hangs holds all its trials up together, not one by one.
         let_go = self._pool.released.remote(trial_id), time.monotonic() + timeouts.SLOT_RELEASE_S
-        self._jobs.append(self._writer.submit(self._write, trial_id, config["config"], status, reason, let_go))
+        acts = self._searcher.steered.acts_on(trial_id)
+        self._jobs.append(self._writer.submit(self._write, trial_id, config["config"], status, reason, let_go, acts))
         for twin in twins:
             self.end_twin(twin)
 
@@ -182,10 +186,12 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
         status: Status,
         reason: str,
         let_go: tuple[Any, float] | None = None,
+        acts: Sequence[dict[str, Any]] = (),
     ) -> None:
         """Write a trial's record.
 
         Args:
+            acts: what a person did to it.
             let_go: what is there when its pack has let it go, and until when that is waited for; None: it is in no pack.
         """
         if let_go is not None:
@@ -233,6 +239,8 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
                 test_loss=record.loss_of(folder / record.TEST) if tested else None,
                 metrics=kept.metrics if kept is not None and ranked else None,
                 test_metrics=(record.means_of(folder / record.TEST, self._columns) or None) if tested else None,
+                steered=acts or None,
+                eval_rows=last.rows if last is not None and ranked else None,
             ),
         )
         self._storage.push(f"{where}/{record.RECORD}")

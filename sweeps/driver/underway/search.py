@@ -7,6 +7,7 @@ import logging
 import os
 import uuid
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Final
 
 import ray
@@ -19,12 +20,14 @@ from bitlora.config.explain import one_line
 from bitlora.files.storage import Storage
 from sweeps.driver.meanwhile import Heartbeat
 from sweeps.driver.prepare import Prepared
+from sweeps.driver.requests import Inbox
 from sweeps.driver.resources import SLOTS
 from sweeps.driver.resume import JOURNAL, began_with, begun_in, look, measured
 from sweeps.driver.session import Interrupt
 from sweeps.driver.underway.driver_only import DriverOnly
 from sweeps.driver.underway.progress import Display
 from sweeps.driver.underway.recorder import Recorder
+from sweeps.driver.underway.steering import Steering
 from sweeps.driver.underway.trackers import callbacks
 from sweeps.onray.cluster import HEAD
 from sweeps.onray.schedulers import make_scheduler
@@ -37,6 +40,8 @@ from sweeps.search.bounds import Bounds
 from sweeps.search.cloning.population import Changes, Population, attribute, decided
 from sweeps.search.first_look import chooser
 from sweeps.search.metric import Objective
+from sweeps.search.rungs.sequential import make_rungs
+from sweeps.search.sampling.prior import rate_prior
 from sweeps.search.searcher import OptunaSearcher
 from sweeps.spec.spec import Spec
 
@@ -76,6 +81,9 @@ class SweepSearch:
         if slots == "auto":
             slots = SLOTS["gpu" if resources.get("GPU") else "cpu"]
         self._at_once = slots * limits[1] + AHEAD
+        self._past, self._budget = look(storage.folder), prepared.trial(spec, {}).steps
+        self._objective = Objective.of_spec(spec.search.metric, spec.metrics)
+        curves, eval_rows = self._past.curves(self._objective), len(prepared.dataset.eval)
         settings = PackSettings(
             base=spec.base,
             dtype=spec.train.dtype,
@@ -90,6 +98,7 @@ class SweepSearch:
             most_workers=limits[1] * spec.resources.workers_per_pack,
             storage=storage,
             token=token,
+            rungs=make_rungs(spec.scheduler, self._budget, eval_rows, curves),
             keep=spec.train.keep,
             checkpoint_every=spec.train.checkpoint_every,
             **measuring(spec),
@@ -118,7 +127,7 @@ class SweepSearch:
             lost: says why the folder is this run's no longer; nothing while it is.
         """
         spec, storage, pool = self._spec, self._storage, self._pool
-        objective = Objective.of_spec(spec.search.metric, spec.metrics)
+        objective = self._objective
         searcher = OptunaSearcher(
             spec,
             storage.folder / JOURNAL,
@@ -129,24 +138,27 @@ class SweepSearch:
             essence=(lambda config: None) if spec.scheduler.name == "pbt" else self._prepared.essence,
             bounds=Bounds(spec, self._prepared.base),
             earlier=self._prepared.earlier,
+            prior=rate_prior(spec, self._prepared.base, self._prepared.trial(spec, {}).steps),
         )
         searcher.set_attributes(began_with(self._prepared))
-        past = look(storage.folder)
+        past = self._past
         searcher.reported = {trial_id: lines[-1].step for trial_id, lines in past.metrics.items() if lines}
         recorder = Recorder(storage, pool, self._prepared, searcher, spec.scheduler.name, spec.train.keep, spec.metrics)
         recorder.resume(past)
         searcher.trained(past.tokens)
+        searcher.open_ended = True
         left = searcher.left
-        if left:
+        if not searcher.over:
             pool.start.remote()
-        budget, rows = self._prepared.trial(spec, {}).steps, self._prepared.dataset.summary.test_rows
+        sizes = cache(lambda trial_id: self._prepared.bytes(searcher.config(trial_id)))
         population = None
         if spec.scheduler.name == "pbt":
-            population = Population(spec, budget, searcher.searched, decided(searcher.attributes))
-        scheduler = make_scheduler(spec, budget, past.curves(objective), population)
+            population = Population(spec, self._budget, searcher.searched, decided(searcher.attributes))
+        scheduler = make_scheduler(spec, self._budget, past.curves(objective), population, sizes)
         feed = PoolFeed(pool, scheduler.heard, scheduler.place)
         scheduler.go_on = feed.go_on
-        choose = chooser(spec, storage, rows, budget, heartbeat.say, fresh=not past.metrics)
+        rows = self._prepared.dataset.summary.test_rows
+        choose = chooser(spec, storage, rows, self._budget, heartbeat.say, fresh=not past.metrics)
         with (
             Display(
                 console,
@@ -159,10 +171,14 @@ class SweepSearch:
                 objective,
             ) as display,
             trials_from(feed) as trainable,
+            Inbox(storage) as inbox,
         ):
+            steering = Steering(
+                inbox, spec, storage, pool, searcher, recorder, say=display.steered, grown=display.grown
+            )
             recorder.tell = display.end_twin
             searcher.ended_early = lambda why: display.search_ends(why, searcher.total)
-            searcher.confirm_by(choose, display.confirms)
+            searcher.confirm_by(choose, display.grown)
             if population is not None:
                 population.decides = lambda rung, changes: self._decided(rung, changes, searcher, display)
             tuner = tune.Tuner(
@@ -170,7 +186,7 @@ class SweepSearch:
                 tune_config=tune.TuneConfig(
                     search_alg=searcher,
                     scheduler=scheduler,
-                    num_samples=left,
+                    num_samples=-1,  # the searcher says when there are no more
                     max_concurrent_trials=max(self._at_once, searcher.searched if population is not None else 0),
                     reuse_actors=False,
                     trial_name_creator=_name,
@@ -180,14 +196,14 @@ class SweepSearch:
                     name=f"tune-{uuid.uuid4().hex[:6]}",
                     storage_path=str(storage.folder / "logs"),
                     stop=SweepStopper(pool, interrupt, lost, recorder),
-                    callbacks=[recorder, display, *callbacks(spec.trackers, spec.name), NoStatistics()],
+                    callbacks=[steering, recorder, display, *callbacks(spec.trackers, spec.name), NoStatistics()],
                     failure_config=tune.FailureConfig(max_failures=0),
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                     verbose=0,
                 ),
             )
             try:
-                if left:
+                if not searcher.over:
                     tuner.fit()
             except KeyboardInterrupt:
                 recorder.ending = ("interrupted", INTERRUPTED_REASON)
@@ -195,6 +211,7 @@ class SweepSearch:
                 logging.getLogger("ray").exception("the search ended")
                 recorder.ending = recorder.ending or ("interrupted", f"the search ended: {one_line(error)}")
             finally:
+                steering.close()
                 self._end(recorder, searcher)
         if searcher.refused:
             heartbeat.say(f"search.where: {searcher.refused} suggestions did not fit, and were not trained")

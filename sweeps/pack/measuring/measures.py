@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from bitlora.config.metrics import GenerationConfig, MetricConfig
-from sweeps.pack.user_function import Scoring, ScoringError, packed, scored, unpacked
+from sweeps.pack.user_function import ScoringError, UserFunction, packed, scored, unpacked
 
 if TYPE_CHECKING:
     from bitlora.data.rows import Rows
@@ -106,7 +106,7 @@ class Measures:
         metrics: Mapping[str, MetricConfig],
         generation: GenerationConfig,
         sets: Mapping[str, Rows],
-        functions: Mapping[str, Scoring],
+        functions: Mapping[str, UserFunction],
         tokenizer: Any,
         ends: frozenset[int],
     ) -> None:

@@ -1,119 +1,97 @@
-"""What a pack's trials come to on the eval and the test split: scored, measured, written."""
+"""How a pack scores the eval split: all rows at once, or at a rung block by block until it is known who is stopped."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from bitlora.config.metrics import LOSS
+import numpy as np
+
 from bitlora.engine.batch import Batch
-from bitlora.files import record
-from sweeps.pack.measuring.measures import Measured, Measures
-from sweeps.search.metric import Objective
+from bitlora.engine.engine import EvalResult
+from sweeps.search.rungs.sequential import RowLoss, Rungs, scoring_order
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from bitlora.data.rows import Rows
-    from bitlora.data.split import Dataset
-    from bitlora.engine.engine import Engine, EvalResult
-    from bitlora.files.origin import Origin
-
-UNMEASURED: Final = Measured()
+    from bitlora.engine.engine import Engine
+    from sweeps.search.rules import Wave
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
-    """What one slot came to on one split."""
+class Judged:
+    """A trial that is evaluated at a step where it may be stopped."""
 
-    result: EvalResult
-    measured: Measured = UNMEASURED
-
-    @property
-    def loss(self) -> float:
-        """Nats per completion token."""
-        return self.result.loss
+    trial_id: str
+    step: int
 
 
 class Scoring:
-    """Scores the slots of an engine.
+    """The eval split, and who is scored on how much of it.
 
     Args:
-        measures: what is measured beside the loss; None: nothing.
-        objective: what is searched by.
+        rungs: by which it is known who is stopped; None: everybody is scored on all rows, at once.
     """
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        engine: Engine,
-        measures: Measures | None = None,
-        objective: Objective = Objective(),  # noqa: B008 (frozen)
-    ) -> None:
-        self._rows = {record.EVAL: dataset.eval, record.TEST: dataset.test}
-        self._eval = Batch.of(dataset.eval)
-        self._engine, self._measures, self._objective = engine, measures, objective
-        self.tests = len(dataset.test) > 0
-        """Is there a test split?"""
+    def __init__(self, engine: Engine, rows: Rows, rungs: Rungs | None) -> None:
+        self._engine, self._rungs = engine, rungs
+        self._order = np.arange(len(rows)) if rungs is None else scoring_order(len(rows))
+        self._batch = Batch.of(rows if rungs is None else rows.take(self._order))
 
-    def score(self, slots: Sequence[int], split: str = record.EVAL, most: int | None = None) -> dict[int, Scored]:
-        """Score slots on a split, by its file's name, and measure them: on all of its rows, or on the first so many of the
-        test split. Every worker must call it."""
-        if not slots:
-            return {}
-        rows, measures = self._rows[split].first(most), self._measures
-        batch = self._eval if split == record.EVAL else Batch.of(rows)
-        if measures is None:
-            return {slot: Scored(result) for slot, result in self._engine.evaluate(slots, batch).items()}
-        results = self._engine.evaluate(slots, batch, measures.hits)
-        found = measures.measure(self._engine, results, rows, sets=split == record.EVAL)
-        return {slot: Scored(result, found[slot]) for slot, result in results.items()}
+    def judged(self, trial_id: str, step: int) -> Judged | None:
+        """What is judged of a trial at this step; None: nothing that other rows could spare."""
+        return Judged(trial_id, step) if self._rungs is not None and self._rungs.judges(trial_id, step) else None
 
-    def value(self, scored: Scored) -> float | None:
-        """What is searched by, lower where it is better; None: it is not finite."""
-        return self._objective.of({LOSS: scored.loss, "metrics": scored.measured.values})
+    def heard(self, wave: Wave) -> None:
+        """These were evaluated, here or in another pack."""
+        if self._rungs is not None:
+            self._rungs.heard(wave)
 
+    def evaluate(self, slots: Mapping[int, Judged | None], hits: bool = False) -> dict[int, EvalResult]:
+        """Score these slots, those that are judged on as many rows as it takes.
 
-def write_scored(
-    folder: Path,
-    dataset: Dataset,
-    scored: Scored,
-    test: Scored | None,
-    origin: Origin,
-    test_rows: int | None = None,
-) -> list[str]:
-    """Write what a trial was scored with, and what each row adds to its metrics: eval.parquet, test.parquet and a file for
-    each metric over an eval set.
+        Args:
+            hits: count, too, how many tokens are the likeliest; where all rows are scored.
 
-    Args:
-        test_rows: on so many first rows of the test split it was scored; None: on all.
+        Returns:
+            For each slot its losses in the order of the eval split.
+        """
+        if self._rungs is None:
+            return self._engine.evaluate([*slots], self._batch, hits=hits)
+        found: dict[int, list[EvalResult]] = {slot: [] for slot in slots}
+        going_on = list(slots)
+        for part in self._rungs.blocks:
+            for slot, result in self._engine.evaluate(going_on, self._batch, part).items():
+                found[slot].append(result)
+            if part.stop < len(self._order):
+                over = self._over(slots, found)
+                going_on = [slot for slot in going_on if slot not in over]
+            if not going_on:
+                break
+        return {slot: self._in_order(parts) for slot, parts in found.items()}
 
-    Returns:
-        The files' names.
+    def _over(self, slots: Mapping[int, Judged | None], found: Mapping[int, list[EvalResult]]) -> set[int]:
+        """Those that need no more rows. All workers take the first one's word: arithmetic may differ in its last bit."""
+        assert self._rungs is not None
+        failed = {slot for slot, parts in found.items() if parts[-1].failed}
+        wave = {
+            judged.trial_id: (judged.step, np.array([loss for part in found[slot] for loss in part.losses]))
+            for slot, judged in slots.items()
+            if judged is not None and slot not in failed
+        }
+        lost = self._rungs.lost(wave)
+        over = failed | {slot for slot, judged in slots.items() if judged is not None and judged.trial_id in lost}
+        return set(self._engine.workers.broadcast(over))
 
-    Raises:
-        OSError: one cannot be written.
-    """
-    files = [record.EVAL]
-    write_scores(folder / record.EVAL, dataset.eval, scored.result, origin, scored.measured.columns)
-    if test is not None:
-        write_scores(folder / record.TEST, dataset.test.first(test_rows), test.result, origin, test.measured.columns)
-        files.append(record.TEST)
-    for metric, result in scored.measured.sets.items():
-        files.append(record.of_set(metric))
-        write_scores(folder / files[-1], dataset.sets[metric], result, origin)
-    return files
+    def _in_order(self, parts: list[EvalResult]) -> EvalResult:
+        losses = [loss for part in parts for loss in part.losses]
+        tokens = [count for part in parts for count in part.tokens]
+        rows = self._order[: len(losses)]
+        places = np.argsort(rows).tolist()
+        which = None if len(losses) == len(self._order) else sorted(rows.tolist())
+        return EvalResult([losses[at] for at in places], [tokens[at] for at in places], parts[-1].failed, which)
 
-
-def write_scores(
-    path: Path,
-    rows: Rows,
-    scored: EvalResult,
-    origin: Origin,
-    columns: Mapping[str, Sequence[float]] = MappingProxyType({}),
-) -> None:
-    """Write one of those files: what each of `rows` was scored with, and by what."""
-    counts = scored.tokens, rows.text_bytes.tolist()
-    record.write_scores(path, rows.example_ids, scored.losses, *counts, origin, rows.groups, columns)
+    def by_rows(self, result: EvalResult) -> RowLoss:
+        """What a slot came to that was judged, with its losses in the order of scoring."""
+        known = dict(zip(range(len(self._order)) if result.rows is None else result.rows, result.losses, strict=True))
+        return RowLoss(result.loss, tuple(known[row] for row in self._order[: len(known)].tolist()))

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from random import Random
+from types import MappingProxyType
 from typing import Any, Final
 
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from sweeps.search.bounds import Bounds
 from sweeps.search.sampling.earlier import EarlierTrial
+from sweeps.search.sampling.prior import RATE, STRENGTH, FirstPoints, RatePrior
 from sweeps.search.sampling.samplers import make_sampler
+from sweeps.search.sampling.seen import SeenStudy
 from sweeps.spec import space as spaces
 from sweeps.spec.spec import Spec
 
@@ -28,39 +32,65 @@ class Drafts:
     A sweep that goes on knows no draft any more, and learns that anew.
     """
 
-    def __init__(self, spec: Spec, study: optuna.Study, bounds: Bounds | None, earlier: Sequence[EarlierTrial]) -> None:
-        self._space, self._bounds = spec.search.space, bounds
+    def __init__(
+        self,
+        spec: Spec,
+        study: optuna.Study,
+        bounds: Bounds | None,
+        earlier: Sequence[EarlierTrial],
+        prior: RatePrior | None = None,
+    ) -> None:
+        self._space, self._bounds, self._prior = spec.search.space, bounds, prior
+        self._startup = spec.search.startup
         self._chance = Random(spec.search.seed + len(study.trials))
         self.refused = 0
         """Suggestions that were beyond the bounds."""
-        self._study = optuna.create_study(direction="minimize")
+        objectives = spec.search.objectives
+        self._study = optuna.create_study(directions=[StudyDirection.MINIMIZE for _ in objectives])
         self._study.sampler = optuna.samplers.RandomSampler()
         for one in earlier:
             draft = self._ask(one.chosen)
             spaces.suggest(draft, self._space)
-            self._study.tell(draft, one.value)
+            size = [bounds.bytes(one.chosen)] if bounds is not None and "bytes" in objectives else []
+            self._study.tell(draft, [one.value, *size])
         self._study.sampler = make_sampler(spec, study, self._study)
+        self._seen = SeenStudy(study, self._study, self._startup)
+        self._firsts = FirstPoints(self._space, max(1, self._startup), self._chance)
         study.sampler = optuna.samplers.RandomSampler()  # whose trials are given all their parameters
 
     def propose(self, planned: Mapping[str, Any]) -> dict[str, Any]:
         """The parameters of a trial within the bounds.
 
         Args:
-            planned: values of some axes; the sampler chooses the others.
+            planned: values of some axes; the sampler chooses the others, or the prior.
         """
-        for _ in range(MISSES):
-            draft = self._ask(planned)
+        if self._prior is None or RATE in planned:
+            return self._draw(planned)[0]
+        told = self._seen.told
+        begins = told < self._startup
+        params, chosen = self._draw(planned, self._firsts.point() if begins else {})
+        if not begins and self._chance.random() >= STRENGTH / (STRENGTH + told):
+            return params
+        share = self._firsts.share() if begins else self._chance.random()
+        return {**params, spaces.option(self._space, RATE, chosen)[0]: self._prior.rate(chosen, share)}
+
+    def _draw(
+        self, planned: Mapping[str, Any], rather: Mapping[str, Any] = MappingProxyType({})
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """A draft that fits, as Optuna's parameters and as values of the axes; with the values of `rather` if that fits."""
+        for number in range(MISSES):
+            draft = self._ask({**rather, **planned} if number == 0 else planned)
             chosen = spaces.suggest(draft, self._space)
             if self._bounds is None or not (over := self._bounds.over(chosen)):
-                return self._take(draft)
+                return self._take(draft), chosen
             for name, much in over.items():
                 draft.set_constraint(name, much)
             self._study.tell(draft, state=TrialState.PRUNED)
             self.refused += 1
         assert self._bounds is not None
         draft = self._ask({**planned, **self._bounds.fitting(planned, self._chance)})
-        spaces.suggest(draft, self._space)
-        return self._take(draft)
+        chosen = spaces.suggest(draft, self._space)
+        return self._take(draft), chosen
 
     def _take(self, draft: optuna.Trial) -> dict[str, Any]:
         self._study.tell(draft, state=TrialState.FAIL)  # of a draft nothing is learned: it is a trial of the study now

@@ -21,6 +21,9 @@ class SchedulerConfig(Config):
     """Steps that every trial gets: but for the median rule a multiple of `train.eval_every`. Left out, 8 or what fits."""
     reduction: Annotated[int, Field(ge=2)] = 2
     """But for the median rule: one in so many goes on from each rung to the next, which is so many times further."""
+    scoring: Literal["all", "sequential"] = "all"
+    """On which of the eval rows a trial is scored at a rung: all, or block by block until it is clear that it is stopped.
+    Whoever goes on is scored on all."""
     interval: Positive = 8
     """Of PBT: steps between two rungs, at which all trials are compared: a multiple of `train.eval_every`. Left out, 8 or
     what fits."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, PlainSerializer, PlainValidator
+from pydantic import AfterValidator, ConfigDict, Field, PlainSerializer, PlainValidator
 
 from bitlora.config.metrics import LOSS
 from bitlora.config.sections import Config, Positive, PositiveFloat
@@ -24,6 +24,12 @@ def _space(value: Any) -> Space:
     return space
 
 
+def _objectives(names: list[str]) -> list[str]:
+    if names not in (["loss"], ["loss", "bytes"]):
+        raise ValueError(f"found [{', '.join(names)}]; give [loss] or [loss, bytes]")
+    return names
+
+
 class SearchConfig(Config):
     """How the configurations of the trials are chosen."""
 
@@ -31,13 +37,17 @@ class SearchConfig(Config):
 
     trials: Positive = 12
     """Configurations to try; of a grid at most all of its points. `confirm` adds its own."""
-    sampler: Literal["tpe", "random", "grid"] = "tpe"
-    """Optuna's TPE over all axes together, its random sampler, or every point in turn."""
+    sampler: Literal["tpe", "gp", "auto", "random", "grid"] = "tpe"
+    """Optuna's TPE over all axes together; its Gaussian process; one of these two (`auto`: `gp` where every axis is a
+    range, for at most 250 trials, else `tpe`); its random sampler, or every point in turn."""
     metric: Annotated[str, Field(min_length=1)] = LOSS
     """What is searched by, stopped by and confirmed by: the eval loss, or a name out of `metrics`, of which more or less is
     better as its kind has it."""
     startup: Annotated[int, Field(ge=0)] = 4
-    """Random trials before the sampler models anything."""
+    """Trials before the sampler models anything: drawn at random, or spread out over what `prior` says."""
+    prior: Literal["auto", "none"] = "auto"
+    """`auto`: learning rates are first tried where they are known to be good, and the more trials have ended, the less that
+    counts. `none`: nothing is taken to be known. Samplers that model nothing, `random` and `grid`, do without."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Of the sampler, and of every trial whose `seed` is not searched."""
     space: Annotated[Space, PlainValidator(_space), PlainSerializer(spaces.dump)] = Field(default_factory=dict)
@@ -56,3 +66,6 @@ class SearchConfig(Config):
     """When so many trials in a row have ended without a new best at full budget, no new one is asked for."""
     where: WhereConfig | None = None
     """null: whatever the space has."""
+    objectives: Annotated[list[Literal["loss", "bytes"]], AfterValidator(_objectives)] = Field(default=["loss"])
+    """What is to be small: the eval loss, or `[loss, bytes]`, the adapter's bytes as packed too. Then the answer is a
+    front: the trials than which no other is better in one and as good in the other."""

@@ -22,6 +22,11 @@ import optuna
 from curves import AXES, CURVES
 from optuna.trial import TrialState
 
+from bitlora.base.info import BaseInfo, LayerShape
+from sweeps.search.sampling.drafts import Drafts
+from sweeps.search.sampling.prior import rate_prior
+from sweeps.spec.spec import Spec
+
 CLOSE: Final = 1.005
 EVALUATION: Final = 7.0
 """Steps of a slot that its evaluation on the quickstart's 48 rows takes: 7.8 measured where the curves were recorded, 6 on
@@ -29,6 +34,24 @@ a CPU without AVX-512."""
 AHEAD: Final = 2
 """Trials that are chosen before there is a slot for them, as in the product."""
 Point = Mapping[str, Any]
+
+
+ARTICLE: Final = {"quantizer": "none", "rank": 32, "alpha": 32, "learning_rate": 1.75e-4}
+"""The article's recipe, the nearest that the table has."""
+LAYER: Final = LayerShape("model.layers.0.self_attn.q_proj", 576, 576)
+BASE: Final = BaseInfo("smollm2", "nf4", "", (LAYER,), (LAYER.name,), 49152, 134_515_008)
+"""SmolLM2, as far as the prior looks at it: its width."""
+
+
+@cache
+def sweep(seed: int, listed: bool) -> Spec:
+    """The quickstart with the table's axes."""
+    rates = AXES["learning_rate"]
+    space = AXES if listed else {**AXES, "learning_rate": {"low": rates[0], "high": rates[-1], "log": True}}
+    search = {"space": space, "seed": seed, "startup": 4}
+    return Spec.model_validate(
+        {"name": "s", "base": {"model": "smollm2"}, "data": {"source": "pydoc"}, "search": search}
+    )
 
 
 class Table:
@@ -161,6 +184,10 @@ class Way:
     """Ray's OptunaSearch: its sampler, every trial told as completed whatever stopped it, none chosen ahead."""
     once: bool = False
     """An equal configuration is not trained again."""
+    prior: bool = False
+    """What is known of learning rates beforehand counts."""
+    first: bool = True
+    """The article's recipe is tried first, as in the quickstart."""
     sets_aside: bool = False
     """Who does not go on may be taken up again."""
 
@@ -175,6 +202,8 @@ class Run:
     trained: int = 0
     """Trials that took a step."""
     found: bool = False
+    best: float = math.inf
+    """The lowest loss that has been completed."""
 
 
 @dataclass
@@ -199,13 +228,16 @@ class Search:
         self._judge = way.judge(table.steps)
         if way.stock:
             sampler = optuna.samplers.TPESampler(seed=seed)
-        else:  # as `sweeps.search.sampling.seen.SeeingSampler`
+        else:  # as `sweeps.search.sampling.seen.SeeingTPE`
             sampler = optuna.samplers.TPESampler(
                 seed=seed, n_startup_trials=4, multivariate=True, group=True, constant_liar=True
             )
         self._study = optuna.create_study(direction="minimize", sampler=sampler)
-        if not way.stock:  # the article's recipe is the quickstart's first
-            self._study.enqueue_trial({"quantizer": "none", "rank": 32, "alpha": 32, "learning_rate": 1.75e-4})
+        self._planned = [ARTICLE] if way.first and not way.stock else []
+        self._drafts = None
+        if way.prior:
+            spec = sweep(seed, listed)
+            self._drafts = Drafts(spec, self._study, None, (), rate_prior(spec, BASE, table.steps))
         self._waiting: deque[_Trial] = deque()
         self._aside: dict[str, _Trial] = {}
         self._known: dict[tuple[Any, ...], _Trial] = {}
@@ -217,6 +249,9 @@ class Search:
         """Ask for trials while there is room for them; those that were trained before end at once."""
         room = self._way.packs * self._way.slots + (0 if self._way.stock else AHEAD)
         while self._running + len(self._waiting) < room and self.run.trials < self._most:
+            planned = self._planned.pop() if self._planned else {}
+            if params := self._drafts.propose(planned) if self._drafts else planned:
+                self._study.enqueue_trial(params)
             asked = self._study.ask()
             point = {
                 axis: asked.suggest_categorical(axis, values)
@@ -255,8 +290,9 @@ class Search:
             self._study.tell(trial.asked, state=TrialState.PRUNED)
         for twin in trial.twins:
             self._repeat(trial, twin)
-        if completed and loss <= CLOSE * self._table.best:
-            self.run.found = True
+        if completed:
+            self.run.best = min(self.run.best, loss)
+            self.run.found = loss <= CLOSE * self._table.best
 
     def _next(self) -> _Trial | None:
         if (name := self._judge.taken_up()) is not None:

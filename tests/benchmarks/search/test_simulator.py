@@ -11,6 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from curves import AXES, CURVES, points
+from scoring import completed, decisions
 from simulator import ByPromotion, ByRay, ByRule, Search, Table, Way, made_up
 
 from sweeps.search.rules import Halving
@@ -72,3 +73,11 @@ def test_the_recorded_table_is_whole():
     last = [row["row_losses"].split() for row in rows if row["step"] == "12"]
     assert {len(losses) for losses in last} == {8}
     assert Table(rows).best == min(float(row["eval_loss"]) for row in rows if row["step"] == "12")
+
+
+def test_rungs_that_stop_scoring_decide_as_on_all_rows_over_recorded_sweeps():
+    """`scoring.py` prints the same of 200 searches each."""
+    for name in ("lowbit", "full-precision"):
+        runs = [decisions(completed(name), 2, seed) for seed in range(6)]
+        assert sum(same.sum() for same, _ in runs) >= 0.95 * sum(len(same) for same, _ in runs)
+        assert max(share for _, share in runs) < 1

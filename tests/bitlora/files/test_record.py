@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bitlora.files import record
 from bitlora.files.origin import Origin
 from bitlora.files.record import loss_of, origin_of, write_scores
 
@@ -37,3 +38,11 @@ def test_an_example_that_belongs_to_nothing_is_a_group_of_its_own(tmp_path: Path
     assert pq.read_table(path)["group"].to_pylist() == ["a", "a"]
     write_scores(path, *ROWS)
     assert pq.read_table(path)["group"].to_pylist() == ["a", "b"]
+
+
+def test_an_evaluation_before_the_first_step_has_no_train_loss_and_is_read_again(tmp_path: Path) -> None:
+    numbers = {"tokens": 0, "eval_loss": 2.5, "learning_rate": 0.0, "seconds": 0.1}
+    first = record.Metrics(step=0, train_loss=None, **numbers)
+    record.append_metrics(tmp_path, first)
+    assert '"train_loss": null' in (tmp_path / record.METRICS).read_text()
+    assert record.read_metrics(tmp_path) == [first]

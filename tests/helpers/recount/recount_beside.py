@@ -115,8 +115,11 @@ class Beside(Cells):
         for trial in self.sweep.trials:
             base = self.sweep.bare and loss == "eval_loss"
             begun = pd.DataFrame([{"step": 0, loss: self.sweep.bare_loss("eval")}]) if base else None
-            evaluated = len(trial.metrics) and trial.metrics[loss].notna().any()
-            for _, line in (pd.concat([begun, trial.metrics]) if evaluated else trial.metrics).iterrows():
+            lines = trial.metrics
+            if loss == "eval_loss" and "rows" in lines:  # over some rows it is no point of the curve
+                lines = lines[lines["rows"].isna()]
+            evaluated = len(lines) and lines[loss].notna().any()
+            for _, line in (pd.concat([begun, lines]) if evaluated else lines).iterrows():
                 told = {"quantizer": trial.config["quantizer"], "status": trial.status, "best": trial.id == best}
                 expected.append({"trial_id": trial.id, "step": int(line["step"]), loss: line[loss], **told})
         expected = [line for line in expected if pd.notna(line[loss])]
@@ -136,7 +139,7 @@ class Beside(Cells):
         columns = [name for name in table.columns if name not in ("trial_id", "quantizer", "eval_loss", "ranked")]
         expected = {}
         for trial in self.sweep.searched:
-            if trial.status in ("completed", "pruned") and not trial.problem:
+            if trial.status in ("completed", "pruned") and not trial.problem and not trial.in_part:
                 told = {"quantizer": trial.config["quantizer"], "eval_loss": trial.loss("eval"), "ranked": trial.usable}
                 expected[trial.id] = told | {name: trial.config[name] for name in columns}
         self.rows("figures/slices.csv", "trial_id", expected)
@@ -157,6 +160,8 @@ class Beside(Cells):
                 continue
             told = {key: trial.record.get(key) for key in ("status", "eval_loss", "steps", "tokens", "seconds")}
             told |= {key: trial.record.get(key) for key in ("adapter_params", "adapter_bytes", "test_loss")}
+            if trial.in_part:
+                told |= {"eval_loss": None, "part_loss": told["eval_loss"], "eval_rows": trial.record["eval_rows"]}
             told |= {"reason": trial.reason or None, "budget": trial.config.get("steps"), "place": places.get(trial.id)}
             if self.sweep.bare:
                 told["base_loss"] = self.sweep.bare_loss("eval")

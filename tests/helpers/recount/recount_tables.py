@@ -97,7 +97,8 @@ class Tables(Cells):
     def unranked(self, where: str, row: dict[str, Cell], with_it: list[Trial], cell: Cell) -> None:
         """The best of a quantizer of which none got to the end: the lowest loss of those that were stopped."""
         page = self.page
-        best = min((t for t in with_it if t.status == "pruned"), key=lambda t: t.record["eval_loss"], default=None)
+        stopped = [t for t in with_it if t.status == "pruned" and not t.in_part]
+        best = min(stopped, key=lambda t: t.record["eval_loss"], default=None)
         page.holds(f"{where}: none was stopped", best is not None)
         if best is None:
             return
@@ -138,7 +139,8 @@ class Tables(Cells):
         cell = page.section("Quality against size")
         if not ranking:
             return
-        kept = front([(c.loss, c.bytes, c.tokens) for c in ranking])
+        both = self.sweep.spec.get("search", {}).get("objectives") == ["loss", "bytes"]
+        kept = front([(c.loss, c.bytes) if both else (c.loss, c.bytes, c.tokens) for c in ranking])
         best = sorted((c for c, keep in zip(ranking, kept, strict=True) if keep), key=lambda c: (c.bytes, c.loss))
         rows = page.table("pareto", cell)
         page.holds(f"pareto: {[c.ids for c in best]}", len(rows) == len(best))
@@ -252,7 +254,11 @@ class Tables(Cells):
             if match := page.one(where, row["step reached"], rf"^{COUNT} of {COUNT}$"):
                 page.check(f"{where}, step", row["step reached"].part(match, 1), trial.record["steps"], count)
                 page.check(f"{where}, budget", row["step reached"].part(match, 2), trial.config["steps"], count)
-            page.check(f"{where}, eval loss", row["eval loss there"], trial.loss("eval"), fixed(4))
+            column = "on fewer rows" if trial.in_part else "eval loss there"
+            page.check(f"{where}, eval loss", row[column], trial.loss("eval"), fixed(4))
+            if trial.in_part:
+                page.check(f"{where}, rows", row["rows"], len(trial.scores["eval"]), count)
+                page.holds(f"{where}: no loss over all rows", row["eval loss there"].text == "–")
             self.settings(where, row, trial.config, trial.record)
 
     def endings(self) -> None:

@@ -19,9 +19,10 @@ from printed_page import (
     fixed,
     same,
     short,
+    size,
 )
 from recount_cells import Cells
-from sweep_files import Configuration, best_of_each_quantizer, edge, ratio
+from sweep_files import Configuration, best_of_each_quantizer, edge, front, ratio
 
 
 def digits(text: str, value: float) -> bool:
@@ -43,6 +44,7 @@ class Words(Cells):
                 self.page.holds(f"{trial.id}: {split}_loss is {told}, by {split}.parquet {loss}", right)
             if "eval" in trial.scores:
                 rows, told = len(trial.scores["eval"]), trial.record.get("data", {}).get("eval_rows")
+                told = trial.record.get("eval_rows") or told  # of one that was stopped on fewer
                 self.page.holds(f"{trial.id}: {told} eval rows, in eval.parquet {rows}", rows == told)
             if len(trial.scores) == 2:
                 both = trial.scores["eval"].index.intersection(trial.scores["test"].index)
@@ -86,6 +88,8 @@ class Words(Cells):
             page.holds("verdict: says over how many seeds", bool(match[3]) == (len(best.trials) > 1))
             if match[3]:
                 page.check("verdict, seeds", cell.part(match, 4), len(best.trials), count)
+        if sweep.spec.get("search", {}).get("objectives") == ["loss", "bytes"]:
+            self.front(cell, ranking)
         if match := re.search(rf"best of {COUNT} was picked", cell.text):
             page.holds("verdict: nothing was picked on the test split", kind == "eval")
             page.check("verdict, best of so many", cell.part(match, 1), len(ranking), count)
@@ -98,6 +102,21 @@ class Words(Cells):
             return
         self.outcome(cell, best, rivals, across)
         self.against(cell, best, rivals)
+
+    def front(self, cell: Cell, ranking: list[Configuration]) -> None:
+        """Those on the front: how many, and each by its loss and its bytes, the lowest loss first."""
+        kept = front([(c.loss, c.bytes) for c in ranking])
+        best = sorted((c for c, keep in zip(ranking, kept, strict=True) if keep), key=lambda c: (c.loss, c.bytes))
+        if match := self.page.one("front", cell, rf"\*\*{COUNT} configurations? on the front\*\*"):
+            self.page.check("front, how many", cell.part(match, 1), len(best), count)
+        if match := re.search(rf"; and {COUNT} more\. By the loss alone", cell.text):
+            self.page.check("front, more", cell.part(match, 1), len(best) - 6, count)
+        said = list(self.page.each(cell, rf"\*\*([^*]+)\*\* \([^()]*\) with ({LOSS}) at ([\d.]+ [KMG]?B)"))
+        self.page.holds("front: how many are named", len(said) == min(6, len(best)))
+        for match, configuration in zip(said, best, strict=False):
+            self.page.holds(f"front: {match[1]} is not {configuration.ids}", match[1] in configuration.ids)
+            self.page.check("front, loss", cell.part(match, 2), configuration.loss, fixed(4))
+            self.page.check("front, size", cell.part(match, 3), configuration.bytes, size)
 
     def outcome(self, cell: Cell, best: Configuration, rivals: list[Configuration], across: bool) -> None:
         """What won, is ahead on this seed, or may be the best."""

@@ -41,6 +41,11 @@ class Trial:
         return self.record.get("reason") or ""
 
     @property
+    def in_part(self) -> bool:
+        """It was stopped before all eval rows were scored: its loss is over some of them, and compares with no other."""
+        return bool(self.record.get("eval_rows"))
+
+    @property
     def confirms(self) -> str | None:
         return self.config.get("confirms")
 

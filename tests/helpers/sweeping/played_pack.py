@@ -125,12 +125,21 @@ def packs_over(folder):
     base = load_base(BaseConfig(model=str(folder), quantization="none"), torch.float64, torch.device("cpu"))
 
     def run_pack(
-        script, found=None, checkpoint_every=None, slots=2, scores_base=False, tested=3, keep="last", link=None
+        script,
+        found=None,
+        checkpoint_every=None,
+        slots=2,
+        scores_base=False,
+        tested=3,
+        keep="last",
+        link=None,
+        rungs=None,
+        scored=4,
     ):
-        dataset = Dataset(rows(10, 1), rows(4, 2), rows(tested, 3), None)
+        dataset = Dataset(rows(10, 1), rows(scored, 2), rows(tested, 3), None)
         link = link or Played(script, found)
         link.scores_base = scores_base
-        settings = SimpleNamespace(dataset=dataset, checkpoint_every=checkpoint_every, keep=keep)
+        settings = SimpleNamespace(dataset=dataset, checkpoint_every=checkpoint_every, keep=keep, rungs=rungs)
         engine = Engine(base, slots)
         try:
             PackLoop(settings, engine, link).run()

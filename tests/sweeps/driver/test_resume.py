@@ -165,7 +165,7 @@ def test_status_says_where_a_sweep_stands(bitlora, undisturbed_folder, tmp_path)
     shutil.copytree(undisturbed_folder, folder)
     ended = bitlora("status", folder)
     assert ended.code == 0
-    assert "ended with exit code 0; of at most 4 trials have ended: 4 completed" in ended.out
+    assert "ended with exit code 0; of 4 trials have ended: 4 completed" in ended.out
     for name in ("exit_code", "trials/t0003/record.json"):
         (folder / name).unlink()
     running = bitlora("status", folder)

@@ -16,14 +16,15 @@ from sweeps.spec.spec import load_spec
 pytestmark = pytest.mark.cluster
 
 
-def test_a_sweep_with_asha_ends_in_a_report(bitlora, write_spec, tmp_path):
+def test_a_sweep_with_asha_ends_in_a_report(bitlora, write_spec, tmp_path, arithmetic):
     spec = write_spec(
+        data={"source": str(arithmetic), "max_length": 64, "eval_fraction": 0.3, "eval_rows": 32},
         search={
             "trials": 8,
             "sampler": "tpe",
-            "space": {"rank": [2, 4, 8], "quantizer": ["none", "binary", "ternary"]},
+            "space": {"learning_rate": [1e-5, 1e-3, 3e-2], "quantizer": ["none", "binary", "ternary"]},
         },
-        scheduler={"name": "asha", "grace": 4},
+        scheduler={"name": "asha", "grace": 4, "scoring": "sequential"},
         resources={"slots": 4},
     )
     ended = bitlora("sweep", spec)
@@ -43,9 +44,17 @@ def test_a_sweep_with_asha_ends_in_a_report(bitlora, write_spec, tmp_path):
     ]
     assert len({json.dumps(record["config"]) for record in found.values()}) == len(attached) == 8 - len(twins)
     # Those that begin together are judged together, the first as the last: two of them have two that are better.
-    first = {trial: evaluations(tmp_path / "quick", trial)[0]["eval_loss"] for trial in attached[:4]}
-    worse = {trial for trial, loss in first.items() if sum(other < loss for other in first.values()) >= 2}
-    assert {trial for trial in first if found[trial]["status"] == "pruned"} >= worse
+    at_rung = {trial: evaluations(tmp_path / "quick", trial)[0] for trial in attached}
+    first = [at_rung[trial]["row_losses"] for trial in attached[:4]]
+    worse = {trial for trial, own in zip(attached, first, strict=False) if sum(beats(o, own) for o in first) >= 2}
+    assert {trial for trial in attached[:4] if found[trial]["status"] == "pruned"} >= worse
+    # Where it was clear on fewer rows that a trial is stopped, it was scored on no more; whoever went on, on all.
+    in_part = {trial: line["rows"] for trial, line in at_rung.items() if "rows" in line}
+    assert in_part
+    for trial, scored in in_part.items():
+        assert (found[trial]["status"], found[trial]["eval_rows"]) == ("pruned", scored)
+        assert len(pd.read_parquet(tmp_path / "quick" / "trials" / trial / "eval.parquet")) == scored < 32
+    assert {len(at_rung[trial]["row_losses"]) for trial in attached if trial not in in_part} == {32}
     assert (tmp_path / "quick" / "exit_code").read_text() == "0\n"
     report = (tmp_path / "quick" / "report" / "report.md").read_text()
     best = min((r["eval_loss"], t) for t, r in found.items() if r["status"] == "completed")
@@ -58,6 +67,11 @@ def test_a_sweep_with_asha_ends_in_a_report(bitlora, write_spec, tmp_path):
     again = bitlora("report", tmp_path / "quick", "--out", tmp_path / "again")
     assert again.code == 0
     assert (tmp_path / "again" / "report.md").read_text() == report
+
+
+def beats(one, other):
+    """On the rows that both were scored on."""
+    return sum(one[: len(other)]) < sum(other[: len(one)])
 
 
 def evaluations(folder, trial):

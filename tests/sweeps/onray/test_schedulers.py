@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import threading
 from typing import Any
 
 import pytest
+from ray import cloudpickle
 from ray.tune.schedulers import TrialScheduler
 
 from bitlora.config.trial import TrialConfig
@@ -179,3 +181,9 @@ def test_a_population_whose_last_had_come_before_the_sweep_was_killed_goes_on_at
     made.on_trial_add(None, MEMBERS[2])
     assert [name for name, _ in said] == ["t0000", "t0001"]
     assert made.place("t0002").source == Source("t0000", 8)
+
+
+def test_tune_can_write_it_whatever_it_holds_on_to() -> None:
+    made, lock = populated([]), threading.RLock()
+    made.go_on = lambda trial_id, place: lock.acquire()
+    cloudpickle.dumps(made)

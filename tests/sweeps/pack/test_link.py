@@ -20,7 +20,7 @@ from bitlora.files import record
 from bitlora.files.origin import Origin
 from sweeps.pack import first_link as link
 from sweeps.pack.bare import BareScores
-from sweeps.pack.measuring.scoring import Scored
+from sweeps.pack.measuring.measuring import Scored
 from sweeps.pool.messages import Attach, Stop
 
 

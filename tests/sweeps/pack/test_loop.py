@@ -150,7 +150,7 @@ def test_fewer_rows_to_confirm_on_are_the_first_ones(run):
     tests = run({"at first": script, ("released", "b", 1): [Stop()]}).tests
     assert len(tests["a", 8].result.losses) == 3
     assert tests["b", 8].result.losses == pytest.approx(tests["a", 8].result.losses[:2], rel=1e-6)
-    assert tests["b", 8].tokens == tests["a", 8].tokens[:2]
+    assert tests["b", 8].result.tokens == tests["a", 8].result.tokens[:2]
 
 
 # ---- the base without an adapter
@@ -192,8 +192,8 @@ def test_the_base_is_scored_before_the_first_trial_and_is_what_it_is_without_us(
 def test_a_base_that_cannot_be_scored_costs_no_trial(run, monkeypatch):
     real = Engine.evaluate
 
-    def failing(self, slots, batch):
-        found = real(self, slots, batch)
+    def failing(self, slots, batch, **more):
+        found = real(self, slots, batch, **more)
         if self.slots[slots[0]].config.steps == 1:
             return {slot: replace(each, failed="RuntimeError: no room") for slot, each in found.items()}
         return found
@@ -209,8 +209,8 @@ def test_a_wave_is_of_those_that_search_and_came_to_a_loss(run, monkeypatch):
     """Whoever failed, diverged or confirms is no peer; a slot that is filled again later has peers at other steps."""
     real = Engine.evaluate
 
-    def failing(self, slots, batch):
-        found = real(self, slots, batch)
+    def failing(self, slots, batch, **more):
+        found = real(self, slots, batch, **more)
         broken = {slot: {"failed": "RuntimeError: no room"} for slot in slots if self.slots[slot].config.seed == 3}
         broken |= {slot: {"losses": [1e9] * 4} for slot in slots if self.slots[slot].config.seed == 4}
         return {slot: replace(each, **broken.get(slot, {})) for slot, each in found.items()}
@@ -240,9 +240,9 @@ def test_the_files_of_the_last_or_of_the_best_evaluation_stay(run, monkeypatch, 
     """Also of one that goes on from after its best; a trial that confirms is tested where its files may stay."""
     real = Engine.evaluate
 
-    def scored(self, slots, batch):
+    def scored(self, slots, batch, **more):
         losses = {slot: RISING[self.slots[slot].step] for slot in slots}
-        found = real(self, slots, batch)
+        found = real(self, slots, batch, **more)
         return {slot: replace(each, losses=[losses[slot] * n for n in each.tokens]) for slot, each in found.items()}
 
     monkeypatch.setattr(Engine, "evaluate", scored)

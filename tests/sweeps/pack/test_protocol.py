@@ -86,7 +86,7 @@ class Engine:
             self.slots[slot].step += 1
         return {slot: StepStats(2.0, 3, 1.0, True) for slot in batches}
 
-    def evaluate(self, slots, batch):
+    def evaluate(self, slots, batch, hits=False):
         self.workers.sum()
         return {slot: EvalResult([2.0], [1]) for slot in slots}
 
@@ -155,7 +155,8 @@ def run(seed):
     meeting, scheduler = Meeting(), Scheduler(seed)
     tokens, learn = np.arange(6, dtype=np.int32), np.tile([False, True], 3)
     rows = Rows(tokens, learn, np.arange(0, 7, 2), ("a", "b", "c"), np.ones(3, np.int64))
-    settings = SimpleNamespace(dataset=Dataset(rows, rows, rows, None), checkpoint_every=None, keep="last")
+    dataset = Dataset(rows, rows, rows, None)
+    settings = SimpleNamespace(dataset=dataset, checkpoint_every=None, keep="last", rungs=None)
     applied, errors = ([], []), []
 
     def work(rank):

@@ -121,7 +121,7 @@ class Engine:
             self.slots[slot].step += not failed[slot]
         return {slot: StepStats(2.0, 3, 1.0, True, failed=failed[slot]) for slot in batches}
 
-    def evaluate(self, slots, batch):
+    def evaluate(self, slots, batch, hits=False):
         return {slot: EvalResult([2.0], [1]) for slot in slots}
 
     def fetch_latent(self, slot):
@@ -152,9 +152,8 @@ class RunningPack:
             storage = SimpleNamespace(
                 folder=world.folder, push=lambda *_: None, pull=lambda *_: None, forget=lambda _: None
             )
-            settings = SimpleNamespace(
-                storage=storage, dataset=Dataset(ROWS, ROWS, ROWS, None), checkpoint_every=None, keep="last"
-            )
+            dataset = Dataset(ROWS, ROWS, ROWS, None)
+            settings = SimpleNamespace(storage=storage, dataset=dataset, checkpoint_every=None, keep="last", rungs=None)
             self.link = BareLink(self.name, Wire(world), settings, "base", Origin(dtype="float32"))
             self.loop = PackLoop(settings, Engine(world.failing), self.link)
             whole = self.loop._apply

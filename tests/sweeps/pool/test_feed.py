@@ -155,5 +155,10 @@ def test_it_is_said_how_a_trial_goes_on_until_the_pool_has_heard_it(pool, monkey
 
     monkeypatch.setattr(ray, "get", get)
     monkeypatch.setattr("sweeps.pool.feed.time.sleep", lambda seconds: None)
-    PoolFeed(pool).go_on("t7", place)
+    waited = []
+    monkeypatch.setattr(ray, "wait", lambda calls: waited.append((len(tries), [call.arguments[0] for call in calls])))
+    feed = PoolFeed(pool)
+    begin(feed, "t6", "t7")
+    feed.go_on("t7", place)
     assert tries == 3 * [("t7", {"rank": 8}, place.source, None)]
+    assert waited == [(0, ["t7"])]  # the pool has it by then

@@ -7,6 +7,8 @@ from pool_world import SOON
 
 from bitlora import timeouts
 from sweeps.onray import cluster
+from sweeps.pool.messages import Peers, TrialResult
+from sweeps.search.rungs.sequential import RowLoss
 
 
 def test_a_pack_that_did_not_come_up_costs_no_pause_when_the_others_are_lost(world, monkeypatch):
@@ -124,3 +126,26 @@ def test_trials_that_come_before_the_start_get_no_pack_beyond_the_most(world, li
         assert len(w.hosts) == packs
 
     world(scenario, limits=limits, early=range(4))
+
+
+def test_a_pack_hears_what_trials_of_others_came_to_row_by_row_and_one_that_comes_later_too(world):
+    async def scenario(w):
+        await w.attach(*range(4))
+        first, second = w.hosts
+        await w.ready(first)
+        await w.told(first)
+        wave = {trial: (4, RowLoss(1.0, (1.0, 2.0))) for trial in ("t0", "t1")}
+        for step, one in ((4, wave), (8, {"t0": (8, 1.0)})):  # of the second nobody needs to hear
+            result = TrialResult(trial_id="t0", status="running", step=step, eval_loss=1.0, wave=one)
+            await w.pool.report(first.name, result)
+        assert await w.told(first) == []
+        await w.ready(second)
+        known = await w.pool.commands(second.name)
+        assert [one for one in known if isinstance(one, Peers)] == [Peers({"t0": wave["t0"]})]
+        assert [await w.told(one) for one in (first, second)][1].count("peers") == 1
+        result = TrialResult(trial_id="t1", status="running", step=4, eval_loss=1.0, wave=wave)
+        await w.pool.report(first.name, result)
+        assert await w.told(second) == ["peers"]
+        assert await w.told(first) == []
+
+    world(scenario)

@@ -86,6 +86,26 @@ def file(tmp_path: Path) -> Path:
             "search.space.alpha: a grid cannot list a range; give it a step or a list, or take another search.sampler",
         ),
         (
+            "scheduler: {name: median, scoring: sequential}",
+            "scheduler.scoring: scheduler.name median judges at no rung; give all, or one of asha, hyperband, bohb",
+        ),
+        (
+            "search: {objectives: [bytes, loss]}",
+            "search.objectives: found [bytes, loss]; give [loss] or [loss, bytes]",
+        ),
+        (
+            "scheduler: {name: median}\nsearch: {objectives: [loss, bytes]}",
+            "scheduler.name: median does not go with search.objectives: [loss, bytes]; give asha, hyperband, bohb or none",
+        ),
+        (
+            "scheduler: {scoring: sequential}\nsearch: {objectives: [loss, bytes]}",
+            "scheduler.scoring: sequential does not go with search.objectives: [loss, bytes]; give all",
+        ),
+        (
+            "confirm: {by: rank}\nsearch: {objectives: [loss, bytes], space: {rank: [2, 4]}}",
+            "confirm.by: with search.objectives: [loss, bytes] the front is confirmed; leave it out",
+        ),
+        (
             "search: {sampler: grid, space: {seed: {low: 0, high: 99999, step: 1}}}",
             "search.space: the grid has more than 10,000 points; take another search.sampler",
         ),

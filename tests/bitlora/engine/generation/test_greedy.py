@@ -145,9 +145,11 @@ def test_rows_come_and_go_between_steps(engine):
 def test_a_row_that_is_not_finite_leaves_nothing_behind(engine):
     prompt = prompts(6, 3)[2]
     expected = generate(engine, [(1, prompt)], OutputEnd(5))
+    config, state = engine.slots[0].config, engine.state(0)
+    engine.detach(0)
+    engine.attach(config, 0, replace(state, latent=torch.full_like(state.latent, torch.nan)))
     decoder = Decoder(engine)
     sick = decoder.add(0, prompt)
-    engine.slots[0].vectors.quantized[engine.slots[0].place].fill_(torch.nan)
     decoder.step()
     decoder.step()
     decoder.drop(sick)

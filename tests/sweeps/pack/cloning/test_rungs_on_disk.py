@@ -20,6 +20,7 @@ from bitlora.files.opening import open_storage
 from bitlora.files.origin import Origin
 from bitlora.forward.host import Coming
 from sweeps.pack.first_link import FirstLink
+from sweeps.pack.measuring.measuring import Scored
 from sweeps.search.cloning.place import Source
 
 A = TRIAL.model_copy(update={"steps": 40, "eval_every": 8})
@@ -67,7 +68,7 @@ def checkpoint(step, config=A):
 
 def evaluated(first, step, left=None, loss=1.5, kept=True):
     latent = Coming(lambda: {"q_proj": Latent(torch.ones(2, 4), torch.ones(4, 2))}) if kept else None
-    result = EvalResult([4 * loss] * 3, [4] * 3)
+    result = Scored(EvalResult([4 * loss] * 3, [4] * 3))
     first.evaluated("t0", A, metrics(step, loss), result, latent, None, {}, left)
 
 

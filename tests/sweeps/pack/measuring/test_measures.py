@@ -149,7 +149,7 @@ def test_all_metrics_of_a_base_are_those_of_stock_transformers(tiny_base, tmp_pa
     engine = Engine(base, 1)
     slot = engine.attach(BARE)
     measures = Measures.of(settings, base)
-    result = engine.evaluate([slot], Batch.of(dataset.eval), measures.hits)
+    result = engine.evaluate([slot], Batch.of(dataset.eval), hits=measures.hits)
     found = measures.measure(engine, result, dataset.eval)[slot]
     assert not found.failed
 

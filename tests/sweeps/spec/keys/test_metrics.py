@@ -59,6 +59,24 @@ def test_what_is_wrong_is_one_line(file: Path, text: str, said: str) -> None:
     assert line.startswith(f"small.yaml:3: {said}")
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("scheduler: {name: asha, scoring: sequential}",
+         "scheduler.scoring: sequential does not go with metrics, which are over all rows of the eval split; give all"),
+        ("search: {metric: exact, objectives: [loss, bytes]}",
+         "search.objectives: [loss, bytes] is a front of the eval loss, and what is searched by is exact; give [loss]"),
+        ("search: {metric: exact}\nconfirm: {seeds: auto, margin: 0.5 %}",
+         "confirm.seeds: auto goes by the eval loss, and what is searched by is exact; give a number"),
+        ("search: {metric: exact}\ntrain: {keep: best}",
+         "train.keep: keeps the evaluation of the lowest eval loss, and what is searched by is exact; give train"),
+    ],
+)  # fmt: skip
+def test_what_goes_by_the_loss_does_not_go_with_another_metric(file: Path, text: str, said: str) -> None:
+    (line,) = errors(file, SMALLEST + "metrics: {exact: exact_match}\n" + text + "\n")
+    assert said in line
+
+
 def test_a_set_that_no_metric_is_over_is_said(file: Path) -> None:
     text = SETS.replace(", code: [c.jsonl, d.jsonl]", "") + "metrics: {exact: exact_match}\n"
     assert errors(file, text) == [
