@@ -41,7 +41,7 @@ def count(text: str, value: float) -> bool:
 def short(text: str, value: Any) -> bool:
     """Three significant digits, without zeros at the end; what is no number is itself."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return text == str(value)
+        return text == (str(value).lower() if isinstance(value, bool) else str(value))
     if not re.fullmatch(PLAIN, text):
         return False
     return abs(value_of(text) - value) <= 0.5 * 10 ** (math.floor(math.log10(abs(value))) - 2) if value else text == "0"

@@ -240,6 +240,8 @@ class Words(Cells):
             key = match[1].replace(" ", "_")
             if key not in values:
                 key = match[1]
+            if key in values:  # `beta1` is a name with a digit
+                self.page.claim(cell.start + match.start(1), cell.start + match.end(1))
             self.page.check(f"{where}, {match[1]}", cell.part(match, 2), values.get(key), holds)
 
     def setup(self) -> None:
@@ -263,6 +265,8 @@ class Words(Cells):
             page.holds(f"set-up: {sorted(absent)} of {key} is missing", not absent)
         self.pairs("set-up, version of", lines["Versions"], records[0]["versions"], same)
         page.holds("set-up: versions differ", all(r["versions"] == records[0]["versions"] for r in records))
+        if "Adapters on" in lines:
+            self.adapted(lines["Adapters on"], [r["base"] for r in records])
         self.asked(lines["Trials"])
         self.axes(lines["Varied"])
         self.pairs("set-up, held fixed", lines["Held fixed"], self.fixed_values())
@@ -273,6 +277,15 @@ class Words(Cells):
             self.in_full(lines["A trial in full"])
         if sweep.runs:
             self.ran(lines)
+
+    def adapted(self, cell: Cell, bases: list[dict[str, Any]]) -> None:
+        """The share of the base that is in layers with adapters: of all trials, or the least and the most."""
+        shares = [100 * base["adapted_params"] / base["params"] for base in bases]
+        found = list(re.finditer(r"([\d.]+) %", cell.text))
+        ends = [min(shares)] if len(found) == 1 else [min(shares), max(shares)]
+        for match, share in zip(found, ends, strict=True):
+            self.page.check("set-up, adapters on", cell.part(match, 1), share, fixed(1))
+        self.page.holds("set-up: adapters on as much everywhere", len(found) > 1 or max(shares) - min(shares) < 0.1)
 
     def fixed_values(self) -> dict[str, Any]:
         """What no two trials of the search differ in."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
@@ -73,8 +74,6 @@ def measured(folder, add):
 
 def rewrite(trial, **changes):
     """The record, and the one line of metrics.jsonl, with other values."""
-    import json
-
     for name in ("record.json", "metrics.jsonl"):
         held = json.loads((trial / name).read_text())
         kept = {
@@ -97,6 +96,15 @@ def test_every_number_of_a_sweep_searched_by_a_metric_is_right(measured, searche
         "code": "t0001",
     }.items()
     assert found[searched].verdict.interval({"trial_id": "t0000"}).low > 0  # the worst is behind, whichever way is up
+    said = json.loads((folder / "report" / "summary.json").read_text())["searched"]
+    best = found[searched].verdict.best[0]["trial_id"]
+    held = json.loads((folder / "trials" / best / "record.json").read_text())["metrics"][searched]
+    assert said == {
+        "metric": searched,
+        "higher_is_better": way == "higher",
+        "best": best,
+        "value": pytest.approx(held, rel=1e-12),
+    }
 
 
 def test_a_sweep_searched_by_its_loss_says_first_what_it_said(measured):

@@ -1,4 +1,4 @@
-"""A sweep that is searched by a user's own function over generated text, with exact match beside it, to its report."""
+"""Sweeps that are searched by a user's own function over generated text, and by exact match, to their reports."""
 
 import json
 
@@ -57,4 +57,36 @@ def test_a_sweep_searched_by_a_users_function_ends_in_a_report(bitlora, write_sp
     }
     page = (folder / "report" / "report.md").read_text()
     assert page.split("\n\n")[1].startswith("**Searched by** `digits` (higher is better; over the test split)")
+    assert recount(folder) == []
+
+
+def test_a_sweep_searched_by_exact_match_ends_in_a_report(bitlora, write_spec, tmp_path):
+    """All answers are the same one: whoever learns anything writes it, and the base does not."""
+    rows = [{"prompt": f"{a}+0=", "completion": "7"} for a in range(100)]
+    (tmp_path / "sevens.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rates = [1e-7, 2e-2]
+    spec = write_spec(
+        data={"source": "sevens.jsonl"},
+        metrics={"exact": "exact_match"},
+        generation={"max_tokens": 4},
+        search={
+            "metric": "exact",
+            "trials": 2,
+            "space": {"learning_rate": {"low": 1e-7, "high": 2e-2, "log": True}},
+            "first": [{"learning_rate": rate} for rate in rates],
+        },
+    )
+    ended = bitlora("sweep", spec, cwd=tmp_path)
+    assert ended.code == 0, ended.err
+    folder = tmp_path / "quick"
+    found = contract.holds(folder)
+    exact = {record["config"]["learning_rate"]: record["metrics"]["exact"] for record in found.values()}
+    assert exact == {1e-7: 0.0, 2e-2: 1.0}
+    (best,) = [trial for trial, record in found.items() if record["config"]["learning_rate"] == 2e-2]
+    searched = json.loads((folder / "report" / "summary.json").read_text())["searched"]
+    assert searched == {"metric": "exact", "higher_is_better": True, "best": best, "value": 1.0}
+    page = (folder / "report" / "report.md").read_text()
+    assert page.split("\n\n")[1].startswith("**Searched by** `exact` (higher is better; over the eval split)")
+    status = json.loads(bitlora("status", folder, "--json").out)
+    assert (status["best"]["trial"], status["best"]["exact"]) == (best, 1.0)
     assert recount(folder) == []

@@ -82,7 +82,7 @@ def test_a_sweep_that_goes_on_has_what_it_began_with(spec: Spec, prepared: Prepa
 
 
 def test_what_a_sweep_was_warmed_by_may_be_gone_when_it_goes_on(spec: Spec, tmp_path: Path) -> None:
-    """Other bounds and budgets than it began with are refused."""
+    """Tighter bounds and budgets than it began with are refused."""
     folder = tmp_path / "quick"
     search = {"sampler": "tpe", "from_": ["runs/earlier"], "hours": 2.0}
     warm = spec.model_copy(update={"search": spec.search.model_copy(update=search)})
@@ -91,9 +91,9 @@ def test_what_a_sweep_was_warmed_by_may_be_gone_when_it_goes_on(spec: Spec, tmp_
     assert load_spec(folder / "sweep.yaml").search.from_ == ["runs/earlier"]
     cold = warm.model_copy(update={"search": warm.search.model_copy(update={"from_": []})})
     assert cannot_resume(cold, folder) == []
-    longer = warm.model_copy(update={"search": warm.search.model_copy(update={"hours": 3.0})})
-    (line,) = cannot_resume(longer, folder)
-    assert line.startswith("search.hours: 3, but the sweep in ")
+    shorter = warm.model_copy(update={"search": warm.search.model_copy(update={"hours": 1.0})})
+    (line,) = cannot_resume(shorter, folder)
+    assert line.startswith("search.hours: 1, but the sweep in ")
 
 
 def test_a_sweep_of_before_there_were_revisions_goes_on(spec: Spec, prepared: Prepared, tmp_path: Path) -> None:
