@@ -64,23 +64,6 @@ def shape(
     return register
 
 
-@shape(
-    "choices",
-    "answer",
-    optional=("prompt", "question", "system", "history"),
-    unless=("messages", "conversations", "completion"),
-    name="prompt (or question) + choices + answer",
-)
-def choices(row: Fields) -> Turns | list[Turns]:
-    """A question and what may be answered: `choices` is a list of texts, or an object with the lists `text` and `label`;
-    `answer` the place of the right one from 0, its label, or its text. That one is learned. The metric `choice_accuracy`
-    compares it with the others."""
-    key = "prompt" if row.given("prompt") or not row.given("question") else "question"
-    before, asked, texts = _before(row), row.text(key), choices_of(row)
-    several = [(*before, *pair(asked, text)) for text in texts]
-    return several if row.reading.choices else several[0] if several else ()
-
-
 @shape("prompt", "completion", optional=("system", "history", "tools", "label"), unless=("messages",))
 def prompted(row: Fields) -> Turns:
     """A user's turn and the assistant's, or (TRL) two lists of turns, of which the second's are learned. A row whose
@@ -154,6 +137,23 @@ def preferred_whole(row: Fields) -> Turns:
     before = len(row.errors)
     turns = turns_of(row, "chosen")
     return (*_before(row), *_last_learned(_checked(row, turns) if len(row.errors) == before else turns))
+
+
+@shape(
+    "choices",
+    "answer",
+    optional=("prompt", "question", "system", "history"),
+    unless=("messages", "conversations", "completion"),
+    name="prompt (or question) + choices + answer",
+)
+def choices(row: Fields) -> Turns | list[Turns]:
+    """A question and what may be answered: `choices` is a list of texts, or an object with the lists `text` and `label`;
+    `answer` the place of the right one from 0, its label, or its text. That one is learned. The metric `choice_accuracy`
+    compares it with the others."""
+    key = "prompt" if row.given("prompt") or not row.given("question") else "question"
+    before, asked, texts = _before(row), row.text(key), choices_of(row)
+    several = [(*before, *pair(asked, text)) for text in texts]
+    return several if row.reading.choices else several[0] if several else ()
 
 
 @shape("question", "answer", optional=("system", "history"))

@@ -15,8 +15,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import ray.cloudpickle
-
 from bitlora.config.explain import one_line
 
 UserFunction = Callable[[list[str], list[str], list[str]], Any]
@@ -51,20 +49,24 @@ def packed(named: str) -> bytes:
     Raises:
         ScoringError: there is none, or it cannot travel.
     """
+    from ray import cloudpickle
+
     function = find_function(named)
     module = sys.modules[named.partition(":")[0]]
-    ray.cloudpickle.register_pickle_by_value(module)
+    cloudpickle.register_pickle_by_value(module)
     try:
-        return bytes(ray.cloudpickle.dumps(function))
+        return bytes(cloudpickle.dumps(function))
     except Exception as error:  # whatever its module holds
         raise ScoringError(f"{named}: cannot be sent to packs: {type(error).__name__}: {one_line(error)}") from None
     finally:
-        ray.cloudpickle.unregister_pickle_by_value(module)
+        cloudpickle.unregister_pickle_by_value(module)
 
 
 def unpacked(function: bytes) -> UserFunction:
     """What `packed` gave, as a function."""
-    return ray.cloudpickle.loads(function)  # type: ignore[no-any-return]
+    from ray import cloudpickle
+
+    return cloudpickle.loads(function)  # type: ignore[no-any-return]
 
 
 def scored(
