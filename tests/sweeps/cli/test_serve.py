@@ -7,6 +7,7 @@ import contextlib
 import json
 import re
 import signal
+import threading
 from pathlib import Path
 
 import httpx
@@ -19,6 +20,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from bitlora.adapter.peft_folder import save_adapter, save_lora_adapter
+from bitlora.engine.generation.decoder import Decoder
+from bitlora.serving.asking import AskedRow, EngineThread
 from sweeps.cli.app import app
 from sweeps.cli.trial_folder import open_trial
 
@@ -189,6 +192,24 @@ def test_trials_of_another_base_and_twice_the_same(sweep, tmp_path, tiny_base, a
     assert line.endswith("what is served is over one base")
     assert refused(first, first, "--port", 0).startswith("small/t0000: given twice")
     assert refused(sweep, "--port", 0).endswith("give one such as runs/mine/trials/t0000")
+
+
+def test_a_lost_device_ends_it(sweep, monkeypatch):
+    def lost(self):
+        raise torch.AcceleratorError("the device is lost")
+
+    start = EngineThread.start
+
+    def start_and_ask(self):
+        start(self)
+        self.ask(AskedRow(0, [1], 1, lambda told: None))
+
+    monkeypatch.setattr(Decoder, "step", lost)
+    monkeypatch.setattr(threading, "excepthook", lambda *_: None)
+    monkeypatch.setattr(EngineThread, "start", start_and_ask)
+    ended = CliRunner().invoke(app, ["serve", *places(sweep), "--port", "0"])
+    assert ended.exit_code == 1
+    assert ended.stderr.splitlines()[-1] == "AcceleratorError: the device is lost"
 
 
 def test_trials_of_one_id_are_called_by_their_sweeps(sweep):
