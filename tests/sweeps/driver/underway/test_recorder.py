@@ -205,7 +205,7 @@ def test_a_record_counts_the_copies_in_its_data(tmp_path: Path, tiny_base: Path)
     for text, count in ((once, None), (once + once, 6)):
         path.write_text(text)
         assert (
-            provenance(prepared(small_spec(tmp_path / "small", tiny_base, path, "none", "float32"))).get("copies")
+            provenance(prepared(small_spec(tmp_path / "small", tiny_base, path, "none", "float32", {}))).get("copies")
             == count
         )
 
