@@ -62,6 +62,12 @@ keeps what it knows of a file for about as long."""
 READING_LINE_S: Final = 10.0
 """Between two lines of how far the reading of data is, where there is no terminal: often enough to see that it goes on."""
 
+# ---- bitlora serve
+
+SERVE_END_S: Final = 10
+"""How long answers that are being written have when a server is told to end: an answer of usual length takes less, and who
+stops a container waits for no more. Whole seconds."""
+
 # ---- packs, as the pool sees them
 
 POOL_TICK_S: Final = 1.0

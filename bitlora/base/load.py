@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import threading
+from typing import Any, Final
 
 import torch
 
@@ -10,6 +11,10 @@ from bitlora.base.locate import BaseError, _hub
 from bitlora.base.quantized import keep, load_kept, quantized_place
 from bitlora.base.revision import pinned, weights_revision
 from bitlora.config.sections import BaseConfig, Dtype
+
+_ONE_AT_A_TIME: Final = threading.RLock()
+"""transformers 5.24 ties no weights while it loads, and says so in its own class: of two threads that load at once the
+second finds that, and leaves it so for the rest of the process (findings/transformers-loads-in-threads-untie-heads.sh)."""
 
 
 def import_bitsandbytes() -> None:
@@ -87,11 +92,12 @@ def load_model(config: BaseConfig, dtype: torch.dtype, device: torch.device) -> 
     place, revision = pinned(config.model, config.revision)
     weights = weights_revision(config.model, config.revision) if "quantization_config" in options else None
     kept = None if weights is None else quantized_place(config.model, weights, dtype, config.quantized_as)
-    model = load_kept(kept, {name: options[name] for name in ("dtype", "device_map")}) if kept is not None else None
-    if model is None:
-        model = _hub(config.model, lambda: AutoModelForCausalLM.from_pretrained(place, **options, **revision))
-        if kept is not None:
-            keep(model, kept)
+    with _ONE_AT_A_TIME:
+        model = load_kept(kept, {name: options[name] for name in ("dtype", "device_map")}) if kept is not None else None
+        if model is None:
+            model = _hub(config.model, lambda: AutoModelForCausalLM.from_pretrained(place, **options, **revision))
+            if kept is not None:
+                keep(model, kept)
     if config.quantization == "int8":
         from bitlora.base.eight_bits import leave_inputs_whole
 

@@ -8,6 +8,7 @@ from sweeps.cli.begin import SweepCommand
 from sweeps.cli.commands.beforehand import data, doctor, plan
 from sweeps.cli.commands.of_folder import report, soup, status
 from sweeps.cli.commands.of_trial import export, generate, push
+from sweeps.cli.commands.serve import serve
 from sweeps.cli.commands.steering import add, stop, trial
 from sweeps.cli.commands.sweep import sweep
 
@@ -21,7 +22,7 @@ app = typer.Typer(
 )
 
 app.command(cls=SweepCommand)(sweep)
-for command in (plan, data, report, doctor, status, add, stop, export, push, soup, generate):
+for command in (plan, data, report, doctor, status, add, stop, export, push, soup, generate, serve):
     app.command()(command)
 app.add_typer(trial)
 

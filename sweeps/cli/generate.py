@@ -38,13 +38,13 @@ def generate(trial: TrialFolder, prompt: str, most: int) -> None:
         attention_mask=torch.ones_like(ids),
         max_new_tokens=most,
         do_sample=False,
-        eos_token_id=_ends(model, tokenizer) or None,
+        eos_token_id=ends(model, tokenizer) or None,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
     )
 
 
-def _ends(model: Any, tokenizer: Any) -> list[int]:
+def ends(model: Any, tokenizer: Any) -> list[int]:
     """The tokens that end an answer: the base's, and the tokenizer's."""
     own = model.generation_config.eos_token_id
     found = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id}

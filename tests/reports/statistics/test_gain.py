@@ -137,7 +137,7 @@ def test_a_sweep_of_before_has_no_base_and_says_nothing_of_it(swept):
 
 
 def test_a_base_that_scored_other_examples_is_left_out_with_a_word(swept):
-    write_base(swept, means(3.0, examples=41))
+    write_base(swept, means(3.0, examples=39))
     sweep = load_sweep(swept)
     assert sweep.bare is None
     assert sweep.problems == ("base/eval.parquet: other examples than those of trials/t0; the base's loss is left out",)

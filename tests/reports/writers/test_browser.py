@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, sync_playwright
+from chromium import chromium
+from playwright.sync_api import Browser, BrowserContext, Locator, Page
 
 from reports.document.document import (
     NOTHING,
@@ -32,15 +32,6 @@ from reports.writers.html import html
 
 pytestmark = pytest.mark.browser
 
-ARGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 SHOWN, ROWS = 5, 12
 LOSSES = [2.9, 10.5, None, 2.71, 2.8, 3.0, float("nan"), 2.75, 100.0, 2.72, 2.6, 2.95]
 NAMES = ["t10", "t9", "T2", "t1", NOTHING, "é", "a", "<script>alert(1)</script>", "t3", "t20", "b", plain("שלום 7")]
@@ -92,13 +83,8 @@ def document() -> Document:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
-        pytest.skip("no Chromium found")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=ARGS)
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
