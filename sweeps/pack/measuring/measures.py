@@ -34,14 +34,14 @@ class Measured:
     """Why it cannot be measured, in one line."""
 
 
-class AskedRow(NamedTuple):
+class PromptedRow(NamedTuple):
     """A row as what is asked and what is to be said: its last completion, and all that stands before it."""
 
     prompt: list[int]
     reference: list[int]
 
 
-def asked_of(rows: Rows) -> list[AskedRow]:
+def asked_of(rows: Rows) -> list[PromptedRow]:
     """Each row as that."""
     found = []
     for first, last in pairwise(rows.offsets.tolist()):
@@ -50,7 +50,7 @@ def asked_of(rows: Rows) -> list[AskedRow]:
         gaps = np.flatnonzero(~learn[:stop])
         start = int(gaps[-1]) + 1
         tokens = rows.tokens[first:last].tolist()
-        found.append(AskedRow(tokens[:start], tokens[start:stop]))
+        found.append(PromptedRow(tokens[:start], tokens[start:stop]))
     return found
 
 
