@@ -9,7 +9,7 @@ from faults import evaluations, processes, results, same, wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1800)]
 
-STEPS = int(os.environ.get("POPULATION_STEPS", "160"))
+STEPS = int(os.environ.get("POPULATION_STEPS", "80"))
 """Enough for a machine of today to be in the middle of it; 32 for one that others use too."""
 TRAIN = {"steps": STEPS, "eval_every": STEPS // 16, "batch_size": 4, "dtype": "float64"}
 SWEEP = {
@@ -66,6 +66,7 @@ def test_a_population_that_is_killed_in_the_middle_goes_on_and_its_best_is_train
         train={**TRAIN, "learning_rate": config["learning_rate"], "stages": stages},
         adapter=SWEEP["adapter"],
         search={"trials": 1, "seed": config["seed"], "space": {}},
+        confirm=SWEEP["confirm"],  # so that the eval rows are the same ones
     )
     assert bitlora("sweep", again, timeout=600).code == 0
     _, replayed = results(tmp_path / "again")["t0000"]
