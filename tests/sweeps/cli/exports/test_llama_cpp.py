@@ -111,6 +111,7 @@ def test_llama_cpp_has_the_losses_of_the_record_and_the_same_answers(tmp_path, t
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # a sweep over SmolLM2, an export, two evaluations and llama.cpp: 298 s beside other tests
 @pytest.mark.weights
 def test_smollm2_in_four_bits_learned_there_what_it_learned_here(tmp_path, arithmetic):
     """llama.cpp rounds what goes into layers of four bits to eight, so losses there are a little others; measured: by 0.2
