@@ -78,7 +78,9 @@ def test_packed_and_loaded_again_it_is_the_packs_adapter(packed, rows, tmp_path)
         # In float16 the weights of `none` are rounded; with 8-bit activations a last bit can tip a rounding: by 0.024 here
         # over a base of 8 bits on a CPU without AVX-512.
         tipped = 4e-2 if base.quantization == "int8" else 2e-2
-        near = {config.quantizer == "none": 5e-3, config.activations == "int8": tipped}.get(True, NEAR[base.quantization])
+        near = {config.quantizer == "none": 5e-3, config.activations == "int8": tipped}.get(
+            True, NEAR[base.quantization]
+        )
         assert apart(logits(model), expected) < near, config
         assert not any(p.requires_grad for p in model.parameters())
         found = example_losses(model, rows)
