@@ -10,14 +10,18 @@ quickstart: .venv/.ready
 	@if [ -e runs/quickstart ]; then mv runs/quickstart "runs/quickstart.$$(date +%Y%m%d-%H%M%S)"; fi
 	$(BIN)/bitlora sweep sweeps/quickstart.yaml
 
-# What starts no Ray runs in two processes of one thread each: models this small do not gain from a second one.
+# In two processes of one thread each: models this small do not gain from a second one, and a sweep on Ray waits for half
+# of its time. Each process takes half of the tests that start no Ray, in their order, and then of what is left; of the
+# others, which are long, the next one.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist
+
 test: .venv/.tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not gpu and not slow and not cluster"
-	$(BIN)/python -m pytest -m "not gpu and not slow and cluster"
+	$(PYTEST) worksteal -m "not gpu and not slow and not cluster"
+	$(PYTEST) loadgroup -m "not gpu and not slow and cluster"
 
 # Sweeps that are disturbed, and whole clusters on this machine: ssh, raylets, an autoscaler, S3.
 test-slow: .venv/.tests
-	$(BIN)/python -m pytest -m "not gpu and slow"
+	$(PYTEST) loadgroup -m "not gpu and slow"
 
 check: .venv/.tests
 	$(BIN)/ruff check .

@@ -11,6 +11,8 @@ from sweeps.cli.app import app
 from sweeps.cli.job import DRIVER, bundle
 from sweeps.driver import run
 from sweeps.driver.kept import keep, places, source_file
+from sweeps.driver.prepare import _look, glance
+from sweeps.spec.errors import InputError
 from sweeps.spec.spec import dump_spec, load_spec
 
 
@@ -70,7 +72,13 @@ def test_a_job_reads_what_travelled_and_a_sweep_that_goes_on_its_copies(write_sp
             read.append((spec.data.source, prepared.dataset.summary.fingerprint, prepared.dataset.summary.files))
             return 0
 
+        def looked_at(spec, meanwhile, places):  # in this process: five others would import torch once more each
+            if errors := glance(spec, places):
+                raise InputError(errors)
+            return _look(spec, places)
+
         monkeypatch.setattr(run, "run_sweep", run_sweep)
+        monkeypatch.setattr("sweeps.driver.prepare.prepare", looked_at)
         (job := tmp_path / "job").mkdir()
         assert bundle(spec, job) == []
         bucket = f"s3://{server.make_bucket('sweeps')}/quick"
