@@ -12,16 +12,16 @@ quickstart: .venv/.ready
 
 # In two processes of one thread each: models this small do not gain from a second one, and a sweep on Ray waits for half
 # of its time. Each process takes half of the tests that start no Ray, in their order, and then of what is left; of the
-# others, which are long, the next one.
+# others, which are long, the next file: its tests share sweeps and clusters.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist
 
 test: .venv/.tests
 	$(PYTEST) worksteal -m "not gpu and not slow and not cluster"
-	$(PYTEST) loadgroup -m "not gpu and not slow and cluster"
+	$(PYTEST) loadfile -m "not gpu and not slow and cluster"
 
 # Sweeps that are disturbed, and whole clusters on this machine: ssh, raylets, an autoscaler, S3.
 test-slow: .venv/.tests
-	$(PYTEST) loadgroup -m "not gpu and slow"
+	$(PYTEST) loadfile -m "not gpu and slow"
 
 check: .venv/.tests
 	$(BIN)/ruff check .

@@ -11,17 +11,6 @@ import pytest
 from commands import CommandLine, SpecWriter, command_line, save_tokenizer, spec_writer
 from faults import EVERY, PACE_S, STEPS, changed_by, results
 
-DEAR = ("machine", "undisturbed_folder", "undisturbed_trials")
-"""Fixtures that take long: the tests that share one stay in one of pytest's processes (`--dist loadgroup`)."""
-
-
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        for name in DEAR:
-            if name in getattr(item, "fixturenames", ()):
-                item.add_marker(pytest.mark.xdist_group(name))
-
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
