@@ -168,7 +168,8 @@ def _looked_in_a_child(
         meanwhile()
         while isinstance(found := ours.recv(), SoFar):
             bar.told(*found)
-        return found
+        answer: Prepared | list[str] = found
+        return answer
     except EOFError:
         raise InputError(["base and data: the process that reads them died (out of memory?)"]) from None
     finally:
