@@ -16,7 +16,7 @@ from printed_page import (
     short,
 )
 from recount_cells import Cells
-from sweep_files import Trial, against_full, best_of_each_quantizer, front
+from sweep_files import Trial, best_of_each_quantizer, front
 
 
 class Tables(Cells):
@@ -75,7 +75,7 @@ class Tables(Cells):
 
     def full_precision(self) -> None:
         """Each quantizer's best behind that of full precision, in per cent of its loss."""
-        page, expected = self.page, against_full(self.sweep)
+        page, expected = self.page, self.sweep.against_full
         cell = page.section("Against full precision")
         if not expected:
             page.holds("against: nothing to hold against full precision", not cell.text)
