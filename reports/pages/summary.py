@@ -9,7 +9,7 @@ from reports.document.cells import counted, gap, joined, loss, size, value
 from reports.document.document import NOTHING, plain
 from reports.load.sweep import Sweep
 from reports.load.values import finite
-from reports.sections.measured.metrics import searched
+from reports.sections.measured.metrics import Contest, searched
 from reports.sections.verdict import by_what, on_seeds, side
 from reports.statistics.comparable import Row, rows
 from reports.statistics.findings import Findings
@@ -42,7 +42,8 @@ def summary(found: Findings) -> dict[str, Any]:
     was searched. Where that is not the loss there is also `searched`, the metric, its best configuration, and what that
     came to on average over its seeds; and `by_loss`, the same three by the loss.
     """
-    verdict, gains = by_what(found)[0], found.test_gains if found.confirmed else found.gains
+    contest, gains = searched(found), found.test_gains if found.confirmed else found.gains
+    verdict, _ = by_what(found, contest)
     trials = found.sweep.trials
     quantizers = []
     for line in quantizer_bests(found.searched, found.groups, found.asked, found.search):
@@ -71,7 +72,7 @@ def summary(found: Findings) -> dict[str, Any]:
         "on": "test" if found.confirmed else "eval",
         **_verdict(found, verdict, gains),
         **({"front": [row["name"] for row in found.front]} if found.seeks_front else {}),
-        **_searched(found, gains),
+        **_searched(found, contest, gains),
         "base_loss": None if gains is None else gains.base,
         "quantizers": quantizers,
         "trials": {status: int(count) for status, count in sorted(trials["status"].value_counts().items())},
@@ -90,9 +91,8 @@ def _verdict(found: Findings, verdict: Verdict, gains: Gains | None) -> dict[str
     }
 
 
-def _searched(found: Findings, gains: Gains | None) -> dict[str, Any]:
+def _searched(found: Findings, contest: Contest | None, gains: Gains | None) -> dict[str, Any]:
     """What was searched by where that is not the loss, and the best of it; and who is best by the loss."""
-    contest = searched(found)
     if contest is None:
         return {}
     best, metric = contest.verdict.best[0], contest.metric
@@ -108,7 +108,7 @@ def _with_loss(found: Findings, row: Row) -> Row:
 
 def line_of(found: Findings) -> str:
     """The verdict in at most `LONGEST` characters, plain text."""
-    (verdict, wording), name = by_what(found), plain(found.sweep.name, 40)
+    (verdict, wording), name = by_what(found, searched(found)), plain(found.sweep.name, 40)
     if verdict.outcome == "nothing":
         begun = len(found.sweep.trials)
         said = f"none of {counted(begun, 'trial')} gave a usable result" if begun else "no trial has begun"

@@ -9,7 +9,7 @@ from bitlora.config.metrics import LOSS
 from reports.document.cells import counted, joined, loss, names, size, value
 from reports.document.document import Bullets, Code, Inline, Paragraph, Strong, plain
 from reports.load.measured import searched_by
-from reports.sections.measured.metrics import in_short, searched
+from reports.sections.measured.metrics import Contest, in_short, searched
 from reports.sections.measured.wording import Wording
 from reports.sections.parts import Section, section
 from reports.statistics.axes import Axes
@@ -28,29 +28,37 @@ DEFINED = "Loss is the mean cross-entropy in nats per completion token; lower is
 def who_won(findings: Findings) -> Section:
     """The verdict on top of the page, what was searched for it, and what it can be relied on for. It goes by what the sweep
     was searched by; where that is a metric, the loss stays beside."""
-    verdict, wording = by_what(findings)
+    contest = searched(findings)
+    verdict, wording = by_what(findings, contest)
     lead = sentence(verdict, len(findings.sweep.trials), findings.axes, findings.confirmed, wording)
-    name = searched_by(findings.sweep.spec)
-    before, beside = None, None
-    if name != LOSS and wording.metric is None:
+    before: Paragraph | None = None
+    beside: str | None = None
+    if contest is None and (name := searched_by(findings.sweep.spec)) != LOSS:
         none = Code(name), ", which no trial at full budget has. By the loss:"
         before = Paragraph((Strong("Searched by"), " ", *none))
-    elif (contest := searched(findings)) is not None:
+    elif contest is not None:
         lead = Paragraph((Strong("Searched by"), " ", *contest.what, *lead.parts))
         by_loss = Wording(None, "test" if findings.confirmed else "eval")
         beside = f"By the {by_loss.short}: {in_short(findings.verdict, by_loss)}"
     if not verdict.best:
         return section("", before, lead)
     front = on_front(findings)
-    found = [line for line in (_effort(findings), _left_out(findings), _at_edges(findings)) if line]
+    found = [
+        line
+        for line in (_effort(findings, verdict), _left_out(findings, verdict), _at_edges(findings, verdict))
+        if line
+    ]
     bullets = Bullets(tuple((line,) for line in found)) if found else None
-    return section("", before, front, lead, beside, bullets, note(findings))
+    ranked = len(findings.groups.ranked if contest is None else contest.found)
+    return section("", before, front, lead, beside, bullets, note(verdict, ranked, findings.confirmed))
 
 
-def by_what(findings: Findings) -> tuple[Verdict, Wording]:
-    """The verdict by what the sweep was searched by, and how that is said; by the loss, where no configuration at full
-    budget has that."""
-    contest = searched(findings)
+def by_what(findings: Findings, contest: Contest | None) -> tuple[Verdict, Wording]:
+    """The verdict by what the sweep was searched by, and how that is said.
+
+    Args:
+        contest: `searched`.
+    """
     if contest is not None:
         return contest.verdict, contest.wording
     return findings.verdict, Wording(None, "test" if findings.confirmed else "eval")
@@ -110,10 +118,12 @@ def on_front(findings: Findings) -> Paragraph | None:
     return Paragraph((*parts, f"{more}. By the loss alone:"))
 
 
-def note(findings: Findings) -> Paragraph:
-    """What the sentence can be relied on for."""
-    verdict, contest = by_what(findings)[0], searched(findings)
-    ranked = len(findings.groups.ranked if contest is None else contest.found)
+def note(verdict: Verdict, ranked: int, confirmed: bool) -> Paragraph:
+    """What the sentence can be relied on for.
+
+    Args:
+        ranked: configurations that the best was picked from.
+    """
     parts: list[Inline] = []
     interval = next((rival.interval for rival in verdict.decisive if rival.interval is not None), None)
     if interval is None:
@@ -121,7 +131,7 @@ def note(findings: Findings) -> Paragraph:
             parts.append("No interval could be computed, so there is no winner: a gap of this size may be chance. ")
     else:
         parts += [_of_what(interval), _together(verdict), "Tied: it holds zero, so either may be the better one. "]
-    if findings.confirmed:
+    if confirmed:
         parts.append(
             "The best of the search were run again on fresh seeds and scored on rows that nobody was tuned on. "
         )
@@ -155,9 +165,9 @@ def _together(verdict: Verdict) -> str:
     )
 
 
-def _effort(findings: Findings) -> str:
+def _effort(findings: Findings, verdict: Verdict) -> str:
     """How many trials at full budget stand behind each quantizer: the one that was tried more often was tuned harder."""
-    verdict, ranked = by_what(findings)[0], findings.groups.ranked
+    ranked = findings.groups.ranked
     if not verdict.across:
         return ""
     spent = {
@@ -171,19 +181,19 @@ def _effort(findings: Findings) -> str:
     return f"Searched unequally, which favours the one with more: trials at full budget {each}."
 
 
-def _left_out(findings: Findings) -> str:
+def _left_out(findings: Findings, verdict: Verdict) -> str:
     """Quantizers that were searched and are not in the contest."""
     ranked, begun = (set(frame["config.quantizer"]) for frame in (findings.groups.ranked, findings.searched))
     left = []
-    for name in findings.not_in(by_what(findings)[0]):
+    for name in findings.not_in(verdict):
         tried = "no trial at full budget" if name in begun else "not tried"
         left.append(f"{side_of(name)} ({'not confirmed' if name in ranked else tried})")
     return f"Asked for and not in the contest, so nothing is said of it: {', '.join(left)}." if left else ""
 
 
-def _at_edges(findings: Findings) -> str:
+def _at_edges(findings: Findings, verdict: Verdict) -> str:
     """Of which of those that are compared the best lies at the edge of its range."""
-    verdict, found = by_what(findings)[0], dict[tuple[str, str], list[str]]()
+    found = dict[tuple[str, str], list[str]]()
     for row in (*verdict.best, *(rival.row for rival in verdict.rivals)):
         for axis, which in edges(row, findings.space).items():
             found.setdefault((axis, which), []).append(f"{plain(row['name'], 60)} ({side(row)})")

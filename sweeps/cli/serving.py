@@ -155,7 +155,7 @@ def keep_values(engine: Engine, caches: Sequence[bool | Literal["auto"]]) -> Non
     from sweeps.pack.memory import Values
 
     base = engine.base
-    cache = next((each for each in (False, True) if each in caches), "auto")
+    cache: bool | Literal["auto"] = next((each for each in (False, True) if each in caches), "auto")
     values = Values.of(cache, base.values_bytes, base.dtype)
     config = base.model.config.get_text_config()
     rows = KEPT_TOKENS * 2 * config.num_hidden_layers * config.hidden_size * base.dtype.itemsize

@@ -41,37 +41,37 @@ class Contest:
 
 def contests(findings: Findings) -> tuple[Contest, ...]:
     """One for each metric that any configuration at full budget has, in the order of the spec."""
-    sweep, groups, confirmed = findings.sweep, findings.groups, findings.confirmed
-    held = {trial for group in (groups.confirmed if confirmed else groups.ranked)["trials"] for trial in group}
-    found = []
-    for metric in metrics_of(sweep.spec):
-        column = metric.column(confirmed)
-        if column not in sweep.trials:
-            continue
-        those = sweep.trials[sweep.trials["trial_id"].isin(held) & sweep.trials[column].notna()]
-        if those.empty:
-            continue
-        frame = configurations(those.assign(loss=metric.turned(those[column].astype(float))), "loss")
-        split = "test" if metric.on_test(confirmed) else "eval"
-        own = metric.config.set
-        found.append(
-            Contest(
-                metric,
-                metric.name == searched_by(sweep.spec),
-                f"the {split} split" if own is None else f"the eval set {plain(own, 40)}",
-                verdict(frame, metric.scores(sweep, confirmed), confirmed),
-                rows(frame),
-                Wording(metric, split if own is None else plain(own, 30)),
-            )
-        )
-    return tuple(found)
+    found = (_contest(findings, metric) for metric in metrics_of(findings.sweep.spec))
+    return tuple(contest for contest in found if contest is not None)
 
 
 def searched(findings: Findings) -> Contest | None:
     """That of what was searched by; None where that is the loss, or no configuration at full budget has it."""
-    if searched_by(findings.sweep.spec) == LOSS:
+    name = searched_by(findings.sweep.spec)
+    found = (metric for metric in metrics_of(findings.sweep.spec) if metric.name == name != LOSS)
+    return next((_contest(findings, metric) for metric in found), None)
+
+
+def _contest(findings: Findings, metric: SweepMetric) -> Contest | None:
+    sweep, groups, confirmed = findings.sweep, findings.groups, findings.confirmed
+    held = {trial for group in (groups.confirmed if confirmed else groups.ranked)["trials"] for trial in group}
+    column = metric.column(confirmed)
+    if column not in sweep.trials:
         return None
-    return next((contest for contest in contests(findings) if contest.searched), None)
+    those = sweep.trials[sweep.trials["trial_id"].isin(held) & sweep.trials[column].notna()]
+    if those.empty:
+        return None
+    frame = configurations(those.assign(loss=metric.turned(those[column].astype(float))), "loss")
+    split = "test" if metric.on_test(confirmed) else "eval"
+    own = metric.config.set
+    return Contest(
+        metric,
+        metric.name == searched_by(sweep.spec),
+        f"the {split} split" if own is None else f"the eval set {plain(own, 40)}",
+        verdict(frame, metric.scores(sweep, confirmed), confirmed),
+        rows(frame),
+        Wording(metric, split if own is None else plain(own, 30)),
+    )
 
 
 def by_metrics(findings: Findings) -> Section | None:

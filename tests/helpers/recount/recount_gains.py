@@ -140,11 +140,14 @@ class Measured(Cells):
         return found, [by.get(each.trials[0].id) for each in found]
 
     def compared(self, found: list[Configuration]) -> list[Configuration]:
-        """Those of a contest that are held against its best, itself first."""
+        """Those of a contest that are held against its best, itself first; what ties with that to the last bit is not."""
+        equal = [c for c in found[1:] if math.isclose(c.loss, found[0].loss, rel_tol=1e-13, abs_tol=1e-13)]
+        left = [c for c in found if all(c is not each for each in equal)]
         if self.sweep.confirmed:
-            return found
-        bests = list(best_of_each_quantizer(found).values())
-        return bests if len(bests) > 1 else found[:10]
+            return left
+        own = {c.quantizer for c in (found[0], *equal)}
+        others = best_of_each_quantizer([c for c in left if c.quantizer not in own])
+        return [found[0], *others.values()] if others else left[:10]
 
     def metrics(self) -> None:
         page, sweep = self.page, self.sweep

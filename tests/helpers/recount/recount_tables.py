@@ -46,7 +46,8 @@ class Tables(Cells):
             self.gain(where, row, configuration)
             evals = pd.Series([trial.loss("eval") for trial in configuration.trials])
             page.check(f"{where}, eval loss on these seeds", row["eval loss on these seeds"], evals.mean(), fixed(4))
-            page.check(f"{where}, in the search", row["in the search"], of.loss("eval"), fixed(4))
+            before = next((c.loss for c in self.sweep.ranking if of.id in c.ids), of.loss("eval"))  # over its seeds
+            page.check(f"{where}, in the search", row["in the search"], before, fixed(4))
             self.settings(where, row, of.config, of.record)
 
     def quantizers(self) -> None:

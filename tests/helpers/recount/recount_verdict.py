@@ -34,6 +34,11 @@ class Head:
         return [c for c in self.ranking if math.isclose(c.loss, self.ranking[0].loss, rel_tol=1e-13, abs_tol=1e-13)]
 
     @property
+    def held(self) -> list[Configuration]:
+        """All that something is said of: those, and what they are compared with."""
+        return [*self.equal, *(c for c in self.contest if all(c is not each for each in self.equal))]
+
+    @property
     def rivals(self) -> list[Configuration]:
         """Those that the best has to beat."""
         own = {c.quantizer for c in self.equal}
@@ -179,7 +184,7 @@ class Verdicts(Measured):
     def searched(self, cell: Cell, head: Head) -> None:
         """How many trials stand behind each quantizer, what is not in the contest, and what lies at an edge."""
         page, sweep = self.page, self.sweep
-        in_contest = list(best_of_each_quantizer(head.contest))
+        in_contest = list(best_of_each_quantizer(head.held))
         spent = {name: sum(t.usable and t.config["quantizer"] == name for t in sweep.searched) for name in in_contest}
         if len(spent) > 1 and len(set(spent.values())) == 1:
             if match := page.one("verdict", cell, rf"alike: {COUNT} trials? at full budget for each of {COUNT} quant"):
@@ -194,7 +199,7 @@ class Verdicts(Measured):
         match = re.search(r"nothing is said of it: (.*)\.", cell.text)
         said = set(re.findall(r"(?:^|, )([^,(]+) \(", match[1])) if match else set()
         page.holds(f"verdict: not in the contest are {sorted(left)}", said == left)
-        at = {(c.ids[0], axis, e) for c in head.contest for axis in space if (e := edge(axis, c.config, sweep.spec))}
+        at = {(c.ids[0], axis, e) for c in head.held for axis in space if (e := edge(axis, c.config, sweep.spec))}
         found = set()
         for match in page.each(cell, r"the (lowest|highest) ([\w ]+) that was offered is that of ([^;.]*)"):
             names = re.findall(r"(\S+) \(", match[3])
@@ -202,7 +207,7 @@ class Verdicts(Measured):
                 own = self.of[side[1]].config["quantizer"] if side[1] in self.of else ""
                 page.check(f"verdict, {side[1]}", cell.part(match, 3).part(side, 2), full_name(own))
             axis = match[2].replace(" ", "_")
-            those = [c.ids[0] for c in head.contest if (c.ids[0], axis, match[1]) in at]
+            those = [c.ids[0] for c in head.held if (c.ids[0], axis, match[1]) in at]
             found |= {(name, axis, match[1]) for name in those}
             page.holds(f"verdict: at the {match[1]} {axis} are {those}", names == those[:6])
             if more := re.search(r"and (\d+) more", match[3]):
