@@ -154,7 +154,7 @@ class SweepSearch:
         population = None
         if spec.scheduler.name == "pbt":
             population = Population(spec, self._budget, searcher.searched, decided(searcher.attributes))
-        scheduler = make_scheduler(spec, self._budget, past.curves(objective), population, sizes)
+        scheduler = make_scheduler(spec, self._budget, past.curves(objective), population, sizes, past.short)
         feed = PoolFeed(pool, scheduler.heard, scheduler.place)
         scheduler.go_on = feed.go_on
         rows = self._prepared.dataset.summary.test_rows
