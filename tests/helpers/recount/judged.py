@@ -132,6 +132,8 @@ class Gain:
     base: pd.DataFrame
     full: Any
     compared: list[Any] = field(default_factory=list)
+    known: dict[int, tuple[float, float | None, float | None]] = field(default_factory=dict)
+    """By a configuration's place in memory what is kept of it: several tables ask for the same."""
 
     @property
     def loss(self) -> float:
@@ -184,6 +186,11 @@ class Gain:
 
     def kept(self, configuration: Any) -> tuple[float, float | None, float | None]:
         """The share, and the two ends of its interval where it has one."""
+        if id(configuration) not in self.known:
+            self.known[id(configuration)] = self._kept(configuration)
+        return self.known[id(configuration)]
+
+    def _kept(self, configuration: Any) -> tuple[float, float | None, float | None]:
         share = (self.loss - configuration.loss) / (self.loss - self.full.loss)
         scored = by_seed(configuration, configuration.split)
         paired = scored and all(sorted(frame.index) == sorted(self.base.index) for frame in scored.values())

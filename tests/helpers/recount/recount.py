@@ -17,6 +17,7 @@ from recount_margin import Margins
 from recount_tables import Tables
 from recount_verdict import Verdicts
 from recount_words import Words
+from sweep_files import Sweep
 
 
 class Recount(Words, Verdicts, Gains, Tables, Margins, Beside):
@@ -47,9 +48,12 @@ class Recount(Words, Verdicts, Gains, Tables, Margins, Beside):
         return self.page.wrong + self.page.rest()
 
 
-def recount(folder: Path | str) -> list[str]:
-    """A line for each number of the sweep's report that is not the recomputed one, or that nothing accounts for."""
-    return Recount(Path(folder)).run()
+def recount(folder: Path | str, sweep: Sweep | None = None) -> list[str]:
+    """A line for each number of the sweep's report that is not the recomputed one, or that nothing accounts for.
+
+    sweep: what the folder's trials come to, where that is known already; None: it is read.
+    """
+    return Recount(Path(folder), sweep).run()
 
 
 def main(folders: list[str]) -> int:

@@ -19,8 +19,8 @@ from sweep_files import Configuration, Gap, Sweep, Trial, edge
 
 
 class Cells:
-    def __init__(self, folder: Path) -> None:
-        self.sweep = Sweep(folder)
+    def __init__(self, folder: Path, sweep: Sweep | None = None) -> None:
+        self.sweep = sweep or Sweep(folder)
         self.report = folder / "report"
         self.page = Page((self.report / "report.md").read_text(), [trial.id for trial in self.sweep.trials])
         self.of = {trial.id: trial for trial in self.sweep.trials}

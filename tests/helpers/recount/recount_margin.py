@@ -14,7 +14,7 @@ from judged import apart, by_seed, ratio
 from printed_page import COUNT, count, fixed, short
 from recount_cells import Cells
 from scipy import optimize, stats
-from sweep_files import Configuration, against_full
+from sweep_files import Configuration
 
 
 def two(text: str, value: float) -> bool:
@@ -188,7 +188,7 @@ class Margins(Cells):
     def margin(self) -> None:
         """The columns and the note of a margin, where the spec has one."""
         page, asked = self.page, (self.sweep.spec.get("confirm") or {}).get("margin")
-        cell, shown = page.section("Against full precision"), against_full(self.sweep)
+        cell, shown = page.section("Against full precision"), self.sweep.against_full
         page.holds("margin: of a spec without one", bool(asked) or "less than" not in cell.text)
         if not asked or not shown:
             return

@@ -20,7 +20,7 @@ from printed_page import (
     short,
 )
 from recount_cells import Cells
-from sweep_files import Configuration, Trial, against_full, best_of_each_quantizer, front, read_scores
+from sweep_files import Configuration, Trial, best_of_each_quantizer, front, read_scores
 
 
 class Tables(Cells):
@@ -80,7 +80,7 @@ class Tables(Cells):
 
     def full_precision(self) -> None:
         """Each quantizer's best behind that of full precision, in per cent of its loss."""
-        page, expected = self.page, against_full(self.sweep)
+        page, expected = self.page, self.sweep.against_full
         cell = page.section("Against full precision")
         if not expected:
             page.holds("against: nothing to hold against full precision", not cell.text)
