@@ -4,7 +4,7 @@ TORCH ?= torch==2.13.0
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 
-.PHONY: quickstart test test-slow check format bench bench-gpu clean
+.PHONY: quickstart test test-slow check types rules format bench bench-gpu clean
 
 quickstart: .venv/.ready
 	@if [ -e runs/quickstart ]; then mv runs/quickstart "runs/quickstart.$$(date +%Y%m%d-%H%M%S)"; fi
@@ -14,19 +14,26 @@ quickstart: .venv/.ready
 # of its time. Each process takes half of the tests that start no Ray, in their order, and then of what is left; of the
 # others, which are long, the next file: its tests share sweeps and clusters.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist
+ON_RAY := tests/cluster tests/sweeps
 
 test: .venv/.tests
 	$(PYTEST) worksteal -m "not gpu and not slow and not cluster"
-	$(PYTEST) loadfile -m "not gpu and not slow and cluster"
+	$(PYTEST) loadfile -m "not gpu and not slow and cluster" $(ON_RAY)
 
 # Sweeps that are disturbed, and whole clusters on this machine: ssh, raylets, an autoscaler, S3.
 test-slow: .venv/.tests
-	$(PYTEST) loadfile -m "not gpu and slow"
+	$(PYTEST) loadfile -m "not gpu and slow" $(ON_RAY)
 
+# mypy takes longer than all the others together.
 check: .venv/.tests
+	@$(MAKE) --no-print-directory -j 2 types rules
+
+types:
+	$(BIN)/mypy
+
+rules:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python docs/generate.py --check
 
