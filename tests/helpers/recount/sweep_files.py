@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from judged import Gap, gaps, ratio
-from kept import Gain
+from judged import Gain, Gap, gaps, ratio
 
 
 @dataclass
