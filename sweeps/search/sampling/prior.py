@@ -28,7 +28,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping
 from decimal import Decimal
-from itertools import accumulate
+from itertools import accumulate, product
 from random import Random
 from statistics import NormalDist
 from typing import Any, Final
@@ -82,6 +82,15 @@ class RatePrior:
         levels = QUANTIZERS[adapter["quantizer"]].levels
         low = LOW_BITS if levels is not None and levels.count <= 4 else 1
         return float(self._of_base * math.sqrt(ALPHA / alpha * adapter["batch_size"] / self._middle) * low)
+
+    def words(self) -> str:
+        """What it says of this sweep, in words."""
+        axes = [axis for axis in ("quantizer", "rank", "alpha", "scaling", "batch_size") if axis in self._space]
+        ends = product(*(spaces.extent(self._space[axis]) for axis in axes))
+        rates = [self.likeliest(dict(zip(axes, values, strict=True))) for values in ends]
+        low, high = f"{min(rates):.2g}", f"{max(rates):.2g}"
+        likeliest = low if low == high else f"{low} to {high}"
+        return f"learning rates around {likeliest}, half to twice as much, by the literature and by sweeps recorded before"
 
     def rate(self, chosen: Mapping[str, Any], share: float) -> float:
         """The rate out of the space below which `share` (0 to 1) of what is probable lies; other axes are `chosen`."""

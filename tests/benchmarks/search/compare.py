@@ -12,7 +12,7 @@ import warnings
 from dataclasses import replace
 
 import optuna
-from simulator import ByPromotion, ByRay, ByRule, Search, Table, Way, made_up, table
+from simulator import ByPromotion, ByRay, ByRule, Nobody, Search, Table, Way, made_up, table
 
 from sweeps.search.rules import Halving, HyperBand, MedianRule
 
@@ -25,6 +25,9 @@ WAYS = [
     Way("promotion", lambda budget: ByPromotion(6, 2, budget), every=6, once=True, sets_aside=True),
     Way("asha, prior", lambda budget: ByRule(Halving(6, 2, budget)), every=6, once=True, prior=True),
     Way("median, prior", lambda budget: ByRule(MedianRule(6)), every=6, once=True, prior=True),
+    Way("gp", lambda budget: Nobody(), every=3, once=True, prior=True, sampler="gp"),
+    Way("gp, no prior", lambda budget: Nobody(), every=3, once=True, sampler="gp"),
+    Way("gp, asha", lambda budget: ByRule(Halving(6, 2, budget)), every=6, once=True, prior=True, sampler="gp"),
     Way("7bab3ae, grace 3", lambda budget: ByRay(3, 2, budget), every=3),
     Way("asha, grace 3", lambda budget: ByRule(Halving(3, 2, budget)), every=3, once=True),
     Way("asha, prior, grace 3", lambda budget: ByRule(Halving(3, 2, budget)), every=3, once=True, prior=True),
