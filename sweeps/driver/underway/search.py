@@ -229,7 +229,7 @@ class SweepSearch:
             heartbeat.say(f"search.where: {searcher.refused} suggestions did not fit, and were not trained")
         self.ended_early = searcher.why_ended
         if prior is not None:
-            self.prior = f"{prior.words()}: {searcher.by_prior} trials have theirs from there"
+            self.prior = f"{prior.words()}; taken by {searcher.by_prior} trials of this run"
         return recorder
 
     def _decided(self, rung: int, changes: Changes, searcher: OptunaSearcher, display: Display) -> None:

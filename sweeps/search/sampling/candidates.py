@@ -56,7 +56,9 @@ class Candidates:
 
     def _near(self, domain: Choices | Range, value: Any, width: float) -> Any:
         if isinstance(domain, Choices):
-            return value if value in domain.values and self._chance.random() < STAYS else resampled(domain, self._chance)
+            return (
+                value if value in domain.values and self._chance.random() < STAYS else resampled(domain, self._chance)
+            )
         if domain.log:
             away = width * math.log(domain.high / domain.low)
             return spaces.fitted(domain, value * math.exp(self._chance.gauss(0, away)))

@@ -126,7 +126,7 @@ class CurveModel:
         """Fit the process; gives the loss that is to be improved on, as the process has it."""
         curves = [(number, *one) for number, trial in enumerate(known) for one in sorted(trial.curve.items())]
         if len(curves) > MOST:
-            last = {number: one for number, *one in curves}
+            last = {number: (step, loss) for number, step, loss in curves}
             curves = sorted(((number, *one) for number, one in last.items()), key=lambda one: one[2])[:MOST]
         worst = max(loss for *_, loss in curves)
         curves += [(number, self._steps, worst) for number, trial in enumerate(known) if trial.diverged]

@@ -23,12 +23,12 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
-AMPLITUDES: Final = {"F": (1.0, 0.6), "D": (0.5, 0.7), "all": (0.7, 0.7), "own": (0.1, 0.7), "noise": (0.02, 0.7)}
+AMPLITUDES: Final = {"F": (0.5, 0.3), "D": (0.5, 0.35), "all": (0.7, 0.35), "own": (0.1, 0.35), "noise": (0.02, 0.35)}
 """Standard deviations of F; of D when all is left; of its part that is the same for all; of each trial's own; and of an
 evaluation's noise. Each by its median and the standard deviation of its logarithm, which is normal."""
-OFFSET: Final = (1.0, 0.7)
+OFFSET: Final = (2.0, 0.35)
 """`b`, likewise."""
-LENGTHS: Final = 0.7
+LENGTHS: Final = 0.35
 """The standard deviation of a length scale's logarithm."""
 JITTER: Final = 1e-8
 FURTHEST: Final = 4.0
@@ -67,11 +67,12 @@ class CurveProcess:
         """The logarithms of F's lengths, D's lengths, the amplitudes and `b`."""
 
     def fit(self, seen: Places, losses: Floats, anew: bool = True) -> None:
-        """Learn from [N] losses, lower where they are better; length scales and amplitudes stay unless `anew`."""
+        """Learn from [N] losses, lower where they are better; unless `anew`, mean, length scales and amplitudes stay."""
         from scipy import optimize
 
-        ended = losses[seen.left == 0]
-        self._mean, self._scale = float((ended if len(ended) > 1 else losses).mean()), float(losses.std()) or 1.0
+        if anew:
+            ended = losses[seen.left == 0]
+            self._mean, self._scale = float((ended if len(ended) > 1 else losses).mean()), float(losses.std()) or 1.0
         scaled = (losses - self._mean) / self._scale
         if anew:
             known = (self._squares(seen, seen), *_common(seen, seen), scaled, seen.offsets)

@@ -15,6 +15,7 @@ import optuna
 from simulator import ByPromotion, ByRay, ByRule, Nobody, Search, Table, Way, made_up, table
 
 from sweeps.search.rules import Halving, HyperBand, MedianRule
+from sweeps.search.sampling import prior
 
 WAYS = [
     Way("stock Ray, 4 at once", lambda budget: ByRay(6, 2, budget), every=6, stock=True),
@@ -63,7 +64,10 @@ if __name__ == "__main__":
     parser.add_argument("--slots", type=int)
     parser.add_argument("--packs", type=int, default=1)
     parser.add_argument("--made-up", action="store_true", help="another table, to try this out")
+    parser.add_argument("--literature", action="store_true", help="the prior without what was recorded here")
     given = parser.parse_args()
+    if given.literature:
+        vars(prior).update(POWER=0.75, LOW_BITS=1.0)
     warnings.simplefilter("ignore")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     known = made_up() if given.made_up else table()

@@ -45,9 +45,7 @@ def test_numbers_go_by_their_logarithm_where_they_have_one() -> None:
     assert offsets.tolist() == [0]
     encoding = Encoding(space, prior)
     assert encoding.categories.tolist() == [True, False, True, False, False]
-    assert encoding.lengths == pytest.approx(
-        [CATEGORY, LENGTHS["rank"], CATEGORY, 1.5 * 0.2, LENGTHS["learning_rate"]]
-    )
+    assert encoding.lengths == pytest.approx([CATEGORY, LENGTHS["rank"], CATEGORY, 1.5 * 0.2, LENGTHS["learning_rate"]])
     alpha = Encoding(made({**SPACE, "alpha": [8, 32]})[0], None)
     assert alpha.lengths[-1] == pytest.approx(1.5 * math.log(4))
 
@@ -84,4 +82,9 @@ def test_lists_are_looked_at_in_full_while_they_are_not_too_long() -> None:
         {"rank": 8, "learning_rate": 1e-3},
         {"rank": 8, "learning_rate": 2e-3},
     ]
-    assert Candidates(made({"rank": [*range(1, LISTED + 2)], "alpha": [8]} | {"learning_rate": [1e-3]})[0], None, Random(0)).all is None
+    assert (
+        Candidates(
+            made({"rank": [*range(1, LISTED + 2)], "alpha": [8]} | {"learning_rate": [1e-3]})[0], None, Random(0)
+        ).all
+        is None
+    )

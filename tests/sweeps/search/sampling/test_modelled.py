@@ -66,7 +66,12 @@ def model(study: optuna.Study, low: float = 0.0) -> CurveModel:
 def trial(alpha: float, state: TrialState, curve: dict[int, float], **more: Any) -> FrozenTrial:
     value = curve.get(STEPS) if state == TrialState.COMPLETE else None
     return create_trial(
-        params={"weight_decay": alpha}, distributions={"weight_decay": DECAY}, state=state, value=value, intermediate_values=curve, **more
+        params={"weight_decay": alpha},
+        distributions={"weight_decay": DECAY},
+        state=state,
+        value=value,
+        intermediate_values=curve,
+        **more,
     )
 
 
@@ -139,7 +144,9 @@ def test_planned_values_stay(tmp_path: Path) -> None:
 def test_it_knows_earlier_sweeps_and_keeps_within_bounds(tmp_path: Path) -> None:
     sweep = spec(trials=4, startup=4, where={"adapter_params": {"max": 2400}})
     rates = [1e-4 * 10 ** (n / 6) for n in range(12)]
-    chosen = [{"quantizer": "binary", "learning_rate": rate, "rank": 4 + n, "dropout": 0.0} for n, rate in enumerate(rates)]
+    chosen = [
+        {"quantizer": "binary", "learning_rate": rate, "rank": 4 + n, "dropout": 0.0} for n, rate in enumerate(rates)
+    ]
     earlier = [EarlierTrial(one, loss(one)) for one in chosen]
     one = OptunaSearcher(sweep, tmp_path / "study.journal", bounds=Bounds(sweep, BASE), earlier=earlier)
     configs = search(one)

@@ -38,9 +38,7 @@ def covariance(one: Places, other: Places, logs: np.ndarray) -> np.ndarray:
     found = np.zeros((len(one.left), len(other.left)))
     for row in range(len(one.left)):
         for column in range(len(other.left)):
-            near = [
-                kernel(one.points[row], other.points[column], np.exp(logs[at : at + 3])) for at in (0, 3)
-            ]
+            near = [kernel(one.points[row], other.points[column], np.exp(logs[at : at + 3])) for at in (0, 3)]
             left = min(one.left[row], other.left[column])
             is_own = one.trials[row] == other.trials[column]
             found[row, column] = end * near[0] + left * (gain * near[1] + same + own * is_own)
@@ -94,8 +92,8 @@ def test_what_is_told_is_the_conditional_normal_distribution() -> None:
 
 
 def test_it_learns_that_slow_starters_end_best() -> None:
-    """Six trials of each of two kinds have ended: one kind is ahead at first and ends last. Of a trial of each that has just
-    begun it expects that too, though the slow one is behind by far."""
+    """Six trials of each of two kinds have ended: one kind is ahead at first and ends last. Of a trial of each that has
+    just begun it expects that too, though the slow one is behind by far."""
     kinds, numbers = np.repeat([0.0, 1.0], 12), np.repeat(np.arange(12), 2)
     points = np.column_stack([np.linspace(0, 1, 24), kinds, np.zeros(24)])
     points[:, 0] = points[::2, 0].repeat(2)
