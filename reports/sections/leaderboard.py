@@ -53,6 +53,8 @@ def leaderboard(findings: Findings) -> Section | None:
     held = sum(len(group) for group in ranked["trials"])
     budget = ranked["budget"].iloc[0]
     words = f"{counted(held, 'trial')} at equal budget: {budget:,} optimizer steps, all completed."
+    if "kept" in ranked:
+        words += " Each has its best evaluation, which need not be its last."
     if findings.search.rivals and len(ranked) > 1 + len(findings.search.rivals):
         which = "the best of each quantizer" if findings.search.across else f"the first {1 + RIVALS}"
         words += f" Intervals are those of {which}: the others were not tested."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import product
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -15,8 +15,9 @@ from bitlora.config.explain import show
 from bitlora.config.sections import init_kind
 from bitlora.config.trial import TrialConfig
 from bitlora.quantizers.weights import Granularity, Quantizer
-from sweeps.driver.prepare import Prepared, possible_values
+from sweeps.driver.prepare import Prepared
 from sweeps.search.bounds import SHAPE, Bounds
+from sweeps.spec import space as spaces
 from sweeps.spec.keys.resources import PacksConfig
 from sweeps.spec.spec import Spec
 
@@ -71,7 +72,6 @@ def make_plan(spec: Spec, prepared: Prepared) -> Plan:
     from sweeps.search import first_look
     from sweeps.search.confirm import most
     from sweeps.search.sampling.prior import rate_prior
-    from sweeps.spec import space as spaces
 
     trials = spec.search.trials
     bounds = Bounds(spec, prepared.base)
@@ -80,8 +80,8 @@ def make_plan(spec: Spec, prepared: Prepared) -> Plan:
     example: TrialConfig = prepared.trial(spec, {})
     costs: list[AdapterCost] = []
     adapted: list[int] = []
-    for values in product(*(possible_values(spec, axis) for axis in SHAPE)):
-        trial = prepared.trial(spec, dict(zip(SHAPE, values, strict=True)))
+    for shape in _shapes(spec):
+        trial = prepared.trial(spec, shape)
         layers = prepared.base.layers(trial)
         size = adapter_size(prepared.base, trial)
         costs.append(
@@ -96,7 +96,7 @@ def make_plan(spec: Spec, prepared: Prepared) -> Plan:
                 len(layers),
                 size.params,
                 size.bytes,
-                not bounds.over(dict(zip(SHAPE, values, strict=True))),
+                not bounds.over(shape),
             )
         )
         adapted.append(adapted_params(layers))
@@ -117,6 +117,11 @@ def make_plan(spec: Spec, prepared: Prepared) -> Plan:
         _packs(spec),
         prior.words() if (prior := rate_prior(spec, prepared.base, example.steps)) is not None else "",
     )
+
+
+def _shapes(spec: Spec) -> list[dict[str, Any]]:
+    """What an adapter's axes can be together, in the order of `SHAPE`, each from small to large."""
+    return sorted(spaces.together(spec.search.space, SHAPE), key=lambda shape: tuple(shape.values()))
 
 
 def _packs(spec: Spec) -> str:

@@ -230,8 +230,7 @@ def _look(
         errors.append(f"base.model: {spec.base.model}: {type(error).__name__}: {error}".splitlines()[0])
     if info is not None and tokenizer is not None and not errors:
         try:
-            test_rows = 0 if spec.confirm is None else spec.confirm.most_rows
-            dataset = prepare_data(spec.data, tokenizer, test_rows, places, seen)
+            dataset = prepare_data(spec.data, tokenizer, places=places, seen=seen, **spec.kept_back)
             dataset = with_sets(dataset, spec.data, spec.metrics, tokenizer, places)
             errors = beyond(dataset, info.vocab_size, tokenizer) or unmeasurable(spec.metrics, dataset.eval, tokenizer)
             return errors or with_earlier(spec, Prepared(info, dataset))

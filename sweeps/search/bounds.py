@@ -108,13 +108,7 @@ class Bounds:
             chance: shuffles them.
         """
         space = self._spec.search.space | {axis: spaces.Choices((value,)) for axis, value in point.items()}
-        needed = set(SHAPE)
-        ordered = spaces.order(space)
-        for axis in reversed(ordered):
-            domain = space[axis]
-            if axis in needed and isinstance(domain, spaces.By):
-                needed.add(domain.axis)
-        axes = [axis for axis in ordered if axis in needed]
+        axes = spaces.with_parents(space, SHAPE)
 
         def grow(depth: int, chosen: dict[str, Any]) -> Iterator[dict[str, Any]]:
             if depth == len(axes):

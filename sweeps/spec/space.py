@@ -7,7 +7,7 @@ Optuna is only ever handed in, so reading a spec does not pay for importing it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
@@ -153,6 +153,36 @@ def smallest(space: Space, axis: str, chosen: Mapping[str, Any]) -> list[Any]:
     hanging = [other for other in space.values() if isinstance(other, By) and other.axis == axis]
     keys = [key for other in hanging for key in other.branches if _holds(domain, key)]
     return list(dict.fromkeys([domain.low, *keys, *([domain.high] if hanging else [])]))
+
+
+def with_parents(space: Space, axes: Iterable[str]) -> list[str]:
+    """Those of `axes` that are in the space, and what they hang on, each after the one it hangs on."""
+    needed = set(axes)
+    ordered = order(space)
+    for axis in reversed(ordered):
+        domain = space[axis]
+        if axis in needed and isinstance(domain, By):
+            needed.add(domain.axis)
+    return [axis for axis in ordered if axis in needed]
+
+
+def together(space: Space, axes: Iterable[str]) -> list[dict[str, Any]]:
+    """What those of `axes` that are in the space can be at once: all of a list, the ends of a range, and of one that
+    others hang on the values that have branches of their own."""
+    wanted = [axis for axis in axes if axis in space]
+    rows: list[dict[str, Any]] = [{}]
+    for axis in with_parents(space, wanted):
+        rows = [{**row, axis: value} for row in rows for value in _ends(space, axis, row)]
+    return list(
+        {tuple(found.values()): found for row in rows if (found := {axis: row[axis] for axis in wanted})}.values()
+    )
+
+
+def _ends(space: Space, axis: str, chosen: Mapping[str, Any]) -> list[Any]:
+    domain = domain_of(space, axis, chosen)
+    if isinstance(domain, Choices):
+        return list(domain.values)
+    return list(dict.fromkeys([*smallest(space, axis, chosen), domain.high]))
 
 
 def domain_of(space: Space, axis: str, chosen: Mapping[str, Any]) -> Choices | Range:

@@ -67,10 +67,10 @@ def sweep(
                 storage = stack.enter_context(open_storage(spec.place))
                 going_on = goes_on(storage, resume)
                 errors = errors_to_go_on(spec, storage) if going_on else errors_to_begin(storage)
-                if going_on and not errors and (code := ended(spec, storage, typer.echo)) is not None:
-                    raise typer.Exit(code)
                 if going_on and not errors:
                     spec = as_begun(spec, storage.folder)
+                    if (code := ended(spec, storage, typer.echo)) is not None:
+                        raise typer.Exit(code)
             except StorageError as error:
                 errors = [str(error)]
             begun = storage.folder if storage is not None and going_on else None

@@ -161,7 +161,7 @@ class SweepSearch:
         population = None
         if spec.scheduler.name == "pbt":
             population = Population(spec, self._budget, searcher.searched, decided(searcher.attributes))
-        scheduler = make_scheduler(spec, self._budget, past.curves(objective), population, sizes)
+        scheduler = make_scheduler(spec, self._budget, past.curves(objective), population, sizes, past.short)
 
         def heard(wave: Wave) -> None:
             searcher.heard(wave)

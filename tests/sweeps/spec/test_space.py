@@ -8,7 +8,21 @@ import optuna
 import pytest
 
 from sweeps.spec.parse_space import parse
-from sweeps.spec.space import By, Choices, Range, Space, contains, dump, endless, extent, grid, order, params, suggest
+from sweeps.spec.space import (
+    By,
+    Choices,
+    Range,
+    Space,
+    contains,
+    dump,
+    endless,
+    extent,
+    grid,
+    order,
+    params,
+    suggest,
+    together,
+)
 
 HANGING = {
     "learning_rate": {
@@ -182,3 +196,34 @@ def test_an_axis_goes_as_far_as_its_branches_do():
     by = By("quantizer", {"none": Choices((4, 8)), "binary": Range(16, 64)}, Range(1, 2))
     assert extent(by) == {1, 2, 4, 8, 16, 64}
     assert extent(Range(1, 9, step=2)) == {1, 9}
+
+
+def test_what_axes_can_be_together_is_what_the_grid_has_of_them() -> None:
+    space = good(
+        {
+            "learning_rate": {"by": "quantizer", "none": [1e-4], "default": [1e-3, 2e-3]},
+            "rank": {"by": "quantizer", "none": [1, 2], "binary": [16], "default": [8]},
+            "quantizer": ["none", "binary", "ternary"],
+            "alpha": [8, 16],
+        }
+    )
+    found = together(space, ("rank", "quantizer", "dora"))
+    assert found == [
+        {"rank": 1, "quantizer": "none"},
+        {"rank": 2, "quantizer": "none"},
+        {"rank": 16, "quantizer": "binary"},
+        {"rank": 8, "quantizer": "ternary"},
+    ]
+    assert {(point["rank"], point["quantizer"]) for point in grid(space)} == {
+        (1, "none"),
+        (2, "none"),
+        (16, "binary"),
+        (8, "ternary"),
+    }
+    assert together(space, ("rank",)) == [{"rank": 1}, {"rank": 2}, {"rank": 16}, {"rank": 8}]
+
+
+def test_ranges_are_together_with_what_hangs_on_their_values() -> None:
+    space = good({"rank": {"low": 4, "high": 32}, "quantizer": {"by": "rank", 8: ["binary"], "default": ["none"]}})
+    found = [(point["rank"], point["quantizer"]) for point in together(space, ("rank", "quantizer"))]
+    assert found == [(4, "none"), (8, "binary"), (32, "none")]
