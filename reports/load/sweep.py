@@ -12,6 +12,7 @@ import pandas as pd
 
 from bitlora.files.record import TRIALS, Record
 from reports.load.baseline import BareBase, load_baseline
+from reports.load.chosen import ChosenDesign, load_chosen
 from reports.load.folder import SPEC, FolderReader
 from reports.load.soup import Soup, load_soup
 from reports.load.values import as_text, finite, mapping
@@ -64,6 +65,8 @@ class Sweep:
     """What the base scored without an adapter; None where nobody scored it, or that cannot be used."""
     soup: Soup | None
     """The average of its finalists; None where nobody averaged them."""
+    chosen: ChosenDesign | None
+    """Seeds and rows of its confirmation, where they were chosen; None where the spec says them."""
     base: DistinctValues
     data: DistinctValues
     versions: DistinctValues
@@ -119,6 +122,7 @@ def load_sweep(folder: Path) -> Sweep:
         measured=pd.DataFrame(reader.measured, columns=MEASURED),
         bare=load_baseline(reader, trials),
         soup=load_soup(reader),
+        chosen=load_chosen(reader),
         base=_distinct(record.base for record in reader.records),
         data=_data(reader.records),
         versions=_distinct(record.versions for record in reader.records),

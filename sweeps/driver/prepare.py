@@ -123,19 +123,40 @@ def _copies(quantizer: str) -> tuple[bool, bool, str]:
 
 
 def prepare(
-    spec: Spec, meanwhile: Callable[[], object] = lambda: None, places: Mapping[str, Path] | None = None
+    spec: Spec,
+    meanwhile: Callable[[], object] = lambda: None,
+    places: Mapping[str, Path] | None = None,
+    here: bool = False,
 ) -> Prepared:
     """Look at base and data in a child process.
 
     Args:
         meanwhile: what this process does while it waits.
         places: where data files lie that are not to be looked for under their names (`sweeps.driver.kept`).
+        here: in this process instead, which needs torch and transformers all the same.
 
     Raises:
         InputError: one of them cannot be used; all that is wrong with both.
     """
     if errors := glance(spec, places):
         raise InputError(errors)
+    found = _looked_here(spec, places) if here else _looked_in_a_child(spec, meanwhile, places)
+    if isinstance(found, Prepared):
+        return found
+    raise InputError(found)
+
+
+def _looked_here(spec: Spec, places: Mapping[str, Path] | None) -> Prepared | list[str]:
+    bar = ReadingBar()
+    try:
+        return _look(spec, places, bar.told)
+    finally:
+        bar.end()
+
+
+def _looked_in_a_child(
+    spec: Spec, meanwhile: Callable[[], object], places: Mapping[str, Path] | None
+) -> Prepared | list[str]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     child = context.Process(target=_child, args=(theirs, spec, places), daemon=True)
@@ -146,15 +167,14 @@ def prepare(
         meanwhile()
         while isinstance(found := ours.recv(), SoFar):
             bar.told(*found)
+        answer: Prepared | list[str] = found
+        return answer
     except EOFError:
         raise InputError(["base and data: the process that reads them died (out of memory?)"]) from None
     finally:
         bar.end()
         child.terminate()
         child.join()
-    if isinstance(found, Prepared):
-        return found
-    raise InputError(found)
 
 
 def glance(spec: Spec, places: Mapping[str, Path] | None = None) -> list[str]:

@@ -33,6 +33,7 @@ DECIDING: Final = (
     record.TEST,
     record.RUNS,
     record.STEERED,
+    record.CHOSEN,
     record.KEPT,
     MEMORY,
 )

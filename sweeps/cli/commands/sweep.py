@@ -74,7 +74,8 @@ def sweep(
             except StorageError as error:
                 errors = [str(error)]
             begun = storage.folder if storage is not None and going_on else None
-            prepared = look(spec_file, spec, errors, lambda: import_module("sweeps.driver.run"), begun)
+            begins = (lambda: None) if errors else lambda: import_module("sweeps.driver.run")
+            prepared = look(spec_file, spec, errors, begins, begun)
             assert storage is not None  # else there was an error
         from sweeps.driver.run import run_sweep
         from sweeps.spec.errors import InputError

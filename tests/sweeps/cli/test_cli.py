@@ -10,7 +10,9 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from bitlora.base.eight_bits import WholeInputLinear
 from bitlora.base.info import BaseInfo, LayerShape
+from sweeps.cli.doctor import examine
 from sweeps.cli.plan import _packs, draw, make_plan
 from sweeps.cli.plan_memory import Calibration
 from sweeps.driver.prepare import Prepared
@@ -297,8 +299,24 @@ def test_plan_says_how_many_packs_there_may_be(write_spec, resources, said):
 def test_doctor(bitlora):
     ended = bitlora("doctor")
     assert ended.code == 0, ended.out
-    for what in ("torch", "bitsandbytes", "nf4", "memory", "packaged weights", "import sweeps"):
+    for what in ("torch", "bitsandbytes", "nf4", "int8", "memory", "packaged weights", "import sweeps"):
         assert what in ended.out
+
+
+@pytest.mark.parametrize(
+    ("breaks", "said"),
+    [
+        (None, ("ok", "base.quantization: int8 works on cpu (largest error 0.00")),
+        (lambda self, x: x @ self.weight.float(), ("note", "base.quantization: int8 is wrong on cpu (largest error ")),
+        (lambda self, x: 1 / 0, ("note", "base.quantization: int8 does not work here: ZeroDivisionError: ")),
+    ],
+)
+def test_doctor_says_whether_bases_in_8_bits_work_here(monkeypatch, breaks, said):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    if breaks is not None:
+        monkeypatch.setattr(WholeInputLinear, "forward", breaks)
+    (found,) = (each for each in examine() if each.what == "int8")
+    assert (found.verdict, found.text[: len(said[1])]) == said
 
 
 def test_report_of_no_sweep(bitlora, tmp_path):

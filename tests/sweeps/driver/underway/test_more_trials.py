@@ -13,7 +13,7 @@ import pytest
 from commands import CommandLine, SpecWriter
 from faults import events
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 SPACE = {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}, "rank": [2, 4], "quantizer": ["none", "binary"]}
 SWEEP: dict[str, Any] = {
