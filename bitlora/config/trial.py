@@ -74,6 +74,8 @@ class TrialConfig(Config):
     beta2: Fraction = 0.999
     loraplus_ratio: PositiveFloat = 1.0
     dora: bool = False
+    patience: Positive | None = None
+    """It ends after so many evaluations in a row without a new lowest eval loss; null: at its budget."""
     warm_start: str | None = None
     """`t0003@8`: it begins with the weights that this trial had at that step; null: as `init` says. Its steps are its own,
     so that it cannot be compared at equal steps with a trial that began anew."""
@@ -169,6 +171,7 @@ def trial_config(
         "steps": steps,
         "eval_every": steps_per_epoch if train.eval_every == "epoch" else train.eval_every,
         "seed": seed,
+        "patience": train.patience,
         "stages": tuple(train.stages),
     }
     return TrialConfig(**{**fixed, **chosen})

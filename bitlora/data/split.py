@@ -6,10 +6,9 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from bitlora.data.batches import batch_rows
 from bitlora.data.cached import LoadedRows, Seen, load_rows
@@ -19,7 +18,7 @@ from bitlora.data.sources import How, files_of, hub_ids, read_examples
 from bitlora.data.tokens import Counts, tokenize
 from bitlora.files.machine_cache import remembered
 from bitlora.files.source_file import SourceFile
-from bitlora.tokenized.groups import RowKeys, copies, grouped, hold_out
+from bitlora.tokenized.groups import Indices, RowKeys, copies, grouped, hold_out, parted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,13 +57,16 @@ class DataSummary:
     """Rows that are evaluated: at most `DataConfig.eval_rows` of the split."""
     eval_split_rows: int
     test_rows: int
-    """Rows of the eval split that nobody is tuned on: confirmed trials are scored on them."""
+    """Rows that nobody is trained or tuned on: confirmed trials are scored on them."""
     copies: int = 0
     """Rows of the source, of those that are used, that are equal to another before them."""
     shared: int = 0
     """Rows of the source that are equal to one of the eval source."""
     fingerprint: str
-    """16 hex digits over all tokens, masks and ids of the splits: equal data, equal fingerprint."""
+    """16 hex digits over all tokens, masks and ids of the splits: equal data, equal fingerprint. Test rows that were added
+    later do not count, since trials of before hang on none of them."""
+    added: str = ""
+    """The same over those; nothing where none were added."""
     notes: tuple[str, ...]
     """What a reader should know, a plain sentence each."""
     revisions: dict[str, str] = field(default_factory=dict)
@@ -99,6 +101,7 @@ def prepare_data(
     test_rows: int | None = 0,
     places: Mapping[str, Path] | None = None,
     seen: Seen = lambda *_: None,
+    added: bool = False,
 ) -> Dataset:
     """Read, tokenize and split.
 
@@ -111,6 +114,7 @@ def prepare_data(
             not 0, at most half of the eval split is evaluated, so that there are some.
         places: where files lie that are not to be looked for under their names.
         seen: told how many rows have been read, where they are not kept on this machine.
+        added: what is trained on and evaluated is as with `test_rows` 0, and the test split is what is left (`_unseen`).
 
     Raises:
         DataError: with every error of both sources; also where too few rows are left, or where the sources share rows.
@@ -118,7 +122,8 @@ def prepare_data(
     errors = _unread(config)
     if config.chat_template is not None:
         tokenizer.chat_template = config.chat_template
-    kept = ["to evaluate"] if test_rows == 0 else ["to evaluate", "to confirm"]
+    keeps = test_rows != 0 and not added
+    kept = ["to evaluate", "to confirm"] if keeps else ["to evaluate"]
     uses = ["to train on"] if config.eval_source else ["to train on", *kept]
     main = _load(config.source, config, How.of(config, places=places), tokenizer, uses, errors, seen)
     evaluation = How.of(config, evaluation=True, places=places)
@@ -127,26 +132,35 @@ def prepare_data(
         raise DataError(errors)
     rows, notes = main.rows, main.notes
     loaded = [main]
-    chosen = _shuffled(len(rows), config.seed)[: config.rows]
-    if len(chosen) < len(rows):
-        notes.append(f"{len(chosen)} of {len(rows)} rows were drawn at random; no other is used")
+    shuffled = _shuffled(len(rows), config.seed)
+    chosen, spare = np.split(shuffled, [len(rows) if config.rows is None else config.rows])
     keys = keys_of(rows)
     repeated, shared = copies(keys.row[chosen]), 0
     if other is None:
-        parted = _parted(keys, chosen, config.eval_fraction, len(kept), repeated)
-        index = np.sort(parted.train)
-        train = Picked(rows, index, parted.group[index])
-        split = Picked(rows, parted.held, parted.group[parted.held])
-        notes += parted.notes
+        parts = parted(keys, chosen, config.eval_fraction, len(kept), repeated)
+        index, group = np.sort(parts.train), parts.group
+        train = Picked(rows, index, group[index])
+        split = Picked(rows, parts.held, group[parts.held])
+        trained, said = group[index], parts.notes
     else:
         train, shared, said = _apart(Picked(rows, np.sort(chosen)), keys, other.rows, config)
         index = _shuffled(len(other.rows), config.seed)
-        split = Picked(other.rows, index, index[grouped(keys_of(other.rows).at(index))])
+        others, group = keys_of(other.rows), np.empty_like(index)
+        group[index] = named = index[grouped(others.at(index))]
+        split = Picked(other.rows, index, named)
+        trained, spare = group[np.isin(others.row, keys.row[train.index])], index[:0]
         loaded.append(other)
-        notes += [*(f"of the eval source: {note}" for note in other.notes), *said]
-    first = len(split) if test_rows == 0 else len(split) // 2
+        said = [*(f"of the eval source: {note}" for note in other.notes), *said]
+    first = len(split) // 2 if keeps else len(split)
     first = min(first, config.eval_rows or first)
-    evaluated, test = _scored(split, first, test_rows)
+    evaluated, test = _scored(split, first, test_rows if keeps else 0)
+    left = "no other is used"
+    if added:
+        test, beyond_draw = _unseen(split, first, group, trained, spare, test_rows)
+        left = f"what is confirmed on are {len(test)} of the others" if beyond_draw else left
+    if len(chosen) < len(rows):
+        notes.append(f"{len(chosen)} of {len(rows)} rows were drawn at random; {left}")
+    notes += said
     summary = DataSummary(
         source=_named(config.source),
         rows_read=sum(each.read for each in loaded),
@@ -158,45 +172,13 @@ def prepare_data(
         test_rows=len(test),
         copies=repeated,
         shared=shared,
-        fingerprint=_fingerprint(train, evaluated, test),
+        fingerprint=_fingerprint(train, evaluated, test if keeps else test.take([])),
+        added=_computed(test) if added else "",
         notes=tuple(notes),
         revisions={name: commit for each in loaded for name, commit in each.commits.items()},
         files=_files(config, places or {}),
     )
     return Dataset(train=train, eval=evaluated, test=test, summary=summary)
-
-
-class Parted(NamedTuple):
-    """Rows that are trained on and rows that are not, by their places."""
-
-    train: npt.NDArray[np.int64]
-    held: npt.NDArray[np.int64]
-    group: npt.NDArray[np.int64]
-    """Of every row the first one that belongs to it."""
-    notes: list[str]
-
-
-def _parted(keys: RowKeys, chosen: npt.NDArray[np.int64], fraction: float, least: int, repeated: int) -> Parted:
-    """Holds rows out: whole groups of what belongs together, where there are enough of them."""
-    wanted = min(max(round(len(chosen) * fraction), least), len(chosen) - 1)
-    notes = []
-    if repeated:
-        are = (
-            "1 row is a copy of another: both are"
-            if repeated == 1
-            else f"{repeated} rows are copies of others: they are"
-        )
-        notes.append(f"{are} on one side, trained on or evaluated")
-    group = grouped(keys)
-    held = hold_out(chosen, group, wanted, least, 2 * wanted)
-    if held is None or 2 * len(held) < wanted:
-        group = grouped(keys, prompts=False)
-        held = hold_out(chosen, group, wanted, least, len(chosen) // 2)
-        if held is not None:
-            notes.append("too many rows have the same prompt to stay on one side: only equal rows do")
-    if held is None:
-        held, notes = chosen[:wanted], ["the rows are too much alike: copies of a row are trained on and evaluated"]
-    return Parted(chosen[~np.isin(chosen, held)], held, group, notes)
 
 
 def _scored(split: Picked, first: int, test_rows: int | None) -> tuple[Rows, Rows]:
@@ -211,6 +193,40 @@ def _scored(split: Picked, first: int, test_rows: int | None) -> tuple[Rows, Row
     if held is not None:
         rest = rest[~np.isin(group[rest], group[evaluated])]
     return split.take(evaluated), split.take(rest[:test_rows])
+
+
+def _unseen(
+    split: Picked, first: int, group: Indices, trained: Indices, spare: Indices, most: int | None
+) -> tuple[Rows, bool]:
+    """Rows that nobody was trained or tuned on in a sweep whose first rows of the eval split were evaluated, and that kept
+    none: the others of it; where there are none, of those that were not drawn as many as are evaluated.
+
+    Args:
+        group: of every row of the pool that the split is of.
+        trained: the groups of what was trained on.
+        spare: rows of that pool which were not drawn.
+        most: of them, at most; None: all of the split's.
+
+    Returns:
+        Them, and whether they were not drawn.
+
+    Raises:
+        DataError: there are none.
+    """
+    seen = np.concatenate([trained, group[split.index[:first]]])
+    rest, others = (index[~np.isin(group[index], seen)] for index in (split.index[first:], spare))
+    beyond_draw = len(rest) == 0
+    if beyond_draw:
+        rest = others[: first if most is None else most]
+    if not len(rest):
+        raise DataError(
+            [
+                f"confirm: the sweep was begun without it, and of the {len(split)} rows of its eval split none is left "
+                "that nobody was trained or tuned on; begin one with confirm, or with fewer data.eval_rows than that"
+            ]
+        )
+    rest = rest[:most]
+    return Picked(split.pool, rest, group[rest]).take(np.arange(len(rest))), beyond_draw
 
 
 def _apart(train: Picked, keys: RowKeys, evaluated: Rows, config: DataConfig) -> tuple[Picked, int, list[str]]:
@@ -313,7 +329,7 @@ def _unread(config: DataConfig) -> list[str]:
     ]
 
 
-def _shuffled(rows: int, seed: int) -> npt.NDArray[np.int64]:
+def _shuffled(rows: int, seed: int) -> Indices:
     return np.random.Generator(np.random.PCG64(seed)).permutation(rows)
 
 

@@ -29,8 +29,6 @@ class TrialProgress:
     losses: list[float]
     """Train losses of the steps since the last evaluation; at an evaluated step, since the one before it."""
     first_loss: float
-    best: float | None = None
-    """The lowest eval loss of the evaluations before."""
 
 
 class Checkpoint(NamedTuple):
@@ -84,7 +82,9 @@ def load_checkpoint(folder: Path, config: TrialConfig | None, base: str, name: s
         with safe_open(path, framework="pt") as file:
             about = file.metadata() or {}
             latent, exp_avg, exp_avg_sq = (file.get_tensor(name) for name in ("latent", "exp_avg", "exp_avg_sq"))
-        progress = TrialProgress(**json.loads(about["progress"]))
+        reached = json.loads(about["progress"])
+        reached.pop("best", None)  # of versions before
+        progress = TrialProgress(**reached)
         loss_scale = LossScale(*json.loads(about["loss_scale"])) if "loss_scale" in about else UNSCALED
         written_for = TrialConfig.model_validate_json(about["config"])
     except (SafetensorError, KeyError, TypeError, ValueError) as error:

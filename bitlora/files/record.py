@@ -41,6 +41,8 @@ KEPT: Final = "kept.json"
 """In there: what each file was, and which is its copy."""
 STEERED: Final = "steered.jsonl"
 """In the sweep's folder: a line for each thing that a person did to it while it ran (`SteeringAct`)."""
+CHOSEN: Final = "confirm.json"
+"""There: seeds and rows that `confirm` left open, as they were chosen (`reports.load.chosen`)."""
 STARTS: Final = "starts"
 """There: the adapters that clones begin with, `<trial>@<step>/`, as they were when the clone was asked for."""
 

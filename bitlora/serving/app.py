@@ -142,7 +142,7 @@ class Endpoint:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens
                 loop.call_soon_threadsafe(told.put_nowait, what)
 
-        row = AskedRow(model.slot, prompt, min(body.most, room), tell)
+        row = AskedRow(model.slot, prompt, min(body.most, room), tell, body.sampling)
         try:
             self._thread.ask(row)
         except TooManyError as error:

@@ -18,6 +18,7 @@ from bitlora.config.trial import TrialConfig, as_written, layer_adapter
 from bitlora.engine.engine import Engine
 from bitlora.engine.generation.decoder import Decoder
 from bitlora.engine.generation.greedy import KEPT_TOKENS
+from bitlora.engine.generation.sampling import Sampling
 from bitlora.engine.slots.slot import SlotState
 from bitlora.engine.workers import attempt
 
@@ -45,6 +46,8 @@ class AskedRow:
     """Tokens of the answer."""
     tell: Callable[[int | AnswerEnd], None]
     """Told each token, then the end, in the engine's thread. A token that ends answers is no part of them."""
+    sampling: Sampling | None = None
+    """None: each next token is the likeliest."""
     written: list[int] = field(default_factory=list)
     alone: bool = False
     """A step with other rows raised: this one goes on by itself."""
@@ -164,7 +167,7 @@ class EngineThread:
                 self._decoder, self._lanes, self._longest = Decoder(self.engine), 0, 0
             while self._waiting and self._fits(self._waiting[0]):
                 row = self._waiting.popleft()
-                self._running[self._decoder.add(row.slot, [*row.prompt, *row.written])] = row
+                self._running[self._decoder.add(row.slot, [*row.prompt, *row.written], row.sampling)] = row
                 self._lanes = max(self._lanes, len(self._running))
                 self._longest = max(self._longest, row.length)
             return not self._closing
@@ -199,14 +202,16 @@ class EngineThread:
         return self._running.pop(number)
 
     def _go_on_apart(self, error: str) -> None:
-        """A step has raised: its rows go on one by one, each before all who wait."""
+        """A step has raised: its rows go on one by one, each before all who wait; or once more together, where there was
+        something that nothing needs, and it went first."""
         rows = [*self._running.values()]
         self._running.clear()
-        if len(rows) == 1:
+        spared = self.engine.base.keep_values(False)
+        if len(rows) == 1 and not spared:
             rows[0].tell(AnswerEnd("failed", error))
             return
         for row in rows:
-            row.alone = True
+            row.alone = row.alone or not spared
         with self._changed:
             self._waiting.extendleft(row for row in reversed(rows) if not row.left)
 

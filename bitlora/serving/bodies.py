@@ -4,11 +4,13 @@ refused, not passed over.
 
 from __future__ import annotations
 
+import secrets
 from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from bitlora.config.explain import explain
+from bitlora.engine.generation.sampling import Sampling
 
 USUAL_TOKENS: Final = 128
 """Of an answer, where a request does not say; as `bitlora generate` has it."""
@@ -89,22 +91,24 @@ class _Asked(_Body):
     stop: Annotated[tuple[str, ...], BeforeValidator(_stops)] = ()
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    temperature: float | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    seed: int | None = None
     n: int | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
-    # which no greedy answer hangs on
-    seed: object = None
-    top_p: object = None
+    store: bool | None = None
+    # labels, on which no answer hangs
     user: object = None
     metadata: object = None
-    store: object = None
 
-    @field_validator("temperature")
+    @field_validator("top_p")
     @classmethod
-    def _greedy(cls, value: float | None) -> float | None:
-        if value:
-            raise ValueError(f"found {value:g}; each next token is the likeliest here: give 0, or leave it out")
+    def _with_temperature(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and value < 1 and info.data.get("temperature", 0) is None:
+            raise ValueError(
+                f"found {value:g} without temperature, and then each next token is the likeliest: give both"
+            )
         return value
 
     @field_validator("n")
@@ -121,10 +125,25 @@ class _Asked(_Body):
             raise ValueError(f"found {value:g}; there are no penalties here: give 0, or leave it out")
         return value
 
+    @field_validator("store")
+    @classmethod
+    def _nothing(cls, value: bool | None) -> bool | None:
+        if value:
+            raise ValueError("found true; nothing is kept of what was asked and answered: give false, or leave it out")
+        return value
+
     @property
     def most(self) -> int:
         """Tokens of the answer."""
         return self.max_tokens or USUAL_TOKENS
+
+    @property
+    def sampling(self) -> Sampling | None:
+        """How its tokens are drawn, without a seed by one that is made up; None: each is the likeliest."""
+        if not self.temperature:
+            return None
+        seed = secrets.randbits(63) if self.seed is None else self.seed
+        return Sampling(temperature=self.temperature, top_p=1.0 if self.top_p is None else self.top_p, seed=seed)
 
 
 class CompletionBody(_Asked):

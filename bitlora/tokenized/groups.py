@@ -14,6 +14,16 @@ KEY: int = 8
 """Bytes of a number by which rows are alike."""
 
 
+class Parted(NamedTuple):
+    """Rows that are trained on and rows that are not, by their places."""
+
+    train: Indices
+    held: Indices
+    group: Indices
+    """Of every row the first one that belongs to it."""
+    notes: list[str]
+
+
 class RowKeys(NamedTuple):
     """Numbers by which rows are alike, [rows] each: equal number, equal thing."""
 
@@ -119,3 +129,34 @@ def hold_out(order: Sequence[int] | Indices, group: Indices, wanted: int, least:
     parts = [together[ends[place] - sizes[place] : ends[place]] for place in chosen]
     held_rows: Indices = rows[np.concatenate([np.empty(0, np.int64), *parts])]
     return held_rows
+
+
+def parted(keys: RowKeys, chosen: Indices, fraction: float, least: int, repeated: int) -> Parted:
+    """Holds rows out: whole groups of what belongs together, where there are enough of them.
+
+    Args:
+        keys: of every row.
+        chosen: those that are used, drawn at random.
+        fraction: of them that is held out.
+        least: groups that are, at least.
+        repeated: how many of them are equal to another.
+    """
+    wanted = min(max(round(len(chosen) * fraction), least), len(chosen) - 1)
+    notes = []
+    if repeated:
+        are = (
+            "1 row is a copy of another: both are"
+            if repeated == 1
+            else f"{repeated} rows are copies of others: they are"
+        )
+        notes.append(f"{are} on one side, trained on or evaluated")
+    group = grouped(keys)
+    held = hold_out(chosen, group, wanted, least, 2 * wanted)
+    if held is None or 2 * len(held) < wanted:
+        group = grouped(keys, prompts=False)
+        held = hold_out(chosen, group, wanted, least, len(chosen) // 2)
+        if held is not None:
+            notes.append("too many rows have the same prompt to stay on one side: only equal rows do")
+    if held is None:
+        held, notes = chosen[:wanted], ["the rows are too much alike: copies of a row are trained on and evaluated"]
+    return Parted(chosen[~np.isin(chosen, held)], held, group, notes)

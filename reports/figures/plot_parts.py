@@ -91,7 +91,7 @@ def set_ticks(axis: Axis, at: Sequence[float], words: Sequence[str]) -> None:
 def settled(figure: Figure) -> Figure:
     """Lay `figure` out once and for all, so that what is placed by measure stays where it is."""
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")
+    figure.set_layout_engine(None)  # "none" would leave one that does nothing, for which each file is drawn twice
     return figure
 
 

@@ -19,6 +19,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from reports.document.document import DIRECTIONS, plain
 
@@ -284,12 +285,12 @@ def png(figure: Figure, look: Look) -> bytes:
 
     raw = io.BytesIO()
     with look.context():
-        figure.savefig(raw, format="png", dpi=PNG_DPI, metadata={"Software": None})
+        figure.savefig(raw, format="png", dpi=PNG_DPI, pil_kwargs={"compress_level": 0})
     with Image.open(raw) as image:
         drawn = image.convert("RGB")
     # Colours that mean something stay what they are, whatever the others come to.
     held = [look.background, look.ink, look.quiet, look.accent, *(mark(name, look).colour for name in KNOWN)]
-    found, place = np.unique(np.asarray(drawn, dtype=np.int32) @ (1 << 16, 1 << 8, 1), return_inverse=True)
+    place, found = pd.factorize((np.asarray(drawn, dtype=np.int32) @ (1 << 16, 1 << 8, 1)).ravel(), sort=True)
     shades = np.stack([found >> 16, found >> 8 & 255, found & 255], axis=1).astype(np.float32)
     for colours in (256, 128, 64, 32):
         usual = drawn.quantize(colours - len(held), dither=Image.Dither.NONE).getpalette() or []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -10,11 +10,12 @@ from typing import Any, Final
 
 import pandas as pd
 
-from bitlora.files.record import TRIALS
+from bitlora.files.record import TRIALS, Record
 from reports.load.baseline import BareBase, load_baseline
+from reports.load.chosen import ChosenDesign, load_chosen
 from reports.load.folder import SPEC, FolderReader
 from reports.load.soup import Soup, load_soup
-from reports.load.values import as_text, finite
+from reports.load.values import as_text, finite, mapping
 
 COLUMNS: Final = {
     "trial_id": "str",
@@ -54,7 +55,8 @@ class Sweep:
 
     `eval_loss` and `test_loss` in nats per completion token, NaN where there is none that is finite; `budget` is
     `config.steps`. Where trials were stopped before all rows were scored: `eval_rows`, and `part_loss` over those; their
-    `eval_loss` is NaN."""
+    `eval_loss` is NaN. Where all have their best evaluation, `kept` says so: `steps` is then that of it, and a trial that
+    has completed may have taken more."""
     curves: pd.DataFrame
     """A row per evaluation: `trial_id`, `step`, `train_loss`, `eval_loss`, `learning_rate`, by trial_id and step."""
     measured: pd.DataFrame
@@ -63,6 +65,8 @@ class Sweep:
     """What the base scored without an adapter; None where nobody scored it, or that cannot be used."""
     soup: Soup | None
     """The average of its finalists; None where nobody averaged them."""
+    chosen: ChosenDesign | None
+    """Seeds and rows of its confirmation, where they were chosen; None where the spec says them."""
     base: DistinctValues
     data: DistinctValues
     versions: DistinctValues
@@ -103,7 +107,8 @@ def load_sweep(folder: Path) -> Sweep:
     reader = FolderReader(folder)
     spec = reader.spec()
     trials = reader.trial_folders()
-    rows = [reader.trial(path) for path in trials]
+    kept = {"kept": "best"} if mapping(spec, "train").get("keep") == "best" else {}
+    rows = [reader.trial(path) | kept for path in trials]
     name = spec.get("name")
     return Sweep(
         folder=folder,
@@ -117,8 +122,9 @@ def load_sweep(folder: Path) -> Sweep:
         measured=pd.DataFrame(reader.measured, columns=MEASURED),
         bare=load_baseline(reader, trials),
         soup=load_soup(reader),
+        chosen=load_chosen(reader),
         base=_distinct(record.base for record in reader.records),
-        data=_distinct(record.data for record in reader.records),
+        data=_data(reader.records),
         versions=_distinct(record.versions for record in reader.records),
         steered=reader.steered(),
         problems=tuple(reader.problems),
@@ -140,10 +146,17 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(fixed | config)
 
 
+def _data(records: Sequence[Record]) -> DistinctValues:
+    """Of the data. Trials that ended before their sweep was to be confirmed know of no test rows: the others say."""
+    found = _distinct(record.data for record in records)
+    counts = found.get("test_rows", ())
+    return found | ({"test_rows": tuple(each for each in counts if each != "0")} if len(counts) > 1 else {})
+
+
 def _distinct(mappings: Iterable[object]) -> DistinctValues:
     found: dict[str, dict[str, None]] = {}
-    for mapping in mappings:
-        for key, value in mapping.items() if isinstance(mapping, dict) else ():
+    for each in mappings:
+        for key, value in each.items() if isinstance(each, dict) else ():
             if value not in (None, "", [], {}) and value == value:  # a NaN is no value either
                 found.setdefault(key, {})[as_text(value)] = None
     return {key: tuple(values) for key, values in found.items()}

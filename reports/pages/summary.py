@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from reports.document.cells import counted, gap, joined, loss, percent, size, value
+from reports.document.cells import counted, gap, joined, loss, size, value
 from reports.document.document import NOTHING, plain
 from reports.load.sweep import Sweep
 from reports.load.values import finite
-from reports.sections.measured.metrics import contests
-from reports.sections.verdict import on_seeds, side
-from reports.statistics.comparable import Row
+from reports.sections.measured.metrics import Contest, searched
+from reports.sections.verdict import by_what, on_seeds, side
+from reports.statistics.comparable import Row, rows
 from reports.statistics.findings import Findings
 from reports.statistics.gain import Gains
 from reports.statistics.paired import Interval
 from reports.statistics.quantizers import quantizer_bests
+from reports.statistics.verdict import Verdict
 
 SUMMARY: Final = "summary.json"
 LONGEST: Final = 200
@@ -36,11 +37,13 @@ LEFT: Final = (0, 2)
 def summary(found: Findings) -> dict[str, Any]:
     """What `summary.json` holds: plain data, nothing that is not finite.
 
-    Losses and gaps are in nats per completion token; `best` and `may_be_best` are of the split `on`, `quantizers` of the
-    eval split; `gain_kept` is a share, with its interval where it has one. `searched` is there where that is not the loss:
-    the metric, its best configuration, and what that came to on average over its seeds.
+    Losses and gaps are in nats per completion token; the losses of `best` are of the split `on`, `quantizers` of the
+    eval split; `gain_kept` is a share, with its interval where it has one. `outcome`, `best` and `may_be_best` go by what
+    was searched. Where that is not the loss there is also `searched`, the metric, its best configuration, and what that
+    came to on average over its seeds; and `by_loss`, the same three by the loss.
     """
-    verdict, gains = found.verdict, found.test_gains if found.confirmed else found.gains
+    contest, gains = searched(found), found.test_gains if found.confirmed else found.gains
+    verdict, _ = by_what(found, contest)
     trials = found.sweep.trials
     quantizers = []
     for line in quantizer_bests(found.searched, found.groups, found.asked, found.search):
@@ -67,10 +70,9 @@ def summary(found: Findings) -> dict[str, Any]:
         "line": line_of(found),
         "outcome": verdict.outcome,
         "on": "test" if found.confirmed else "eval",
-        "best": _best(verdict.best[0], gains) if verdict.best else None,
-        "may_be_best": [row["name"] for row in (*verdict.best, *(rival.row for rival in verdict.tied))],
+        **_verdict(found, verdict, gains),
         **({"front": [row["name"] for row in found.front]} if found.seeks_front else {}),
-        **_searched(found),
+        **_searched(found, contest, gains),
         "base_loss": None if gains is None else gains.base,
         "quantizers": quantizers,
         "trials": {status: int(count) for status, count in sorted(trials["status"].value_counts().items())},
@@ -80,19 +82,33 @@ def summary(found: Findings) -> dict[str, Any]:
     }
 
 
-def _searched(found: Findings) -> dict[str, Any]:
-    """What was searched by where that is not the loss, and the best of it."""
-    for contest in contests(found):
-        if contest.searched and contest.verdict.best:
-            best, metric = contest.verdict.best[0], contest.metric
-            came_to = {"best": best["name"], "value": metric.shown(best["loss"])}
-            return {"searched": {"metric": metric.name, "higher_is_better": metric.higher, **came_to}}
-    return {}
+def _verdict(found: Findings, verdict: Verdict, gains: Gains | None) -> dict[str, Any]:
+    """What won."""
+    return {
+        "outcome": verdict.outcome,
+        "best": _best(_with_loss(found, verdict.best[0]), gains) if verdict.best else None,
+        "may_be_best": [row["name"] for row in (*verdict.best, *(rival.row for rival in verdict.tied))],
+    }
+
+
+def _searched(found: Findings, contest: Contest | None, gains: Gains | None) -> dict[str, Any]:
+    """What was searched by where that is not the loss, and the best of it; and who is best by the loss."""
+    if contest is None:
+        return {}
+    best, metric = contest.verdict.best[0], contest.metric
+    came_to = {"best": best["name"], "value": metric.shown(best["loss"])}
+    own = {"metric": metric.name, "higher_is_better": metric.higher, **came_to}
+    return {"searched": own, "by_loss": _verdict(found, found.verdict, gains)}
+
+
+def _with_loss(found: Findings, row: Row) -> Row:
+    """A configuration with its loss, where it is one of those by a metric."""
+    return next(each for each in rows(found.groups.contest) if row["trial_id"] in each["trials"])
 
 
 def line_of(found: Findings) -> str:
     """The verdict in at most `LONGEST` characters, plain text."""
-    verdict, name = found.verdict, plain(found.sweep.name, 40)
+    (verdict, wording), name = by_what(found, searched(found)), plain(found.sweep.name, 40)
     if verdict.outcome == "nothing":
         begun = len(found.sweep.trials)
         said = f"none of {counted(begun, 'trial')} gave a usable result" if begun else "no trial has begun"
@@ -105,7 +121,7 @@ def line_of(found: Findings) -> str:
             f"{counted(len(front), 'configuration')} on the front, {'test' if found.confirmed else 'eval'} loss {named}"
         )
         return plain(f"{name}: {said}; {counted(len(found.searched), 'trial')}", LONGEST)
-    on = f"{'test' if found.confirmed else 'eval'} loss {lead['loss']:.4f}"
+    on = f"{wording.short} {wording.value(lead):.4f}"
     who = f"{side(lead)} ({_configuration(lead)})"
     others = [rival.row for rival in verdict.tied]
     if verdict.outcome == "exact":
@@ -114,14 +130,17 @@ def line_of(found: Findings) -> str:
         said = f"only {who} can be compared, {on}"
     elif verdict.outcome == "tied":
         held = [side(row) for row in others] if verdict.across else [plain(row["name"], 30) for row in others]
-        said = f"nothing {''.join(on_seeds(verdict))}; lowest {on}, {who}; may be the best too: {_named(held)}"
+        lowest = "lowest" if wording.metric is None else "best"
+        said = f"nothing {''.join(on_seeds(verdict))}; {lowest} {on}, {who}; may be the best too: {_named(held)}"
     else:
         rival = verdict.decisive[0]
-        share = verdict.percent(rival.gap)
-        apart = f"{gap(rival.gap)} nats" if share is None else percent(share)
-        won = "has the lowest loss" if verdict.outcome == "lowest" else "".join(on_seeds(verdict))
+        apart = wording.apart(verdict, rival.gap, whose=False)
+        won = f"has {wording.lowest}" if verdict.outcome == "lowest" else "".join(on_seeds(verdict))
         next_one = side(rival.row) if verdict.across else plain(rival.row["name"], 30)
-        said = f"{side(lead)} {won}, {apart} below {next_one}: {on} ({_configuration(lead)})"
+        said = f"{side(lead)} {won}, {apart} {next_one}: {on} ({_configuration(lead)})"
+    if wording.metric is not None:
+        said = f"by {plain(wording.metric.name, 30)} ({wording.metric.direction}) {said}"
+        said += f"; {'test' if found.confirmed else 'eval'} loss {_with_loss(found, lead)['loss']:.4f}"
     return plain(f"{name}: {said}; {counted(len(found.searched), 'trial')}", LONGEST)
 
 

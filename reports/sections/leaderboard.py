@@ -8,8 +8,9 @@ from typing import Final
 import pandas as pd
 
 from reports.document.cells import cell, counted, gap, loss, missing, names, size, whole
-from reports.document.document import Cell, Column, Table, plain
+from reports.document.document import Cell, Code, Column, Paragraph, Table, plain
 from reports.load.sweep import Sweep
+from reports.load.values import mapping
 from reports.sections.parts import (
     Section,
     configuration_cells,
@@ -40,9 +41,41 @@ def confirmed(findings: Findings) -> Section | None:
         "Confirmed",
         "The best of the search once more, on seeds that it had not used, scored on the test split:"
         f" {_test_rows(findings.sweep)} that nobody was tuned on.",
+        _chosen(findings),
         confirmed_table(findings),
         _test_note(findings),
     )
+
+
+def _chosen(findings: Findings) -> Paragraph | None:
+    """That seeds and rows were chosen, from what first look and what for; nothing where the spec says them."""
+    chosen, margin = findings.sweep.chosen, findings.margin
+    if chosen is None or margin is None:
+        return None
+    spec = mapping(findings.sweep.spec, "confirm")
+    left = [key for key in ("seeds", "rows") if spec.get(key) == "auto"]
+    wanted = f"{100 * margin.share:g} % of the {margin.of}"
+    what = " and ".join(left).capitalize() or "They"
+    look = f" when the search had ended, from a first look at the {counted(chosen.eval_rows, 'eval row')} on which it"
+    look += f" had scored {names([plain(name, 30) for name in chosen.looked_at])}:"
+    design = f" {counted(chosen.seeds, 'seed')} and {counted(chosen.rows, 'test row')} for each"
+    if chosen.untold or chosen.least is None:
+        why = f", which are the usual ones: how many it takes to show {wanted} was not known, since {plain(chosen.untold)}."
+    elif chosen.shows:
+        why = f", the cheapest that show {wanted} of equals in four of five cases."
+    else:
+        why = (
+            f". They show {100 * chosen.least:.2g} % of equals in four of five cases; no number that may be taken shows"
+        )
+        why += f" {wanted}."
+    if chosen.apart is not None and chosen.seeds > 1:
+        how = (
+            f"as it had done in the search, with {counted(chosen.freedom, 'degree')} of freedom"
+            if chosen.freedom
+            else "which was assumed, since the search tried each on one seed"
+        )
+        why += f" A seed was taken to put two {100 * chosen.apart:.2g} % of the loss apart, {how}."
+    return Paragraph((f"{what} were chosen by ", Code("auto"), f"{look}{design}{why}"))
 
 
 def leaderboard(findings: Findings) -> Section | None:
@@ -53,6 +86,8 @@ def leaderboard(findings: Findings) -> Section | None:
     held = sum(len(group) for group in ranked["trials"])
     budget = ranked["budget"].iloc[0]
     words = f"{counted(held, 'trial')} at equal budget: {budget:,} optimizer steps, all completed."
+    if "kept" in ranked:
+        words += " Each has its best evaluation, which need not be its last."
     if findings.search.rivals and len(ranked) > 1 + len(findings.search.rivals):
         which = "the best of each quantizer" if findings.search.across else f"the first {1 + RIVALS}"
         words += f" Intervals are those of {which}: the others were not tested."

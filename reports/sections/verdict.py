@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Final
 
-from reports.document.cells import counted, gap, joined, loss, names, percent, size, value
+from bitlora.config.metrics import LOSS
+from reports.document.cells import counted, joined, loss, names, size, value
 from reports.document.document import Bullets, Code, Inline, Paragraph, Strong, plain
-from reports.sections.measured.metrics import searched_sentence
+from reports.load.measured import searched_by
+from reports.sections.measured.metrics import Contest, in_short, searched
+from reports.sections.measured.wording import Wording
 from reports.sections.parts import Section, section
 from reports.statistics.axes import Axes
-from reports.statistics.comparable import Comparable, Row
+from reports.statistics.comparable import Row
 from reports.statistics.edges import edges
 from reports.statistics.findings import Findings
 from reports.statistics.paired import Interval
@@ -24,19 +26,45 @@ DEFINED = "Loss is the mean cross-entropy in nats per completion token; lower is
 
 
 def who_won(findings: Findings) -> Section:
-    """The verdict on top of the page, what was searched for it, and what it can be relied on for."""
-    verdict, groups = findings.verdict, findings.groups
-    lead = sentence(verdict, len(findings.sweep.trials), findings.axes, findings.confirmed)
-    searched = [told] if (told := searched_sentence(findings)) else []
+    """The verdict on top of the page, what was searched for it, and what it can be relied on for. It goes by what the sweep
+    was searched by; where that is a metric, the loss stays beside."""
+    contest = searched(findings)
+    verdict, wording = by_what(findings, contest)
+    lead = sentence(verdict, len(findings.sweep.trials), findings.axes, findings.confirmed, wording)
+    before: Paragraph | None = None
+    beside: str | None = None
+    if contest is None and (name := searched_by(findings.sweep.spec)) != LOSS:
+        none = Code(name), ", which no trial at full budget has. By the loss:"
+        before = Paragraph((Strong("Searched by"), " ", *none))
+    elif contest is not None:
+        lead = Paragraph((Strong("Searched by"), " ", *contest.what, *lead.parts))
+        by_loss = Wording(None, "test" if findings.confirmed else "eval")
+        beside = f"By the {by_loss.short}: {in_short(findings.verdict, by_loss)}"
     if not verdict.best:
-        return section("", *searched, lead)
+        return section("", before, lead)
     front = on_front(findings)
-    found = [line for line in (_effort(findings), _left_out(findings), _at_edges(findings)) if line]
+    found = [
+        line
+        for line in (_effort(findings, verdict), _left_out(findings, verdict), _at_edges(findings, verdict))
+        if line
+    ]
     bullets = Bullets(tuple((line,) for line in found)) if found else None
-    return section("", *searched, front, lead, bullets, note(verdict, groups))
+    ranked = len(findings.groups.ranked if contest is None else contest.found)
+    return section("", before, front, lead, beside, bullets, note(verdict, ranked, findings.confirmed))
 
 
-def sentence(verdict: Verdict, begun: int, axes: Axes, confirmed: bool) -> Paragraph:
+def by_what(findings: Findings, contest: Contest | None) -> tuple[Verdict, Wording]:
+    """The verdict by what the sweep was searched by, and how that is said.
+
+    Args:
+        contest: `searched`.
+    """
+    if contest is not None:
+        return contest.verdict, contest.wording
+    return findings.verdict, Wording(None, "test" if findings.confirmed else "eval")
+
+
+def sentence(verdict: Verdict, begun: int, axes: Axes, confirmed: bool, wording: Wording) -> Paragraph:
     """What won, and by how much, or that nothing did."""
     outcome = verdict.outcome
     if outcome == "nothing":
@@ -45,8 +73,8 @@ def sentence(verdict: Verdict, begun: int, axes: Axes, confirmed: bool) -> Parag
         rest = f": none of {counted(begun, 'trial')} completed its full budget with a finite eval loss."
         return Paragraph((Strong("No trial gave a usable result"), rest))
     lead = verdict.best[0]
-    of = f"{'a test loss' if confirmed else 'an eval loss'} of {_scored(lead)}"
-    below = _rival(verdict, verdict.decisive[0]) if verdict.decisive else ()
+    of = wording.held(lead)
+    below = _rival(verdict, verdict.decisive[0], wording) if verdict.decisive else ()
     if outcome == "exact":
         return Paragraph((*_listed(verdict.best, axes), " ", Strong("tie exactly"), f" with {of}", *below, "."))
     which = "was confirmed" if confirmed else "completed its full budget"
@@ -54,6 +82,7 @@ def sentence(verdict: Verdict, begun: int, axes: Axes, confirmed: bool) -> Parag
         only = f" that {which}, with {of}, so there is nothing to compare it with."
         return Paragraph((*_named(lead, axes), " is ", Strong("the only one"), only))
     found: Parts = ("its best configuration found, ", *_named(lead, axes), f", has {of}", *below, ".")
+    best = f"{wording.lowest[0].upper()}{wording.lowest[1:]}"
     own = side(lead)
     on = on_seeds(verdict)
     if outcome == "tied":
@@ -62,11 +91,11 @@ def sentence(verdict: Verdict, begun: int, axes: Axes, confirmed: bool) -> Parag
             all_of = len(sides) == len(verdict.quantizers)
             which = f"any of {len(sides)}" if all_of else f"{len(sides)} of {len(verdict.quantizers)}"
             what = f"{which} quantizers may be the best: {joined(sides)}. "
-            return Paragraph((Strong(f"Nothing {on[0]}"), f"{on[1]}: {what}The lowest loss is {own}'s: ", *found))
+            return Paragraph((Strong(f"Nothing {on[0]}"), f"{on[1]}: {what}{best} is {own}'s: ", *found))
         held = _listed([lead, *(rival.row for rival in verdict.tied)], axes)
         lowest = (" may each be the best: ", *_named(lead, axes)[:1], f" has {of}", *below, ".")
         return Paragraph((Strong(f"Nothing {on[0]}"), f"{on[1]}: ", *held, *lowest))
-    won = {"won": "won", "ahead": f"is ahead{on[1]}", "lowest": "has the lowest loss"}[outcome]
+    won = {"won": "won", "ahead": f"is ahead{on[1]}", "lowest": f"has {wording.lowest}"}[outcome]
     if verdict.across:
         return Paragraph((Strong(f"{own[0].upper()}{own[1:]} {won}"), ": ", *found))
     word = "is the best found" if outcome == "won" else won
@@ -89,9 +118,12 @@ def on_front(findings: Findings) -> Paragraph | None:
     return Paragraph((*parts, f"{more}. By the loss alone:"))
 
 
-def note(verdict: Verdict, groups: Comparable) -> Paragraph:
-    """What the sentence can be relied on for."""
-    confirmed = len(groups.confirmed) > 0
+def note(verdict: Verdict, ranked: int, confirmed: bool) -> Paragraph:
+    """What the sentence can be relied on for.
+
+    Args:
+        ranked: configurations that the best was picked from.
+    """
     parts: list[Inline] = []
     interval = next((rival.interval for rival in verdict.decisive if rival.interval is not None), None)
     if interval is None:
@@ -103,8 +135,8 @@ def note(verdict: Verdict, groups: Comparable) -> Paragraph:
         parts.append(
             "The best of the search were run again on fresh seeds and scored on rows that nobody was tuned on. "
         )
-    elif len(groups.ranked) > 1:
-        of = f"The best of {len(groups.ranked):,} was picked on the examples it is scored on, which flatters it; "
+    elif ranked > 1:
+        of = f"The best of {ranked:,} was picked on the examples it is scored on, which flatters it; "
         parts += [of, Code("confirm"), " in the spec tries the best again. "]
     return Paragraph((*parts, DEFINED), note=True)
 
@@ -133,9 +165,9 @@ def _together(verdict: Verdict) -> str:
     )
 
 
-def _effort(findings: Findings) -> str:
+def _effort(findings: Findings, verdict: Verdict) -> str:
     """How many trials at full budget stand behind each quantizer: the one that was tried more often was tuned harder."""
-    verdict, ranked = findings.verdict, findings.groups.ranked
+    ranked = findings.groups.ranked
     if not verdict.across:
         return ""
     spent = {
@@ -149,19 +181,19 @@ def _effort(findings: Findings) -> str:
     return f"Searched unequally, which favours the one with more: trials at full budget {each}."
 
 
-def _left_out(findings: Findings) -> str:
+def _left_out(findings: Findings, verdict: Verdict) -> str:
     """Quantizers that were searched and are not in the contest."""
     ranked, begun = (set(frame["config.quantizer"]) for frame in (findings.groups.ranked, findings.searched))
     left = []
-    for name in findings.not_in_contest:
+    for name in findings.not_in(verdict):
         tried = "no trial at full budget" if name in begun else "not tried"
         left.append(f"{side_of(name)} ({'not confirmed' if name in ranked else tried})")
     return f"Asked for and not in the contest, so nothing is said of it: {', '.join(left)}." if left else ""
 
 
-def _at_edges(findings: Findings) -> str:
+def _at_edges(findings: Findings, verdict: Verdict) -> str:
     """Of which of those that are compared the best lies at the edge of its range."""
-    verdict, found = findings.verdict, dict[tuple[str, str], list[str]]()
+    found = dict[tuple[str, str], list[str]]()
     for row in (*verdict.best, *(rival.row for rival in verdict.rivals)):
         for axis, which in edges(row, findings.space).items():
             found.setdefault((axis, which), []).append(f"{plain(row['name'], 60)} ({side(row)})")
@@ -192,17 +224,10 @@ def side_of(quantizer: str) -> str:
     return "full precision" if quantizer == "none" else plain(quantizer, 60)
 
 
-def _scored(row: Row) -> str:
-    words = f"{loss(float(row['loss']), row['error'])} nats per completion token"
-    return f"{words} (mean ± standard error over {row['seeds']} seeds)" if math.isfinite(row["error"]) else words
-
-
-def _rival(verdict: Verdict, rival: Rival) -> Parts:
-    """How far the best is below a rival."""
-    whose = "its" if verdict.base is verdict.best[0] else "full precision's"
-    share = verdict.percent(rival.gap)
-    below = f", {gap(rival.gap)} nats{'' if share is None else f' ({percent(share)} of {whose} loss)'} below"
-    at = f" at {loss(float(rival.row['loss']), rival.row['error'])}"
+def _rival(verdict: Verdict, rival: Rival, wording: Wording) -> Parts:
+    """How far the best is from a rival."""
+    below = f", {wording.apart(verdict, rival.gap)}"
+    at = f" at {wording.shown(rival.row)}"
     if (interval := rival.interval) is not None:
         grouped = f" in {interval.groups:,} groups" if interval.groups else ""
         seeds = f" and {interval.seeds} seeds" if interval.seeds > 1 else ""

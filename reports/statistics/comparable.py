@@ -58,7 +58,7 @@ def comparable(trials: pd.DataFrame, longer: Collection[str] = ()) -> Comparable
         longer: trials that a person gave more steps than the others have.
     """
     completed = trials[(trials["status"] == "completed") & trials["eval_loss"].notna()]
-    full = (completed["steps"] == completed["budget"]).fillna(False).astype(bool)
+    full = (completed["steps"] == completed["budget"]).fillna(False).astype(bool) | ("kept" in completed)
     as_searched = full & ~completed["trial_id"].isin(list(longer))
     budget = completed.loc[as_searched if as_searched.any() else full, "budget"].max()
     equal = full & (completed["budget"] == budget).fillna(False).astype(bool)

@@ -70,10 +70,9 @@ class Findings:
         known = self.groups.contest[self.groups.contest["adapter_bytes"].notna()]
         return rows(known[pareto(known, ("loss", "adapter_bytes"))].sort_values(["loss", "adapter_bytes"]))
 
-    @property
-    def not_in_contest(self) -> tuple[str, ...]:
-        """Quantizers that were searched, or asked for, and of which the verdict says nothing."""
-        return tuple(name for name in self.asked if name not in self.verdict.quantizers)
+    def not_in(self, of: Verdict) -> tuple[str, ...]:
+        """Quantizers that were searched, or asked for, and of which a verdict says nothing."""
+        return tuple(name for name in self.asked if name not in of.quantizers)
 
     @property
     def asked(self) -> tuple[str, ...]:

@@ -34,6 +34,7 @@ def examine() -> list[Finding]:
         *_accelerator(),
         _memory(),
         _bitsandbytes(),
+        _eight_bits(),
         _weights(),
         *map(_import_name, OURS),
     ]
@@ -88,6 +89,30 @@ def _bitsandbytes() -> Finding:
     return Finding(
         "nf4", "ok" if error < 0.2 else "missing", f"quantizes on {device} (largest error {error:.2f} on ±1)"
     )
+
+
+def _eight_bits() -> Finding:
+    """Does a layer of a base in 8 bits multiply by its weight? A sweep can do without."""
+    try:
+        import torch
+
+        from bitlora.base.eight_bits import WholeInputLinear
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        layer = WholeInputLinear(64, 64, bias=False, has_fp16_weights=False, threshold=0.0)
+        weight = torch.linspace(-1, 1, 4096).reshape(64, 64)
+        layer.weight.data.copy_(weight)
+        with torch.no_grad():
+            found = layer.to(device)(torch.eye(64, device=device)).T
+        error = float((found - weight.to(device)).abs().max())
+    except Exception as failure:  # whatever a broken native library raises
+        why = f"{type(failure).__name__}: {failure}".splitlines()[0]
+        return Finding("int8", "note", f"base.quantization: int8 does not work here: {why}")
+    if error > 0.01:  # half a step of 127, and what float16 rounds
+        return Finding(
+            "int8", "note", f"base.quantization: int8 is wrong on {device} (largest error {error:.3f} on ±1)"
+        )
+    return Finding("int8", "ok", f"base.quantization: int8 works on {device} (largest error {error:.3f} on ±1)")
 
 
 def _weights() -> Finding:

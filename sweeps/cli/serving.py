@@ -7,7 +7,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from sweeps.cli.generate import ends
 from sweeps.cli.trial_folder import TrialFolder, device, split
@@ -136,6 +136,28 @@ def _loaded(trials: Sequence[TrialFolder]) -> tuple[Engine, int]:
     try:
         config = read_model_config(first.base.model, first.base.revision).config.get_text_config()
         context = min(longest, getattr(config, "max_position_embeddings", None) or longest)
-        return Engine(load_base(first.base, first.dtype(), device(), longest=context), len(trials)), context
+        engine = Engine(load_base(first.base, first.dtype(), device(), longest=context), len(trials))
     except ValueError as error:
         raise InputError([str(error).splitlines()[0]]) from None
+    keep_values(engine, [trial.base.cache for trial in trials])
+    return engine, context
+
+
+def keep_values(engine: Engine, caches: Sequence[bool | Literal["auto"]]) -> None:
+    """Keep the values of a quantized base's codes, as `base.cache` has it: `auto` where all that may be kept of rows under
+    way has room beside them. No number hangs on it.
+
+    Args:
+        caches: of each trial. One that wants them not to be kept has its way, and then one that wants them kept.
+    """
+    from bitlora.engine.gauge import budget, held
+    from bitlora.engine.generation.greedy import KEPT_TOKENS
+    from sweeps.pack.memory import Values
+
+    base = engine.base
+    cache: bool | Literal["auto"] = next((each for each in (False, True) if each in caches), "auto")
+    values = Values.of(cache, base.values_bytes, base.dtype)
+    config = base.model.config.get_text_config()
+    rows = KEPT_TOKENS * 2 * config.num_hidden_layers * config.hidden_size * base.dtype.itemsize
+    room = budget(base.device).bytes - held(base.device)
+    base.keep_values(values.at_any_price or (values.where_free and values.bytes + rows <= room))

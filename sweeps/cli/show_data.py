@@ -51,8 +51,7 @@ def read(spec: Spec) -> tuple[Dataset, Any]:
     bar = ReadingBar()
     try:
         tokenizer = load_tokenizer(spec.base.model, spec.base.revision)
-        test_rows = 0 if spec.confirm is None else spec.confirm.most_rows
-        return prepare_data(spec.data, tokenizer, test_rows, seen=bar.told), tokenizer
+        return prepare_data(spec.data, tokenizer, seen=bar.told, **spec.kept_back), tokenizer
     except BaseError as error:
         raise InputError([str(error)]) from None
     except DataError as error:

@@ -19,9 +19,10 @@ from bitlora.config.metrics import LOSS
 from bitlora.files import record
 from bitlora.files.storage import Storage
 from reports.document.cells import seconds as in_words
+from reports.document.cells import size
 from sweeps.driver.resume import EXIT_CODE, JOURNAL, SPEC, Past, look
 from sweeps.driver.underway.progress import describe
-from sweeps.search.metric import Objective
+from sweeps.search.metric import Objective, at_least_as_good
 from sweeps.spec.spec import Spec, load_spec
 
 READ: Final = (SPEC, EXIT_CODE, JOURNAL, record.CONFIG, record.METRICS, record.RECORD, record.RUNS)
@@ -67,6 +68,22 @@ class Standing:
     def counts(self) -> Counter[str]:
         """How many have ended how."""
         return Counter(one.status for one in self.past.records.values())
+
+    @property
+    def front(self) -> list[record.Record]:
+        """Where bytes are an objective too: the completed trials than which no other has a lower loss in an adapter that
+        is no larger, by their loss."""
+        done = [one for one in self.past.records.values() if one.status == "completed" and one.eval_loss is not None]
+        found: dict[tuple[float, float], record.Record] = {}
+        for one in (
+            sorted(done, key=lambda one: (one.eval_loss, one.adapter_bytes))
+            if len(self.spec.search.objectives) > 1
+            else ()
+        ):
+            values = float(one.eval_loss or 0.0), float(one.adapter_bytes)
+            if not any(at_least_as_good(better, values) for better in found):
+                found[values] = one
+        return [*found.values()]
 
     @property
     def eta_seconds(self) -> float | None:
@@ -168,6 +185,7 @@ def told(found: Standing) -> dict[str, Any]:
         "began": len(past.configs),
         "ended": dict(sorted(found.counts.items())),
         "best": best,
+        **({"front": [_on_front(one) for one in found.front]} if len(found.spec.search.objectives) > 1 else {}),
         "running": running,
         "eta_seconds": found.eta_seconds,
         "tokens": sum(past.tokens.values()),
@@ -175,6 +193,10 @@ def told(found: Standing) -> dict[str, Any]:
         "worker_seconds": found.worker_seconds,
         "cost": found.cost,
     }
+
+
+def _on_front(one: record.Record) -> dict[str, Any]:
+    return {"trial": one.trial_id, "eval_loss": one.eval_loss, "adapter_bytes": one.adapter_bytes}
 
 
 def draw(console: Console, found: Standing) -> None:
@@ -198,6 +220,9 @@ def drawn(found: Standing) -> Group:
     if (best := past.best(objective)) is not None:
         by = "" if objective.name == LOSS else f" by {objective.name}"
         parts.append(Text(f"best so far{by}: {best[1]} {objective.turned(best[0]):.4f}"))
+    if front := found.front:
+        ends = [f"{one.trial_id} {one.eval_loss:.4f} at {size(one.adapter_bytes)}" for one in (front[0], front[-1])]
+        parts.append(Text(f"on the front so far: {len(front)}, from {' to '.join(dict.fromkeys(ends))}"))
     spent = [f"{sum(past.tokens.values()):,} tokens"] if past.tokens else []
     if found.worker_seconds is not None:
         spent.append(f"{in_words(found.worker_seconds)} of workers")

@@ -126,13 +126,12 @@ class TrialFolder:
         from bitlora.data.split import prepare_data
         from sweeps.driver.kept import places
 
-        test_rows = 0 if self.spec.confirm is None else self.spec.confirm.most_rows
         try:
             elsewhere, _ = places(self.spec.data, self.sweep)
         except InputError as error:
             raise InputError([f"{line}{hint}" for line in error.lines]) from None
         try:
-            prepared = prepare_data(self.spec.data, self.tokenizer(), test_rows, elsewhere)
+            prepared = prepare_data(self.spec.data, self.tokenizer(), places=elsewhere, **self.spec.kept_back)
             rows = prepared.eval if file == record.EVAL else prepared.test
             path = self.sweep / TRIALS / self.record.trial_id / file
             scored = pq.read_table(path, columns=["example_id", "tokens"]).to_pydict()

@@ -26,7 +26,6 @@ from bitlora.quantizers.weights import QUANTIZERS
 from sweeps.driver.meanwhile import ReadingBar
 from sweeps.pack.measuring.measures import unmeasurable
 from sweeps.search.bounds import Bounds
-from sweeps.search.sampling.choice import lacking
 from sweeps.search.sampling.earlier import EarlierTrial, Likeness, earlier_trials
 from sweeps.spec.errors import InputError
 from sweeps.spec.space import extent
@@ -124,19 +123,40 @@ def _copies(quantizer: str) -> tuple[bool, bool, str]:
 
 
 def prepare(
-    spec: Spec, meanwhile: Callable[[], object] = lambda: None, places: Mapping[str, Path] | None = None
+    spec: Spec,
+    meanwhile: Callable[[], object] = lambda: None,
+    places: Mapping[str, Path] | None = None,
+    here: bool = False,
 ) -> Prepared:
     """Look at base and data in a child process.
 
     Args:
         meanwhile: what this process does while it waits.
         places: where data files lie that are not to be looked for under their names (`sweeps.driver.kept`).
+        here: in this process instead, which needs torch and transformers all the same.
 
     Raises:
         InputError: one of them cannot be used; all that is wrong with both.
     """
-    if errors := [*lacking(spec.search), *glance(spec, places)]:
+    if errors := glance(spec, places):
         raise InputError(errors)
+    found = _looked_here(spec, places) if here else _looked_in_a_child(spec, meanwhile, places)
+    if isinstance(found, Prepared):
+        return found
+    raise InputError(found)
+
+
+def _looked_here(spec: Spec, places: Mapping[str, Path] | None) -> Prepared | list[str]:
+    bar = ReadingBar()
+    try:
+        return _look(spec, places, bar.told)
+    finally:
+        bar.end()
+
+
+def _looked_in_a_child(
+    spec: Spec, meanwhile: Callable[[], object], places: Mapping[str, Path] | None
+) -> Prepared | list[str]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     child = context.Process(target=_child, args=(theirs, spec, places), daemon=True)
@@ -147,15 +167,14 @@ def prepare(
         meanwhile()
         while isinstance(found := ours.recv(), SoFar):
             bar.told(*found)
+        answer: Prepared | list[str] = found
+        return answer
     except EOFError:
         raise InputError(["base and data: the process that reads them died (out of memory?)"]) from None
     finally:
         bar.end()
         child.terminate()
         child.join()
-    if isinstance(found, Prepared):
-        return found
-    raise InputError(found)
 
 
 def glance(spec: Spec, places: Mapping[str, Path] | None = None) -> list[str]:
@@ -231,8 +250,7 @@ def _look(
         errors.append(f"base.model: {spec.base.model}: {type(error).__name__}: {error}".splitlines()[0])
     if info is not None and tokenizer is not None and not errors:
         try:
-            test_rows = 0 if spec.confirm is None else spec.confirm.most_rows
-            dataset = prepare_data(spec.data, tokenizer, test_rows, places, seen)
+            dataset = prepare_data(spec.data, tokenizer, places=places, seen=seen, **spec.kept_back)
             dataset = with_sets(dataset, spec.data, spec.metrics, tokenizer, places)
             errors = beyond(dataset, info.vocab_size, tokenizer) or unmeasurable(spec.metrics, dataset.eval, tokenizer)
             return errors or with_earlier(spec, Prepared(info, dataset))

@@ -15,6 +15,7 @@ from bitlora.files.record import Metrics, Record
 from sweeps.driver.prepare import Prepared
 from sweeps.pool.measured import MEMORY
 from sweeps.search.metric import Objective
+from sweeps.search.rules import plateau
 from sweeps.search.rungs.sequential import loss_of
 from sweeps.spec.errors import SpecError
 from sweeps.spec.spec import Spec, load_spec
@@ -32,11 +33,12 @@ DECIDING: Final = (
     record.TEST,
     record.RUNS,
     record.STEERED,
+    record.CHOSEN,
     record.KEPT,
     MEMORY,
 )
 """Names of the files that a run of the sweep which goes on looks at."""
-DATA, BASE = "data", "base"
+DATA, BASE, TEST = "data", "base", "test"
 """Attributes of the study: what the sweep began with."""
 FREE: Final = (
     "out",
@@ -47,6 +49,7 @@ FREE: Final = (
     "base.revision",
     "data.revision",
     "search.from",
+    "confirm.added",
 )
 """Keys of a spec, or how they begin, that may differ when a sweep goes on: they decide no number, or what they come to is
 compared (`changed`)."""
@@ -80,6 +83,21 @@ class Past:
         return {
             trial_id: self.curve(trial_id, objective) for trial_id in self.metrics if trial_id not in copies | apart
         }
+
+    def over(self, trial_id: str) -> str | None:
+        """Why a trial has ended by what it left here: nothing where it has taken all its steps; None: it has not ended."""
+        lines, config = self.metrics.get(trial_id), self.configs.get(trial_id)
+        if not lines or not config:
+            return None
+        step, steps = lines[-1].step, config["steps"]
+        if step == steps:
+            return ""
+        return plateau([line.eval_loss for line in lines], config.get("patience"), step, steps) or None
+
+    @property
+    def short(self) -> list[str]:
+        """Trials that ended by themselves short of their budget."""
+        return [trial_id for trial_id in self.metrics if self.over(trial_id)]
 
     @property
     def tokens(self) -> dict[str, int]:
@@ -120,6 +138,7 @@ def cannot_resume(spec: Spec, folder: Path) -> list[str]:
         begun = load_spec(path)
     except SpecError as error:
         return error.lines
+    spec, begun = _without_what_was_added(spec, begun)
     now, then = _flat(spec.model_dump(mode="json")), _flat(begun.model_dump(mode="json"))
     return [
         f"{key}: {_shown(now.get(key))}, but the sweep in {spec.place} was begun with {_shown(then.get(key))}; "
@@ -127,6 +146,13 @@ def cannot_resume(spec: Spec, folder: Path) -> list[str]:
         for key in sorted(now.keys() | then.keys())
         if not key.startswith(FREE) and now.get(key) != then.get(key) and not _grows(key, now.get(key), then.get(key))
     ]
+
+
+def _without_what_was_added(spec: Spec, begun: Spec) -> tuple[Spec, Spec]:
+    """Both without `confirm` where it differs rightly: a sweep that was begun without may get it, and then keeps it."""
+    if begun.confirm is None or (begun.confirm.added and spec.confirm is None):
+        spec, begun = (one.model_copy(update={"confirm": None}) for one in (spec, begun))
+    return spec, begun
 
 
 def _grows(key: str, now: Any, then: Any) -> bool:
@@ -139,13 +165,15 @@ def grown(spec: Spec, folder: Path) -> Spec | None:
     """What sweep.yaml is to say where the sweep in `folder` goes on and may search more than before; None: it may not."""
     begun = load_spec(folder / SPEC)
     asked = {key: getattr(spec.search, key) for key in (name.partition(".")[2] for name in GROWING)}
-    more = begun.model_copy(update={"search": begun.search.model_copy(update=asked)})
+    more = begun.model_copy(update={"search": begun.search.model_copy(update=asked), "confirm": spec.confirm})
     return more if more != begun else None
 
 
 def began_with(prepared: Prepared) -> dict[str, str]:
     """What a sweep may not change under way, beside its spec."""
-    return {DATA: prepared.dataset.summary.fingerprint, BASE: prepared.base.revision}
+    summary = prepared.dataset.summary
+    added = {TEST: summary.added} if summary.added else {}
+    return {DATA: summary.fingerprint, BASE: prepared.base.revision, **added}
 
 
 def changed(prepared: Prepared, folder: Path, place: str) -> list[str]:
@@ -158,7 +186,7 @@ def changed(prepared: Prepared, folder: Path, place: str) -> list[str]:
         study = read_study(folder / JOURNAL)
     except StudyError as error:
         return [str(error)]
-    what = {DATA: "data.source: the rows", BASE: "base.model: the model"}
+    what = {DATA: "data.source: the rows", BASE: "base.model: the model", TEST: "confirm: the rows to confirm on"}
     return [
         f"{what[key]} changed since the sweep in {place} began (was {then}, is {now}); give what it began with"
         for key, now in began_with(prepared).items()
@@ -169,12 +197,14 @@ def changed(prepared: Prepared, folder: Path, place: str) -> list[str]:
 
 def as_begun(spec: Spec, folder: Path) -> Spec:
     """The spec with the revisions that the sweep in `folder` began with, where it leaves them open: what is on a hub by now
-    may be another one. And with the trials that it has by now, where it says fewer."""
+    may be another one. And with the trials that it has by now, where it says fewer, and with the `confirm` that it has, or
+    gets."""
     begun = load_spec(folder / SPEC)
     base = spec.base.model_copy(update={"revision": spec.base.revision or begun.base.revision})
     data = spec.data.model_copy(update={"revision": spec.data.revision or begun.data.revision})
     search = spec.search.model_copy(update={"trials": max(spec.search.trials, begun.search.trials)})
-    return spec.model_copy(update={"base": base, "data": data, "search": search})
+    confirm = begun.confirm or (spec.confirm and spec.confirm.model_copy(update={"added": True}))
+    return spec.model_copy(update={"base": base, "data": data, "search": search, "confirm": confirm})
 
 
 def begun_in(folder: Path) -> str | None:

@@ -16,7 +16,7 @@ from rich.console import Console
 from bitlora import timeouts
 from bitlora.config.explain import one_line
 from bitlora.files.baseline import BASE
-from bitlora.files.record import DATA, KEPT, RUNS, STEERED, Status
+from bitlora.files.record import CHOSEN, DATA, KEPT, RUNS, STEERED, Status
 from bitlora.files.storage import Storage
 from bitlora.files.writing import write_text
 from reports.pages.summary import SUMMARY
@@ -127,6 +127,7 @@ def run_sweep(
                 machines=machines(ray.nodes()),
                 git=git,
                 search_ended=search.ended_early,
+                prior=search.prior,
             )
         if session is not None:
             keep_logs(session / "logs", folder / "logs" / "ray")
@@ -196,7 +197,7 @@ def _finish(storage: Storage, run: Run, code: int, console: Console) -> None:
         console.print(f"no report: {why}", markup=False, highlight=False)
     try:
         write_text(storage.folder / EXIT_CODE, f"{code}\n")
-        kept = ("report", "logs/driver.log", "logs/ray", RUNS, STEERED, EXIT_CODE)
+        kept = ("report", "logs/driver.log", "logs/ray", RUNS, STEERED, CHOSEN, EXIT_CODE)
         storage.push(*(name for name in kept if (storage.folder / name).exists()))
         storage.flush()
     except OSError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -23,6 +23,7 @@ def make_scheduler(
     past: Past | None = None,
     population: Population | None = None,
     size: SizeOf = alike,
+    short: Collection[str] = (),
 ) -> WaveScheduler:
     """The scheduler of a sweep whose full trials take `max_steps` optimizer steps.
 
@@ -30,6 +31,7 @@ def make_scheduler(
         population: of a sweep with `scheduler.name: pbt`.
         past: what trials that search have reported before this scheduler came, whether they go on or not.
         size: of each adapter; counts where bytes are an objective.
+        short: those of `past` that ended by themselves short of their budget.
     """
     objective = Objective.of_spec(spec.search.metric, spec.metrics)
     rule = make_rule(spec.scheduler, max_steps, size if "bytes" in spec.search.objectives else alike)
@@ -37,6 +39,8 @@ def make_scheduler(
     for trial_id, curve in (past or {}).items():
         for step, loss in curve:
             scheduler.recall(trial_id, step, loss)
+        if trial_id in short:
+            scheduler.finish(trial_id)
     return scheduler
 
 
@@ -54,6 +58,8 @@ class WaveScheduler(FIFOScheduler):  # type: ignore[misc]
         self._rule = rule
         self.go_on: Callable[[str, Place], object] = lambda trial_id, place: None
         """Told how a trial goes on that has left its slot; whoever is to see to that says it here."""
+        self._best: dict[str, float] = {}
+        """Trial -> the lowest that it came to."""
         self._stopped: set[str] = set()
         """Whose packs may not have heard of it yet: what they come to from then on counts for nobody."""
 
@@ -68,8 +74,17 @@ class WaveScheduler(FIFOScheduler):  # type: ignore[misc]
     def recall(self, trial_id: str, step: int, loss: float) -> None:
         """A trial was evaluated in an earlier run of the sweep, and judged."""
         if finite(loss) is not None and self._rule is not None:
-            self._rule.enter(trial_id, step, loss)
+            self._enter(self._rule, trial_id, step, loss)
             self._rule.goes_on(trial_id, step)
+
+    def _enter(self, rule: StoppingRule, trial_id: str, step: int, loss: float) -> None:
+        rule.enter(trial_id, step, loss)
+        self._best[trial_id] = min(loss, self._best.get(trial_id, loss))
+
+    def finish(self, trial_id: str) -> None:
+        """A trial has ended by itself short of its budget."""
+        if trial_id in self._best and self._rule is not None:
+            self._rule.finish(trial_id, self._best[trial_id])
 
     def place(self, trial_id: str) -> Place:
         """Where a trial begins; asked when the pool is given it."""
@@ -80,7 +95,12 @@ class WaveScheduler(FIFOScheduler):  # type: ignore[misc]
         if self._rule is not None:
             for trial_id, (step, loss) in wave.items():
                 if trial_id not in self._stopped and finite(loss) is not None:
-                    self._rule.enter(trial_id, step, loss)
+                    self._enter(self._rule, trial_id, step, loss)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        config = trial.config.get("config", {})
+        if result.get("status") == "completed" and result[STEP] < config.get("steps", 0):
+            self.finish(trial.config["trial_id"])
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         config = trial.config.get("config", {})

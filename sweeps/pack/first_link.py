@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import ray
@@ -153,7 +152,8 @@ class FirstLink(Link):
 
     def wants_base(self) -> bool:
         try:
-            known = self._storage.exists(f"{BASE}/{record.RECORD}")
+            asked = (record.RECORD, *([record.TEST] if len(self._settings.dataset.test) else []))
+            known = all(self._storage.exists(f"{BASE}/{name}") for name in asked)
             return not known and bool(self._call(self._pool.scores_base))
         except Exception as error:  # no trial needs it
             self.log_event(f"the base is not scored: {one_line(error)}")
@@ -176,9 +176,6 @@ class FirstLink(Link):
         # A checkpoint is written when all evaluations before it are. What was written of them but not heard of is said
         # again; what was written at its step or after it comes once more.
         before = restored.progress.step - 1 if restored is not None else -1
-        if restored is not None:
-            known = [line.eval_loss for line in record.read_metrics(folder) if line.step <= max(reported, before)]
-            restored = restored._replace(progress=replace(restored.progress, best=min(known, default=None)))
 
         def write() -> None:
             writing.write_json(folder / record.CONFIG, config.model_dump(mode="json"))
@@ -192,6 +189,10 @@ class FirstLink(Link):
         self._write(write)
         self.log_event("attach", trial_id)
         return restored
+
+    def losses(self, trial_id: str, until: int) -> list[float]:
+        lines = record.read_metrics(self._storage.folder / "trials" / trial_id)
+        return [line.eval_loss for line in lines if line.step <= until]
 
     def latent_of(self, config: TrialConfig) -> dict[str, Latent]:
         from bitlora.adapter.peft_folder import load_latent
@@ -231,9 +232,10 @@ class FirstLink(Link):
         test: Scored | None,
         wave: Wave,
         left: Checkpoint | None = None,
+        over: str = "",
     ) -> None:
         folder, where = self._storage.folder / "trials" / trial_id, f"trials/{trial_id}"
-        done = metrics.step == config.steps
+        status: Final = "completed" if over or metrics.step == config.steps else "running"
 
         def write() -> None:
             from bitlora.adapter.peft_folder import save_adapter
@@ -251,7 +253,7 @@ class FirstLink(Link):
                 self._save_rung(trial_id, left)
             record.append_metrics(folder, metrics)
             self._storage.push(*(f"{where}/{name}" for name in (*files, record.METRICS)))
-            self._report(trial_id, "completed" if done else "running", metrics, wave, left is not None)
+            self._report(trial_id, status, metrics, wave, left is not None, over)
 
         self._backlog.acquire()
         self._write(write, self._backlog.release)
@@ -348,10 +350,12 @@ class FirstLink(Link):
         metrics: record.Metrics,
         wave: Wave,
         left: bool = False,
+        reason: str = "",
     ) -> None:
         result = TrialResult(
             trial_id=trial_id,
             status=status,
+            reason=reason,
             step=metrics.step,
             eval_loss=metrics.eval_loss,
             metrics=metrics,

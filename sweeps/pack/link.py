@@ -40,6 +40,10 @@ class Link:
         """A trial begins, or goes on: what it goes on from."""
         return None
 
+    def losses(self, trial_id: str, until: int) -> list[float]:
+        """The eval losses of a trial's evaluations up to this step, oldest first, that were written before it came here."""
+        return []
+
     def copy_of(self, source: Source, trial_id: str) -> Checkpoint | None:
         """What a trial goes on from that begins as a copy of one which is not here."""
         return None
@@ -54,6 +58,7 @@ class Link:
         test: Scored | None,
         wave: Wave,
         left: Checkpoint | None = None,
+        over: str = "",
     ) -> None:
         """Write what an evaluation came to, and report it.
 
@@ -62,6 +67,7 @@ class Link:
             test: on the test split, of a confirming trial at an evaluation that may be its last, or best.
             wave: what was evaluated together with it.
             left: of a trial that has left its slot there, what it goes on from.
+            over: why the trial ends with it, short of its budget; empty: it does not.
         """
 
     def save(self, trial_id: str, config: TrialConfig, state: Coming[SlotState], progress: TrialProgress) -> None:

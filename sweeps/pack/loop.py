@@ -177,11 +177,14 @@ class PackLoop:
         slot = self._engine.attach(config.at(step), state=found.state if found is not None else None)
         trial = SlottedTrial(trial_id, config, slot, time.monotonic(), queued.reported, until=queued.until)
         self._trials[trial_id] = trial
+        if self._keep_best:
+            known = self._link.losses(trial_id, max(queued.reported, step - 1)) if self._workers.first else []
+            trial.evaluated = self._workers.broadcast(known)
         if found is None:
             return
         progress = found.progress
         trial.began -= progress.seconds
-        trial.tokens, trial.losses, trial.best = progress.tokens, list(progress.losses), progress.best
+        trial.tokens, trial.losses = progress.tokens, list(progress.losses)
         trial.first_loss = progress.first_loss or None
         if trial.due(step):
             if step > queued.reported:
@@ -358,13 +361,14 @@ class PackLoop:
             left = Checkpoint(self._engine.state(trial.slot), trial.progress(step), trial.config)
             self._left[trial.trial_id] = left
         kept = not self._keep_best or trial.improves(scored.loss)
-        trial.best = scored.loss if trial.improves(scored.loss) else trial.best
+        trial.evaluated.append(scored.loss)
+        over = trial.plateau(step)
         if self._workers.first:
             latent = self._engine.fetch_latent(trial.slot) if kept else None
-            self._link.evaluated(trial.trial_id, trial.config, metrics, scored, latent, test, wave, left)
+            self._link.evaluated(trial.trial_id, trial.config, metrics, scored, latent, test, wave, left, over)
         if left is not None:
             self._empty(trial)
-        elif step == trial.config.steps:
+        elif over or step == trial.config.steps:
             self._detach(trial)
         else:
             self._undecided.add(trial.trial_id)

@@ -10,6 +10,7 @@ from typing import Final
 from bitlora.config.trial import TrialConfig
 from bitlora.engine.batch import Batch
 from bitlora.engine.checkpoint import TrialProgress
+from sweeps.search.rules import plateau
 
 DIVERGED: Final = 1.1
 """A trial has diverged when its eval loss is this many times that of its own first step, …"""
@@ -38,8 +39,8 @@ class SlottedTrial:
     scored: list[float] = field(default_factory=list)
     """Of those between it and the one before."""
     first_loss: float | None = None
-    best: float | None = None
-    """The lowest eval loss so far."""
+    evaluated: list[float] = field(default_factory=list)
+    """Its eval losses so far, oldest first, where the best counts."""
     ready: tuple[int, Batch] | None = None
     """The newest batch that was made, and the steps before it."""
     until: int | None = None
@@ -58,12 +59,15 @@ class SlottedTrial:
             seconds=time.monotonic() - self.began,
             losses=list(self.losses or self.scored),
             first_loss=self.first_loss or 0.0,
-            best=self.best,
         )
 
     def improves(self, loss: float) -> bool:
         """Is this eval loss lower than all before?"""
-        return self.best is None or loss < self.best
+        return all(loss < other for other in self.evaluated)
+
+    def plateau(self, step: int) -> str:
+        """Why it ends at this step, short of its budget; empty: it does not."""
+        return plateau(self.evaluated, self.config.patience, step, self.config.steps)
 
     def worthless(self, loss: float, uniform: float, step: int) -> str:
         """Why it has diverged by its eval loss at this step; empty: it has not.

@@ -219,7 +219,7 @@ class Packs:
             error = one_line(getattr(failure, "cause", None) or failure)
         error = pack.error or error
         ray.kill(pack.host)
-        await _remove_group(name)
+        await _remove_group(name, again=pack.unfortunate)
         alone = not any(other.started for other in self.live() if other is not pack)
         matters = pack.measures or pack.held_against_a_trial or (alone and pack.held_against_the_sweep)
         gone = await _machine_is_gone(pack, wait=matters)
@@ -336,10 +336,14 @@ async def _machine_is_gone(pack: PackHandle, wait: bool) -> bool:
     return False
 
 
-async def _remove_group(name: str) -> None:
-    """Remove a pack's placement group. Twice: the call that made it may have been on its way when its host died."""
-    for again in (False, True):
-        if again:
+async def _remove_group(name: str, again: bool) -> None:
+    """Remove a pack's placement group.
+
+    Args:
+        again: a second time, a moment later: the call that makes it may have been on its way when its host died.
+    """
+    for second in (False, True)[: 1 + again]:
+        if second:
             await asyncio.sleep(timeouts.POOL_TICK_S)
         try:
             await asyncio.to_thread(cluster.remove_group, name)

@@ -5,16 +5,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bitlora.files.baseline import BASE
-from bitlora.files.record import EVAL, TRIALS
-from reports.design.first_look import ASSUMED, Asked, Candidate, choose
+from bitlora.files.record import CHOSEN, EVAL, TRIALS
+from bitlora.files.writing import write_json
+from reports.design.first_look import ASSUMED, Asked, Candidate, Choice, choose
 from reports.inference.power import FirstLook, cheapest
 from reports.load.baseline import read_scores
+from reports.load.chosen import ChosenDesign
 from reports.load.scores import load_scores, scores_of
 from reports.load.sweep import load_sweep
+from reports.load.values import finite
 from reports.statistics.comparable import comparable, rows
 from reports.statistics.full_precision import Margin
 from sweeps.search.confirm import Choose, Finalist, most_finalists
@@ -40,7 +44,7 @@ def asked(spec: Spec, test_rows: int, trained: int) -> Asked:
 def chooser(
     spec: Spec, storage: Storage, test_rows: int, steps: int, say: Callable[[str], object], fresh: bool = True
 ) -> Choose:
-    """What chooses for a sweep, and says what it chose, why, and what it costs.
+    """What chooses for a sweep, says what it chose, why, and what it costs, and leaves that in the sweep's folder.
 
     Args:
         storage: of the sweep's folder, with the trials' scores by the time that it is asked.
@@ -64,9 +68,28 @@ def chooser(
         choice = choose(held, asked(spec, test_rows, trained), read_scores(storage.folder / BASE / EVAL))
         for line in choice.words(round(sum(taken)), time.monotonic() - began if fresh else 0.0):
             say(line)
+        looked_at = [name for finalist in finalists for name in finalist.scored.values()]
+        write_json(storage.folder / CHOSEN, asdict(_as_chosen(choice, looked_at, held)))
+        storage.push_soon(CHOSEN)
         return choice.design._asdict()
 
     return choose_of
+
+
+def _as_chosen(choice: Choice, looked_at: list[str], held: Sequence[Candidate]) -> ChosenDesign:
+    tables = (table for candidate in held for table in candidate.scores.values())
+    known = choice.known
+    return ChosenDesign(
+        seeds=choice.design.seeds,
+        rows=choice.design.rows,
+        looked_at=looked_at,
+        eval_rows=max(map(len, tables), default=0),
+        shows=choice.shows,
+        least=finite(choice.least),
+        apart=None if known is None else finite(known.apart),
+        freedom=0 if known is None else known.freedom,
+        untold=choice.untold,
+    )
 
 
 def _candidate(spec: Spec, storage: Storage, finalist: Finalist) -> Candidate:

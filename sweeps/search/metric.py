@@ -25,6 +25,9 @@ APART: Final = "apart"
 BUDGET: Final = "budget"
 """Attribute of a trial that was given more steps: the budget that it had before, and that the others have."""
 
+AT_BUDGET: Final = "loss_at_budget"
+"""Attribute of such a trial with several objectives: its loss there. Optuna keeps no losses by step of it."""
+
 
 def finite(value: object) -> float | None:
     """`value` where it is a number that can be compared."""
@@ -70,7 +73,7 @@ def values_in_search(trial: Any) -> list[float] | None:
     budget, values = trial.user_attrs.get(BUDGET), trial.values
     if budget is None or not values:
         return list(values) if values else None
-    loss = trial.intermediate_values.get(budget)
+    loss = trial.intermediate_values.get(budget, trial.user_attrs.get(AT_BUDGET))
     return None if loss is None else [loss, *values[1:]]
 
 

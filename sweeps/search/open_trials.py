@@ -10,7 +10,7 @@ from optuna.trial import BaseTrial, FixedTrial, FrozenTrial, TrialState
 
 from bitlora.files.record import Status
 from sweeps.search.confirm import REPEATS
-from sweeps.search.metric import BUDGET, OVERLAY, finite, name_of
+from sweeps.search.metric import AT_BUDGET, BUDGET, OVERLAY, finite, name_of
 from sweeps.search.sampling.seen import DIVERGED
 from sweeps.search.study import reopen, set_aside
 from sweeps.search.twins import Outcome
@@ -149,6 +149,8 @@ class OpenTrials:
             trial.set_constraint(DIVERGED, 1.0)
         if status == "completed" and (loss := finite(value)) is not None:
             size = [] if self._size is None else [self._size(self._chosen(trial, trial.user_attrs))]
+            if size and (before := came_to.losses.get(trial.user_attrs.get(BUDGET, -1))) is not None:
+                trial.set_user_attr(AT_BUDGET, before)
             return came_to, self._study.tell(trial, [loss, *size])
         if status == "interrupted":  # it goes on when the sweep does
             set_aside(self._study, trial)

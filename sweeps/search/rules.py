@@ -8,7 +8,7 @@ itself the eval loss, in nats per completion token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -21,6 +21,15 @@ SizeOf = Callable[[str], float]
 """Our id -> bytes of the trial's adapter, where they are an objective beside the loss."""
 MEDIAN_OF: Final = 3
 """Other trials that the median rule needs before it stops anybody."""
+
+
+def plateau(losses: Sequence[float], patience: int | None, step: int, steps: int) -> str:
+    """Why a trial that came to these eval losses, oldest first, ends at `step`, short of its budget of `steps`; nothing
+    where it does not, as without patience it never does."""
+    if patience is None or step >= steps or not losses or len(losses) - losses.index(min(losses)) <= patience:
+        return ""
+    evaluations = "1 evaluation" if patience == 1 else f"{patience} evaluations in a row"
+    return f"no lower eval loss in {evaluations}: it ended at step {step} of {steps}"
 
 
 def alike(_: str) -> float:
@@ -36,6 +45,10 @@ class StoppingRule(Protocol):
 
     def goes_on(self, trial_id: str, step: int) -> bool:
         """Does a trial go on after its evaluation at `step`, which has been entered? Each is judged once."""
+
+    def finish(self, trial_id: str, loss: float) -> None:
+        """A trial that was told of has ended short of its budget by itself, and came to `loss`: the others are held against
+        that where it would have been."""
 
 
 class RungRule(StoppingRule, Protocol):
@@ -89,6 +102,11 @@ class Halving:
             self._reached[trial_id] = rung
             self._rungs[rung][1][trial_id] = loss
 
+    def finish(self, trial_id: str, loss: float) -> None:
+        for rung in range(self._reached.get(trial_id, -1) + 1, len(self._rungs)):
+            self._rungs[rung][1][trial_id] = loss
+        self._reached[trial_id] = len(self._rungs) - 1
+
     def goes_on(self, trial_id: str, step: int) -> bool:
         rung = self._rung(step)
         losses = self._rungs[rung][1] if rung >= 0 and step < self._budget else {}
@@ -133,6 +151,9 @@ class HyperBand:
     def enter(self, trial_id: str, step: int, loss: float) -> None:
         self.bracket(trial_id).enter(trial_id, step, loss)
 
+    def finish(self, trial_id: str, loss: float) -> None:
+        self.bracket(trial_id).finish(trial_id, loss)
+
     def goes_on(self, trial_id: str, step: int) -> bool:
         return self.bracket(trial_id).goes_on(trial_id, step)
 
@@ -149,6 +170,11 @@ class MedianRule:
         self._grace = grace
         self._curves: dict[str, dict[int, float]] = {}
         self._judged: dict[str, int] = {}
+        self._finished: set[str] = set()
+        """They count as having come as far as any."""
+
+    def finish(self, trial_id: str, loss: float) -> None:
+        self._finished.add(trial_id)
 
     def enter(self, trial_id: str, step: int, loss: float) -> None:
         self._curves.setdefault(trial_id, {}).setdefault(step, loss)
@@ -161,7 +187,7 @@ class MedianRule:
         means = [
             fmean(scoped)
             for other, losses in self._curves.items()
-            if other != trial_id and max(losses) >= step
+            if other != trial_id and (other in self._finished or max(losses) >= step)
             if (scoped := [loss for at, loss in losses.items() if self._grace <= at <= step])
         ]
         best = min(loss for at, loss in curve.items() if at <= step)

@@ -154,6 +154,9 @@ def budget_clashes(train: TrainConfig, scheduler: SchedulerConfig, search: Searc
     elif steps is not None and ends and ends[-1] >= steps:
         message = f"a stage until {ends[-1]} leaves no step after it; give less than train.steps {steps}"
         yield "train.stages", ("train.steps",), message
+    if train.patience is not None and train.keep != "best":
+        message = f"after {train.patience} evaluations without a new best one a trial's last is not its best"
+        yield "train.patience", ("train.keep",), f"{message}; give train.keep: best"
     if scheduler.name == "bohb" and search.sampler != "tpe":
         right = "give search.sampler: tpe, or scheduler.name: hyperband"
         yield "scheduler.name", ("search.sampler",), f"bohb is HyperBand with configurations of TPE's; {right}"

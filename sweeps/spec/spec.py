@@ -72,6 +72,12 @@ class Spec(Config):
         """Where the sweep's folder is: a path, or a URL of object storage."""
         return self.out if self.out is not None else f"runs/{self.name}"
 
+    @property
+    def kept_back(self) -> dict[str, Any]:
+        """What `bitlora.data.split.prepare_data` is told of the test split."""
+        confirm = self.confirm
+        return {"test_rows": 0} if confirm is None else {"test_rows": confirm.most_rows, "added": confirm.added}
+
 
 def load_spec(path: Path, overrides: Sequence[str] = ()) -> Spec:
     """The spec in `path`, with `overrides` (`KEY=VALUE`: a dotted key, a value in YAML) laid over it.

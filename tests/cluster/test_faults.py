@@ -17,7 +17,7 @@ import fake_cluster as fake
 import pytest
 import s3
 import yaml
-from faults import evaluations, events, results, same, wait_for
+from faults import EVERY, STEPS, evaluations, events, results, same, wait_for
 from metadata import Metadata
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -84,7 +84,7 @@ def stop_pod(env):
     return time.monotonic() - began
 
 
-def test_machines_give_notice_and_then_the_head_is_lost(bitlora, resumable, undisturbed, tmp_path):
+def test_machines_give_notice_and_then_the_head_is_lost(bitlora, resumable, undisturbed, pace, tmp_path):
     """At a spot machine's notice the pack saves what it has and goes elsewhere; so it does when its pod is stopped, which
     waits for it. Without a head there is a new one, and --resume."""
     folder, spec = tmp_path / "quick", resumable(packs=1)
@@ -105,13 +105,14 @@ def test_machines_give_notice_and_then_the_head_is_lost(bitlora, resumable, undi
         for trial in ("t0000", "t0001"):
             before, until = steps_of(trial, first), steps_of(trial, second[: index_of("evaluated", trial, second)])
             print(f"{trial}: {before} steps before the notice, {until} after it until the next evaluation")
-            assert (before + until) % 20 == 0
+            assert (before + until) % EVERY == 0
         # Of what is left of this machine's nodes the hook drains all but the head.
         print(f"a worker's pod was stopped in {stop_pod(env):.1f} s")
         assert len(cluster.titled("raylet/raylet")) == 1
         fake.kill(fake.below({cluster.head}, fake.running()))
         out, err = process.communicate(timeout=200)
         assert process.returncode not in (0, 2), out + err
+        pace.unlink()
     finally:
         cluster.close()
     cluster = fake.Cluster(bitlora.env, cpus=0)
@@ -125,10 +126,10 @@ def test_machines_give_notice_and_then_the_head_is_lost(bitlora, resumable, undi
     assert contract.statuses(contract.holds(folder)) == {"completed": 4}
     same(results(folder), undisturbed)
     # Twice a pack left, then a head was lost, and not a step was done again.
-    assert [sum(steps_of(trial, pack) for pack in events(folder)) for trial in ("t0000", "t0001")] == [400, 400]
+    assert [sum(steps_of(trial, pack) for pack in events(folder)) for trial in ("t0000", "t0001")] == [STEPS, STEPS]
 
 
-def test_storage_in_s3_that_answers_late(bitlora, resumable, undisturbed, tmp_path):
+def test_storage_in_s3_that_answers_late(bitlora, resumable, undisturbed, pace, tmp_path):
     """No step waits for it; a killed driver's sweep goes on from what is there."""
     with s3.serve_s3() as server:
         place = f"s3://{server.make_bucket('sweeps')}/quick"
@@ -144,6 +145,7 @@ def test_storage_in_s3_that_answers_late(bitlora, resumable, undisturbed, tmp_pa
         assert process.poll() is None, process.communicate()
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
+        pace.unlink()
         time.sleep(1)
         done = bitlora("sweep", spec, "--resume", env=env, timeout=400)
         assert done.code == 0, done.out + done.err

@@ -10,7 +10,7 @@ from faults import evaluations, events, results, same, wait_for
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(400)]
 
 
-def test_a_machine_is_lost_while_its_pack_trains(bitlora, resumable, undisturbed, tmp_path):
+def test_a_machine_is_lost_while_its_pack_trains(bitlora, resumable, undisturbed, pace, tmp_path):
     cluster = fake.Cluster(bitlora.env, cpus=1)
     try:
         bitlora.env.update(cluster.env)
@@ -22,6 +22,7 @@ def test_a_machine_is_lost_while_its_pack_trains(bitlora, resumable, undisturbed
         (busy,) = [pids for pids in trees if pids & set(cluster.titled("RayTrainWorker"))]
         lost = time.time()
         fake.kill(busy)
+        pace.unlink()
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0, out + err
         assert contract.statuses(contract.holds(folder)) == {"completed": 4}

@@ -1,9 +1,13 @@
-"""What the constructed records of the report's tests are made of."""
+"""What the constructed records of the report's tests are made of, and the page of a report alone."""
 
 import json
 
 from bitlora.files.baseline import Baseline, write_baseline
 from bitlora.files.record import EVAL, TEST, write_scores
+from reports.load.sweep import load_sweep
+from reports.pages.comparison import comparison
+from reports.report import report
+from reports.writers.markdown import markdown
 
 
 def spread(centre, apart, examples=40):
@@ -38,3 +42,9 @@ def write_run(folder):
         "git": {"commit": "0123456789abcdef0123456789abcdef01234567", "changed": True},
     }
     (folder / "runs.jsonl").write_text(json.dumps(run) + "\n")
+
+
+def page_of(*folders):
+    """The text of a sweep's report.md, or of that of several; their figures, which take seconds, are not drawn."""
+    sweeps = [load_sweep(folder) for folder in folders]
+    return markdown(report(sweeps[0]).document if len(sweeps) == 1 else comparison(sweeps)[0])

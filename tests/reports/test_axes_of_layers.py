@@ -2,7 +2,7 @@
 
 import re
 
-from reports.report import write_report
+from constructed import page_of
 
 PATTERN = "q_proj: 8, layers.(0|1).mlp.*: 32"
 REGEX = r".*layers\.(0|1)\..*proj"
@@ -25,8 +25,7 @@ def test_targets_and_patterns_are_axes_like_others(folder, add):
             rank_pattern=("none", PATTERN)[number // 2 % 2],
             record={"base": {"model": "tiny", "params": 1000, "adapted_params": (24, 824, 12)[number % 3]}},
         )
-    write_report([folder])
-    page = (folder / "report" / "report.md").read_text()
+    page = page_of(folder)
     assert "rank pattern (none, q_proj: 8, layers.(0\\|1).mlp.\\*: 32); targets (attention, mlp, " in page
     assert "- Adapters on: layers that hold 1.2 % to 82.4 % of the base's parameters\n" in page
     best = "quantizer none, rank 8, alpha 16, learning rate 2e-4, targets attention, rank pattern none"

@@ -70,8 +70,8 @@ def test_the_code_in_the_report_runs(folder, eight):
     assert sorted(names["trials"]["trial_id"]) == [f"t{number:04d}" for number in range(8)]
 
 
-def test_the_csv_holds_every_trial(folder, eight):
-    write_report([folder])
+def test_the_csv_holds_every_trial_and_the_same_records_give_the_same_bytes(folder, eight, tmp_path):
+    first = write_report([folder]).read_bytes(), (folder / "report" / "trials.csv").read_bytes()
     table = pd.read_csv(folder / "report" / "trials.csv", index_col="trial_id")
     assert len(table) == 8
     assert table["place"].dropna().to_dict() == {"t0003": 1, "t0000": 2, "t0007": 3, "t0002": 4}
@@ -79,9 +79,6 @@ def test_the_csv_holds_every_trial(folder, eight):
     assert table.loc["t0003", "eval_loss"] == 2.7137
     assert table.loc["t0006", "reason"] == "pack lost"
 
-
-def test_the_same_records_give_the_same_bytes(folder, eight, tmp_path):
-    first = write_report([folder]).read_bytes(), (folder / "report" / "trials.csv").read_bytes()
     again = write_report([folder.resolve()], tmp_path / "elsewhere")
     assert again == tmp_path / "elsewhere" / "report.md"
     assert (again.read_bytes(), (again.parent / "trials.csv").read_bytes()) == first

@@ -1,1 +1,1 @@
-"""Text out of many adapters at once over one base: greedy decoding, token by token."""
+"""Text out of many adapters at once over one base: token by token, the likeliest or drawn."""

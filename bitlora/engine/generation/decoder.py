@@ -1,4 +1,4 @@
-"""Rows that grow by the likeliest token, each with its slot's adapter, all of them in one pass: parts of a decoding loop.
+"""Rows that grow by a token, each with its slot's adapter, all of them in one pass: parts of a decoding loop.
 
 Rows come and go between two steps: `add` a prompt, `step` for the next token of every row, `drop` a row that is over.
 What a row has seen is kept (`bitlora.forward.kv_cache`): a step computes the prompts of new rows, and one token of each
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from bitlora.engine.generation.sampling import NextToken, Sampling, choose
 from bitlora.forward.forward_plan import ForwardPlan, Span
 from bitlora.forward.host import send
 from bitlora.forward.kv_cache import KvCache, SeenTokens
@@ -31,6 +32,8 @@ class DecodedRow:
     lane: int
     tokens: list[int]
     """Those that the next pass computes: the prompt, then the newest."""
+    sampling: Sampling | None = None
+    """None: it grows by the likeliest token."""
     seen: int = 0
     """Tokens before them."""
 
@@ -61,7 +64,7 @@ class Decoder:
         """Tokens that are kept, and those that the next step computes."""
         return sum(row.length for row in self._rows.values())
 
-    def add(self, slot: int, prompt: Sequence[int]) -> int:
+    def add(self, slot: int, prompt: Sequence[int], sampling: Sampling | None = None) -> int:
         """A row that begins with `prompt`; the next `step` gives its first token.
 
         Returns:
@@ -81,7 +84,7 @@ class Decoder:
         self._free.remove(lane)
         self._cache.clear([lane])
         number, self._count = self._count, self._count + 1
-        self._rows[number] = DecodedRow(slot, lane, [int(token) for token in prompt])
+        self._rows[number] = DecodedRow(slot, lane, [int(token) for token in prompt], sampling)
         return number
 
     def drop(self, number: int) -> None:
@@ -90,7 +93,7 @@ class Decoder:
 
     @torch.no_grad()
     def step(self) -> dict[int, int]:
-        """The next token of every row, by its number: of those that are as likely as each other one of them."""
+        """The next token of every row, by its number. Of likeliest ones that are as likely as each other it is one."""
         fresh = [number for number, row in self._rows.items() if not row.seen]
         begun = [number for number, row in self._rows.items() if row.seen]
         found: dict[int, int] = {}
@@ -114,7 +117,7 @@ class Decoder:
         return passes
 
     def _pass(self, numbers: Sequence[int]) -> dict[int, int]:
-        """One forward pass over these rows, all of them new or none; the likeliest next token of each."""
+        """One forward pass over these rows, all of them new or none; the next token of each."""
         engine, base = self.engine, self.engine.base
         numbers = sorted(numbers, key=lambda number: engine.slots[self._rows[number].slot].place)
         rows = [self._rows[number] for number in numbers]
@@ -146,5 +149,8 @@ class Decoder:
         plan = replace(plan, positions=plan.positions + seen, past=past)
         engine.bank.lay_out(plan)
         hidden = base.hidden(plan, tokens, last)
-        found = torch.cat([base.head.logits(part).argmax(-1) for part in hidden.split(base.head.rows)])
-        return dict(zip(numbers, found.tolist(), strict=True))
+        found: list[int] = []
+        for part in hidden.split(base.head.rows):
+            own = rows[len(found) : len(found) + len(part)]
+            found += choose(base.head.logits(part), [NextToken(row.sampling, row.length) for row in own])
+        return dict(zip(numbers, found, strict=True))

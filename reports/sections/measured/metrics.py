@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from bitlora.config.metrics import LOSS
 from reports.document.cells import cell, loss, missing, names
-from reports.document.document import NOTHING, Bullets, Cell, Code, Column, Inline, Paragraph, Strong, Table, plain
+from reports.document.document import NOTHING, Bullets, Cell, Code, Column, Inline, Table, plain
 from reports.figures import figures
 from reports.load.measured import SweepMetric, metrics_of, searched_by
+from reports.sections.measured.wording import Wording
 from reports.sections.parts import Section, configuration_cells, configuration_columns, interval_cell, section
 from reports.statistics.comparable import Row, configurations, rows
 from reports.statistics.findings import Findings
@@ -30,37 +31,47 @@ class Contest:
     verdict: Verdict
     found: tuple[Row, ...]
     """The configurations that have it, the best first."""
+    wording: Wording
 
-    def shown(self, row: Row) -> str:
-        """Its value, with the standard error over seeds where it has one."""
-        error = None if self.metric.logarithmic else row.get("error")
-        return loss(self.metric.shown(row["loss"]), error)
+    @property
+    def what(self) -> list[Inline]:
+        """Its name, its direction and what it is over."""
+        return [Code(self.metric.name), f" ({self.metric.direction}; over {self.on}): "]
 
 
 def contests(findings: Findings) -> tuple[Contest, ...]:
     """One for each metric that any configuration at full budget has, in the order of the spec."""
+    found = (_contest(findings, metric) for metric in metrics_of(findings.sweep.spec))
+    return tuple(contest for contest in found if contest is not None)
+
+
+def searched(findings: Findings) -> Contest | None:
+    """That of what was searched by; None where that is the loss, or no configuration at full budget has it."""
+    name = searched_by(findings.sweep.spec)
+    found = (metric for metric in metrics_of(findings.sweep.spec) if metric.name == name != LOSS)
+    return next((_contest(findings, metric) for metric in found), None)
+
+
+def _contest(findings: Findings, metric: SweepMetric) -> Contest | None:
     sweep, groups, confirmed = findings.sweep, findings.groups, findings.confirmed
     held = {trial for group in (groups.confirmed if confirmed else groups.ranked)["trials"] for trial in group}
-    found = []
-    for metric in metrics_of(sweep.spec):
-        column = metric.column(confirmed)
-        if column not in sweep.trials:
-            continue
-        those = sweep.trials[sweep.trials["trial_id"].isin(held) & sweep.trials[column].notna()]
-        if those.empty:
-            continue
-        frame = configurations(those.assign(loss=metric.turned(those[column].astype(float))), "loss")
-        on = "the test split" if metric.on_test(confirmed) else "the eval split"
-        found.append(
-            Contest(
-                metric,
-                metric.name == searched_by(sweep.spec),
-                on if metric.config.set is None else f"the eval set {plain(metric.config.set, 40)}",
-                verdict(frame, metric.scores(sweep, confirmed), confirmed),
-                rows(frame),
-            )
-        )
-    return tuple(found)
+    column = metric.column(confirmed)
+    if column not in sweep.trials:
+        return None
+    those = sweep.trials[sweep.trials["trial_id"].isin(held) & sweep.trials[column].notna()]
+    if those.empty:
+        return None
+    frame = configurations(those.assign(loss=metric.turned(those[column].astype(float))), "loss")
+    split = "test" if metric.on_test(confirmed) else "eval"
+    own = metric.config.set
+    return Contest(
+        metric,
+        metric.name == searched_by(sweep.spec),
+        f"the {split} split" if own is None else f"the eval set {plain(own, 40)}",
+        verdict(frame, metric.scores(sweep, confirmed), confirmed),
+        rows(frame),
+        Wording(metric, split if own is None else plain(own, 30)),
+    )
 
 
 def by_metrics(findings: Findings) -> Section | None:
@@ -69,7 +80,7 @@ def by_metrics(findings: Findings) -> Section | None:
     found = contests(findings)
     if not found:
         return None
-    lines = tuple(tuple(_sentence(contest)) for contest in found)
+    lines = tuple((*contest.what, in_short(contest.verdict, contest.wording)) for contest in found)
     drawn = next((contest for contest in found if contest.searched), found[0])
     best = str(drawn.verdict.best[0]["name"]) if drawn.verdict.best else None
     what = f"{plain(drawn.metric.name, 40)} ({drawn.metric.direction})"
@@ -82,32 +93,18 @@ def by_metrics(findings: Findings) -> Section | None:
     )
 
 
-def searched_sentence(findings: Findings) -> Paragraph | None:
-    """Who is best by what was searched, where that is not the loss."""
-    name = searched_by(findings.sweep.spec)
-    if name == LOSS:
-        return None
-    contest = next((each for each in contests(findings) if each.searched), None)
-    if contest is None:
-        return Paragraph((Strong("Searched by"), " ", Code(name), ", which no trial at full budget has. By the loss:"))
-    return Paragraph((Strong("Searched by"), " ", *_sentence(contest), " By the loss:"))
-
-
-def _sentence(contest: Contest) -> list[Inline]:
-    """What may be said of who is best by a metric."""
-    of, metric = contest.verdict, contest.metric
-    head: list[Inline] = [Code(metric.name), f" ({metric.direction}; over {contest.on}): "]
+def in_short(of: Verdict, wording: Wording) -> str:
+    """What may be said of who is best by a metric, or by the loss beside it."""
     lead = of.best[0]
-    who = _name(lead)
+    who, has = _name(lead), wording.shown(lead)
     if of.outcome == "exact":
-        return [*head, f"{_listed([*of.best])} tie exactly, with {contest.shown(lead)}."]
+        return f"{_listed([*of.best])} tie exactly, with {has}."
     if of.outcome == "only":
-        return [*head, f"{who} alone has it, with {contest.shown(lead)}."]
+        return f"{who} alone has it, with {has}."
     if of.outcome == "tied":
-        others = _listed([rival.row for rival in of.tied])
-        return [*head, f"{who} has the best, {contest.shown(lead)}, and {others} may be as good."]
+        return f"{who} has the best, {has}, and {_listed([rival.row for rival in of.tied])} may be as good."
     word = {"won": "is the best found", "ahead": "is ahead on this seed", "lowest": "has the best that was seen"}
-    return [*head, f"{who} {word[of.outcome]}, with {contest.shown(lead)}."]
+    return f"{who} {word[of.outcome]}, with {has}."
 
 
 def _table(findings: Findings, found: tuple[Contest, ...]) -> Table:
@@ -140,8 +137,7 @@ def _table(findings: Findings, found: tuple[Contest, ...]) -> Table:
 
 
 def _value(contest: Contest, row: Row) -> Cell:
-    shown = contest.metric.shown(row["loss"])
-    return cell(contest.shown(row), shown)
+    return cell(contest.wording.shown(row), contest.wording.value(row))
 
 
 def _without_an_adapter(findings: Findings, found: tuple[Contest, ...]) -> str | None:

@@ -22,7 +22,7 @@ def plan(
 ) -> None:
     """Say what a sweep would do: trials, adapter parameters and bytes, memory and slots on this machine. Starts nothing."""
     spec = load(spec_file, set_ or ())
-    prepared = look(spec_file, spec, [])
+    prepared = look(spec_file, spec, [], here=True)
     from bitlora.base.locate import BaseError
     from sweeps.cli.plan import draw, make_plan
     from sweeps.cli.plan_memory import estimated, measured

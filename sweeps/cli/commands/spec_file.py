@@ -40,11 +40,13 @@ def look(
     errors: list[str],
     meanwhile: Callable[[], object] = lambda: None,
     begun: Path | None = None,
+    here: bool = False,
 ) -> Prepared:
     """Look at base and data; with `errors` that are known already, all are said together.
 
     Args:
         begun: the folder of a sweep that goes on.
+        here: in this process (`sweeps.driver.prepare.prepare`).
     """
     from sweeps.driver.kept import places
     from sweeps.driver.prepare import prepare
@@ -55,7 +57,7 @@ def look(
         elsewhere, lines = places(spec.data, path.parent, begun)
         for line in lines:
             typer.echo(f"data: {line}", err=True)
-        prepared = prepare(spec, meanwhile, elsewhere)
+        prepared = prepare(spec, meanwhile, elsewhere, here)
     except InputError as error:
         refuse(*errors, *(f"{path}: {line}" if line.startswith("base.") else line for line in error.lines))
     if errors:

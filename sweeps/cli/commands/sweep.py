@@ -67,14 +67,15 @@ def sweep(
                 storage = stack.enter_context(open_storage(spec.place))
                 going_on = goes_on(storage, resume)
                 errors = errors_to_go_on(spec, storage) if going_on else errors_to_begin(storage)
-                if going_on and not errors and (code := ended(spec, storage, typer.echo)) is not None:
-                    raise typer.Exit(code)
                 if going_on and not errors:
                     spec = as_begun(spec, storage.folder)
+                    if (code := ended(spec, storage, typer.echo)) is not None:
+                        raise typer.Exit(code)
             except StorageError as error:
                 errors = [str(error)]
             begun = storage.folder if storage is not None and going_on else None
-            prepared = look(spec_file, spec, errors, lambda: import_module("sweeps.driver.run"), begun)
+            begins = (lambda: None) if errors else lambda: import_module("sweeps.driver.run")
+            prepared = look(spec_file, spec, errors, begins, begun)
             assert storage is not None  # else there was an error
         from sweeps.driver.run import run_sweep
         from sweeps.spec.errors import InputError

@@ -179,7 +179,8 @@ class Display(DriverOnly, Callback):  # type: ignore[misc]
         steps, value = trial.config["config"]["steps"], self._objective.of(result)
         best = ""
         # The best is named among full trials: a loss at fewer steps is another number.
-        if step == steps and value is not None and (self._best is None or value < self._best[0]):
+        over = step == steps or result.get("status") == "completed"
+        if over and value is not None and (self._best is None or value < self._best[0]):
             self._best, best = (value, trial_id), "  (best so far)"
         measured = "".join(f"  {name} {found:.4g}" for name, found in (result.get("metrics") or {}).items())
         self._print(f"{trial_id}  step {step}/{steps}  eval loss {loss:.4f}{measured}{best}")

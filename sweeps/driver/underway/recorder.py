@@ -116,15 +116,13 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
                 acts = self._searcher.steered.acts_on(trial_id)
                 self._jobs.append(self._writer.submit(self._write, *known, acts))
         for trial_id in self._searcher.begun:
-            lines = past.metrics.get(trial_id)
-            config = past.configs.get(trial_id)
-            if lines and config and lines[-1].step == config["steps"]:
+            if (reason := past.over(trial_id)) is not None:
                 self._ended.add(trial_id)
                 self.counts["completed"] += 1
                 value = past.curve(trial_id, self._objective)[-1][1]
-                config = self._searcher.finish_resumed(trial_id, "completed", value)
+                config = self._searcher.finish_resumed(trial_id, "completed", value, reason)
                 acts = self._searcher.steered.acts_on(trial_id)
-                self._jobs.append(self._writer.submit(self._write, trial_id, config, "completed", "", None, acts))
+                self._jobs.append(self._writer.submit(self._write, trial_id, config, "completed", reason, None, acts))
             elif trial_id in past.records:
                 self._storage.delete(f"trials/{trial_id}/{record.RECORD}")
 

@@ -53,6 +53,11 @@ class ConfirmConfig(Config):
     """What the report holds each quantizer to: is it shown to be worse by less than this? Also as text: `0.5 %` (of the
     loss), `5 % of gain`."""
 
+    added: bool = False
+    """The sweep was begun without `confirm`: its trials are trained and evaluated on the rows that they have without, and
+    the test split is what is left of the eval split, or where nothing is, rows that `data.rows` did not draw. Of a sweep
+    that goes on its `sweep.yaml` says so by itself."""
+
     @property
     def open(self) -> bool:
         """Seeds or rows are chosen when the search has ended."""

@@ -8,7 +8,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from bitlora.data.chat import prompt_text
+from bitlora.engine.generation.decoder import Decoder
 from bitlora.engine.generation.greedy import OutputEnd, generate
+from bitlora.engine.generation.sampling import Sampling
 from bitlora.serving.app import MOST_BYTES, ServedModel, make_app
 from bitlora.serving.asking import AskedRow, EngineThread, TooManyError
 
@@ -67,6 +69,29 @@ def test_a_completion(client, expected, name):
     streamed = events(client.post("/v1/completions", json={**body, "stream": True}))
     assert "".join(event["choices"][0]["text"] for event in streamed) == text
     assert len(streamed) > 2
+
+
+def test_a_completion_that_is_drawn(client, served_engine, tokenizer):
+    """By its seed, as the same row alone; without one each is another."""
+    prompt = tokenizer("1+2=").input_ids
+    body = {"model": "plain", "prompt": prompt, "max_tokens": 12, "temperature": 1.5, "top_p": 0.95}
+    expected = []
+    for seed in (0, -7, 2**62):
+        decoder = Decoder(served_engine)
+        number = decoder.add(0, prompt, Sampling(temperature=1.5, top_p=0.95, seed=seed))
+        tokens = [decoder.step()[number] for _ in range(12)]
+        expected.append(tokens[: tokens.index(EOS)] if EOS in tokens else tokens)
+    texts = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in expected]
+    assert len({*texts}) == 3
+    for seed, text in zip((0, -7, 2**62), texts, strict=True):
+        found = client.post("/v1/completions", json={**body, "seed": seed}).json()
+        assert found["choices"][0]["text"] == text
+    without = {client.post("/v1/completions", json=body).json()["choices"][0]["text"] for _ in range(4)}
+    assert len(without) > 1
+    cold = {"temperature": 0, "top_p": 0.5, "seed": 3, "user": "me", "metadata": {"a": "b"}, "store": False}
+    likeliest = client.post("/v1/completions", json={**body, **cold}).json()["choices"][0]["text"]
+    (greedy,) = generate(served_engine, [(0, prompt)], OutputEnd(12, frozenset({EOS})))
+    assert likeliest == tokenizer.decode(greedy, skip_special_tokens=True)
 
 
 def test_a_completion_of_token_ids(client, tokenizer, expected):
@@ -134,7 +159,13 @@ USER = {"messages": [{"role": "user", "content": "a"}]}
         ("completions", {"model": "plain", "prompt": "a" * 100}, 400, "the prompt has 100 tokens; with its answer"),
         ("completions", {"model": "plain", "prompt": "a", "max_tokens": 0}, 400, "max_tokens: found 0; give a number of"),
         ("completions", {"model": "plain", "prompt": "a", "max_tokens": "3"}, 400, "max_tokens: found '3'; give a"),
-        ("completions", {"model": "plain", "prompt": "a", "temperature": 0.7}, 400, "temperature: found 0.7; each next"),
+        ("completions", {"model": "plain", "prompt": "a", "temperature": 2.5}, 400, "temperature: found 2.5; give"),
+        ("completions", {"model": "plain", "prompt": "a", "temperature": -1}, 400, "temperature: found -1; give"),
+        ("completions", {"model": "plain", "prompt": "a", "temperature": 1, "top_p": 1.5}, 400, "top_p: found 1.5; give a"),
+        ("completions", {"model": "plain", "prompt": "a", "top_p": 0.5}, 400, "top_p: found 0.5 without temperature, and"),
+        ("completions", {"model": "plain", "prompt": "a", "seed": 1.5}, 400, "seed: found 1.5; give a whole number"),
+        ("completions", {"model": "plain", "prompt": "a", "top_k": 5}, 400, "top_k: there is no such key here"),
+        ("completions", {"model": "plain", "prompt": "a", "store": True}, 400, "store: found true; nothing is kept"),
         ("completions", {"model": "plain", "prompt": "a", "n": 2}, 400, "n: found 2; there is one answer"),
         ("completions", {"model": "plain", "prompt": "a", "presence_penalty": 1}, 400, "presence_penalty: found 1; there"),
         ("completions", {"model": "plain", "prompt": "a", "stop": [""]}, 400, "stop: give a string that is not empty"),

@@ -140,6 +140,34 @@ def test_a_row_that_cannot_be_run_fails_alone(served_engine, monkeypatch):
     assert [tokens for tokens, _ in found[:3] + found[4:]] == expected[:3] + expected[4:]
 
 
+@pytest.mark.parametrize("enough", [True, False])
+def test_where_a_step_raises_what_nothing_needs_goes_first(served_engine, monkeypatch, enough):
+    """The base's values, as in a pack; what fits then goes on together."""
+    asked = rows()[:3]
+    expected = [alone(served_engine, heard) for heard in asked]
+    real, kept, together = Decoder.step, [True], []
+
+    def keep_values(self, keep=True):
+        before, kept[0] = kept[0], keep
+        return before
+
+    def step(self):
+        together.append(len(self._rows))
+        if kept[0] or (not enough and len(self._rows) > 1):
+            raise RuntimeError("out of memory")
+        return real(self)
+
+    monkeypatch.setattr(type(served_engine.base), "keep_values", keep_values)
+    monkeypatch.setattr(Decoder, "step", step)
+    thread = EngineThread(served_engine, frozenset())
+    for heard in asked:
+        thread.ask(heard.row)
+    thread.start()
+    assert [heard.all()[0] for heard in asked] == expected
+    thread.close()
+    assert together[:3] == [3, 3, 3 if enough else 1]
+
+
 def test_a_lost_device_ends_the_thread_and_all_are_told(served_engine, monkeypatch):
     def lost(self):
         raise torch.AcceleratorError("the device is lost")

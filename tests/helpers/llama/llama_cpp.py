@@ -59,11 +59,13 @@ class Job:
     base: Path
     lora: Path | None
     rows: list[list[int]]
+    starts: list[int] | None = None
+    """Of each row the first place that counts, which takes less time than all; None: the second of each."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A row as llama.cpp saw it: for each token after the first."""
+    """A row as llama.cpp saw it: for each token from its start on."""
 
     log_probabilities: np.ndarray
     likeliest: np.ndarray
@@ -73,7 +75,10 @@ class Scored:
 
 def scored(jobs: list[Job], folder: Path) -> list[list[Scored]]:
     """What llama.cpp makes of each job's rows."""
-    asked = [{"base": str(j.base), "lora": j.lora and str(j.lora), "rows": j.rows} for j in jobs]
+    asked = [
+        {"base": str(j.base), "lora": j.lora and str(j.lora), "rows": j.rows, "starts": j.starts or [1] * len(j.rows)}
+        for j in jobs
+    ]
     return [[Scored(*np.array(row).T) for row in rows] for rows in _run(asked, folder)]
 
 

@@ -12,13 +12,15 @@ from pathlib import Path
 
 from printed_page import NUMBER
 from recount_beside import Beside
-from recount_gains import Gains, Measured
+from recount_gains import Gains
 from recount_margin import Margins
 from recount_tables import Tables
+from recount_verdict import Verdicts
 from recount_words import Words
+from sweep_files import Sweep
 
 
-class Recount(Words, Gains, Tables, Margins, Measured, Beside):
+class Recount(Words, Verdicts, Gains, Tables, Margins, Beside):
     def run(self) -> list[str]:
         self.files()
         self.bare_files()
@@ -27,6 +29,8 @@ class Recount(Words, Gains, Tables, Margins, Measured, Beside):
         self.setup()
         self.bare()
         self.confirmed()
+        self.chosen()
+        self.soup()
         self.metrics()
         self.quantizers()
         self.full_precision()
@@ -44,9 +48,12 @@ class Recount(Words, Gains, Tables, Margins, Measured, Beside):
         return self.page.wrong + self.page.rest()
 
 
-def recount(folder: Path | str) -> list[str]:
-    """A line for each number of the sweep's report that is not the recomputed one, or that nothing accounts for."""
-    return Recount(Path(folder)).run()
+def recount(folder: Path | str, sweep: Sweep | None = None) -> list[str]:
+    """A line for each number of the sweep's report that is not the recomputed one, or that nothing accounts for.
+
+    sweep: what the folder's trials come to, where that is known already; None: it is read.
+    """
+    return Recount(Path(folder), sweep).run()
 
 
 def main(folders: list[str]) -> int:

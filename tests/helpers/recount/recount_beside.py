@@ -15,7 +15,7 @@ from printed_page import (
     size,
 )
 from recount_cells import Cells
-from sweep_files import against_full, best_of_each_quantizer, front
+from sweep_files import best_of_each_quantizer, front
 
 
 class Beside(Cells):
@@ -96,7 +96,7 @@ class Beside(Cells):
         return found
 
     def size_gaps(self) -> dict[str, dict[str, Any]]:
-        found, shown = {}, against_full(self.sweep)
+        found, shown = {}, self.sweep.against_full
         for configuration, of in shown:
             full = shown[0][0]
             found[configuration.ids[0]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from sweep_files import Configuration, Gap, Sweep, Trial, edge
 
 
 class Cells:
-    def __init__(self, folder: Path) -> None:
-        self.sweep = Sweep(folder)
+    def __init__(self, folder: Path, sweep: Sweep | None = None) -> None:
+        self.sweep = sweep or Sweep(folder)
         self.report = folder / "report"
         self.page = Page((self.report / "report.md").read_text(), [trial.id for trial in self.sweep.trials])
         self.of = {trial.id: trial for trial in self.sweep.trials}
@@ -77,6 +78,17 @@ class Cells:
         if "bits per parameter" in row:
             bits = 8 * record["adapter_bytes"] / record["adapter_params"]
             self.page.check(f"{where}, bits per parameter", row["bits per parameter"], bits, fixed(2))
+
+    def pairs(self, where: str, cell: Cell, values: dict[str, Any], holds: Callable[[str, Any], bool] = short) -> None:
+        """`name value, name value`: each as it is in `values`, where a value may have words and commas."""
+        names = "|".join(re.escape(name.replace("_", " ")) for name in sorted(values, key=len, reverse=True))
+        for match in re.finditer(rf"({names}|[^,]+?) ((?:(?!, [a-z]).)+)(?:, |$)", cell.text):
+            key = match[1].replace(" ", "_")
+            if key not in values:
+                key = match[1]
+            if key in values:  # `beta1` is a name with a digit
+                self.page.claim(cell.start + match.start(1), cell.start + match.end(1))
+            self.page.check(f"{where}, {match[1]}", cell.part(match, 2), values.get(key), holds)
 
     def setting(self, where: str, cell: Cell, key: str, config: dict[str, Any]) -> None:
         """A value, and behind it a word where the table marks edges: the lowest or the highest that was searched."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from judged import Gap, gaps
-from printed_page import LOSS, Cell, count, fixed
+from printed_page import COUNT, LOSS, Cell, count, fixed
 from recount_cells import Cells
 from sweep_files import Configuration, Trial, best_of_each_quantizer
 
@@ -133,13 +134,20 @@ class Measured(Cells):
             for each in sweep.confirmed or sweep.ranking
         ]
         found.sort(key=lambda c: (c.loss, c.trials[0].id))
-        compared = found
-        if not sweep.confirmed:
-            bests = list(best_of_each_quantizer(found).values())
-            compared = bests if len(bests) > 1 else found[:10]
+        compared = self.compared(found)
         judged = gaps(found[0], compared[1:])
         by = {each.trials[0].id: judged[number] for number, each in enumerate(compared[1:])}
         return found, [by.get(each.trials[0].id) for each in found]
+
+    def compared(self, found: list[Configuration]) -> list[Configuration]:
+        """Those of a contest that are held against its best, itself first; what ties with that to the last bit is not."""
+        equal = [c for c in found[1:] if math.isclose(c.loss, found[0].loss, rel_tol=1e-13, abs_tol=1e-13)]
+        left = [c for c in found if all(c is not each for each in equal)]
+        if self.sweep.confirmed:
+            return left
+        own = {c.quantizer for c in (found[0], *equal)}
+        others = best_of_each_quantizer([c for c in left if c.quantizer not in own])
+        return [found[0], *others.values()] if others else left[:10]
 
     def metrics(self) -> None:
         page, sweep = self.page, self.sweep
@@ -152,8 +160,6 @@ class Measured(Cells):
         contests = {metric.name: self.contest(metric) for metric in asked}
         for metric in asked:
             self.sentence(cell, metric, *contests[metric.name])
-            if metric.name == searched:
-                self.sentence(page.section(""), metric, *contests[metric.name])
         order = contests.get(searched, (sweep.confirmed or sweep.ranking, []))
         rows = page.table("metrics", cell)
         page.holds(f"metrics: {len(order[0])} rows", len(rows) == len(order[0]))
@@ -188,20 +194,26 @@ class Measured(Cells):
         """Who is best by it, with how much, and who may be as good."""
         page = self.page
         better = "higher is better" if metric.higher else "lower is better"
-        match = page.one(
-            f"{metric.name}",
-            cell,
-            rf"`{metric.name}` \({better}; over [^)]*\): (.*?) (?:By the loss:|\n|$)|"
-            rf"`{metric.name}` \({better}; over [^)]*\): (.*)",
-        )
-        if match is None:
-            return
-        said = cell.part(match, 1 if match[1] else 2)
-        best = found[0]
-        page.holds(f"{metric.name}: the best is {best.ids[0]}", said.text.startswith(best.ids[0]))
-        number = re.search(LOSS, said.text)
-        if number is not None:
-            self.value(f"{metric.name}, the best", said.part(number, 0), metric, best)
+        if match := page.one(f"{metric.name}", cell, rf"`{metric.name}` \({better}; over [^)]*\): (.*)"):
+
+            def value(where: str, cell: Cell, of: Configuration) -> None:
+                self.value(where, cell, metric, of)
+
+            self.in_short(cell.part(match, 1), metric.name, found, behind, value)
+
+    def in_short(
+        self,
+        said: Cell,
+        name: str,
+        found: list[Configuration],
+        behind: list[Gap | None],
+        value: Callable[[str, Cell, Configuration], None],
+    ) -> None:
+        """Who is best by something, with how much, and who may be as good."""
+        page, best = self.page, found[0]
+        page.holds(f"{name}: the best is {best.ids[0]}", said.text.startswith(best.ids[0]))
+        if number := page.one(name, said, LOSS):
+            value(f"{name}, the best", said.part(number, 0), best)
         equal = sum(c.loss == best.loss for c in found)
         own = best.quantizer
         across = len({c.quantizer for c in found}) > 1
@@ -211,10 +223,12 @@ class Measured(Cells):
             if gap is not None and gap.low <= 0 and (not across or c.quantizer != own)
         ]
         if equal == 1:
-            page.holds(f"{metric.name}: {tied} may be as good", ("may be as good" in said.text) == bool(tied))
-            page.holds(f"{metric.name}: names {tied}", all(name in said.text for name in tied[:5]))
+            page.holds(f"{name}: {tied} may be as good", ("may be as good" in said.text) == bool(tied))
+            page.holds(f"{name}: names {tied}", all(each in said.text for each in tied[:5]))
+            if len(tied) > 5 and (match := page.one(name, said, rf" and {COUNT} more may be")):
+                page.check(f"{name}, more that may be", said.part(match, 1), len(tied) - 5, count)
         else:
-            page.holds(f"{metric.name}: {equal} tie exactly", "tie exactly" in said.text)
+            page.holds(f"{name}: {equal} tie exactly", "tie exactly" in said.text)
 
     def alone(self, cell: Cell, asked: list[Metric]) -> None:
         """The base without an adapter."""

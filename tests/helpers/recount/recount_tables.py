@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+from pathlib import Path
 
 import pandas as pd
+from judged import gaps
 from ped_anova import chances, importances
 from printed_page import (
     COUNT,
+    LOSS,
     Cell,
     count,
     duration,
@@ -16,7 +20,7 @@ from printed_page import (
     short,
 )
 from recount_cells import Cells
-from sweep_files import Trial, against_full, best_of_each_quantizer, front
+from sweep_files import Configuration, Trial, best_of_each_quantizer, front, read_scores
 
 
 class Tables(Cells):
@@ -42,7 +46,8 @@ class Tables(Cells):
             self.gain(where, row, configuration)
             evals = pd.Series([trial.loss("eval") for trial in configuration.trials])
             page.check(f"{where}, eval loss on these seeds", row["eval loss on these seeds"], evals.mean(), fixed(4))
-            page.check(f"{where}, in the search", row["in the search"], of.loss("eval"), fixed(4))
+            before = next((c.loss for c in self.sweep.ranking if of.id in c.ids), of.loss("eval"))  # over its seeds
+            page.check(f"{where}, in the search", row["in the search"], before, fixed(4))
             self.settings(where, row, of.config, of.record)
 
     def quantizers(self) -> None:
@@ -75,7 +80,7 @@ class Tables(Cells):
 
     def full_precision(self) -> None:
         """Each quantizer's best behind that of full precision, in per cent of its loss."""
-        page, expected = self.page, against_full(self.sweep)
+        page, expected = self.page, self.sweep.against_full
         cell = page.section("Against full precision")
         if not expected:
             page.holds("against: nothing to hold against full precision", not cell.text)
@@ -320,6 +325,51 @@ class Tables(Cells):
             page.check(f"{where}, others", cell.part(match, 4), len(others), count)
             page.check(f"{where}, others that have it", cell.part(match, 5), too or "none")
 
+    def soup(self) -> None:
+        """The average of finalists and they, by what `soup/` says that each scored, all judged together."""
+        page, folder = self.page, self.sweep.folder / "soup"
+        cell = page.section("A soup of the finalists")
+        page.holds("soup: it is there, or is not", bool(cell.text) == (folder / "record.json").exists())
+        if not cell.text:
+            return
+        of = json.loads((folder / "record.json").read_text())["of"]
+        seeds = sorted(set.intersection(*({int(seed) for seed in trials} for trials in of.values())))
+
+        def scored(places: dict[int, Path]) -> Configuration:
+            return Configuration(
+                [Trial("", {"config": {"seed": seed}}, None, {"test": read_scores(at, "test")})
+                 for seed, at in places.items()], "test",
+            )  # fmt: skip
+
+        own = scored({seed: folder / str(seed) for seed in seeds})
+        others = {
+            name: scored({seed: folder / str(seed) / trials[str(seed)] for seed in seeds})
+            for name, trials in of.items()
+        }
+        apart = dict(zip(others, gaps(own, list(others.values())).values(), strict=True))
+        if match := page.one("soup", cell, rf"on the {COUNT} rows of\sthe\stest\ssplit, on {COUNT} seeds?\."):
+            page.check("soup, rows", cell.part(match, 1), len(own.trials[0].scores["test"]), count)
+            page.check("soup, seeds", cell.part(match, 2), len(seeds), count)
+        least = min(other.loss for other in others.values())
+        if own.loss >= least:
+            right, wanted = "The soup is not better", rf"its test loss is ({LOSS}), the best of them has ({LOSS})\."
+        elif all(gap is not None and gap.low > 0 for gap in apart.values()):
+            right, wanted = "The soup is better than each of them", rf"with (?:95) %, .*?: its test loss is ({LOSS})"
+        else:
+            right, wanted = "The soup has the lowest loss, and may be no better", rf"its test loss is ({LOSS});"
+        page.holds(f"soup: should say {right}", f"**{right}**" in cell.text)
+        if match := page.one("soup", cell, wanted):
+            page.check("soup, its loss", cell.part(match, 1), own.loss, fixed(4))
+            if match.lastindex == 2:
+                page.check("soup, the best of them", cell.part(match, 2), least, fixed(4))
+        rows = {row["adapter"].text: row for row in page.table("soup", cell)}
+        order = sorted(others, key=lambda name: others[name].loss)
+        page.holds("soup: all are there, the best first", list(rows) == ["soup", *order])
+        for name, configuration in {"soup": own, **others}.items():
+            page.check(f"soup, {name}", rows[name]["test loss"], configuration.loss, fixed(4))
+            if name in apart:
+                self.interval(f"soup, above it, {name}", rows[name]["above the soup, 95 %"], apart[name])
+
     def problems(self) -> None:
         cell = self.page.section("Problems on disk")
         for trial in self.sweep.trials:
@@ -328,7 +378,9 @@ class Tables(Cells):
 
     def constants(self) -> None:
         """Names: 95 %, at which the intervals were recomputed, SHA-256, and where the folder was when it was written."""
-        for match in re.finditer(r"(95) %(?= intervals?\b|\snone\sthat|, all axes)|SHA-(256)", self.page.text):
+        for match in re.finditer(
+            r"(95) %(?= intervals?\b|\snone\sthat|, all axes|, all judged| +\|)|SHA-(256)", self.page.text
+        ):
             self.page.claim(*match.span(match.lastindex or 0))
         for match in re.finditer(r"opens (\S+)/study\.journal", self.page.text):
             self.page.claim(match.start(1), match.end(1))

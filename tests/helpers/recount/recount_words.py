@@ -1,17 +1,15 @@
-"""What a report says in sentences: the verdict, the set-up, the files behind it."""
+"""What a report says of itself: its title, the set-up, the files behind it."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import re
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 from printed_page import (
     COUNT,
-    LOSS,
     Cell,
     Row,
     count,
@@ -19,19 +17,14 @@ from printed_page import (
     fixed,
     same,
     short,
-    size,
 )
 from recount_cells import Cells
-from sweep_files import Configuration, best_of_each_quantizer, edge, front, ratio
+from sweep_files import ratio
 
 
 def digits(text: str, value: float) -> bool:
     """Three of them."""
     return math.isclose(float(text), value, rel_tol=5.1e-3)
-
-
-def full_name(quantizer: str) -> str:
-    return "full precision" if quantizer == "none" else quantizer
 
 
 class Words(Cells):
@@ -61,188 +54,6 @@ class Words(Cells):
         match = re.match(r"# Sweep (.*)", self.page.text)
         if match:
             self.page.check("title", Cell(match[1], match.start(1)), self.sweep.spec.get("name"))
-
-    def verdict(self) -> None:
-        page, ranking = self.page, self.sweep.headline
-        cell = page.section("")
-        if not ranking:
-            if match := page.one("verdict", cell, rf"none of {COUNT} trials"):
-                page.check("verdict, trials", cell.part(match, 1), len(self.sweep.searched), count)
-            return
-        best, sweep = ranking[0], self.sweep
-        named = {name: c for c in ranking for name in c.ids}
-        for match in page.each(cell, r"\*\*([^*]+)\*\* \(([^()]*)\)"):
-            page.holds(f"verdict: {match[1]} is no ranked configuration", match[1] in named)
-            if match[1] in named:
-                start = cell.start + match.start(2)
-                self.pairs(f"verdict, {match[1]}", Cell(match[2], start), named[match[1]].config)
-        first = re.search(r"\*\*([^*]+)\*\* \(", cell.text)
-        page.holds("verdict: the best comes first", first is not None and first[1] in best.ids)
-        kind = best.split
-        pattern = (
-            rf"an? (eval|test) loss of ({LOSS}) nats per completion token( \(mean ± standard error over (\d+) seeds\))?"
-        )
-        if match := page.one("verdict", cell, pattern):
-            page.holds(f"verdict: should be of the {kind} loss", match[1] == kind)
-            self.loss("verdict, loss of the best", cell.part(match, 2), best)
-            page.holds("verdict: says over how many seeds", bool(match[3]) == (len(best.trials) > 1))
-            if match[3]:
-                page.check("verdict, seeds", cell.part(match, 4), len(best.trials), count)
-        if sweep.spec.get("search", {}).get("objectives") == ["loss", "bytes"]:
-            self.front(cell, ranking)
-        if match := re.search(rf"best of {COUNT} was picked", cell.text):
-            page.holds("verdict: nothing was picked on the test split", kind == "eval")
-            page.check("verdict, best of so many", cell.part(match, 1), len(ranking), count)
-        self.searched(cell)
-        sides = best_of_each_quantizer(sweep.contest)
-        across = len(sides) > 1
-        rivals = [c for c in sweep.contest[1:] if not across or c.quantizer != best.quantizer]
-        if not rivals:
-            page.holds("verdict: the only one", "the only one" in cell.text)
-            return
-        self.outcome(cell, best, rivals, across)
-        self.against(cell, best, rivals)
-
-    def front(self, cell: Cell, ranking: list[Configuration]) -> None:
-        """Those on the front: how many, and each by its loss and its bytes, the lowest loss first."""
-        kept = front([(c.loss, c.bytes) for c in ranking])
-        best = sorted((c for c, keep in zip(ranking, kept, strict=True) if keep), key=lambda c: (c.loss, c.bytes))
-        if match := self.page.one("front", cell, rf"\*\*{COUNT} configurations? on the front\*\*"):
-            self.page.check("front, how many", cell.part(match, 1), len(best), count)
-        if match := re.search(rf"; and {COUNT} more\. By the loss alone", cell.text):
-            self.page.check("front, more", cell.part(match, 1), len(best) - 6, count)
-        said = list(self.page.each(cell, rf"\*\*([^*]+)\*\* \([^()]*\) with ({LOSS}) at ([\d.]+ [KMG]?B)"))
-        self.page.holds("front: how many are named", len(said) == min(6, len(best)))
-        for match, configuration in zip(said, best, strict=False):
-            self.page.holds(f"front: {match[1]} is not {configuration.ids}", match[1] in configuration.ids)
-            self.page.check("front, loss", cell.part(match, 2), configuration.loss, fixed(4))
-            self.page.check("front, size", cell.part(match, 3), configuration.bytes, size)
-
-    def outcome(self, cell: Cell, best: Configuration, rivals: list[Configuration], across: bool) -> None:
-        """What won, is ahead on this seed, or may be the best."""
-        page, sweep = self.page, self.sweep
-        found = [sweep.gap(rival) for rival in rivals]
-        tied = [rival for rival, of in zip(rivals, found, strict=True) if of and of.low <= 0]
-        seeds = all(of and of.seeds > 1 for of in found)
-        side = full_name(best.quantizer) if across else ""
-        if tied:
-            right = "Nothing won" if seeds else "Nothing is ahead"
-        elif not all(found):
-            right = "has the lowest loss"
-        elif across:
-            right = "won" if seeds else "is ahead on this seed"
-        else:
-            right = "is the best found" if seeds else "is ahead on this seed"
-        if across and not tied:
-            right = f"{side[0].upper()}{side[1:]} {right}"
-        page.holds(f"verdict: should say {right}", f"**{right}**" in cell.text)
-        if across and tied:
-            sides = list(dict.fromkeys(full_name(c.quantizer) for c in (best, *tied)))
-            of = len(best_of_each_quantizer(sweep.contest))
-            pattern = rf"(?:any of {COUNT}|{COUNT} of {COUNT}) quantizers may be the best: (.*?)\. The lowest"
-            if match := page.one("verdict", cell, pattern):
-                for group, value in ((1, of), (2, len(sides)), (3, of)):
-                    if match[group]:
-                        page.check("verdict, how many may be the best", cell.part(match, group), value, count)
-                page.holds("verdict: any where all may be", bool(match[1]) == (len(sides) == of))
-                page.holds(f"verdict: may be the best: {sides}", re.split(r", | and ", match[4]) == sides)
-                page.claim(cell.start + match.start(4), cell.start + match.end(4))
-        elif tied:
-            names = re.findall(r"\*\*([^*]+)\*\* \(", cell.text)
-            page.holds("verdict: tied", names == [c.ids[0] for c in (best, *tied)][:3])
-            if len(tied) > 2 and (match := page.one("verdict", cell, rf" and {COUNT} more may each")):
-                page.check("verdict, more that are tied", cell.part(match, 1), len(tied) - 2, count)
-
-    def searched(self, cell: Cell) -> None:
-        """How many trials stand behind each quantizer, what is not in the contest, and what lies at an edge."""
-        page, sweep = self.page, self.sweep
-        in_contest = list(best_of_each_quantizer(sweep.contest))
-        spent = {name: sum(t.usable and t.config["quantizer"] == name for t in sweep.searched) for name in in_contest}
-        if len(spent) > 1 and len(set(spent.values())) == 1:
-            if match := page.one("verdict", cell, rf"alike: {COUNT} trials? at full budget for each of {COUNT} quant"):
-                page.check("verdict, trials of each", cell.part(match, 1), max(spent.values()), count)
-                page.check("verdict, quantizers", cell.part(match, 2), len(spent), count)
-        elif len(spent) > 1 and (match := page.one("verdict", cell, r"trials at full budget ([^.]*)\.")):
-            self.pairs("verdict, trials", cell.part(match, 1), {full_name(k): v for k, v in spent.items()}, count)
-        space = (sweep.spec.get("search") or {}).get("space") or {}
-        asked = space.get("quantizer", [(sweep.spec.get("adapter") or {}).get("quantizer", "none")])
-        searched = {t.config["quantizer"] for t in sweep.searched} | set(asked)
-        left = {full_name(name) for name in searched - set(in_contest)}
-        match = re.search(r"nothing is said of it: (.*)\.", cell.text)
-        said = set(re.findall(r"(?:^|, )([^,(]+) \(", match[1])) if match else set()
-        page.holds(f"verdict: not in the contest are {sorted(left)}", said == left)
-        at = {(c.ids[0], axis, e) for c in sweep.contest for axis in space if (e := edge(axis, c.config, sweep.spec))}
-        found = set()
-        for match in page.each(cell, r"the (lowest|highest) ([\w ]+) that was offered is that of ([^;.]*)"):
-            names = re.findall(r"(\S+) \(", match[3])
-            for side in re.finditer(r"(\S+) \(([^)]*)\)", match[3]):
-                own = self.of[side[1]].config["quantizer"] if side[1] in self.of else ""
-                page.check(f"verdict, {side[1]}", cell.part(match, 3).part(side, 2), full_name(own))
-            axis = match[2].replace(" ", "_")
-            those = [c.ids[0] for c in sweep.contest if (c.ids[0], axis, match[1]) in at]
-            found |= {(name, axis, match[1]) for name in those}
-            page.holds(f"verdict: at the {match[1]} {axis} are {those}", names == those[:6])
-            if more := re.search(r"and (\d+) more", match[3]):
-                page.check("verdict, more at an edge", cell.part(match, 3).part(more, 1), len(those) - 6, count)
-        page.holds(f"verdict: at an edge are {sorted(at)}", found == at)
-
-    OPPONENT = r"\*\*([^*]+)\*\* at (" + LOSS + ")"
-
-    def against(self, cell: Cell, best: Configuration, rivals: list[Configuration]) -> None:
-        """The verdict's comparison: with whom, how far behind, how sure."""
-        page, sweep, other = self.page, self.sweep, rivals[0]
-        match = page.one("verdict", cell, self.OPPONENT)
-        if match is None:
-            return
-        page.holds(f"verdict: compared with {other.ids}", match[1] in other.ids)
-        self.loss("verdict, loss of the other", cell.part(match, 2), other)
-        difference = other.loss - best.loss
-        if match := page.one("verdict", cell, r"(-?[\d.]+) nats \(([\d.]+) % of (its|full precision's) loss\) below"):
-            page.check("verdict, gap", cell.part(match, 1), difference, fixed(4))
-            page.check("verdict, per cent", cell.part(match, 2), 100 * difference / sweep.unit.loss, fixed(2))
-            page.holds("verdict: per cent of what", (match[3] == "its") == (sweep.unit is best))
-        of = sweep.gap(other)
-        if of is None:
-            return
-        pattern = (
-            rf"\(95 % interval of the gap (-?[\d.]+) to (-?[\d.]+), over {COUNT} paired examples(?: in {COUNT} groups)?"
-            r"( and (\d+) seeds)?\)"
-        )
-        if match := page.one("verdict", cell, pattern):
-            page.check("verdict, low end", cell.part(match, 1), of.low, fixed(4))
-            page.check("verdict, high end", cell.part(match, 2), of.high, fixed(4))
-            page.check("verdict, examples", cell.part(match, 3), of.examples, count)
-            page.holds("verdict: says how many groups", bool(match[4]) == bool(of.groups))
-            if match[4]:
-                page.check("verdict, groups", cell.part(match, 4), of.groups, count)
-            page.holds("verdict: says how many seeds", bool(match[5]) == (of.seeds > 1))
-            if match[5]:
-                page.check("verdict, seeds in common", cell.part(match, 6), of.seeds, count)
-        pattern = rf"over {COUNT} examples(?: in {COUNT} groups that belong together)? and (\d+) seeds, each\s"
-        if match := re.search(pattern, cell.text):
-            page.check("verdict's note, examples", cell.part(match, 1), of.examples, count)
-            if match[2]:
-                page.check("verdict's note, groups", cell.part(match, 2), of.groups, count)
-            page.check("verdict's note, seeds", cell.part(match, 3), of.seeds, count)
-        elif match := re.search(rf"over the examples in {COUNT} groups", cell.text):
-            page.check("verdict's note, groups", cell.part(match, 1), of.groups, count)
-        if match := re.search(r"pooled over\s(\d+)\sconfigurations", cell.text):
-            page.check("verdict's note, pooled", cell.part(match, 1), of.pooled, count)
-        match = re.search(r"All (\d+) were judged together", cell.text)
-        page.holds("verdict's note: judged together", bool(match) == (len(sweep.contest) > 2))
-        if match:
-            page.check("verdict's note, judged together", cell.part(match, 1), len(sweep.contest), count)
-
-    def pairs(self, where: str, cell: Cell, values: dict[str, Any], holds: Callable[[str, Any], bool] = short) -> None:
-        """`name value, name value`: each as it is in `values`, where a value may have words and commas."""
-        names = "|".join(re.escape(name.replace("_", " ")) for name in sorted(values, key=len, reverse=True))
-        for match in re.finditer(rf"({names}|[^,]+?) ((?:(?!, [a-z]).)+)(?:, |$)", cell.text):
-            key = match[1].replace(" ", "_")
-            if key not in values:
-                key = match[1]
-            if key in values:  # `beta1` is a name with a digit
-                self.page.claim(cell.start + match.start(1), cell.start + match.end(1))
-            self.page.check(f"{where}, {match[1]}", cell.part(match, 2), values.get(key), holds)
 
     def setup(self) -> None:
         page, sweep = self.page, self.sweep

@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from judged import Gap, gaps, ratio
-from kept import Gain
+from judged import Gain, Gap, gaps, ratio
 
 
 @dataclass
@@ -218,6 +217,20 @@ class Sweep:
         return next((c for c in self.contest if c.quantizer == "none"), self.contest[0])
 
     @cached_property
+    def against_full(self) -> list[tuple[Configuration, Gap | None]]:
+        """The best in full precision, then that of each other quantizer, the largest first, each with its gap: of the
+        contest where both are in it, else of the search; [] where one of both is missing there too."""
+        for held in (self.contest, self.compared):
+            by = best_of_each_quantizer(held)
+            full = by.pop("none", None)
+            if full is not None and by:
+                rest = [c for c in held if c is not full]
+                of = gaps(full, rest)
+                lines = [(c, of[rest.index(c)]) for c in sorted(by.values(), key=lambda c: (-c.bytes, c.loss))]
+                return [(full, None), *lines]
+        return []
+
+    @cached_property
     def varied(self) -> set[str]:
         """Keys of the configuration that the spec searches, or in which the search's trials differ."""
         keys = {key for trial in self.searched for key in trial.config}
@@ -231,20 +244,6 @@ def best_of_each_quantizer(ranking: list[Configuration]) -> dict[str, Configurat
     for configuration in ranking:
         found.setdefault(configuration.quantizer, configuration)
     return found
-
-
-def against_full(sweep: Sweep) -> list[tuple[Configuration, Gap | None]]:
-    """The best in full precision, then that of each other quantizer, the largest first, each with its gap: of the contest
-    where both are in it, else of the search; [] where one of both is missing there too."""
-    for held in (sweep.contest, sweep.compared):
-        by = best_of_each_quantizer(held)
-        full = by.pop("none", None)
-        if full is not None and by:
-            rest = [c for c in held if c is not full]
-            of = gaps(full, rest)
-            lines = [(c, of[rest.index(c)]) for c in sorted(by.values(), key=lambda c: (-c.bytes, c.loss))]
-            return [(full, None), *lines]
-    return []
 
 
 def edge(key: str, config: dict[str, Any], spec: dict[str, Any]) -> str:

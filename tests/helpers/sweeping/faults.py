@@ -13,6 +13,18 @@ from pathlib import Path
 import psutil
 import pytest
 
+STEPS, EVERY = 80, 8
+"""Of a trial that is disturbed in the middle: its steps, and after how many it is evaluated."""
+PACE_S = 0.5
+"""What a step takes while a sweep must not end: four trials in two slots take 80 s then."""
+
+
+def changed_by(env, **variables):
+    """Let `tests/helpers/culprits/sitecustomize.py` change the product in every process of a command with `env`."""
+    culprits = str(Path(__file__).parents[1] / "culprits")
+    others = [part for part in env.get("PYTHONPATH", "").split(os.pathsep) if part not in ("", culprits)]
+    env |= {**variables, "PYTHONPATH": os.pathsep.join([culprits, *others])}
+
 
 def processes(temp):
     """Ray's processes of the sweep whose Ray has the folder `temp`: pid -> title."""

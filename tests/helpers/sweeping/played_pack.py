@@ -84,12 +84,17 @@ class Played(Link):
         self._happened("begin", trial_id)
         return self.found.get(trial_id)
 
-    def evaluated(self, trial_id, config, metrics, result, latent, test, wave, left=None):
+    def losses(self, trial_id, until):
+        return [line.eval_loss for line in self.metrics.get(trial_id, []) if line.step <= until]
+
+    def evaluated(self, trial_id, config, metrics, result, latent, test, wave, left=None, over=""):
         self.metrics.setdefault(trial_id, []).append(metrics)
         self.tests[trial_id, metrics.step] = test
         self.waves[trial_id, metrics.step] = wave
         if latent is not None:
             self.kept[trial_id] = metrics.step
+        if over:
+            self.reasons[trial_id] = over
         self._happened("evaluated", trial_id)
         if left is not None:
             self.left[trial_id] = left

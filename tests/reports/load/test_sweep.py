@@ -156,6 +156,13 @@ def test_trials_come_in_the_order_of_their_numbers(folder, add):
     assert comparable(sweep.trials).ranked["trial_id"].tolist() == ["t0002", "t9999", "t10000"]
 
 
+@pytest.mark.parametrize(("counts", "said"), [((0, 24, 0), ("24",)), ((0, 0), ("0",)), ((24, 30), ("24", "30"))])
+def test_trials_of_before_a_confirmation_was_added_know_of_no_test_rows(folder, add, counts, said):
+    for number, count in enumerate(counts):
+        add(f"t{number}", eval_loss=2.5, record={"data": {"source": "pydoc", "test_rows": count}})
+    assert load_sweep(folder).data == {"source": ("pydoc",), "test_rows": said}
+
+
 def test_the_base_is_held_against_confirmed_trials_on_their_rows(folder, add):
     """They may be fewer than the test split has; other rows are a problem."""
     evals, tests = [3.0 + index / 100 for index in range(40)], [3.1 + index / 50 for index in range(40)]

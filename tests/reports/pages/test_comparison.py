@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from constructed import spread
+from constructed import page_of, spread
 
 from bitlora.files.record import write_scores
 from reports.load.sweep import load_sweep
@@ -69,7 +69,7 @@ def test_other_examples_or_another_text_are_not_compared(two, other):
     rewrite(two[1], "b", **{"tokens": 12, "text_bytes": 40, **other})
     found, _ = groups(*two)
     assert [len(group.lines) for group in found] == [1, 1]
-    page = write_report(two).read_text()
+    page = page_of(*two)
     assert "**No two of these sweeps can be compared**" in page
     assert "Between these groups nothing is compared" in page
 
@@ -78,7 +78,7 @@ def test_a_sweep_without_a_result_is_said(two):
     shutil.rmtree(two[1] / "trials" / "b")
     _, without = groups(*two)
     assert without == [("other", "no trial completed its full budget with a finite eval loss")]
-    assert "**other** is in no comparison: no trial completed" in write_report(two).read_text()
+    assert "**other** is in no comparison: no trial completed" in page_of(*two)
 
 
 def test_the_page(two, tmp_path):

@@ -2,8 +2,9 @@
 
 import json
 
+from constructed import page_of
+
 from reports.load.sweep import load_sweep
-from reports.report import write_report
 from reports.statistics.comparable import comparable
 
 
@@ -14,9 +15,9 @@ def act(what, *trials, **more):
 
 def test_who_did_what_and_when(folder, add):
     add("t0", eval_loss=2.5)
-    assert "## Steered" not in write_report([folder]).read_text()
+    assert "## Steered" not in page_of(folder)
     (folder / "steered.jsonl").write_text(act("stop t1", "t1") + act("add | 3", result="<b>"))
-    page = write_report([folder]).read_text()
+    page = page_of(folder)
     section = page.split("## Steered")[1].split("\n## ")[0]
     assert "2026-11-28T09:00:00 | anna@box | stop t1" in section
     assert "done: stop t1" in section
@@ -42,5 +43,5 @@ def test_a_trial_that_was_given_more_steps_does_not_unrank_the_others(folder, ad
     found = comparable(sweep.trials, sweep.longer)
     assert list(found.ranked["trial_id"]) == ["t0", "t1"]
     assert list(found.other["trial_id"]) == ["t2", "t3"]
-    page = write_report([folder]).read_text()
+    page = page_of(folder)
     assert "did not train for as many steps as those above or began with another trial's weights" in page

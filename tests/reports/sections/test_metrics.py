@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 
+import pandas as pd
 import pytest
 from recount import recount
 
@@ -82,6 +83,10 @@ def rewrite(trial, **changes):
         (trial / name).write_text(json.dumps(held | kept) + "\n")
 
 
+def trials_of(folder):
+    return sorted((folder / "trials").iterdir())
+
+
 @pytest.mark.parametrize(("searched", "way"), [("exact", "higher"), ("less", "lower"), ("code", "lower")])
 def test_every_number_of_a_sweep_searched_by_a_metric_is_right(measured, searched, way):
     folder = measured(searched)
@@ -96,15 +101,63 @@ def test_every_number_of_a_sweep_searched_by_a_metric_is_right(measured, searche
         "code": "t0001",
     }.items()
     assert found[searched].verdict.interval({"trial_id": "t0000"}).low > 0  # the worst is behind, whichever way is up
-    said = json.loads((folder / "report" / "summary.json").read_text())["searched"]
+    told = json.loads((folder / "report" / "summary.json").read_text())
+    said = told["searched"]
     best = found[searched].verdict.best[0]["trial_id"]
-    held = json.loads((folder / "trials" / best / "record.json").read_text())["metrics"][searched]
+    record = json.loads((folder / "trials" / best / "record.json").read_text())
+    held = record["metrics"][searched]
+    # The verdict, the line and the summary go by it; the loss stays beside.
+    assert (told["best"]["trial"], told["best"]["loss"]) == (best, record["eval_loss"])
+    losses = {trial.name: json.loads((trial / "record.json").read_text())["eval_loss"] for trial in trials_of(folder)}
+    assert told["by_loss"]["best"]["trial"] == min(losses, key=losses.get)
+    assert told["outcome"] == found[searched].verdict.outcome
+    assert told["line"].startswith(f"quickstart: by {searched} ({way} is better) ")
+    assert f" {searched} {held:.4f}" in told["line"]
+    assert f"; eval loss {record['eval_loss']:.4f}; 3 trials" in told["line"]
+    assert len(told["line"]) <= 200
+    assert f"\n\nBy the eval loss: {told['by_loss']['best']['trial']} " in page
     assert said == {
         "metric": searched,
         "higher_is_better": way == "higher",
         "best": best,
         "value": pytest.approx(held, rel=1e-12),
     }
+
+
+def test_of_two_quantizers_the_one_that_is_better_by_what_was_searched_is_named(folder, add):
+    """By the loss the other one is: each is said with its own direction."""
+    (folder / "sweep.yaml").write_text(
+        SPEC.replace("SEARCHED", "exact").replace("rank: [8", "quantizer: [none, binary], rank: [8")
+    )
+    for number, (quantizer, skill) in enumerate([("none", 0.1), ("binary", 0.9)]):
+        trial = add(f"t000{number}", eval_loss=2.0, quantizer=quantizer, record={"data": DATA})
+        loss, values = metric_files(trial, number, skill)
+        own = pd.read_parquet(trial / EVAL)
+        own.assign(loss=own["loss"] + 20 * skill).to_parquet(trial / EVAL)
+        rewrite(trial, eval_loss=loss + 2 * skill, metrics=values)
+    page = write_report([folder]).read_text()
+    assert recount(folder) == []
+    lead, beside = page.split("\n\n")[1:3]
+    exact = [json.loads((trial / "record.json").read_text())["metrics"]["exact"] for trial in trials_of(folder)]
+    assert "**Binary is ahead on this seed**: its best configuration found, **t0001**" in lead
+    assert f" has {exact[1]:.4f}, {exact[1] - exact[0]:.4f} above the next quantizer, full precision: **t0000**" in lead
+    assert beside.startswith("By the eval loss: t0000 is ahead on this seed, with ")
+    line = json.loads((folder / "report" / "summary.json").read_text())["line"]
+    gap = exact[1] - exact[0]
+    ahead = f"by exact (higher is better) binary is ahead on this seed, {gap:.4f} above full precision: eval exact "
+    assert line.startswith(f"quickstart: {ahead}{exact[1]:.4f} (t0001, ")
+
+
+def test_what_ties_exactly_by_a_metric_is_said_so(measured):
+    folder = measured("exact")
+    for trial in trials_of(folder)[1:]:
+        pd.read_parquet(trial / EVAL).assign(exact=1.0).to_parquet(trial / EVAL)
+        metrics = json.loads((trial / "record.json").read_text())["metrics"]
+        rewrite(trial, metrics=metrics | {"exact": 1.0})
+    page = write_report([folder]).read_text()
+    assert recount(folder) == []
+    assert "**tie exactly** with 1.0000, " in page.split("\n\n")[1]
+    assert json.loads((folder / "report" / "summary.json").read_text())["may_be_best"] == ["t0001", "t0002"]
 
 
 def test_a_sweep_searched_by_its_loss_says_first_what_it_said(measured):

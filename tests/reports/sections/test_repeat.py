@@ -2,8 +2,9 @@
 
 import json
 
+from constructed import page_of
+
 from reports.load.sweep import load_sweep
-from reports.report import write_report
 from reports.sections.repeat import repeat
 from reports.statistics.findings import findings
 
@@ -17,12 +18,12 @@ def noted(folder, *files):
 
 def test_copies_and_what_is_too_large_for_one(folder, add):
     add("t0", eval_loss=2.5)
-    without = write_report([folder]).read_text()
+    without = page_of(folder)
     assert "copies" not in without
     assert "SHA-256 0123" not in without
     large = {"name": "big `file`.jsonl", "bytes": 99_000_000, "sha256": SHA, "kept": None}
     noted(folder, {"name": "rows.jsonl", "bytes": 5, "sha256": SHA, "kept": "0-rows.jsonl"}, large)
-    page = write_report([folder]).read_text()
+    page = page_of(folder)
     assert "`data/` has copies of its data files, which are read where they are no longer under their names." in page
     (line,) = [line for line in page.splitlines() if line.startswith("Too large to be copied")]
     assert "big `file`.jsonl" in line

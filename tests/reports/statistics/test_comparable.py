@@ -5,7 +5,9 @@ import pandas as pd
 import pytest
 
 from reports.load.sweep import load_sweep
+from reports.sections.leaderboard import leaderboard
 from reports.statistics.comparable import comparable, pareto
+from reports.statistics.findings import findings
 
 
 def ids(frame):
@@ -25,6 +27,22 @@ def test_only_completed_trials_at_the_largest_budget_rank(folder, add):
     assert ids(groups.ranked) == ["best", "second"]
     assert ids(groups.other) == ["aimless", "cut", "short"]
     assert ids(groups.pruned) == ["pruned"]
+
+
+def test_where_trials_have_their_best_evaluation_it_may_be_before_their_last_step(folder, add):
+    """Also of those that ended short of their budget, since it did not get better any more."""
+    add("whole", eval_loss=2.6)
+    add("early", eval_loss=2.5, steps=16, rank=8)
+    add("pruned", "pruned", eval_loss=2.0, steps=8)
+    assert ids(comparable(load_sweep(folder).trials).ranked) == ["whole"]
+    spec = folder / "sweep.yaml"
+    spec.write_text(spec.read_text() + "train: {keep: best}\n")
+    found = load_sweep(folder)
+    groups = comparable(found.trials)
+    assert ids(groups.ranked) == ["early", "whole"]
+    assert ids(groups.pruned) == ["pruned"]
+    assert groups.other.empty
+    assert "Each has its best evaluation, which need not be its last." in str(leaderboard(findings(found)).blocks[1])
 
 
 def test_a_tie_shares_its_place_and_sorts_by_trial_id(folder, add):

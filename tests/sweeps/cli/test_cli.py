@@ -10,7 +10,9 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from bitlora.base.eight_bits import WholeInputLinear
 from bitlora.base.info import BaseInfo, LayerShape
+from sweeps.cli.doctor import examine
 from sweeps.cli.plan import _packs, draw, make_plan
 from sweeps.cli.plan_memory import Calibration
 from sweeps.driver.prepare import Prepared
@@ -228,6 +230,20 @@ def test_plan_says_which_adapters_fit(write_spec):
     }
 
 
+def test_plan_says_what_is_known_of_learning_rates(write_spec):
+    shapes = (LayerShape("model.layers.0.self_attn.q_proj", 8, 4),)
+    info = BaseInfo("base", "none", "1", shapes, (shapes[0].name,), 96, 1000)
+    dataset = SimpleNamespace(train=range(100), summary=SimpleNamespace(test_rows=0))
+    said = {}
+    for prior in ("auto", "none"):
+        search = {"space": {"learning_rate": [1e-3, 2e-3]}, "prior": prior, "sampler": "tpe"}
+        console = Console(file=io.StringIO(), width=200)
+        draw(console, make_plan(load_spec(write_spec(search=search)), Prepared(info, dataset)))
+        lines = console.file.getvalue().splitlines()
+        said[prior] = [line for line in lines if line.startswith("search.prior: learning rates around 0.11, ")]
+    assert [len(lines) for lines in said.values()] == [1, 0]
+
+
 def test_plan_lists_the_adapters_that_can_be(write_spec):
     """No full precision of rank 16, where the rank hangs on the quantizer."""
     space = {"rank": {"by": "quantizer", "none": [1], "default": [16, 8]}, "quantizer": ["none", "binary"]}
@@ -283,8 +299,24 @@ def test_plan_says_how_many_packs_there_may_be(write_spec, resources, said):
 def test_doctor(bitlora):
     ended = bitlora("doctor")
     assert ended.code == 0, ended.out
-    for what in ("torch", "bitsandbytes", "nf4", "memory", "packaged weights", "import sweeps"):
+    for what in ("torch", "bitsandbytes", "nf4", "int8", "memory", "packaged weights", "import sweeps"):
         assert what in ended.out
+
+
+@pytest.mark.parametrize(
+    ("breaks", "said"),
+    [
+        (None, ("ok", "base.quantization: int8 works on cpu (largest error 0.00")),
+        (lambda self, x: x @ self.weight.float(), ("note", "base.quantization: int8 is wrong on cpu (largest error ")),
+        (lambda self, x: 1 / 0, ("note", "base.quantization: int8 does not work here: ZeroDivisionError: ")),
+    ],
+)
+def test_doctor_says_whether_bases_in_8_bits_work_here(monkeypatch, breaks, said):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    if breaks is not None:
+        monkeypatch.setattr(WholeInputLinear, "forward", breaks)
+    (found,) = (each for each in examine() if each.what == "int8")
+    assert (found.verdict, found.text[: len(said[1])]) == said
 
 
 def test_report_of_no_sweep(bitlora, tmp_path):

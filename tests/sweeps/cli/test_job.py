@@ -11,6 +11,7 @@ from sweeps.cli.app import app
 from sweeps.cli.job import DRIVER, bundle
 from sweeps.driver import run
 from sweeps.driver.kept import keep, places, source_file
+from sweeps.driver.prepare import prepare
 from sweeps.spec.spec import dump_spec, load_spec
 
 
@@ -70,7 +71,11 @@ def test_a_job_reads_what_travelled_and_a_sweep_that_goes_on_its_copies(write_sp
             read.append((spec.data.source, prepared.dataset.summary.fingerprint, prepared.dataset.summary.files))
             return 0
 
+        def here(spec, meanwhile, places, _):  # five processes more would import torch once more each
+            return prepare(spec, places=places, here=True)
+
         monkeypatch.setattr(run, "run_sweep", run_sweep)
+        monkeypatch.setattr("sweeps.driver.prepare.prepare", here)
         (job := tmp_path / "job").mkdir()
         assert bundle(spec, job) == []
         bucket = f"s3://{server.make_bucket('sweeps')}/quick"

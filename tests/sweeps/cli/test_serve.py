@@ -20,9 +20,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from bitlora.adapter.peft_folder import save_adapter, save_lora_adapter
+from bitlora.config.sections import BaseConfig
+from bitlora.engine.engine import Engine
+from bitlora.engine.gauge import Budget
 from bitlora.engine.generation.decoder import Decoder
+from bitlora.engine.generation.greedy import KEPT_TOKENS
+from bitlora.forward.inject import load_base
 from bitlora.serving.asking import AskedRow, EngineThread
 from sweeps.cli.app import app
+from sweeps.cli.serving import keep_values
 from sweeps.cli.trial_folder import open_trial
 
 TRIALS = {
@@ -210,6 +216,33 @@ def test_a_lost_device_ends_it(sweep, monkeypatch):
     ended = CliRunner().invoke(app, ["serve", *places(sweep), "--port", "0"])
     assert ended.exit_code == 1
     assert ended.stderr.splitlines()[-1] == "AcceleratorError: the device is lost"
+
+
+@pytest.mark.parametrize(
+    ("caches", "free", "kept"),
+    [
+        (["auto"], 10.0, True),
+        (["auto"], 0.5, False),
+        ([True, "auto"], 0.5, True),
+        (["auto", False], 10.0, False),
+        ([True, False], 10.0, False),
+    ],
+)
+def test_values_of_the_base_are_kept_as_in_packs(quantized, monkeypatch, caches, free, kept):
+    """`free`: of what the values and the rows that may be under way need."""
+    base = quantized.base
+    need = base.values_bytes + KEPT_TOKENS * 2 * 2 * 64 * 4  # two blocks, 64 wide, float32
+    monkeypatch.setattr("bitlora.engine.gauge.held", lambda device: 1000)
+    monkeypatch.setattr("bitlora.engine.gauge.budget", lambda device: Budget(1000 + int(free * need), "this test"))
+    keep_values(quantized, caches)
+    assert base.keep_values(False) == kept
+
+
+@pytest.fixture(scope="module")
+def quantized(tiny_base):
+    return Engine(
+        load_base(BaseConfig(model=str(tiny_base), quantization="nf4"), torch.float32, torch.device("cpu")), 1
+    )
 
 
 def test_trials_of_one_id_are_called_by_their_sweeps(sweep):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 
 from bitlora import timeouts
 from bitlora.files.opening import open_storage
-from bitlora.files.record import Metrics, Record, append_metrics, write_record
+from bitlora.files.record import Metrics, Record, append_metrics, read_record, write_record
 from bitlora.files.writing import write_json
 from reports.document.cells import seconds
 from sweeps.cli.app import app
@@ -104,6 +105,23 @@ def test_as_json_for_a_program(folder: Path) -> None:
     }
     page = (Path(__file__).parents[3] / "docs" / "commands.md").read_text()
     assert all(f"`{field}`" in page for field in found)
+
+
+def test_of_two_objectives_the_front_so_far(folder: Path) -> None:
+    spec = load_spec(folder / "sweep.yaml", ["search.objectives=[loss, bytes]"])
+    (folder / "sweep.yaml").write_text(dump_spec(spec))
+    done = read_record(folder / "trials" / "t0000")
+    others = {"t0003": (1.5, 64), "t0004": (2.5, 4), "t0005": (2.5, 16), "t0006": (1.5, 64), "t0007": (1.0, 99)}
+    for trial, (loss, count) in others.items():
+        status = "pruned" if trial == "t0007" else "completed"
+        path = folder / "trials" / trial
+        path.mkdir()
+        write_record(path, replace(done, trial_id=trial, status=status, eval_loss=loss, adapter_bytes=count))
+    assert "on the front so far: 3, from t0003 1.5000 at 64 B to t0004 2.5000 at 4 B" in drawn(folder)
+    found = json.loads(CliRunner().invoke(app, ["status", str(folder), "--json"]).stdout)
+    told = [(one["trial"], one["eval_loss"], one["adapter_bytes"]) for one in found["front"]]
+    assert told == [("t0003", 1.5, 64), ("t0000", 2.0, 16), ("t0004", 2.5, 4)]
+    assert found["best"] == {"trial": "t0003", "eval_loss": 1.5}
 
 
 def test_a_search_that_may_end_sooner_and_one_that_has(folder: Path) -> None:

@@ -3,15 +3,12 @@ undisturbed sweep (float64, 1e-9). Each fault is done for real, in packs on Ray 
 """
 
 import json
-import os
-from pathlib import Path
 
 import contract
 import pytest
 from commands import command_line, save_tokenizer, spec_writer
-from faults import events, results
+from faults import changed_by, events, results
 
-CULPRITS = Path(__file__).parents[2] / "helpers" / "culprits"
 RANKS = [7, 2, 3, 4, 5, 6]
 """Of the trials, in their order. The widest is no culprit: by it a pack measures, at its start, what fits."""
 TRIALS = {
@@ -37,12 +34,6 @@ def undisturbed_trials(tmp_path_factory, float64_base, arithmetic, tiny_base):
     return results(folder / "quick")
 
 
-def plant(bitlora, culprits, what="BITLORA_CULPRIT"):
-    """Let the layers of some trials misbehave in every process of a command: `tests/helpers/culprits/sitecustomize.py`."""
-    path = os.pathsep.join([str(CULPRITS), *filter(None, [os.environ.get("PYTHONPATH")])])
-    bitlora.env |= {what: culprits, "PYTHONPATH": path}
-
-
 def held(folder, undisturbed, failed):
     """All but those that `failed` (trial -> why) ended as they would have without them."""
     found = results(folder)
@@ -63,7 +54,7 @@ def held(folder, undisturbed, failed):
 
 def test_layers_that_raise(bitlora, write_spec, tmp_path, float64_base, undisturbed_trials):
     """At the first step, at the seventh, and beyond one row, all in one pack: the last is trained row by row, and ends."""
-    plant(bitlora, "4:7:raise 5:1:raise 6:1:rows")
+    changed_by(bitlora.env, BITLORA_CULPRIT="4:7:raise 5:1:raise 6:1:rows")
     ended = bitlora("sweep", write(write_spec, float64_base))
     assert ended.code == 3, ended.err
     said = "at step {0}: RuntimeError: the culprit, at step {0}"
@@ -78,7 +69,7 @@ def test_a_layer_that_ends_its_process(
     bitlora, write_spec, tmp_path, float64_base, undisturbed_trials, culprit, workers, trials
 ):
     """The culprit is the last of the trials; the first ones of a grid are the same whatever its size."""
-    plant(bitlora, culprit)
+    changed_by(bitlora.env, BITLORA_CULPRIT=culprit)
     search = {"trials": trials, "space": {"rank": RANKS[:trials]}}
     resources = {"workers_per_pack": workers, "slots": trials}
     ended = bitlora("sweep", write(write_spec, float64_base, search=search, resources=resources), timeout=380)
@@ -137,7 +128,7 @@ def test_memory_that_a_large_batch_breaks_and_a_small_one_does_not(bitlora, writ
     for name, memory in (("free", None), ("capped", "200")):
         bitlora.env |= {"RAY_TMPDIR": bitlora.env["RAY_TMPDIR"], "OMP_NUM_THREADS": "2"}
         if memory:
-            plant(bitlora, memory, "BITLORA_MEMORY")
+            changed_by(bitlora.env, BITLORA_MEMORY=memory)
         ended = bitlora("sweep", write(write_spec, float64_base, name, **sections))
         found[name] = results(tmp_path / name)
         assert ended.code == 0, (ended.err, found)

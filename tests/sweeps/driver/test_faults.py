@@ -8,13 +8,13 @@ import time
 import contract
 import psutil
 import pytest
+from faults import EVERY, STEPS, events, pid_of, processes, wait_for
 from faults import evaluations as training
-from faults import events, pid_of, processes, wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
-LONG = {"train": {"steps": 600, "eval_every": 20, "batch_size": 4}, "search": {"trials": 3}}
-"""Long enough to be in the middle of it: some 10 s of training."""
+LONG = {"train": {"steps": STEPS, "eval_every": EVERY, "batch_size": 4}, "search": {"trials": 3}}
+"""In the middle of it while there is `pace`."""
 
 
 def finish(process, temp, seen, since, limit=60):
@@ -29,7 +29,7 @@ def finish(process, temp, seen, since, limit=60):
 
 
 @pytest.fixture
-def running(bitlora, write_spec, tmp_path):
+def running(bitlora, write_spec, pace, tmp_path):
     """Starts a long sweep; gives its process, its Ray's temp dir and its folder."""
     started = []
 
@@ -60,13 +60,14 @@ def test_the_base_fails_to_load(bitlora, write_spec, tmp_path, tiny_base):
     assert (tmp_path / "quick" / "exit_code").read_text() == "1\n"
 
 
-def test_a_worker_is_killed_while_training(running):
-    process, temp, folder = running(train={**LONG["train"], "eval_every": 200})
+def test_a_worker_is_killed_while_training(running, pace):
+    process, temp, folder = running()
     wait_for(training(folder), "an evaluation")
     seen = processes(temp)
     # A trial has no process: beside the pool there are those of the pack, and what Ray keeps ready.
     assert not [title for title in seen.values() if "Trainable" in title or "Elsewhere" in title]
     os.kill(pid_of(temp, "ray::RayTrainWorker"), signal.SIGKILL)
+    pace.unlink()
     out, err = finish(process, temp, seen, time.monotonic())
     assert process.returncode == 0, out + err
     assert contract.statuses(contract.holds(folder)) == {"completed": 3}

@@ -17,9 +17,8 @@ import contract
 import psutil
 import pytest
 from commands import command_line, spec_writer
-from faults import evaluations, events, nothing_is_left, processes, ray_head, results, same, wait_for
+from faults import changed_by, evaluations, events, nothing_is_left, processes, ray_head, results, same, wait_for
 
-CULPRITS = Path(__file__).parents[2] / "helpers" / "culprits"
 SEED = int(os.environ.get("KILLS_SEED", "1"))
 KILLS = int(os.environ.get("KILLS", "20"))
 DECK = {8: {"worker": 3, "host": 3, "pool": 1, "driver": 1}, 20: {"worker": 9, "host": 7, "pool": 2, "driver": 2}}[
@@ -140,8 +139,7 @@ def test_kills(tmp_path, float64_base, arithmetic):
     pace = tmp_path / "pace"
     pace.touch()
     with command_line() as bitlora, (tmp_path / "said").open("w") as log:
-        path = os.pathsep.join([str(CULPRITS), *filter(None, [os.environ.get("PYTHONPATH")])])
-        bitlora.env |= {"BITLORA_PACE": f"{PACE_S}:{pace}", "PYTHONPATH": path}
+        changed_by(bitlora.env, BITLORA_PACE=f"{PACE_S}:{pace}")
         with ray_head(bitlora.env) as head:
             sweep = Supervised(bitlora, write("quick", **SWEEP), head, tmp_path / "quick", log)
             try:

@@ -18,8 +18,9 @@ from bitlora.files.origin import Origin
 from sweeps.cli.app import app
 from sweeps.cli.trial_folder import open_trial
 from sweeps.driver.prepare import Prepared, _look
-from sweeps.driver.resume import BASE, DATA, as_begun, began_with, begun_in, cannot_resume, changed
+from sweeps.driver.resume import BASE, DATA, as_begun, began_with, begun_in, cannot_resume, changed, grown
 from sweeps.search.study import open_study
+from sweeps.spec.keys.confirm import ConfirmConfig
 from sweeps.spec.spec import Spec, dump_spec, load_spec
 
 THEN, NOW = "1" * 40, "2" * 40
@@ -96,6 +97,44 @@ def test_what_a_sweep_was_warmed_by_may_be_gone_when_it_goes_on(spec: Spec, tmp_
     assert line.startswith("search.hours: 1, but the sweep in ")
 
 
+def test_a_sweep_that_was_begun_without_confirm_may_get_it_and_keeps_it(spec: Spec, tmp_path: Path) -> None:
+    folder = tmp_path / "quick"
+    begin(folder, spec)
+    top = spec.model_copy(update={"confirm": ConfirmConfig(top=2)})
+    assert as_begun(spec, folder).confirm is None
+    assert cannot_resume(top, folder) == []
+    given = as_begun(top, folder)
+    assert given.confirm == ConfirmConfig(top=2, added=True)
+    assert given.kept_back == {"test_rows": None, "added": True}
+    larger = grown(given, folder)
+    assert larger is not None
+    (folder / "sweep.yaml").write_text(dump_spec(larger))
+    assert load_spec(folder / "sweep.yaml") == given
+    # from now on it has that, whoever goes on with it
+    for again in (spec, top, given):
+        assert cannot_resume(again, folder) == []
+        assert as_begun(again, folder) == given
+        assert grown(as_begun(again, folder), folder) is None
+    (line,) = cannot_resume(spec.model_copy(update={"confirm": ConfirmConfig(top=3)}), folder)
+    assert line == f"confirm.top: 3, but the sweep in {spec.place} was begun with 2; a sweep goes on as it was begun"
+
+
+def test_a_sweep_that_was_begun_with_confirm_keeps_its_rows(spec: Spec, tmp_path: Path) -> None:
+    begun = spec.model_copy(update={"confirm": ConfirmConfig()})
+    begin(tmp_path / "quick", begun)
+    assert as_begun(begun, tmp_path / "quick") == begun
+    assert [line.split(":")[0] for line in cannot_resume(spec, tmp_path / "quick")] == ["confirm.seeds", "confirm.top"]
+
+
+def test_rows_to_confirm_on_that_are_others_by_now_are_refused(spec: Spec, prepared: Prepared, tmp_path: Path) -> None:
+    summary = replace(prepared.dataset.summary, added="1" * 16)
+    begin(tmp_path / "quick", spec, **began_with(replace(prepared, dataset=replace(prepared.dataset, summary=summary))))
+    assert changed(prepared, tmp_path / "quick", "quick") == []  # it goes on without
+    other = replace(prepared.dataset, summary=replace(summary, added="2" * 16))
+    (line,) = changed(replace(prepared, dataset=other), tmp_path / "quick", "quick")
+    assert line.startswith(f"confirm: the rows to confirm on changed since the sweep in quick began (was {'1' * 16}")
+
+
 def test_a_sweep_of_before_there_were_revisions_goes_on(spec: Spec, prepared: Prepared, tmp_path: Path) -> None:
     """Its spec has no such keys, and of a folder it knew the configuration alone."""
     folder = tmp_path / "quick"
@@ -103,7 +142,7 @@ def test_a_sweep_of_before_there_were_revisions_goes_on(spec: Spec, prepared: Pr
     begin(folder, spec, **began)
     now = (folder / "sweep.yaml").read_text().splitlines(keepends=True)
     then = [line for line in now if line.strip().split(":")[0] not in ("revision", "patience")]
-    assert len(then) == len(now) - 4  # base, data; search, resources
+    assert len(then) == len(now) - 5  # base, data; train, search, resources
     (folder / "sweep.yaml").write_text("".join(then))
     assert load_spec(folder / "sweep.yaml") == spec
     assert cannot_resume(spec, folder) == []

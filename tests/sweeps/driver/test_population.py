@@ -1,7 +1,5 @@
 """A population that trains in step: lost under way it goes on, and a schedule alone gives what a member came to."""
 
-import os
-
 import contract
 import pytest
 from commands import spec_writer
@@ -9,8 +7,7 @@ from faults import evaluations, processes, results, same, wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1800)]
 
-STEPS = int(os.environ.get("POPULATION_STEPS", "80"))
-"""Enough for a machine of today to be in the middle of it; 32 for one that others use too."""
+STEPS = 32
 TRAIN = {"steps": STEPS, "eval_every": STEPS // 16, "batch_size": 4, "dtype": "float64"}
 SWEEP = {
     "train": TRAIN,
@@ -29,9 +26,10 @@ def schedules(found):
 
 
 def test_a_population_that_is_killed_in_the_middle_goes_on_and_its_best_is_trained_again_from_its_schedule(
-    bitlora, tmp_path, float64_base, arithmetic
+    bitlora, tmp_path, float64_base, arithmetic, pace
 ):
     write = spec_writer(tmp_path, float64_base, arithmetic)
+    pace.unlink()
 
     ended = bitlora("sweep", write("whole", **SWEEP), timeout=600)
     assert ended.code == 0, ended.out + ended.err
@@ -40,11 +38,13 @@ def test_a_population_that_is_killed_in_the_middle_goes_on_and_its_best_is_train
     assert not list(tmp_path.glob("whole/trials/*/rung-*"))
 
     killed = tmp_path / "killed"
+    pace.touch()
     process = bitlora.start("sweep", write("killed", **SWEEP))
     wait_for(lambda: evaluations(killed, 22)() or process.poll() is not None, "the second rung", 300)
     assert process.poll() is None, process.communicate()
     process.kill()
     process.wait()
+    pace.unlink()
     wait_for(lambda: not processes(bitlora.env["RAY_TMPDIR"]), "Ray to end with its driver", 30)
     ended = bitlora("sweep", write("killed", **SWEEP), "--resume", timeout=600)
     assert ended.code == 0, ended.out + ended.err

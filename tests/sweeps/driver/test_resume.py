@@ -13,7 +13,7 @@ from pathlib import Path
 import contract
 import pytest
 import s3
-from faults import evaluations, events, pid_of, processes, results, same, wait_for
+from faults import STEPS, evaluations, events, pid_of, processes, results, same, wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -24,11 +24,12 @@ def run_to(process, moment, what):
     assert process.poll() is None, process.communicate()
 
 
-def test_a_worker_is_killed(bitlora, resumable, undisturbed, tmp_path):
+def test_a_worker_is_killed(bitlora, resumable, undisturbed, pace, tmp_path):
     folder, temp = tmp_path / "quick", bitlora.env["RAY_TMPDIR"]
     process = bitlora.start("sweep", resumable(workers_per_pack=2))
     run_to(process, evaluations(folder, 4), "evaluations")
     os.kill(pid_of(temp, "ray::RayTrainWorker"), signal.SIGKILL)
+    pace.unlink()
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, out + err
     assert contract.statuses(contract.holds(folder)) == {"completed": 4}
@@ -38,7 +39,7 @@ def test_a_worker_is_killed(bitlora, resumable, undisturbed, tmp_path):
     assert scored == [1, 0]
     assert "(as measured before)" in second[0]["event"]
     begun = {trial for event in second if event["event"] == "attach" for trial in event["trials"]}
-    assert sum(len(event["trials"]) for event in second if event["event"] == "step") < 400 * len(begun)
+    assert sum(len(event["trials"]) for event in second if event["event"] == "step") < STEPS * len(begun)
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_the_disk_is_full(bitlora, resumable, undisturbed, small_disk):
+def test_the_disk_is_full(bitlora, resumable, undisturbed, pace, small_disk):
     folder = small_disk / "quick"
     spec = resumable(out=folder)
     process = bitlora.start("sweep", spec)
@@ -61,6 +62,7 @@ def test_the_disk_is_full(bitlora, resumable, undisturbed, small_disk):
     filler = small_disk / "filler"
     with contextlib.suppress(OSError):  # full at last
         filler.write_bytes(bytes(16 * 2**20))
+    pace.unlink()
     out, err = process.communicate(timeout=200)
     assert process.returncode == 130, out + err
     assert "No space left" in out + err
@@ -105,13 +107,14 @@ def test_what_is_not_the_sweep_that_was_begun_is_refused(bitlora, resumable, und
     assert "already holds a sweep; go on with it with --resume" in fresh.err
 
 
-def test_a_torn_journal_and_the_lock_of_a_killed_driver(bitlora, resumable, undisturbed, tmp_path):
+def test_a_torn_journal_and_the_lock_of_a_killed_driver(bitlora, resumable, undisturbed, pace, tmp_path):
     """Both are mended before Ray starts; `--resume auto` is all that is needed, and one Ctrl-C ends the wait."""
     spec, folder = resumable(), tmp_path / "quick"
     process = bitlora.start("sweep", spec, "--resume", "auto")
     run_to(process, evaluations(folder, 4), "evaluations")
     process.kill()
     process.wait()
+    pace.unlink()
     wait_for(lambda: not processes(bitlora.env["RAY_TMPDIR"]), "Ray to end with its driver", 30)
     journal = folder / "study.journal"
     with journal.open("ab") as file:
@@ -137,8 +140,9 @@ def test_a_torn_journal_and_the_lock_of_a_killed_driver(bitlora, resumable, undi
     assert "Ray" not in again.out + again.err
 
 
-def test_two_drivers_of_one_folder_in_object_storage(bitlora, resumable):
-    """The second is refused; one that took the lease over makes the first one stop, which writes no exit code there."""
+def test_two_drivers_of_one_folder_in_object_storage(bitlora, resumable, pace):
+    """The second is refused; one that took the lease over makes the first one stop, which writes no exit code there. Its
+    steps keep their pace to the end."""
     with s3.serve_s3() as server:
         place = f"s3://{server.make_bucket('sweeps')}/quick"
         spec, env = resumable(out=place), bitlora.env | server.env
@@ -172,7 +176,7 @@ def test_status_says_where_a_sweep_stands(bitlora, undisturbed_folder, tmp_path)
     assert "last written" in running.out
     assert "3 completed" in running.out
     assert "t0003" in running.out
-    assert "400/400" in running.out
+    assert f"{STEPS}/{STEPS}" in running.out
     nowhere = bitlora("status", tmp_path / "nowhere")
     assert nowhere.code == 2
     assert nowhere.err.count("\n") == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -93,6 +94,21 @@ def test_a_scheduler_knows_what_came_before_it(name: str) -> None:
         assert decide(scheduler, {"t0003": 8.0}, 12) == {"t0003": GO}
     assert decide(scheduler, {"t0003": 8.0}, 16) == {"t0003": STOP}
     assert decide(make_scheduler(spec(name), 32), {"t0004": 5.0}, 8) == {"t0004": GO}
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_one_that_ended_at_a_plateau_is_known_at_later_rungs_by_its_best(again: bool) -> None:
+    """Also where the sweep goes on; one that has taken all its steps stands where it was."""
+    curves = {"a": [(8, 1.0), (12, 1.2)], "b": [(8, 1.3)], "c": [(8, 5.0)], "d": [(8, 6.0)]}
+    scheduler = make_scheduler(spec(), 32, curves if again else None, short=["a"])
+    if not again:
+        assert decide(scheduler, {trial: curve[0][1] for trial, curve in curves.items()}, 8)["a"] == GO
+        scheduler.heard({"a": (12, 1.2)})
+        last = result(12, 1.2, "completed")
+        scheduler.on_trial_complete(None, SimpleNamespace(config={"trial_id": "a", "config": {"steps": 32}}), last)
+    assert decide(scheduler, {"b": 1.1}, 16) == {"b": STOP}
+    other = make_scheduler(spec(), 32, curves)
+    assert decide(other, {"b": 1.1}, 16) == {"b": GO}
 
 
 def test_trials_begin_without_it() -> None:

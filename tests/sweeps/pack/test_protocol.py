@@ -134,7 +134,7 @@ class Scheduler(Link):
         if self.ended.setdefault(trial, "stopped") == "stopped":
             self.send(Detach(trial))
 
-    def evaluated(self, trial_id, config, metrics, result, latent, test, wave, left=None):
+    def evaluated(self, trial_id, config, metrics, result, latent, test, wave, left=None, over=""):
         self.waves.append((trial_id, metrics.step, dict(wave)))
         assert metrics.step > self.steps.get(trial_id, 0)
         self.steps[trial_id] = metrics.step

@@ -60,7 +60,7 @@ class Steered(Link):
         taken, self.inbox = self.inbox, []
         return taken
 
-    def evaluated(self, trial_id, config, metrics, result, latent, test, wave, left=None):
+    def evaluated(self, trial_id, config, metrics, result, latent, test, wave, left=None, over=""):
         self.metrics.setdefault(trial_id, []).append(metrics)
         self.waves[trial_id, metrics.step] = wave
         folder = self.folder / f"{trial_id}@{metrics.step}"

@@ -83,7 +83,7 @@ class BareLink(link.FirstLink):
     def restore(self, trial_id, config, reported):
         return None
 
-    def evaluated(self, trial_id, config, metrics, result, latent, test, wave, left=None):
+    def evaluated(self, trial_id, config, metrics, result, latent, test, wave, left=None, over=""):
         def write():
             if self._call(self._pool.evaluated, trial_id):
                 self._report(trial_id, "completed" if metrics.step == config.steps else "running", metrics, wave)

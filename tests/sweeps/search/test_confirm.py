@@ -253,3 +253,9 @@ def test_a_search_that_ends_chooses_by_what_is_on_disk(tmp_path: Path) -> None:
     )
     assert said[1] == "of quantizers that are equal they show 5 % of the loss in four of five cases, at the least cost"
     assert "which is assumed" in said[-1]
+    kept = json.loads((tmp_path / "confirm.json").read_text())
+    assert (kept["seeds"], kept["rows"], kept["eval_rows"]) == (len(confirmed) // 2, 30, 40)
+    assert kept["looked_at"] == list(dict.fromkeys(of for _, of, _ in confirmed))
+    assert kept["shows"]
+    assert kept["least"] <= 0.05
+    assert (kept["apart"], kept["freedom"], kept["untold"]) == (pytest.approx(0.003), 0, "")

@@ -15,6 +15,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from sweeps.onray.schedulers import make_scheduler
+from sweeps.search.metric import values_in_search
 from sweeps.search.rules import Halving, HyperBand
 from sweeps.search.sampling.earlier import EarlierTrial
 from sweeps.search.searcher import OptunaSearcher
@@ -91,6 +92,26 @@ def test_the_study_has_both_values_and_a_sweep_that_goes_on_the_rest(tmp_path: P
         if trial.state == TrialState.COMPLETE:
             assert trial.values == [loss(each["config"]), Shapes().bytes(each["config"])]
     assert {trial.state for trial in study.trials} == {TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL}
+
+
+def test_of_a_trial_with_more_steps_the_search_has_its_loss_at_the_old_budget(tmp_path: Path) -> None:
+    """The sampler too, which goes on with it; and so has a sweep that goes on."""
+    of = spec(trials=8, startup=2, confirm={"top": 1, "seeds": 1})
+    one, given = search(tmp_path, of, until=0)
+    first = one.suggest("tune")
+    one.steered._trials._configure = lambda chosen: {**chosen, "steps": 32}
+    one.steered.extended(first["trial_id"], {"steps": 64})
+    for step, value in ((16, 3.0), (32, 2.5), (64, 0.1)):
+        one.on_trial_result("tune", {"step": step, "eval_loss": value, "tokens": 9})
+    one.finish(first["trial_id"], "completed", 0.1)
+    [trial] = contract.study(tmp_path).trials
+    size = Shapes().bytes(first["config"])
+    assert trial.values == [0.1, size]
+    assert values_in_search(trial) == [2.5, size]
+    one.close()
+    again, given = search(tmp_path, of)
+    assert len(given) == 8
+    assert again.left == 0
 
 
 def test_tpe_looks_where_the_front_is(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from statistics import fmean, median
 
 import pytest
 
-from sweeps.search.rules import Halving, HyperBand, MedianRule
+from sweeps.search.rules import Halving, HyperBand, MedianRule, plateau
 
 
 def judge(rule, step, losses):
@@ -42,6 +42,61 @@ def test_a_trial_alone_goes_on_and_none_is_judged_at_the_end_or_between_rungs():
     assert judge(rule, 12, {"t0": 9.0, "t1": 9.0}) == {"t0"}  # t1's first evaluation: it stands for step 8
     assert judge(rule, 32, {"t0": 9.0}) == {"t0"}
     assert judge(Halving(8, 2, 8), 8, {"t0": 9.0, "t1": 1.0}) == {"t0", "t1"}
+
+
+def test_a_plateau_is_so_many_evaluations_without_a_new_lowest_loss():
+    """Counted by hand, over losses drawn from few values, so that there are ties."""
+    chance = random.Random(0)
+    ended = 0
+    for _ in range(300):
+        patience, losses, best, waited = chance.randint(1, 3), [], float("inf"), 0
+        for step in range(1, 9):
+            losses.append(chance.choice([1.0, 1.5, 2.0, 3.0]))
+            waited = 0 if losses[-1] < best else waited + 1
+            best = min(best, losses[-1])
+            assert bool(plateau(losses, patience, step, 9)) == (waited >= patience)
+            assert plateau(losses, None, step, 9) == ""
+            assert plateau(losses, patience, step, step) == ""  # it has taken all its steps
+            if waited >= patience:
+                ended += 1
+                break
+    assert ended > 200
+    assert plateau([], 1, 1, 9) == ""
+    assert plateau([2.0, 3.0], 1, 8, 32) == "no lower eval loss in 1 evaluation: it ended at step 8 of 32"
+    said = "no lower eval loss in 2 evaluations in a row: it ended at step 12 of 32"
+    assert plateau([2.0, 3.0, 2.0], 2, 12, 32) == said
+
+
+@pytest.mark.parametrize("make", [lambda: Halving(8, 2, 64), lambda: Bracket()])
+def test_one_that_ended_by_itself_is_at_later_rungs_what_it_came_to(make):
+    rule = make()
+    assert judge(rule, 8, {"a": 1.0, "b": 2.0, "c": 1.5, "d": 3.0}) == {"a", "c"}
+    rule.finish("a", 0.9)
+    assert judge(rule, 16, {"c": 1.4}) == set()  # of two one goes on, and that is "a"
+    rule.finish("z", 9.0)  # nobody that it was told of before, but as good as any
+    assert judge(rule, 8, {"e": 0.1, "f": 2.5}) == {"e"}
+    assert judge(rule, 32, {"e": 0.1}) == {"e"}
+    assert judge(rule, 32, {"f": 1.0}) == set()  # "e" and "a" stand there
+
+
+class Bracket(HyperBand):
+    """Of which all trials are in the first."""
+
+    def __init__(self):
+        super().__init__(8, 2, 64)
+
+    def bracket(self, trial_id):
+        return self._brackets[0]
+
+
+def test_the_median_counts_one_that_ended_by_itself_at_all_later_steps():
+    rule = MedianRule(8)
+    for trial, loss in (("a", 1.0), ("b", 1.1), ("c", 1.2), ("d", 3.0)):
+        rule.enter(trial, 8, loss)
+    assert judge(rule, 16, {"d": 2.9}) == {"d"}  # nobody else has come so far
+    for trial in "abc":
+        rule.finish(trial, 0.9)
+    assert judge(rule, 24, {"d": 2.8}) == set()
 
 
 def test_hyperband_deals_its_brackets_and_stops_nobody_in_the_last():

@@ -60,6 +60,11 @@ def file(tmp_path: Path) -> Path:
             "scheduler.name: hyperband",
         ),
         (
+            "train: {patience: 3}",
+            "train.patience: after 3 evaluations without a new best one a trial's last is not its best; give train.keep: "
+            "best",
+        ),
+        (
             "confirm: {by: rank}",
             "confirm.by: found 'rank'; give an axis of search.space that is a list",
         ),

@@ -17,6 +17,7 @@ from bitlora.config.sections import BaseConfig
 from bitlora.engine.engine import Engine
 from bitlora.engine.generation.decoder import Decoder
 from bitlora.engine.generation.greedy import OutputEnd, generate, generate_all
+from bitlora.engine.generation.sampling import Sampling
 from bitlora.forward.inject import load_base
 
 CPU = torch.device("cpu")
@@ -140,6 +141,28 @@ def test_rows_come_and_go_between_steps(engine):
         for number, token in decoder.step().items():
             written[number].append(token)
     assert written == {a: whole[0][:3], b: whole[1][:6], c: whole[2][:4]}
+
+
+def written(decoder, numbers, steps):
+    found = {number: [] for number in numbers}
+    for _ in range(steps):
+        for number, token in decoder.step().items():
+            found[number].append(token)
+    return found
+
+
+def test_a_row_is_drawn_as_singleand_goes_on_as_it_would_have(engine):
+    hows = [None, Sampling(temperature=1.5, seed=1), Sampling(temperature=1.0, top_p=0.8, seed=2), None]
+    asked = [(number % 2, prompt, how) for number, (prompt, how) in enumerate(zip(prompts(9), hows, strict=True))]
+    together = Decoder(engine)
+    found = written(together, [together.add(*each) for each in asked], 8)
+    for (slot, prompt, how), tokens in zip(asked, found.values(), strict=True):
+        single = Decoder(engine)
+        assert [*written(single, [single.add(slot, prompt, how)], 8).values()] == [tokens]
+        again = Decoder(engine)
+        assert [*written(again, [again.add(slot, [*prompt, *tokens[:3]], how)], 5).values()] == [tokens[3:]]
+        (likeliest,) = generate(engine, [(slot, prompt)], OutputEnd(8))
+        assert (tokens == likeliest) == (how is None)
 
 
 def test_a_row_that_is_not_finite_leaves_nothing_behind(engine):

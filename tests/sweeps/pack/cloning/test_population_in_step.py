@@ -80,7 +80,7 @@ class Stepping(Played):
     def copy_of(self, source, trial_id):
         return self.disk["rungs"].get((source.trial_id, source.step))
 
-    def evaluated(self, trial_id, config, metrics, result, latent, test, wave, left=None):
+    def evaluated(self, trial_id, config, metrics, result, latent, test, wave, left=None, over=""):
         super().evaluated(trial_id, config, metrics, result, latent, test, wave, left)
         self.kills -= 1
         if self.kills <= 0:

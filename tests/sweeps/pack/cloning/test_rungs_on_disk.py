@@ -66,10 +66,10 @@ def checkpoint(step, config=A):
     return Checkpoint(state, TrialProgress(step=step, tokens=step, seconds=1.0, losses=[2.0], first_loss=3.0), config)
 
 
-def evaluated(first, step, left=None, loss=1.5, kept=True):
+def evaluated(first, step, left=None, loss=1.5, kept=True, over=""):
     latent = Coming(lambda: {"q_proj": Latent(torch.ones(2, 4), torch.ones(4, 2))}) if kept else None
     result = Scored(EvalResult([4 * loss] * 3, [4] * 3))
-    first.evaluated("t0", A, metrics(step, loss), result, latent, None, {}, left)
+    first.evaluated("t0", A, metrics(step, loss), result, latent, None, {}, left, over)
 
 
 def test_a_rungs_checkpoint_is_there_before_anybody_hears_of_it_and_the_one_before_it_stays(first, tmp_path):
@@ -110,6 +110,16 @@ def test_one_that_diverged_is_reported_at_the_step_where_it_would_have_left(firs
     assert result.reason == "its loss was not finite at step 11"
 
 
+def test_one_that_ends_short_of_its_budget_is_reported_completed_with_the_reason(first):
+    evaluated(first, 8)
+    evaluated(first, 16, over="it did not get better")
+    first.close()
+    assert [(result.status, result.reason) for result, _ in first._pool.reports] == [
+        ("running", ""),
+        ("completed", "it did not get better"),
+    ]
+
+
 def test_the_files_of_a_better_evaluation_stay(first, tmp_path):
     folder = tmp_path / "trials" / "t0"
     evaluated(first, 8, loss=1.0)
@@ -129,5 +139,6 @@ def test_one_that_goes_on_knows_its_best(first, tmp_path):
     first._writer.submit(lambda: None).result()
     first._saver.submit(lambda: None).result()
     assert (folder / record.CHECKPOINT).exists()
-    assert first.restore("t0", A, 16).progress.best == 1.0
+    assert first.restore("t0", A, 16).progress == progress
+    assert [first.losses("t0", until) for until in (7, 8, 15, 16)] == [[], [1.0], [1.0], [1.0, 2.0]]
     first.close()
