@@ -63,12 +63,15 @@ class Plan:
     adapters: tuple[AdapterCost, ...]
     packs: str
     """How many packs there may be, in words."""
+    prior: str = ""
+    """What is known of learning rates before any trial, in words; empty: nothing."""
 
 
 def make_plan(spec: Spec, prepared: Prepared) -> Plan:
     """The plan of `spec`."""
     from sweeps.search import first_look
     from sweeps.search.confirm import most
+    from sweeps.search.sampling.prior import rate_prior
 
     trials = spec.search.trials
     bounds = Bounds(spec, prepared.base)
@@ -112,6 +115,7 @@ def make_plan(spec: Spec, prepared: Prepared) -> Plan:
         (min(adapted), max(adapted)),
         tuple(dict.fromkeys(costs)),
         _packs(spec),
+        prior.words() if (prior := rate_prior(spec, prepared.base, example.steps)) is not None else "",
     )
 
 
@@ -149,6 +153,8 @@ def draw(console: Console, plan: Plan) -> None:
         )
     for line in plan.confirmation:
         console.print(line, highlight=False)
+    if plan.prior:
+        console.print(f"search.prior: {plan.prior}", highlight=False)
     console.print(f"in {plan.packs}", highlight=False)
     table = Table(box=None, padding=(0, 2, 0, 0))
     varying = ("targets", "rank_pattern", "dora", "init")

@@ -26,7 +26,6 @@ from bitlora.quantizers.weights import QUANTIZERS
 from sweeps.driver.meanwhile import ReadingBar
 from sweeps.pack.measuring.measures import unmeasurable
 from sweeps.search.bounds import Bounds
-from sweeps.search.sampling.choice import lacking
 from sweeps.search.sampling.earlier import EarlierTrial, Likeness, earlier_trials
 from sweeps.spec.errors import InputError
 from sweeps.spec.space import extent
@@ -139,7 +138,7 @@ def prepare(
     Raises:
         InputError: one of them cannot be used; all that is wrong with both.
     """
-    if errors := [*lacking(spec.search), *glance(spec, places)]:
+    if errors := glance(spec, places):
         raise InputError(errors)
     found = _looked_here(spec, places) if here else _looked_in_a_child(spec, meanwhile, places)
     if isinstance(found, Prepared):

@@ -38,6 +38,8 @@ class Run:
     """Of the code that ran: `commit`, and whether files differed from it (`changed`). None: it is not a checkout."""
     search_ended: str = ""
     """Why fewer trials were asked for than the spec has: a budget that is spent, a grid of which not all fits."""
+    prior: str = ""
+    """What was known of learning rates before any trial, and how many trials had theirs from there; empty: nothing."""
 
 
 def now() -> datetime:

@@ -127,6 +127,7 @@ def run_sweep(
                 machines=machines(ray.nodes()),
                 git=git,
                 search_ended=search.ended_early,
+                prior=search.prior,
             )
         if session is not None:
             keep_logs(session / "logs", folder / "logs" / "ray")

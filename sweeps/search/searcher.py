@@ -29,6 +29,8 @@ from sweeps.search.cloning.population import became
 from sweeps.search.confirm import REPEATS, Choose
 from sweeps.search.metric import CLONES, STEP, Objective, name_of
 from sweeps.search.open_trials import OpenTrials
+from sweeps.search.rules import Wave
+from sweeps.search.sampling.choice import sampler_of
 from sweeps.search.sampling.drafts import Drafts
 from sweeps.search.sampling.earlier import EarlierTrial
 from sweeps.search.sampling.prior import RatePrior
@@ -62,6 +64,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         clock: Seconds.
         earlier: Trials of other sweeps that the sampler knows too.
         prior: What is known of learning rates before any trial.
+        steps: Of a full trial; None: `train.steps` says it.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         clock: Callable[[], float] = time.monotonic,
         earlier: Sequence[EarlierTrial] = (),
         prior: RatePrior | None = None,
+        steps: int | None = None,
     ) -> None:
         super().__init__(metric=LOSS, mode="min")  # for Tune, which looks whether results have it
         self.objective = objective
@@ -84,8 +88,10 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         self._journal = journal
         self._study = open_study(spec, journal)
         self._agenda = Agenda(spec, self._study, bounds)
-        drafted = (bounds or earlier or prior) and spec.search.sampler != "grid"
-        self._drafts = Drafts(spec, self._study, bounds, earlier, prior) if drafted else None
+        sampler = sampler_of(spec.search)
+        drafted = (bounds or earlier or prior or sampler == "gp") and sampler != "grid"
+        full = steps or spec.train.steps or 1
+        self._drafts = Drafts(spec, self._study, bounds, earlier, prior, full) if drafted else None
         self._budget = SearchBudget(spec.search, self._study, clock)
         size = bounds.bytes if bounds is not None and "bytes" in spec.search.objectives else None
         self._trials = OpenTrials(self._study, self._space, configure, size)
@@ -167,6 +173,11 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
     def refused(self) -> int:
         """Suggestions that were beyond the bounds."""
         return self._drafts.refused if self._drafts is not None else 0
+
+    @property
+    def by_prior(self) -> int:
+        """Trials of this run whose learning rate is the prior's."""
+        return self._drafts.by_prior if self._drafts is not None else 0
 
     def trained(self, tokens: Mapping[str, int]) -> None:
         """Trials have been trained on so many tokens each, since their first step: those of an earlier run of the sweep."""
@@ -296,6 +307,11 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         self._firsts.enter(trial_id, config)
         self.finish(trial_id, status, value, reason)
         return config
+
+    def heard(self, wave: Wave) -> None:
+        """These trials, which search, were evaluated together. Their results follow, one by one."""
+        if self._drafts is not None:
+            self._drafts.heard(wave)
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Report a result to the study: finite ones, each step once."""

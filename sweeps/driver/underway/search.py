@@ -40,7 +40,9 @@ from sweeps.search.bounds import Bounds
 from sweeps.search.cloning.population import Changes, Population, attribute, decided
 from sweeps.search.first_look import chooser
 from sweeps.search.metric import Objective
+from sweeps.search.rules import Wave
 from sweeps.search.rungs.sequential import make_rungs
+from sweeps.search.sampling.choice import sampler_of
 from sweeps.search.sampling.prior import rate_prior
 from sweeps.search.searcher import OptunaSearcher
 from sweeps.spec.spec import Spec
@@ -80,7 +82,8 @@ class SweepSearch:
         slots = spec.resources.slots
         if slots == "auto":
             slots = SLOTS["gpu" if resources.get("GPU") else "cpu"]
-        self._at_once = slots * limits[1] + AHEAD
+        # what is chosen ahead is chosen before it is known what those before it came to, by which a model chooses
+        self._at_once = slots * limits[1] + (0 if sampler_of(spec.search) == "gp" else AHEAD)
         self._past, self._budget = look(storage.folder), prepared.trial(spec, {}).steps
         self._objective = Objective.of_spec(spec.search.metric, spec.metrics)
         curves, eval_rows = self._past.curves(self._objective), len(prepared.dataset.eval)
@@ -117,6 +120,8 @@ class SweepSearch:
         self._pool = pool.remote(settings, host, slots, limits, patience)
         self.pack_seconds = 0.0
         """That packs were up, summed; known when the search has ended."""
+        self.prior = ""
+        """What was known of learning rates before, and what of it; known when it has ended."""
         self.ended_early = ""
         """Why it asked for fewer trials than the spec has; known when it has ended."""
 
@@ -128,6 +133,7 @@ class SweepSearch:
         """
         spec, storage, pool = self._spec, self._storage, self._pool
         objective = self._objective
+        prior = rate_prior(spec, self._prepared.base, self._budget)
         searcher = OptunaSearcher(
             spec,
             storage.folder / JOURNAL,
@@ -138,7 +144,8 @@ class SweepSearch:
             essence=(lambda config: None) if spec.scheduler.name == "pbt" else self._prepared.essence,
             bounds=Bounds(spec, self._prepared.base),
             earlier=self._prepared.earlier,
-            prior=rate_prior(spec, self._prepared.base, self._prepared.trial(spec, {}).steps),
+            prior=prior,
+            steps=self._budget,
         )
         searcher.set_attributes(began_with(self._prepared))
         past = self._past
@@ -155,7 +162,12 @@ class SweepSearch:
         if spec.scheduler.name == "pbt":
             population = Population(spec, self._budget, searcher.searched, decided(searcher.attributes))
         scheduler = make_scheduler(spec, self._budget, past.curves(objective), population, sizes, past.short)
-        feed = PoolFeed(pool, scheduler.heard, scheduler.place)
+
+        def heard(wave: Wave) -> None:
+            searcher.heard(wave)
+            scheduler.heard(wave)
+
+        feed = PoolFeed(pool, heard, scheduler.place)
         scheduler.go_on = feed.go_on
         rows = self._prepared.dataset.summary.test_rows
         choose = chooser(spec, storage, rows, self._budget, heartbeat.say, fresh=not past.metrics)
@@ -217,6 +229,8 @@ class SweepSearch:
         if searcher.refused:
             heartbeat.say(f"search.where: {searcher.refused} suggestions did not fit, and were not trained")
         self.ended_early = searcher.why_ended
+        if prior is not None:
+            self.prior = f"{prior.words()}; taken by {searcher.by_prior} trials of this run"
         return recorder
 
     def _decided(self, rung: int, changes: Changes, searcher: OptunaSearcher, display: Display) -> None:

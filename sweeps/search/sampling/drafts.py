@@ -12,7 +12,10 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from sweeps.search.bounds import Bounds
+from sweeps.search.rules import Wave
+from sweeps.search.sampling.choice import sampler_of
 from sweeps.search.sampling.earlier import EarlierTrial
+from sweeps.search.sampling.modelled import CurveModel
 from sweeps.search.sampling.prior import RATE, STRENGTH, FirstPoints, RatePrior
 from sweeps.search.sampling.samplers import make_sampler
 from sweeps.search.sampling.seen import SeenStudy
@@ -30,6 +33,9 @@ class Drafts:
     It stands in a study of its own in memory, with trials of earlier sweeps, which are none of this one either. The sampler
     sees all: the study's trials, those, and of the drafts those that were refused, as pruned ones that violate constraints.
     A sweep that goes on knows no draft any more, and learns that anew.
+
+    Args:
+        steps: of a full trial.
     """
 
     def __init__(
@@ -39,12 +45,15 @@ class Drafts:
         bounds: Bounds | None,
         earlier: Sequence[EarlierTrial],
         prior: RatePrior | None = None,
+        steps: int = 1,
     ) -> None:
         self._space, self._bounds, self._prior = spec.search.space, bounds, prior
         self._startup = spec.search.startup
         self._chance = Random(spec.search.seed + len(study.trials))
         self.refused = 0
         """Suggestions that were beyond the bounds."""
+        self.by_prior = 0
+        """Suggestions whose learning rate is the prior's."""
         objectives = spec.search.objectives
         self._study = optuna.create_study(directions=[StudyDirection.MINIMIZE for _ in objectives])
         self._study.sampler = optuna.samplers.RandomSampler()
@@ -55,7 +64,10 @@ class Drafts:
             self._study.tell(draft, [one.value, *size])
         self._study.sampler = make_sampler(spec, study, self._study)
         self._seen = SeenStudy(study, self._study, self._startup)
-        self._firsts = FirstPoints(self._space, max(1, self._startup), self._chance)
+        self._model = None
+        if sampler_of(spec.search) == "gp":
+            self._model = CurveModel(self._space, self._seen, steps, prior, self._chance)
+        self._firsts = FirstPoints(self._space, max(1, self._startup - len(spec.search.first)), self._chance)
         study.sampler = optuna.samplers.RandomSampler()  # whose trials are given all their parameters
 
     def propose(self, planned: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,15 +76,27 @@ class Drafts:
         Args:
             planned: values of some axes; the sampler chooses the others, or the prior.
         """
+        model = self._model
+        if model is not None and model.begun >= self._startup and (found := model.propose(planned, self._fits)):
+            return spaces.params(self._space, found)
         if self._prior is None or RATE in planned:
             return self._draw(planned)[0]
         told = self._seen.told
-        begins = told < self._startup
+        begins = model is not None or told < self._startup
         params, chosen = self._draw(planned, self._firsts.point() if begins else {})
         if not begins and self._chance.random() >= STRENGTH / (STRENGTH + told):
             return params
+        self.by_prior += 1
         share = self._firsts.share() if begins else self._chance.random()
         return {**params, spaces.option(self._space, RATE, chosen)[0]: self._prior.rate(chosen, share)}
+
+    def heard(self, wave: Wave) -> None:
+        """These trials were evaluated together; nothing is proposed before all of them are known."""
+        if self._model is not None:
+            self._model.heard(wave)
+
+    def _fits(self, chosen: dict[str, Any]) -> bool:
+        return self._bounds is None or not self._bounds.over(chosen)
 
     def _draw(
         self, planned: Mapping[str, Any], rather: Mapping[str, Any] = MappingProxyType({})

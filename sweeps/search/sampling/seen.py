@@ -7,7 +7,6 @@ from collections.abc import Container
 from typing import Any, Final
 
 import optuna
-from optuna.search_space import intersection_search_space
 from optuna.trial import FrozenTrial, TrialState
 
 from sweeps.search.metric import APART, BUDGET, values_in_search
@@ -27,13 +26,10 @@ class SeenStudy:
     Args:
         drafts: a study of which completed trials are seen too, and those that were refused: not before there are `startup`
             trials without these, so that as many are drawn at random as without bounds, and of many the last.
-        completed: for a sampler that learns of completed trials alone, and would propose what was stopped again and again:
-            a pruned trial is seen as completed with its last loss, at most the worst that has completed; one that violates
-            a constraint with that worst.
     """
 
-    def __init__(self, study: optuna.Study, drafts: optuna.Study | None, startup: int, completed: bool = False) -> None:
-        self._study, self._drafts, self._startup, self._completed = study, drafts, startup, completed
+    def __init__(self, study: optuna.Study, drafts: optuna.Study | None, startup: int) -> None:
+        self._study, self._drafts, self._startup = study, drafts, startup
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # asked for while a copy has nothing yet
@@ -49,14 +45,16 @@ class SeenStudy:
             seen += self._drafts._get_trials(deepcopy, (TrialState.COMPLETE,))
         if self._drafts is not None and sum(t.state in TOLD for t in seen) >= self._startup:
             seen += self._drafts._get_trials(deepcopy, (TrialState.PRUNED,))[-MOST_REFUSED:]
-        if self._completed:
-            seen = _as_completed(seen)
         return [trial for trial in seen if states is None or trial.state in states]
 
     @property
     def told(self) -> int:
         """Trials of which the sampler knows what they came to."""
         return len(self._get_trials(deepcopy=False, states=TOLD))
+
+    def trials(self) -> list[FrozenTrial]:
+        """All of them, to look at."""
+        return self._get_trials(deepcopy=False)
 
     def own(self, trial: FrozenTrial) -> FrozenTrial:
         """The trial that is sampled for. The sampler leaves out what has its number: a draft's is a number of drafts, so it
@@ -80,22 +78,6 @@ def _seen(trial: FrozenTrial) -> FrozenTrial:
     return shown
 
 
-def _as_completed(trials: list[FrozenTrial]) -> list[FrozenTrial]:
-    """Pruned trials as completed ones; while none has completed, those without a loss are as they are."""
-    losses = [t.value for t in trials if t.state == TrialState.COMPLETE and t.value is not None]
-    worst = max(losses, default=None)
-    return [_with(trial, worst) if trial.state == TrialState.PRUNED else trial for trial in trials]
-
-
-def _with(trial: FrozenTrial, worst: float | None) -> FrozenTrial:
-    losses = [] if trial.constraints or trial.value is None else [trial.value]
-    if not (known := [loss for loss in (*losses, worst) if loss is not None]):
-        return trial
-    shown = copy.copy(trial)
-    shown.state, shown.value, shown.system_attrs = TrialState.COMPLETE, min(known), {}
-    return shown
-
-
 class SeeingTPE(optuna.samplers.TPESampler):
     """TPE, which hears of divergence, and of what was refused."""
 
@@ -111,19 +93,3 @@ class SeeingTPE(optuna.samplers.TPESampler):
 
     def sample_independent(self, study: Any, trial: FrozenTrial, param_name: str, param_distribution: Any) -> Any:
         return super().sample_independent(self._seen, self._seen.own(trial), param_name, param_distribution)
-
-
-class SeeingGP(optuna.samplers.GPSampler):
-    """A Gaussian process that hears also of what was pruned, of divergence, and of what was refused. An axis that hangs on
-    another is not modelled, but drawn at random."""
-
-    def __init__(self, seen: SeenStudy, seed: int, startup: int) -> None:
-        super().__init__(seed=seed, n_startup_trials=max(1, startup), warn_independent_sampling=False)
-        self._seen: Any = seen
-
-    def infer_relative_search_space(self, study: Any, trial: FrozenTrial) -> dict[str, Any]:
-        known = intersection_search_space(self._seen._get_trials(deepcopy=False))
-        return {name: domain for name, domain in known.items() if not domain.single()}
-
-    def sample_relative(self, study: Any, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
-        return super().sample_relative(self._seen, trial, search_space)

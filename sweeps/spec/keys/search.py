@@ -38,8 +38,8 @@ class SearchConfig(Config):
     trials: Positive = 12
     """Configurations to try; of a grid at most all of its points. `confirm` adds its own."""
     sampler: Literal["tpe", "gp", "auto", "random", "grid"] = "tpe"
-    """Optuna's TPE over all axes together; its Gaussian process; one of these two (`auto`: `gp` where every axis is a
-    range, for at most 250 trials, else `tpe`); its random sampler, or every point in turn."""
+    """Optuna's TPE over all axes together; a Gaussian process over configurations and their learning curves; one of these
+    two (`auto`: `gp` for at most 250 trials with one objective, else `tpe`); at random; or every point in turn."""
     metric: Annotated[str, Field(min_length=1)] = LOSS
     """What is searched by, stopped by and confirmed by: the eval loss, or a name out of `metrics`, of which more or less is
     better as its kind has it."""
@@ -47,7 +47,8 @@ class SearchConfig(Config):
     """Trials before the sampler models anything: drawn at random, or spread out over what `prior` says."""
     prior: Literal["auto", "none"] = "auto"
     """`auto`: learning rates are first tried where they are known to be good, and the more trials have ended, the less that
-    counts. `none`: nothing is taken to be known. Samplers that model nothing, `random` and `grid`, do without."""
+    counts; `bitlora plan` and the report say which. `none`: nothing is taken to be known. Samplers that model nothing,
+    `random` and `grid`, do without."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Of the sampler, and of every trial whose `seed` is not searched."""
     space: Annotated[Space, PlainValidator(_space), PlainSerializer(spaces.dump)] = Field(default_factory=dict)

@@ -12,9 +12,10 @@ import warnings
 from dataclasses import replace
 
 import optuna
-from simulator import ByPromotion, ByRay, ByRule, Search, Table, Way, made_up, table
+from simulator import ByPromotion, ByRay, ByRule, Nobody, Search, Table, Way, made_up, table
 
 from sweeps.search.rules import Halving, HyperBand, MedianRule
+from sweeps.search.sampling import prior
 
 WAYS = [
     Way("stock Ray, 4 at once", lambda budget: ByRay(6, 2, budget), every=6, stock=True),
@@ -25,6 +26,9 @@ WAYS = [
     Way("promotion", lambda budget: ByPromotion(6, 2, budget), every=6, once=True, sets_aside=True),
     Way("asha, prior", lambda budget: ByRule(Halving(6, 2, budget)), every=6, once=True, prior=True),
     Way("median, prior", lambda budget: ByRule(MedianRule(6)), every=6, once=True, prior=True),
+    Way("gp", lambda budget: Nobody(), every=3, once=True, prior=True, sampler="gp"),
+    Way("gp, no prior", lambda budget: Nobody(), every=3, once=True, sampler="gp"),
+    Way("gp, asha", lambda budget: ByRule(Halving(6, 2, budget)), every=6, once=True, prior=True, sampler="gp"),
     Way("7bab3ae, grace 3", lambda budget: ByRay(3, 2, budget), every=3),
     Way("asha, grace 3", lambda budget: ByRule(Halving(3, 2, budget)), every=3, once=True),
     Way("asha, prior, grace 3", lambda budget: ByRule(Halving(3, 2, budget)), every=3, once=True, prior=True),
@@ -60,7 +64,10 @@ if __name__ == "__main__":
     parser.add_argument("--slots", type=int)
     parser.add_argument("--packs", type=int, default=1)
     parser.add_argument("--made-up", action="store_true", help="another table, to try this out")
+    parser.add_argument("--literature", action="store_true", help="the prior without what was recorded here")
     given = parser.parse_args()
+    if given.literature:
+        vars(prior).update(POWER=0.75, LOW_BITS=1.0)
     warnings.simplefilter("ignore")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     known = made_up() if given.made_up else table()

@@ -44,11 +44,11 @@ BASE: Final = BaseInfo("smollm2", "nf4", "", (LAYER,), (LAYER.name,), 49152, 134
 
 
 @cache
-def sweep(seed: int, listed: bool) -> Spec:
+def sweep(seed: int, listed: bool, sampler: str = "tpe") -> Spec:
     """The quickstart with the table's axes."""
     rates = AXES["learning_rate"]
     space = AXES if listed else {**AXES, "learning_rate": {"low": rates[0], "high": rates[-1], "log": True}}
-    search = {"space": space, "seed": seed, "startup": 4}
+    search = {"space": space, "seed": seed, "startup": 4, "sampler": sampler, "first": [ARTICLE]}
     return Spec.model_validate(
         {"name": "s", "base": {"model": "smollm2"}, "data": {"source": "pydoc"}, "search": search}
     )
@@ -106,6 +106,18 @@ class ByRule:
 
     def goes_on(self, trial: str, step: int, loss: float) -> bool:
         return bool(self._rule.goes_on(trial, step))
+
+    def taken_up(self) -> str | None:
+        return None
+
+
+class Nobody:
+    """Stops nobody."""
+
+    def heard(self, wave: Mapping[str, tuple[int, float]]) -> None: ...
+
+    def goes_on(self, trial: str, step: int, loss: float) -> bool:
+        return True
 
     def taken_up(self) -> str | None:
         return None
@@ -186,6 +198,8 @@ class Way:
     """An equal configuration is not trained again."""
     prior: bool = False
     """What is known of learning rates beforehand counts."""
+    sampler: str = "tpe"
+    """Of the product's, with which trials are chosen ahead but for `gp`."""
     first: bool = True
     """The article's recipe is tried first, as in the quickstart."""
     sets_aside: bool = False
@@ -235,9 +249,10 @@ class Search:
         self._study = optuna.create_study(direction="minimize", sampler=sampler)
         self._planned = [ARTICLE] if way.first and not way.stock else []
         self._drafts = None
-        if way.prior:
-            spec = sweep(seed, listed)
-            self._drafts = Drafts(spec, self._study, None, (), rate_prior(spec, BASE, table.steps))
+        if way.prior or way.sampler != "tpe":
+            spec = sweep(seed, listed, way.sampler)
+            prior = rate_prior(spec, BASE, table.steps) if way.prior else None
+            self._drafts = Drafts(spec, self._study, None, (), prior, table.steps)
         self._waiting: deque[_Trial] = deque()
         self._aside: dict[str, _Trial] = {}
         self._known: dict[tuple[Any, ...], _Trial] = {}
@@ -247,7 +262,8 @@ class Search:
 
     def _choose(self) -> None:
         """Ask for trials while there is room for them; those that were trained before end at once."""
-        room = self._way.packs * self._way.slots + (0 if self._way.stock else AHEAD)
+        ahead = 0 if self._way.stock or self._way.sampler == "gp" else AHEAD
+        room = self._way.packs * self._way.slots + ahead
         while self._running + len(self._waiting) < room and self.run.trials < self._most:
             planned = self._planned.pop() if self._planned else {}
             if params := self._drafts.propose(planned) if self._drafts else planned:
@@ -323,6 +339,8 @@ class Search:
         work = steps * len(slots) + EVALUATION * len(due)
         self.run.work += work
         self._judge.heard(losses)
+        if self._drafts is not None:
+            self._drafts.heard(losses)
         for trial in due:
             step, loss = losses[trial.name]
             trial.asked.report(loss, step)

@@ -40,6 +40,14 @@ def test_earlier_sweeps_that_the_sampler_knew(folder, add):
     assert "; the sampler knew the trials of runs/one, s3://b/two" in trials(folder)
 
 
+def test_what_was_known_of_learning_rates_before(folder, add):
+    add("t0", eval_loss=2.5)
+    assert "prior" not in trials(folder)
+    runs = [{"seconds": 1.0, "prior": ""}, {"seconds": 1.0, "prior": "learning rates around 0.002; taken by 3 trials"}]
+    (folder / "runs.jsonl").write_text("".join(f"{json.dumps(run)}\n" for run in runs))
+    assert "; prior: learning rates around 0.002; taken by 3 trials" in trials(folder)
+
+
 def test_a_population_is_said_by_its_own_keys(folder, add):
     add("t0", eval_loss=2.5)
     assert "scheduler asha (grace 8, reduction 2)" in trials(folder)

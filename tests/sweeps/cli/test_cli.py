@@ -230,6 +230,20 @@ def test_plan_says_which_adapters_fit(write_spec):
     }
 
 
+def test_plan_says_what_is_known_of_learning_rates(write_spec):
+    shapes = (LayerShape("model.layers.0.self_attn.q_proj", 8, 4),)
+    info = BaseInfo("base", "none", "1", shapes, (shapes[0].name,), 96, 1000)
+    dataset = SimpleNamespace(train=range(100), summary=SimpleNamespace(test_rows=0))
+    said = {}
+    for prior in ("auto", "none"):
+        search = {"space": {"learning_rate": [1e-3, 2e-3]}, "prior": prior, "sampler": "tpe"}
+        console = Console(file=io.StringIO(), width=200)
+        draw(console, make_plan(load_spec(write_spec(search=search)), Prepared(info, dataset)))
+        lines = console.file.getvalue().splitlines()
+        said[prior] = [line for line in lines if line.startswith("search.prior: learning rates around 0.11, ")]
+    assert [len(lines) for lines in said.values()] == [1, 0]
+
+
 def test_plan_lists_the_adapters_that_can_be(write_spec):
     """No full precision of rank 16, where the rank hangs on the quantizer."""
     space = {"rank": {"by": "quantizer", "none": [1], "default": [16, 8]}, "quantizer": ["none", "binary"]}

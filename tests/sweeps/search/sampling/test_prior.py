@@ -183,3 +183,23 @@ def test_what_earlier_sweeps_came_to_counts_as_data(tmp_path: Path) -> None:
     assert {config["rank"] for config in configs} <= {4}
     rates = [config["learning_rate"] for config in configs]
     assert sum(rate > far / 3 for rate in rates) >= 6
+
+
+def test_it_says_in_words_which_rates_it_takes() -> None:
+    """Of a width of 2000 and a hundred steps 7.5e-4 with alpha 32, half of it with 128; twice as much for low bits."""
+    space = {"quantizer": ["none", "binary"], "alpha": [32, 128], "learning_rate": RANGE}
+    said = "half to twice as much, by the literature and by sweeps recorded before"
+    assert prior(spec(space), 100, 2000).words() == f"learning rates around 0.00038 to 0.0015, {said}"
+    alone = prior(spec({"learning_rate": RANGE}, {"alpha": 32}), 100, 2000)
+    assert alone.words() == f"learning rates around 0.00075, {said}"
+
+
+def test_it_counts_the_trials_that_have_their_rate_from_it(tmp_path: Path) -> None:
+    for sampler, startup in (("tpe", 4), ("gp", 3)):
+        sweep = spec(trials=startup, startup=startup, sampler=sampler, first=[{"learning_rate": 1e-3}])
+        one = OptunaSearcher(sweep, tmp_path / sampler / "study.journal", prior=prior(sweep))
+        for number in range(startup):
+            suggestion = one.suggest(f"tune{number}")
+            assert isinstance(suggestion, dict)
+            one.finish(suggestion["trial_id"], "completed", 2.0 + number)
+        assert one.by_prior == startup - 1
