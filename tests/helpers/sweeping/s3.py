@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
+from xml.etree import ElementTree
 
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
@@ -63,6 +66,24 @@ class S3Server:
         request = urllib.request.Request(self.url + path, data=content, method=method, headers=headers)
         with urllib.request.urlopen(request, timeout=30) as answer:
             return bytes(answer.read())
+
+    def mirror(self, place: str, folder: Path) -> Path:
+        """Copy what is below `place`, `s3://bucket/prefix`, into `folder`."""
+        bucket, _, prefix = place.removeprefix("s3://").partition("/")
+        token: str | None = ""
+        while token is not None:
+            query = {"list-type": "2", "prefix": f"{prefix}/", **({"continuation-token": token} if token else {})}
+            found = ElementTree.fromstring(self.call("GET", f"/{bucket}?{urllib.parse.urlencode(query)}"))
+            space = found.tag.rpartition("}")[0] + "}"
+            for one in found.iter(f"{space}Key"):
+                key = str(one.text)
+                if key.endswith("/"):  # a folder, as some clients mark it
+                    continue
+                path = folder / key.removeprefix(f"{prefix}/")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(self.get(f"s3://{bucket}/{urllib.parse.quote(key)}"))
+            token = found.findtext(f"{space}NextContinuationToken")
+        return folder
 
     def paths(self, method: str) -> list[str]:
         """What came by that method, in its order."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import contract
 import pytest
+import s3
 from commands import CommandLine, Ended, SpecWriter
 from faults import wait_for
 
@@ -32,8 +33,10 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def steer_all(bitlora: CommandLine, spec: Path, place: str, folder: Callable[[], Path], env: dict[str, str]) -> Path:
-    """Every command on a sweep of two slots, one after another; gives the sweep's folder as it ended."""
+def steer_all(
+    bitlora: CommandLine, spec: Path, place: str, has_evaluated: Callable[[str], bool], env: dict[str, str]
+) -> str:
+    """Every command on a sweep of two slots, one after another, until it has ended; gives the clone."""
     process = bitlora.start("sweep", spec, env=env)
 
     def say(*words: str, code: int = 0) -> Ended:
@@ -43,7 +46,7 @@ def steer_all(bitlora: CommandLine, spec: Path, place: str, folder: Callable[[],
 
     def evaluated(trial: str) -> bool:
         assert process.poll() is None, process.communicate()
-        return bool(lines(folder() / "trials" / trial / "metrics.jsonl"))
+        return has_evaluated(trial)
 
     try:
         wait_for(lambda: evaluated("t0000") and evaluated("t0001"), "both trials to be evaluated", 240)
@@ -63,7 +66,7 @@ def steer_all(bitlora: CommandLine, spec: Path, place: str, folder: Callable[[],
     assert process.returncode == 130, out + err
     assert "--resume" in out
     assert "does not run any more" in say("trial", "stop", place, "t0000", code=2).err
-    return folder()
+    return clone
 
 
 def holds(folder: Path, clone: str) -> None:
@@ -101,5 +104,33 @@ def holds(folder: Path, clone: str) -> None:
 
 def test_every_command_on_a_sweep_in_a_folder(bitlora: CommandLine, write_spec: SpecWriter, tmp_path: Path) -> None:
     folder = tmp_path / "quick"
-    steer_all(bitlora, write_spec(**LONG), str(folder), lambda: folder, bitlora.env)
-    holds(folder, "t0002")
+    clone = steer_all(
+        bitlora,
+        write_spec(**LONG),
+        str(folder),
+        lambda trial: bool(lines(folder / "trials" / trial / "metrics.jsonl")),
+        bitlora.env,
+    )
+    holds(folder, clone)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_command_on_a_sweep_in_object_storage(
+    bitlora: CommandLine, write_spec: SpecWriter, tmp_path: Path
+) -> None:
+    """Whoever steers has another copy of it than the driver: what they say to each other goes through the bucket."""
+    with s3.serve_s3() as server:
+        place, env = f"s3://{server.make_bucket('steered')}/quick", bitlora.env | server.env
+        spec = write_spec(**LONG)
+        spec.write_text(json.dumps({**json.loads(spec.read_text()), "out": place}))
+
+        def has_evaluated(trial: str) -> bool:
+            """The file is put there once when a trial begins, and again with each evaluation."""
+            return sum(path.endswith(f"/{trial}/metrics.jsonl") for path in server.paths("PUT")) > 1
+
+        clone = steer_all(bitlora, spec, place, has_evaluated, env)
+        folder = server.mirror(place, tmp_path / "copy")
+        holds(folder, clone)
+        began_with = json.loads((folder / "trials" / clone / "config.json").read_text())["warm_start"]
+        assert (folder / "starts" / began_with / "adapter_model.safetensors").exists()
