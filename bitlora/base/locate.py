@@ -69,6 +69,9 @@ def converted(package: str) -> Path:
 
     The weights are what the GGUF file says, dequantized to float32. Safe for two processes at once (the second waits),
     and for one that is killed (a folder appears only when it is whole).
+
+    Raises:
+        BaseError: the package has no such weights, or weights that transformers' reader passes over.
     """
     weights = packaged_weights(package)
     folder = cache_folder() / f"{package}-{distribution(package).version}"
@@ -92,12 +95,27 @@ def _convert(weights: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(weights.parent, gguf_file=weights.name, dtype=torch.float32)
+    _check_biases(weights, model)
     # A model read from GGUF calls itself quantized and then refuses to be saved, though its weights are plain.
     del model.config.quantization_config
     model.hf_quantizer = None
     model.is_quantized = False
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name).save_pretrained(folder)
+
+
+def _check_biases(weights: Path, model: Any) -> None:
+    """transformers 5.24 reads a GGUF file's biases only where the architecture always has some: Llama's are passed over
+    without a word, and the model is another one."""
+    from gguf import GGUFReader
+
+    stored = [tensor.name for tensor in GGUFReader(weights).tensors if tensor.name.endswith(".bias")]
+    taken = [name for name, _ in model.named_parameters() if name.endswith(".bias")]
+    if len(stored) > len(taken):
+        raise BaseError(
+            f"base.model: {weights} has {len(stored)} biases ({stored[0]}, …), of which transformers' GGUF reader takes "
+            f"{len(taken)} for a {type(model).__name__}: give the model as a folder of safetensors, or a hub id"
+        )
 
 
 def _hub(model: str, load: Any) -> Any:

@@ -72,6 +72,7 @@ class Display(DriverOnly, Callback):  # type: ignore[misc]
         best: (what is searched by, lower where it is better; trial) of an earlier run of the sweep.
         done: trials that ended in it.
         objective: what is searched by.
+        keep_best: a trial comes to its best evaluation, not to its last.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Display(DriverOnly, Callback):  # type: ignore[misc]
         best: tuple[float, str] | None = None,
         done: int = 0,
         objective: Objective = Objective(),  # noqa: B008 (frozen)
+        keep_best: bool = False,
     ) -> None:
         self._console = console
         self._heartbeat = heartbeat
@@ -92,6 +94,9 @@ class Display(DriverOnly, Callback):  # type: ignore[misc]
         self._total = total
         self._best = best
         self._objective = objective
+        self._keep_best = keep_best
+        self._came_to: dict[str, float] = {}
+        """Of trials that run, what they came to so far."""
         self._done = done
         self._ended: list[str] = []
         self._running: dict[str, dict[str, Any]] = {}
@@ -180,8 +185,13 @@ class Display(DriverOnly, Callback):  # type: ignore[misc]
         best = ""
         # The best is named among full trials: a loss at fewer steps is another number.
         over = step == steps or result.get("status") == "completed"
+        if value is not None:
+            before = self._came_to.get(trial_id, value)
+            value = self._came_to[trial_id] = min(value, before) if self._keep_best else value
         if over and value is not None and (self._best is None or value < self._best[0]):
             self._best, best = (value, trial_id), "  (best so far)"
+            if value != self._objective.of(result):
+                best = f"  (best so far, with {self._objective.turned(value):.4f})"
         measured = "".join(f"  {name} {found:.4g}" for name, found in (result.get("metrics") or {}).items())
         self._print(f"{trial_id}  step {step}/{steps}  eval loss {loss:.4f}{measured}{best}")
 
@@ -227,6 +237,7 @@ class Display(DriverOnly, Callback):  # type: ignore[misc]
     def _end(self, config: dict[str, Any], status: str, result: dict[str, Any]) -> None:
         trial_id = config["trial_id"]
         own = self._running.pop(trial_id, config["config"])
+        self._came_to.pop(trial_id, None)
         self._steps += int(result.get("step") or 0)
         reason = f": {result['reason']}" if result.get("reason") else ""
         at = f" at step {result.get('step', 0)}" if status == "stopped" else ""

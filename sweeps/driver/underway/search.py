@@ -181,6 +181,7 @@ class SweepSearch:
                 past.best(objective),
                 searcher.total - left,
                 objective,
+                spec.train.keep == "best",
             ) as display,
             trials_from(feed) as trainable,
             Inbox(storage) as inbox,

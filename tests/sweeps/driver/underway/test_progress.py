@@ -100,6 +100,22 @@ def test_a_search_that_ends_early_is_said_and_fewer_are_to_come(display):
     assert display.at(1, PackCounts(ready=1), t0=1, t1=1).endswith("; 2 of 2 trials to end")
 
 
+@pytest.mark.parametrize(
+    ("keep_best", "said"), [(False, ["", "", "  (best so far)", "", "  (best so far)"]),
+                            (True, ["", "", "  (best so far, with 2.0000)", "", ""])]
+)  # fmt: skip
+def test_the_best_is_by_what_a_trial_comes_to(display, keep_best, said):
+    """Where that is its best evaluation, also of one that ended short of its budget."""
+    display._keep_best = keep_best
+    results = [("t0", 4, 2.5), ("t0", 8, 2.0), ("t0", 10, 2.75), ("t1", 8, 2.25), ("t1", 12, 2.25)]
+    for trial_id, step, loss in results:
+        status = "completed" if step in (10, 12) else "running"
+        display.on_trial_result(0, [], Trial(trial_id), {"step": step, "eval_loss": loss, "status": status})
+    lines = display._console.file.getvalue().splitlines()
+    ends = [line.partition(f"eval loss {loss:.4f}")[2] for line, (_, _, loss) in zip(lines, results, strict=True)]
+    assert ends == said
+
+
 def test_where_a_sweep_stands(display):
     up = PackCounts(ready=1)
     for trial_id in ("t0", "t1", "t2"):
