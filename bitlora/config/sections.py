@@ -247,7 +247,7 @@ class TrainConfig(Config):
     parameter, some megabytes beside a base of gigabytes. There is nothing to page."""
     stages: list[Stage] = Field(default_factory=list)
     """What holds at first, until the step that each says, oldest first: so a trial that changed its values under way
-    (`scheduler.name: pbt`) is trained again from its schedule alone."""
+    (`scheduler.name: pbt` or `pb2`) is trained again from its schedule alone."""
     eval_every: Positive | Literal["epoch"] = 8
     """Steps between two evaluations, or `epoch`; the last step is always evaluated. Left out, at most `steps`."""
     keep: Literal["last", "best"] = "last"

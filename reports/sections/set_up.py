@@ -41,7 +41,7 @@ def facts(sweep: Sweep, axes: Axes) -> Bullets:
     asked = f"{value('trials', search['trials'])} asked for, {begun}" if "trials" in search else begun
     by = [("sampler", search.get("sampler")), ("scheduler", scheduler.get("name"))]
     asked += "".join(f"; {role} {plain(name, 60)}" for role, name in by if name is not None)
-    keys = ("interval", "quantile", "resample") if scheduler.get("name") == "pbt" else ("grace", "reduction")
+    keys = ("interval", "quantile", "resample") if scheduler.get("name") in ("pbt", "pb2") else ("grace", "reduction")
     options = [f"{plain(key, 40)} {value(key, scheduler[key])}" for key in keys if key in scheduler]
     asked += f" ({', '.join(options)})" if options and scheduler.get("name") not in (None, "none") else ""
     asked += _bounds(mapping(search, "where"))

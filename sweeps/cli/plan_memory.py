@@ -151,7 +151,7 @@ def _time(spec: Spec, prepared: Prepared, found: Calibration) -> list[str]:
         f"{found.evaluation:.2f} s to evaluate them",
         f"time: {_hours(whole)} in one pack where every trial takes all its steps, beside the pack's start",
     ]
-    if spec.scheduler.name not in ("none", "pbt") and plan.trials > 1:
+    if spec.scheduler.name != "none" and not spec.scheduler.population and plan.trials > 1:
         grace = min(spec.scheduler.grace, plan.steps)
         stopped = found.hours(plan.trials - 1, plan.steps - grace, plan.evaluations * (1 - grace / plan.steps))
         lines[-1] += f"; of that {spec.scheduler.name} saves at most {_hours(stopped)}"

@@ -28,7 +28,7 @@ def make_scheduler(
     """The scheduler of a sweep whose full trials take `max_steps` optimizer steps.
 
     Args:
-        population: of a sweep with `scheduler.name: pbt`.
+        population: of a sweep with `scheduler.name: pbt` or `pb2`.
         past: what trials that search have reported before this scheduler came, whether they go on or not.
         size: of each adapter; counts where bytes are an objective.
         short: those of `past` that ended by themselves short of their budget.

@@ -156,5 +156,5 @@ def _clashes(spec: Spec) -> Iterator[Clash]:
     yield from budget_clashes(spec.train, spec.scheduler, spec.search)
     yield from measuring_clashes(spec.metrics, spec.scheduler, spec.search, spec.confirm)
     yield from judging_clashes(spec.train, spec.scheduler, spec.search, spec.confirm)
-    if spec.scheduler.name == "pbt":
+    if spec.scheduler.population:
         yield from population_clashes(spec.train, spec.scheduler, spec.search)

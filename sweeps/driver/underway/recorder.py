@@ -32,6 +32,7 @@ from sweeps.driver.underway.driver_only import DriverOnly
 from sweeps.pool.messages import UNANSWERED
 from sweeps.search.searcher import OptunaSearcher
 from sweeps.search.twins import SETTLED, Twin, reason_of
+from sweeps.spec.keys.scheduler import POPULATIONS
 
 REPORTED: Final = (record.CONFIG, record.METRICS, record.EVAL, record.TEST)
 """Of a trial's files, those that a report is made of, beside its record."""
@@ -172,7 +173,7 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
         self._writer.shutdown()
         for job in self._jobs:
             job.result()
-        if self._stopped_by == "pbt" and self.ending is None:  # nobody goes on from them any more
+        if self._stopped_by in POPULATIONS and self.ending is None:  # nobody goes on from them any more
             for trial_id in self._ended:
                 for name in fnmatch.filter(self._storage.names(f"{record.TRIALS}/{trial_id}"), record.RUNGS):
                     self._storage.delete(f"{record.TRIALS}/{trial_id}/{name}")

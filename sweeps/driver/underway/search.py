@@ -37,7 +37,8 @@ from sweeps.pack.travel import travelling
 from sweeps.pool.feed import PoolFeed
 from sweeps.pool.pool import AHEAD, INTERRUPTED_REASON, POOL, Pool
 from sweeps.search.bounds import Bounds
-from sweeps.search.cloning.population import Changes, Population, attribute, decided
+from sweeps.search.cloning.bandit import Came
+from sweeps.search.cloning.population import Changes, Population, attribute, came, came_to, decided
 from sweeps.search.first_look import chooser
 from sweeps.search.metric import Objective
 from sweeps.search.rules import Wave
@@ -141,7 +142,7 @@ class SweepSearch:
             configure=lambda chosen: self._prepared.trial(spec, chosen).model_dump(),
             changed=lambda: storage.push_soon(JOURNAL),
             # Members of a population that begin alike become unlike.
-            essence=(lambda config: None) if spec.scheduler.name == "pbt" else self._prepared.essence,
+            essence=(lambda config: None) if spec.scheduler.population else self._prepared.essence,
             bounds=Bounds(spec, self._prepared.base),
             earlier=self._prepared.earlier,
             prior=prior,
@@ -159,8 +160,9 @@ class SweepSearch:
             pool.start.remote()
         sizes = cache(lambda trial_id: self._prepared.bytes(searcher.config(trial_id)))
         population = None
-        if spec.scheduler.name == "pbt":
-            population = Population(spec, self._budget, searcher.searched, decided(searcher.attributes))
+        if spec.scheduler.population:
+            kept = searcher.attributes
+            population = Population(spec, self._budget, searcher.searched, decided(kept), came(kept))
         scheduler = make_scheduler(spec, self._budget, past.curves(objective), population, sizes, past.short)
 
         def heard(wave: Wave) -> None:
@@ -193,7 +195,10 @@ class SweepSearch:
             searcher.ended_early = lambda why: display.search_ends(why, searcher.total)
             searcher.confirm_by(choose, display.grown)
             if population is not None:
-                population.decides = lambda rung, changes: self._decided(rung, changes, searcher, display)
+                members = population
+                population.decides = lambda rung, changes: self._decided(
+                    rung, changes, members.came.get(rung, {}), searcher, display
+                )
             tuner = tune.Tuner(
                 trainable,
                 tune_config=tune.TuneConfig(
@@ -233,9 +238,9 @@ class SweepSearch:
             self.prior = f"{prior.words()}; taken by {searcher.by_prior} trials of this run"
         return recorder
 
-    def _decided(self, rung: int, changes: Changes, searcher: OptunaSearcher, display: Display) -> None:
+    def _decided(self, rung: int, changes: Changes, by: Came, searcher: OptunaSearcher, display: Display) -> None:
         """A rung of the population was decided: the study is the first to know."""
-        searcher.set_attributes(attribute(rung, changes))
+        searcher.set_attributes(came_to(rung, by) | attribute(rung, changes))
         for trial_id, change in changes.items():
             display.became(trial_id, change["from"], rung, change["config"])
 

@@ -108,7 +108,7 @@ class Steering(DriverOnly, Callback):  # type: ignore[misc]
         for request in self._inbox.take():
             if request.id in self._done:
                 self._inbox.answer(request, True, self._done[request.id])
-            elif self._spec.scheduler.name == "pbt" and request.act in ("extend", "clone", "add"):
+            elif self._spec.scheduler.population and request.act in ("extend", "clone", "add"):
                 why = "the members of a population begin together and have one budget"
                 self._inbox.answer(request, False, f"{request.what}: {why}")
             else:

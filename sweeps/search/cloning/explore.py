@@ -7,10 +7,16 @@ stays where it is for ever, and a list's neighbours end at its ends alone. Here 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from random import Random
 from typing import Any, Final
 
-from sweeps.spec.space import Choices, Range, fitted
+from bitlora.config.sections import MOVED
+from bitlora.config.trial import TrialConfig
+from sweeps.spec.space import Choices, Range, Space, domain_of, fitted
+
+Explore = Callable[[str, TrialConfig, Random], TrialConfig]
+"""The configuration of a member -> the same with values that have moved. Asked once for each that goes on as its copy."""
 
 FACTORS: Final = (0.8, 1.2)
 """One of them multiplies a number, as in PBT."""
@@ -41,3 +47,15 @@ def perturbed(domain: Choices | Range, value: Any, chance: Random) -> Any:
     ways = [(factor * value, value + sign * step) for factor, sign in zip(FACTORS, (-1, 1), strict=True)]
     tries = [way[how] for how in (0, 1) for way in (ways if first else ways[::-1])]
     return next((found for number in tries if (found := fitted(domain, number)) != value), value)
+
+
+def moved(config: TrialConfig, space: Space, resample: float, chance: Random) -> TrialConfig:
+    """This configuration with all beside where they are that can be moved; or, as often as `resample` says, drawn anew."""
+    chosen = {axis: getattr(config, axis) for axis in space}
+    values = {}
+    for axis in MOVED:
+        if axis in space:
+            domain = domain_of(space, axis, chosen)
+            again = chance.random() < resample
+            values[axis] = resampled(domain, chance) if again else perturbed(domain, chosen[axis], chance)
+    return config.model_copy(update=values)

@@ -6,20 +6,22 @@ seed. A member that becomes a copy takes the other's whole configuration, since 
 seed with it, and then moves what can be moved under way (`bitlora.config.sections.MOVED`). The steps that it has behind it
 are then the other's, with the values that those had: they are `stages` of its configuration, which says all that its
 weights went through.
+
+PB2 (arXiv 2002.02518) differs in where the values move alone (`sweeps.search.cloning.bandit`): by what those of all members
+were worth so far, which a study keeps as it keeps decisions. At the first rung they move as in PBT.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
-from bitlora.config.sections import MOVED
 from bitlora.config.trial import TrialConfig
-from sweeps.search.cloning.explore import perturbed, resampled
+from sweeps.search.cloning.bandit import Bandit, Came, behind, places
+from sweeps.search.cloning.explore import Explore, moved
 from sweeps.search.cloning.place import Place, Source
-from sweeps.spec.space import domain_of
 
 if TYPE_CHECKING:
     from sweeps.spec.spec import Spec
@@ -30,6 +32,8 @@ Changes = Mapping[str, Mapping[str, Any]]
 
 _RUNG: Final = "rung "
 """Attributes of a study that begin so, and end in a step, are what was decided there."""
+_CAME: Final = "came to rung "
+"""Likewise, what members came to there."""
 
 
 def attribute(rung: int, changes: Changes) -> dict[str, Any]:
@@ -37,9 +41,24 @@ def attribute(rung: int, changes: Changes) -> dict[str, Any]:
     return {f"{_RUNG}{rung}": changes}
 
 
+def came_to(rung: int, came: Came) -> dict[str, Any]:
+    """The attribute by which it keeps what that was decided by, if anything is needed later. To be kept first: a rung that
+    was not decided is decided by it again."""
+    return {f"{_CAME}{rung}": came} if came else {}
+
+
 def decided(attributes: Mapping[str, Any]) -> dict[int, Changes]:
     """What a study with these attributes has kept, by rung."""
-    return {int(name.removeprefix(_RUNG)): kept for name, kept in attributes.items() if name.startswith(_RUNG)}
+    return _kept(attributes, _RUNG)
+
+
+def came(attributes: Mapping[str, Any]) -> dict[int, Came]:
+    """Likewise, of what members came to."""
+    return _kept(attributes, _CAME)
+
+
+def _kept(attributes: Mapping[str, Any], begin: str) -> dict[int, Any]:
+    return {int(name.removeprefix(begin)): kept for name, kept in attributes.items() if name.startswith(begin)}
 
 
 def became(attributes: Mapping[str, Any], trial_id: str) -> dict[str, Any]:
@@ -55,6 +74,7 @@ class Population:
         budget: steps of a full trial; there is no rung there.
         size: members; nothing is decided before all of them have begun.
         decided: what an earlier run of the sweep has decided, by rung.
+        came: what its members came to, by rung.
     """
 
     def __init__(
@@ -63,6 +83,7 @@ class Population:
         budget: int,
         size: int,
         decided: Mapping[int, Changes],
+        came: Mapping[int, Came] | None = None,
     ) -> None:
         self._asked, self._space, self._size, self._seed = spec.scheduler, spec.search.space, size, spec.search.seed
         interval = self._asked.interval
@@ -70,6 +91,8 @@ class Population:
         """Those that are to be decided."""
         self._decided = dict(decided)
         self._last = max(decided, default=None)
+        self.came: dict[int, Came] = dict(came or {})
+        """By rung, what the members came to, where later decisions hang on it."""
         self.decides: Callable[[int, Changes], object] = lambda rung, changes: None
         """Told of each decision before anybody goes on by it; whoever is to keep it says it here."""
         self._configs: dict[str, TrialConfig] = {}
@@ -109,7 +132,10 @@ class Population:
         if len(self._configs) < self._size or not members or not members <= losses.keys():
             return False
         rung = self._rungs[0]
-        changes = self._changes(rung, {trial_id: losses[trial_id] for trial_id in members})
+        losses = {trial_id: losses[trial_id] for trial_id in members}
+        if self._asked.name == "pb2":
+            self.came[rung] = self._came_to(rung, losses)
+        changes = self._changes(rung, losses)
         self.decides(rung, changes)
         for trial_id, change in changes.items():
             self._configs[trial_id] = TrialConfig(**change["config"])
@@ -132,20 +158,34 @@ class Population:
         worst = [trial_id for trial_id in ranked[-max(few, diverged) :] if trial_id not in best] if few else []
         if diverged == len(ranked):
             return {}
-        chance = Random(f"{self._seed} {rung}")
+        chance, explore = Random(f"{self._seed} {rung}"), self._explore(rung, losses, worst)
         changes = {}
         for trial_id in sorted(worst, key=lambda trial_id: (len(trial_id), trial_id)):
             other = chance.choice(best)
-            config = self._moved(self._configs[other], chance).after(self._configs[other], rung, other)
+            config = explore(other, self._configs[other], chance).after(self._configs[other], rung, other)
             changes[trial_id] = {"from": other, "config": config.model_dump(mode="json")}
         return changes
 
-    def _moved(self, config: TrialConfig, chance: Random) -> TrialConfig:
-        chosen = {axis: getattr(config, axis) for axis in self._space}
-        moved = {}
-        for axis in MOVED:
-            if axis in self._space:
-                domain = domain_of(self._space, axis, chosen)
-                again = chance.random() < self._asked.resample
-                moved[axis] = resampled(domain, chance) if again else perturbed(domain, chosen[axis], chance)
-        return config.model_copy(update=moved)
+    def _explore(self, rung: int, losses: Mapping[str, float], worst: Sequence[str]) -> Explore:
+        if self._asked.name == "pb2" and rung > self._asked.interval:
+            known = {at // self._asked.interval: kept for at, kept in self.came.items() if at <= rung}
+            staying = {trial_id: self._configs[trial_id] for trial_id in losses if trial_id not in worst}
+            return Bandit(self._space, known, losses, staying).moved
+        return lambda other, config, chance: moved(config, self._space, self._asked.resample, chance)
+
+    def _came_to(self, rung: int, losses: Mapping[str, float]) -> Came:
+        """What the members came to. All have begun at one loss, nobody behind: of the first gains it is left out."""
+        last = rung - self._asked.interval
+        rows = self.came.get(last, {}).items()
+        before = {trial_id: math.inf if row["loss"] is None else row["loss"] for trial_id, row in rows}
+        found, ranks = {}, behind(before)
+        for trial_id, loss in sorted(losses.items()):
+            source = self._decided.get(last, {}).get(trial_id, {}).get("from", trial_id)
+            gain = before.get(source, 0.0) - loss
+            found[trial_id] = {
+                "loss": loss if math.isfinite(loss) else None,
+                "gain": gain if math.isfinite(gain) else None,
+                "behind": ranks.get(source, 0.0),
+                "at": places(self._space, self._configs[trial_id]),
+            }
+        return found

@@ -1,9 +1,9 @@
-"""What a population comes to with as many tokens as ASHA has: PBT, ASHA and plain random search, trained for real.
+"""What a population comes to with as many tokens as ASHA has: PBT, PB2, ASHA and plain random search, trained for real.
 
     OMP_NUM_THREADS=1 .venv/bin/python tests/benchmarks/search/population.py [--seeds 10]
 
 Recorded learning curves cannot say what a copy with moved values comes to, so trials are trained here: the engine without
-Ray over a small random Llama, on sums of two numbers, and the rules that the product has. All three draw their
+Ray over a small random Llama, on sums of two numbers, and the rules that the product has. All draw their
 configurations at random out of one space, evaluate every `EVERY` steps, and stop asking for trials when `MEMBERS` times
 `STEPS` steps are spent, which are as many tokens: all rows are of one length.
 """
@@ -31,6 +31,7 @@ from bitlora.forward.inject import load_base
 from sweeps.search.cloning.explore import resampled
 from sweeps.search.cloning.population import Population
 from sweeps.search.rules import Halving
+from sweeps.spec.keys.scheduler import POPULATIONS
 from sweeps.spec.space import domain_of
 from sweeps.spec.spec import Spec
 
@@ -127,12 +128,12 @@ class Ground:
         return came_to
 
 
-def pbt(ground: Ground, seed: int) -> float:
-    """The best loss of a member at its end."""
+def trained(ground: Ground, seed: int, name: str) -> float:
+    """The best loss of a member at its end. `name`: `pbt` or `pb2`."""
     chance = Random(seed)
-    population = Population(
-        SPEC.model_copy(update={"search": SPEC.search.model_copy(update={"seed": seed})}), STEPS, MEMBERS, {}
-    )
+    search = SPEC.search.model_copy(update={"seed": seed})
+    scheduler = SPEC.scheduler.model_copy(update={"name": name})
+    population = Population(SPEC.model_copy(update={"search": search, "scheduler": scheduler}), STEPS, MEMBERS, {})
     configs = {f"t{number:04d}": drawn(chance, seed) for number in range(MEMBERS)}
     states: dict[str, SlotState] = {}
     for name, config in configs.items():
@@ -182,12 +183,13 @@ def main() -> None:
     seeds = range(parser.parse_args().seeds)
     with tempfile.TemporaryDirectory() as folder:
         base = base_folder(Path(folder))
-        found: dict[str, list[float]] = {"pbt": [], "asha": [], "random": []}
+        found: dict[str, list[float]] = {"pbt": [], "pb2": [], "asha": [], "random": []}
         for seed in seeds:
             for name, losses in found.items():
                 ground = Ground(base)
                 rule = Halving(EVERY, 2, STEPS) if name == "asha" else None
-                losses.append(pbt(ground, seed) if name == "pbt" else stopping(ground, seed, rule))
+                population = name in POPULATIONS
+                losses.append(trained(ground, seed, name) if population else stopping(ground, seed, rule))
             print(seed, *(f"{name} {losses[-1]:.4f}" for name, losses in found.items()), flush=True)
     print(f"best loss at {MEMBERS * STEPS} steps of trials, the middle of {len(seeds)} seeds:")
     for name, losses in found.items():
