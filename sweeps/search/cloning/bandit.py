@@ -7,9 +7,10 @@ What the steps between two rungs gained is a Gaussian process over where the val
 
 `x` are places in the domains, from 0 to 1, and how far behind the others the member was before, since who is behind gains
 more (Ray's PB2 takes the reward before); `t` counts rungs. Out of `DRAWN` values those are taken that have the highest mean
-+ √β standard deviations, with β = 0.2 + max(0, ln 0.4 n) after n gains, as in Ray's. Who goes on at a rung chooses in turn:
-where others have chosen, or stay, the deviation is already what it will be when they have been there, and the mean is not
-(GP-BUCB, Desautels et al. 2014).
++ √β σ², with β = 0.2 + max(0, ln 0.4 n) after n gains: the bound that Ray's PB2 has, where the paper has σ, with which a
+population came to no lower losses in `tests/benchmarks/search/population.py`. Who goes on at a rung chooses in turn: where
+others have chosen, or stay, σ² is already what it will be when they have been there, and the mean is not (GP-BUCB,
+Desautels et al. 2014).
 
 Other than there, gains are standardised among the members of a rung, since losses fall ever slower; and ℓ, ω and the noise
 are the likeliest of a few, since a population is small.
@@ -89,10 +90,10 @@ class GainProcess(NamedTuple):
         found: Floats = _solve(root, self.kernel(seen, where)).T @ _solve(root, gains)
         return found
 
-    def deviation(self, seen: Points, where: Points) -> Floats:
-        """[M] the standard deviation of that, whatever the gains are."""
+    def variance(self, seen: Points, where: Points) -> Floats:
+        """[M] of that, whatever the gains are: σ²."""
         across = _solve(self.root(seen), self.kernel(seen, where))
-        found: Floats = np.sqrt(np.maximum(1 - self.noise - (across**2).sum(axis=0), 0.0))
+        found: Floats = np.maximum(1 - self.noise - (across**2).sum(axis=0), 0.0)
         return found
 
 
@@ -158,8 +159,8 @@ class Bandit:
         where, pending = (self._points(some, [self._next] * len(some)) for some in (rows, self._pending))
         soon = Points(np.concatenate([self._seen.x, pending.x]), np.concatenate([self._seen.t, pending.t]))
         beta = 0.2 + max(0.0, math.log(0.4 * len(self._gains)))
-        mean, deviation = self._process.mean(self._seen, self._gains, where), self._process.deviation(soon, where)
-        found: Floats = mean + math.sqrt(beta) * deviation
+        mean, variance = self._process.mean(self._seen, self._gains, where), self._process.variance(soon, where)
+        found: Floats = mean + math.sqrt(beta) * variance
         return found
 
     def _points(self, rows: Sequence[Sequence[float]], t: Sequence[float]) -> Points:

@@ -55,3 +55,7 @@ def test_a_population_is_said_by_its_own_keys(folder, add):
     asked = "{name: pbt, grace: 8, reduction: 2, interval: 8, quantile: 0.25, resample: 0.1}"
     (folder / "sweep.yaml").write_text(spec.replace("{name: asha, grace: 8, reduction: 2}", asked))
     assert "scheduler pbt (interval 8, quantile 0.25, resample 0.1)" in trials(folder)
+    (folder / "sweep.yaml").write_text(
+        spec.replace("{name: asha, grace: 8, reduction: 2}", asked.replace("pbt", "pb2"))
+    )
+    assert "scheduler pb2 (interval 8, quantile 0.25, resample 0.1)" in trials(folder)

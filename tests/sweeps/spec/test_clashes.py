@@ -150,9 +150,9 @@ def test_options_of_nf4_go_with_nf4(file: Path) -> None:
     assert load(file, SMALLEST).base.quantized_as == "nf4"
 
 
-def population(trials="4", space="dropout: [0.0, 0.1]", more="", scheduler="", train=""):
+def population(trials="4", space="dropout: [0.0, 0.1]", more="", scheduler="", train="", name="pbt"):
     search = f"search: {{trials: {trials}, space: {{{space}}}{more}}}\n"
-    return f"{SMALLEST}{search}scheduler: {{name: pbt{scheduler}}}\ntrain: {{{train}}}\n"
+    return f"{SMALLEST}{search}scheduler: {{name: {name}{scheduler}}}\ntrain: {{{train}}}\n"
 
 
 @pytest.mark.parametrize(
@@ -187,6 +187,8 @@ def test_what_a_population_cannot_have(file: Path, changed: dict[str, str], said
     assert load(file, population()).scheduler.interval == 8
     [line] = errors(file, population(**changed))
     assert line.partition(": ")[2] == said
+    [line] = errors(file, population(**changed, name="pb2"))
+    assert line.partition(": ")[2] == said.replace("pbt", "pb2")
 
 
 @pytest.mark.parametrize(

@@ -289,7 +289,7 @@ def test_who_has_ended_is_neither_stopped_nor_given_more_but_may_be_cloned(make:
 @pytest.mark.parametrize("act", ["extend", "clone", "add"])
 def test_a_population_stays_as_it_is(make: Callable[..., Any], act: str) -> None:
     world = make()
-    scheduler = world.spec.scheduler.model_copy(update={"name": "pbt"})
+    scheduler = world.spec.scheduler.model_copy(update={"name": "pb2"})
     world.steering._spec = world.spec.model_copy(update={"scheduler": scheduler})
     answer = world.ask(act, trial="t0000", steps=16, trials=1)
     run(world, answer)

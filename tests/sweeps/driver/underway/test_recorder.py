@@ -270,12 +270,12 @@ def test_tokens_of_an_earlier_run_are_those_that_trials_were_trained_on(finished
 
 def test_checkpoints_of_rungs_go_with_the_sweep_that_has_ended(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rung = sweep / "trials" / "t0000" / record.rung(16)
-    for ending in (("interrupted", "the disk is full"), None):
+    for ending, name in ((("interrupted", "the disk is full"), "pbt"), (None, "pbt"), (None, "pb2")):
         rung.write_bytes(b"")
         (sweep / "trials" / "t0000" / record.RECORD).unlink(missing_ok=True)
 
-        def how(recorder: Recorder, config: dict[str, Any], ending: Any = ending) -> None:
-            recorder.ending, recorder._stopped_by = ending, "pbt"
+        def how(recorder: Recorder, config: dict[str, Any], ending: Any = ending, name: str = name) -> None:
+            recorder.ending, recorder._stopped_by = ending, name
             complete(recorder, config)
 
         end(sweep, monkeypatch, how)
