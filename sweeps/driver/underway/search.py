@@ -161,8 +161,11 @@ class SweepSearch:
         sizes = cache(lambda trial_id: self._prepared.bytes(searcher.config(trial_id)))
         population = None
         if spec.scheduler.population:
-            kept = searcher.attributes
-            population = Population(spec, self._budget, searcher.searched, decided(kept), came(kept))
+            kept, ended = searcher.attributes, [found.config or {} for found in searcher.ended.values()]
+            members = searcher.searched - sum(
+                not config.get("confirms") for config in ended
+            )  # who has ended never begins
+            population = Population(spec, self._budget, members, decided(kept), came(kept))
         scheduler = make_scheduler(spec, self._budget, past.curves(objective), population, sizes, past.short)
 
         def heard(wave: Wave) -> None:
@@ -195,10 +198,7 @@ class SweepSearch:
             searcher.ended_early = lambda why: display.search_ends(why, searcher.total)
             searcher.confirm_by(choose, display.grown)
             if population is not None:
-                members = population
-                population.decides = lambda rung, changes: self._decided(
-                    rung, changes, members.came.get(rung, {}), searcher, display
-                )
+                population.decides = lambda rung, changes, came: self._decided(rung, changes, came, searcher, display)
             tuner = tune.Tuner(
                 trainable,
                 tune_config=tune.TuneConfig(

@@ -27,9 +27,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bitlora.config.sections import MOVED
 from bitlora.config.trial import TrialConfig
-from sweeps.search.cloning.explore import resampled
+from sweeps.search.cloning.explore import chosen_of, movable, resampled
 from sweeps.spec.space import Choices, Range, Space, domain_of
 
 Floats = npt.NDArray[np.float64]
@@ -134,25 +133,29 @@ class Bandit:
         losses: Mapping[str, float],
         staying: Mapping[str, TrialConfig],
     ) -> None:
-        self._space, self._axes = space, [axis for axis in MOVED if axis in space]
+        self._space, self._axes = space, movable(space)
         self._behind, self._next = behind(losses), float(max(came) + 1)
         rows = [(t, row) for t, rung in sorted(came.items()) for _, row in sorted(rung.items())][-RECENT:]
         gains = [gain for _, rung in sorted(came.items()) for gain in standardised(_gains(rung))][-RECENT:]
         self._gains = np.array(gains)
         self._seen = self._points([[row["behind"], *row["at"]] for _, row in rows], [t for t, _ in rows])
         self._process = likeliest(self._seen, self._gains)
-        self._pending = [[self._behind[name], *places(space, config)] for name, config in sorted(staying.items())]
+        self._pending = [
+            [self._behind[name], *places(space, chosen_of(config, space))] for name, config in sorted(staying.items())
+        ]
 
     def moved(self, other: str, config: TrialConfig, chance: Random) -> TrialConfig:
         """This configuration, the one of the member `other`, with the values that may gain the most."""
-        chosen = {axis: getattr(config, axis) for axis in self._space}
-        domains = {axis: domain_of(self._space, axis, chosen) for axis in self._axes}
-        drawn = [{axis: resampled(domain, chance) for axis, domain in domains.items()} for _ in range(DRAWN)]
-        tried = [config.model_copy(update=values) for values in drawn]
-        rows = [[self._behind[other], *places(self._space, each)] for each in tried]
+        drawn = [self._drawn(chosen_of(config, self._space), chance) for _ in range(DRAWN)]
+        rows = [[self._behind[other], *places(self._space, chosen)] for chosen in drawn]
         best = int(np.argmax(self._bounds(rows)))
         self._pending.append(rows[best])
-        return tried[best]
+        return config.model_copy(update={axis: drawn[best][axis] for axis in self._axes})
+
+    def _drawn(self, chosen: dict[str, Any], chance: Random) -> dict[str, Any]:
+        for axis in self._axes:
+            chosen[axis] = resampled(domain_of(self._space, axis, chosen), chance)
+        return chosen
 
     def _bounds(self, rows: list[list[float]]) -> Floats:
         """[M] upper confidence bounds."""
@@ -173,10 +176,9 @@ def behind(losses: Mapping[str, float]) -> dict[str, float]:
     return {name: sum(other < own for other in losses.values()) / others for name, own in losses.items()}
 
 
-def places(space: Space, config: TrialConfig) -> list[float]:
-    """Where the values that move stand in their domains, from 0 to 1."""
-    chosen = {axis: getattr(config, axis) for axis in space}
-    return [_place(domain_of(space, axis, chosen), chosen[axis]) for axis in MOVED if axis in space]
+def places(space: Space, chosen: Mapping[str, Any]) -> list[float]:
+    """Where the values that move stand in their domains, from 0 to 1. `chosen`: a value for every axis."""
+    return [_place(domain_of(space, axis, chosen), chosen[axis]) for axis in movable(space)]
 
 
 def _place(domain: Choices | Range, value: float) -> float:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from bitlora.config.sections import MOVED
 from bitlora.config.trial import TrialConfig
-from sweeps.spec.space import Choices, Range, Space, domain_of, fitted
+from sweeps.spec.space import Choices, Range, Space, domain_of, fitted, order
 
 Explore = Callable[[str, TrialConfig, Random], TrialConfig]
 """The configuration of a member -> the same with values that have moved. Asked once for each that goes on as its copy."""
@@ -51,11 +51,19 @@ def perturbed(domain: Choices | Range, value: Any, chance: Random) -> Any:
 
 def moved(config: TrialConfig, space: Space, resample: float, chance: Random) -> TrialConfig:
     """This configuration with all beside where they are that can be moved; or, as often as `resample` says, drawn anew."""
-    chosen = {axis: getattr(config, axis) for axis in space}
-    values = {}
-    for axis in MOVED:
-        if axis in space:
-            domain = domain_of(space, axis, chosen)
-            again = chance.random() < resample
-            values[axis] = resampled(domain, chance) if again else perturbed(domain, chosen[axis], chance)
-    return config.model_copy(update=values)
+    chosen, axes = chosen_of(config, space), movable(space)
+    for axis in axes:
+        domain = domain_of(space, axis, chosen)
+        again = chance.random() < resample
+        chosen[axis] = resampled(domain, chance) if again else perturbed(domain, chosen[axis], chance)
+    return config.model_copy(update={axis: chosen[axis] for axis in axes})
+
+
+def movable(space: Space) -> list[str]:
+    """The axes that can be moved, each after the one it hangs on."""
+    return [axis for axis in order(space) if axis in MOVED]
+
+
+def chosen_of(config: TrialConfig, space: Space) -> dict[str, Any]:
+    """What a configuration has of each axis."""
+    return {axis: getattr(config, axis) for axis in space}

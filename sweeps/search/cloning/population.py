@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from bitlora.config.trial import TrialConfig
 from sweeps.search.cloning.bandit import Bandit, Came, behind, places
-from sweeps.search.cloning.explore import Explore, moved
+from sweeps.search.cloning.explore import Explore, chosen_of, moved
 from sweeps.search.cloning.place import Place, Source
 
 if TYPE_CHECKING:
@@ -91,10 +91,10 @@ class Population:
         """Those that are to be decided."""
         self._decided = dict(decided)
         self._last = max(decided, default=None)
-        self.came: dict[int, Came] = dict(came or {})
-        """By rung, what the members came to, where later decisions hang on it."""
-        self.decides: Callable[[int, Changes], object] = lambda rung, changes: None
-        """Told of each decision before anybody goes on by it; whoever is to keep it says it here."""
+        self._came = dict(came or {})
+        self.decides: Callable[[int, Changes, Came], object] = lambda rung, changes, came: None
+        """Told of each decision before anybody goes on by it, and of what later ones hang on, if they do; whoever is to keep
+        it says it here."""
         self._configs: dict[str, TrialConfig] = {}
         self._losses: dict[int, dict[str, float]] = {}
         """By rung, of those that have come to it; infinite: it has diverged."""
@@ -134,9 +134,9 @@ class Population:
         rung = self._rungs[0]
         losses = {trial_id: losses[trial_id] for trial_id in members}
         if self._asked.name == "pb2":
-            self.came[rung] = self._came_to(rung, losses)
+            self._came[rung] = self._came_to(rung, losses)
         changes = self._changes(rung, losses)
-        self.decides(rung, changes)
+        self.decides(rung, changes, self._came.get(rung, {}))
         for trial_id, change in changes.items():
             self._configs[trial_id] = TrialConfig(**change["config"])
         self._decided[rung], self._last = changes, rung
@@ -168,7 +168,7 @@ class Population:
 
     def _explore(self, rung: int, losses: Mapping[str, float], worst: Sequence[str]) -> Explore:
         if self._asked.name == "pb2" and rung > self._asked.interval:
-            known = {at // self._asked.interval: kept for at, kept in self.came.items() if at <= rung}
+            known = {at // self._asked.interval: kept for at, kept in self._came.items() if at <= rung}
             staying = {trial_id: self._configs[trial_id] for trial_id in losses if trial_id not in worst}
             return Bandit(self._space, known, losses, staying).moved
         return lambda other, config, chance: moved(config, self._space, self._asked.resample, chance)
@@ -176,7 +176,7 @@ class Population:
     def _came_to(self, rung: int, losses: Mapping[str, float]) -> Came:
         """What the members came to. All have begun at one loss, nobody behind: of the first gains it is left out."""
         last = rung - self._asked.interval
-        rows = self.came.get(last, {}).items()
+        rows = self._came.get(last, {}).items()
         before = {trial_id: math.inf if row["loss"] is None else row["loss"] for trial_id, row in rows}
         found, ranks = {}, behind(before)
         for trial_id, loss in sorted(losses.items()):
@@ -186,6 +186,6 @@ class Population:
                 "loss": loss if math.isfinite(loss) else None,
                 "gain": gain if math.isfinite(gain) else None,
                 "behind": ranks.get(source, 0.0),
-                "at": places(self._space, self._configs[trial_id]),
+                "at": places(self._space, chosen_of(self._configs[trial_id], self._space)),
             }
         return found

@@ -38,7 +38,8 @@ scheduler: {name: pbtt}
         f"small.yaml:6: adapter.quantizer: found 'bianry'; give {', '.join(names)} or {last}; did you mean binary?",
         "small.yaml:8: train.learning_rte: unknown key; did you mean learning_rate?",
         "small.yaml:9: train.eval_every: found 'epcoh'; give a whole number or epoch; did you mean epoch?",
-        "small.yaml:10: scheduler.name: found 'pbtt'; give asha, hyperband, bohb, median, pbt, pb2 or none; did you mean pbt?",
+        "small.yaml:10: scheduler.name: found 'pbtt'; give asha, hyperband, bohb, median, pbt, pb2 or none; "
+        "did you mean pbt?",
         "--set train.batch_size=x: found 'x'; give a whole number",
         "--set train.stps=3: unknown key; did you mean steps?",
         "--set data.rows=2: found 2; give a number of at least 3",

@@ -72,7 +72,7 @@ def population(kept=None, **scheduler):
 def rung(made, step, losses, order=None):
     """All come to a rung with these losses; gives what was decided, which is nothing before the last has come."""
     said = []
-    made.decides = lambda rung, changes: said.append((rung, changes))
+    made.decides = lambda rung, changes, came: said.append((rung, changes))
     names = list(order or MEMBERS)
     for trial in names:
         assert not made.decide()
@@ -180,7 +180,7 @@ def test_how_many(size, quantile, few):
         made.begin(trial, config(**MEMBERS["t0002"]).model_dump())
         made.enter(trial, 8, float(number))
     said = []
-    made.decides = lambda rung, changes: said.append(changes)
+    made.decides = lambda rung, changes, came: said.append(changes)
     assert made.decide()
     assert set(said[0]) == set(names[-few:])
     assert {change["from"] for change in said[0].values()} <= set(names[:few])
