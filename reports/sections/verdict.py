@@ -184,10 +184,11 @@ def _effort(findings: Findings, verdict: Verdict) -> str:
 def _left_out(findings: Findings, verdict: Verdict) -> str:
     """Quantizers that were searched and are not in the contest."""
     ranked, begun = (set(frame["config.quantizer"]) for frame in (findings.groups.ranked, findings.searched))
+    lacks = "not confirmed" if findings.confirmed else "without what was searched by"
     left = []
     for name in findings.not_in(verdict):
         tried = "no trial at full budget" if name in begun else "not tried"
-        left.append(f"{side_of(name)} ({'not confirmed' if name in ranked else tried})")
+        left.append(f"{side_of(name)} ({lacks if name in ranked else tried})")
     return f"Asked for and not in the contest, so nothing is said of it: {', '.join(left)}." if left else ""
 
 

@@ -173,9 +173,8 @@ def together(space: Space, axes: Iterable[str]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [{}]
     for axis in with_parents(space, wanted):
         rows = [{**row, axis: value} for row in rows for value in _ends(space, axis, row)]
-    return list(
-        {tuple(found.values()): found for row in rows if (found := {axis: row[axis] for axis in wanted})}.values()
-    )
+    found = [{axis: row[axis] for axis in wanted} for row in rows]
+    return list({tuple(one.values()): one for one in found}.values())
 
 
 def _ends(space: Space, axis: str, chosen: Mapping[str, Any]) -> list[Any]:

@@ -2,7 +2,8 @@
 
 The next one is where the improvement to be expected on the best that has completed is greatest (Jones, Schonlau and Welch,
 1998). Trials that have not ended are taken to come to what is expected of them, so that those that train at the same time
-are unlike each other (the kriging believer of Ginsbourger, Le Riche and Carraro, 2010).
+are unlike each other (the kriging believer of Ginsbourger, Le Riche and Carraro, 2010). Failed ones are too: what failed is
+not tried again and again.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class _Known:
     curve: dict[int, float]
     """What it had come to at which step."""
     open: bool
+    """Taken to come to what is expected of it."""
     diverged: bool
 
 
@@ -106,20 +108,22 @@ class CurveModel:
         return found[0] if found else None
 
     def _known(self) -> list[_Known]:
-        """The trials that count: failed ones do not, but those that have diverged."""
+        """The trials that count. Of one that was given more steps than a full trial has, what it came to within those."""
         known = []
         for trial in self._seen.trials():
             begun, diverged = not trial.state.is_finished(), trial.user_attrs.get("status") == DIVERGED
+            failed = trial.state == TrialState.FAIL
             curve = {step: loss for step, loss in trial.intermediate_values.items() if step < self._steps}
             if begun:
-                curve |= self._heard.get(name_of(trial), {})
+                heard = self._heard.get(name_of(trial), {})
+                curve |= {step: loss for step, loss in heard.items() if step <= self._steps}
             elif trial.state == TrialState.COMPLETE and (values := values_in_search(trial)) is not None:
                 curve[self._steps] = values[0]
-            if trial.state == TrialState.FAIL or not (curve or begun or diverged):
+            if not (curve or begun or diverged or failed):
                 continue
             if len(trial.params) >= len(self._space):
                 chosen = spaces.suggest(FixedTrial(trial.params), self._space)
-                known.append(_Known(chosen, curve, begun and self._steps not in curve, diverged))
+                known.append(_Known(chosen, curve, failed or (begun and self._steps not in curve), diverged))
         return known
 
     def _learn(self, known: Sequence[_Known]) -> float:

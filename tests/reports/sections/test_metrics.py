@@ -7,6 +7,7 @@ import random
 
 import pandas as pd
 import pytest
+from constructed import page_of
 from recount import recount
 
 from bitlora.files.record import EVAL, TEST, of_set, write_scores
@@ -146,6 +147,22 @@ def test_of_two_quantizers_the_one_that_is_better_by_what_was_searched_is_named(
     gap = exact[1] - exact[0]
     ahead = f"by exact (higher is better) binary is ahead on this seed, {gap:.4f} above full precision: eval exact "
     assert line.startswith(f"quickstart: {ahead}{exact[1]:.4f} (t0001, ")
+
+
+def test_a_quantizer_that_lacks_what_was_searched_by_is_said_to(folder, add):
+    """Nothing was to be confirmed here."""
+    (folder / "sweep.yaml").write_text(
+        SPEC.replace("SEARCHED", "exact").replace("rank: [8", "quantizer: [none, binary], rank: [8")
+    )
+    for number, quantizer in enumerate(["none", "none", "binary"]):
+        trial = add(f"t000{number}", eval_loss=2.0, quantizer=quantizer, rank=8 + number, record={"data": DATA})
+        loss, values = metric_files(trial, number, 0.5)
+        rewrite(
+            trial, eval_loss=loss, metrics={k: v for k, v in values.items() if (quantizer, k) != ("binary", "exact")}
+        )
+    page = page_of(folder)
+    left = "Asked for and not in the contest, so nothing is said of it: binary (without what was searched by)."
+    assert left in page
 
 
 def test_what_ties_exactly_by_a_metric_is_said_so(measured):

@@ -220,6 +220,7 @@ def test_what_axes_can_be_together_is_what_the_grid_has_of_them() -> None:
         (16, "binary"),
         (8, "ternary"),
     }
+    assert together(space, ("dora",)) == [{}]
     assert together(space, ("rank",)) == [{"rank": 1}, {"rank": 2}, {"rank": 16}, {"rank": 8}]
 
 

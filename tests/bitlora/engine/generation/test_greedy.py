@@ -151,7 +151,7 @@ def written(decoder, numbers, steps):
     return found
 
 
-def test_a_row_is_drawn_as_singleand_goes_on_as_it_would_have(engine):
+def test_a_row_is_drawn_as_single_and_goes_on_as_it_would_have(engine):
     hows = [None, Sampling(temperature=1.5, seed=1), Sampling(temperature=1.0, top_p=0.8, seed=2), None]
     asked = [(number % 2, prompt, how) for number, (prompt, how) in enumerate(zip(prompts(9), hows, strict=True))]
     together = Decoder(engine)

@@ -134,6 +134,36 @@ def test_trials_that_train_are_not_proposed_again_and_a_wave_is_known_before_the
     assert third["weight_decay"] < first["weight_decay"]
 
 
+@pytest.mark.parametrize("values", [{"low": 0.0, "high": 1.0}, [0.0, 0.3, 0.6, 0.8, 1.0]], ids=["range", "list"])
+def test_what_failed_is_not_proposed_again_and_again(values: Any) -> None:
+    study = optuna.create_study()
+    for alpha in (0.0, 0.3, 0.6):
+        study.add_trial(trial(alpha, TrialState.COMPLETE, {8: 3.0 - alpha}))
+    space = spec({"weight_decay": values}).search.space
+    one = CurveModel(space, SeenStudy(study, None, 0), STEPS, None, Random(0))
+    first = one.propose({}, lambda _: True)
+    assert first is not None
+    study.add_trial(trial(first["weight_decay"], TrialState.FAIL, {}, user_attrs={"status": "failed"}))
+    second = one.propose({}, lambda _: True)
+    assert second is not None
+    assert abs(second["weight_decay"] - first["weight_decay"]) > 0.02
+
+
+def test_of_a_trial_that_was_given_more_steps_what_comes_after_those_of_the_others_is_not_learned() -> None:
+    study = optuna.create_study()
+    for alpha in (0.0, 0.3, 0.6):
+        study.add_trial(trial(alpha, TrialState.COMPLETE, {4: 4.0 + alpha, 8: 3.0 - alpha}))
+    study.enqueue_trial({"weight_decay": 0.9})
+    study.ask().suggest_float("weight_decay", 0.0, 1.0)
+    one, other = model(study), model(study)
+    for step in (8, 12, 16, 20, 24):
+        one.heard({"t0003": (step, 2.1 - step / 100)})
+    other.heard({"t0003": (8, 2.02)})
+    chosen = one.propose({}, lambda _: True)
+    assert chosen is not None
+    assert chosen == other.propose({}, lambda _: True)
+
+
 def test_planned_values_stay(tmp_path: Path) -> None:
     first = [{"quantizer": "none", "rank": 8}] * 5
     configs = search(OptunaSearcher(spec(trials=6, startup=2, first=first), tmp_path / "study.journal"))
