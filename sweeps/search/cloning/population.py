@@ -93,7 +93,7 @@ class Population:
         self._last = max(decided, default=None)
         self._came = dict(came or {})
         self.decides: Callable[[int, Changes, Came], object] = lambda rung, changes, came: None
-        """Told of each decision before anybody goes on by it, and of what later ones hang on, if they do; whoever is to keep
+        """Told of each decision before anybody goes on by it, and what later ones hang on, if they do; whoever is to keep
         it says it here."""
         self._configs: dict[str, TrialConfig] = {}
         self._losses: dict[int, dict[str, float]] = {}

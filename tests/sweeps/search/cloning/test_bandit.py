@@ -14,7 +14,7 @@ from sweeps.search.cloning import bandit
 from sweeps.search.cloning.bandit import Bandit, GainProcess, Points, behind, likeliest, standardised
 from sweeps.search.cloning.explore import chosen_of, moved, resampled
 from sweeps.search.cloning.population import Population, attribute, came, came_to, decided
-from sweeps.spec.space import By, Choices, Range, contains, domain_of
+from sweeps.spec.space import By, Choices, Range, contains, domain_of, order
 from sweeps.spec.spec import Spec
 
 SPACE = {
@@ -51,7 +51,7 @@ def spec(space=SPACE, name="pb2", seed=0, **scheduler):
 
 def drawn(space, chance):
     chosen = {}
-    for axis in space:
+    for axis in order(space):
         chosen[axis] = resampled(domain_of(space, axis, chosen), chance)
     return TrialConfig(**{**FIXED, **chosen})
 
