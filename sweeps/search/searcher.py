@@ -153,6 +153,11 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         return self._agenda.searched
 
     @property
+    def members(self) -> int:
+        """Those of these that had not ended when the journal was opened."""
+        return self.searched - sum(not (found.config or {}).get("confirms") for found in self.ended.values())
+
+    @property
     def attributes(self) -> dict[str, Any]:
         """The study's user attributes."""
         return self._study.user_attrs

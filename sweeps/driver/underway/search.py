@@ -161,11 +161,8 @@ class SweepSearch:
         sizes = cache(lambda trial_id: self._prepared.bytes(searcher.config(trial_id)))
         population = None
         if spec.scheduler.population:
-            kept, ended = searcher.attributes, [found.config or {} for found in searcher.ended.values()]
-            members = searcher.searched - sum(
-                not config.get("confirms") for config in ended
-            )  # who has ended never begins
-            population = Population(spec, self._budget, members, decided(kept), came(kept))
+            kept = searcher.attributes
+            population = Population(spec, self._budget, searcher.members, decided(kept), came(kept))
         scheduler = make_scheduler(spec, self._budget, past.curves(objective), population, sizes, past.short)
 
         def heard(wave: Wave) -> None:

@@ -269,6 +269,10 @@ def test_the_best_is_confirmed_by_its_schedule(tmp_path):
     repeats = [one.suggest("again0")["config"], one.suggest("again1")["config"]]
     assert [(again["confirms"], again["quantizer"]) for again in repeats] == [("t0003", "none"), ("t0002", "ternary")]
     first = TrialConfig(**repeats[0])
+    assert one.members == 4
+    one.finish("t0004", "completed", 2.0)
+    one.close()
+    assert OptunaSearcher(of, tmp_path / "study.journal", configure=configure).members == 0
     assert first.seed == 1
     assert first.model_copy(update={"seed": now.seed, "confirms": None}) == now
     assert TrialConfig(**repeats[1]).stages == ()
