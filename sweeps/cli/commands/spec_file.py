@@ -35,8 +35,8 @@ def load(path: Path, overrides: Sequence[str]) -> Spec:
 
 
 def as_it_goes_on(spec: Spec) -> Spec:
-    """The spec with the confirmation that the sweep in its folder has, or gets by it (`confirm.added`); as it is where there
-    is no such sweep."""
+    """The spec with the confirmation that the sweep in its folder has, or gets by it (`confirm.added`); as it is where
+    there is no such sweep."""
     from sweeps.driver.resume import SPEC, as_begun, cannot_resume
 
     folder = Path(spec.place)
