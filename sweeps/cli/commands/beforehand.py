@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from sweeps.cli.commands.refusal import refuse
-from sweeps.cli.commands.spec_file import Set, SpecFile, load, look, notes
+from sweeps.cli.commands.spec_file import Set, SpecFile, as_it_goes_on, load, look, notes
 
 
 def plan(
@@ -21,7 +21,7 @@ def plan(
     ] = False,
 ) -> None:
     """Say what a sweep would do: trials, adapter parameters and bytes, memory and slots on this machine. Starts nothing."""
-    spec = load(spec_file, set_ or ())
+    spec = as_it_goes_on(load(spec_file, set_ or ()))
     prepared = look(spec_file, spec, [], here=True)
     from bitlora.base.locate import BaseError
     from sweeps.cli.plan import draw, make_plan
@@ -53,7 +53,7 @@ def data(
     from sweeps.driver.prepare import glance
     from sweeps.spec.errors import InputError
 
-    spec = load(spec_file, set_ or ())
+    spec = as_it_goes_on(load(spec_file, set_ or ()))
     if errors := glance(spec):
         refuse(*(f"{spec_file}: {line}" if line.startswith("base.") else line for line in errors))
     quiet()

@@ -34,6 +34,17 @@ def load(path: Path, overrides: Sequence[str]) -> Spec:
         refuse(*error.lines)
 
 
+def as_it_goes_on(spec: Spec) -> Spec:
+    """The spec with the confirmation that the sweep in its folder has, or gets by it (`confirm.added`); as it is where
+    there is no such sweep."""
+    from sweeps.driver.resume import SPEC, as_begun, cannot_resume
+
+    folder = Path(spec.place)
+    if not (folder / SPEC).is_file() or cannot_resume(spec, folder):
+        return spec
+    return spec.model_copy(update={"confirm": as_begun(spec, folder).confirm})
+
+
 def look(
     path: Path,
     spec: Spec,

@@ -14,6 +14,7 @@ from bitlora.config.sections import DataConfig
 from bitlora.data.split import beyond, prepare_data
 from sweeps.cli.app import app
 from sweeps.cli.show_data import draw, page, shown
+from sweeps.spec.spec import dump_spec, load_spec
 
 ROWS = [
     *({"prompt": f"say {n}", "completion": f"<b>{n}</b> 🙂"} for n in range(8)),
@@ -59,6 +60,25 @@ def test_the_command_says_what_is_learned_and_what_is_dropped(source, tiny_base,
     ended = CliRunner().invoke(app, ["data", str(spec), "--set", f"data.source={source}x"])
     assert (ended.exit_code, ended.output.count("\n")) == (2, 1)
     assert "no such file" in ended.output
+
+
+def test_of_a_sweep_that_was_begun_without_confirm_no_row_moves(source, tiny_base, tmp_path):
+    """Planned is what `--resume --set confirm=…` would do."""
+    spec, folder = tmp_path / "small.yaml", tmp_path / "begun"
+    data = {"source": str(source), "eval_fraction": 0.5, "eval_rows": 3}
+    spec.write_text(json.dumps({"base": {"model": str(tiny_base)}, "data": data, "out": str(folder)}))
+    said = []
+    for begun in (False, True):
+        if begun:
+            folder.mkdir()
+            (folder / "sweep.yaml").write_text(dump_spec(load_spec(spec)))
+        ended = [CliRunner().invoke(app, ["data", str(spec), *more]) for more in ([], ["--set", "confirm={top: 1}"])]
+        assert [one.exit_code for one in ended] == [0, 0]
+        said.append([one.output.partition("fingerprint ")[2][:16] for one in ended])
+        kept_back = [line for line in ended[1].output.splitlines() if line.startswith("test: ")]
+        assert [line.split()[1] for line in kept_back] == ["1" if begun else "2"]
+    assert said[0][0] != said[0][1]
+    assert said[1] == [said[0][0]] * 2
 
 
 def test_marks_stand_around_what_is_learned(prepared):

@@ -52,7 +52,7 @@ def test_the_base_fails_to_load(bitlora, write_spec, tmp_path, tiny_base):
     weights.write_bytes(weights.read_bytes()[:1000])
     ended = bitlora("sweep", write_spec(base={"model": str(broken)}))
     assert ended.code == 1, ended.err
-    assert ended.seconds < 100
+    assert ended.seconds < 240  # beside another test, on a busy machine
     found = contract.holds(tmp_path / "quick")
     assert set(contract.statuses(found)) == {"failed"}
     assert all("the base could not be loaded" in record["reason"] for record in found.values())

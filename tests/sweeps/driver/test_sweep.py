@@ -196,7 +196,7 @@ def test_a_sweep_waits_for_room_as_long_as_it_is_told_to(bitlora, write_spec, tm
     ended = bitlora("sweep", write_spec(resources={"workers_per_pack": 256, "patience": 3}))
     assert ended.code == 1, ended.err
     assert "no pack could be started: the cluster had no room for it within 3 s" in ended.out
-    assert ended.seconds < 100
+    assert ended.seconds < 240  # beside another test, on a busy machine
     assert set(contract.statuses(contract.holds(tmp_path / "quick"))) == {"failed"}
 
 
