@@ -75,8 +75,7 @@ class GainProcess(NamedTuple):
 
     def root(self, seen: Points) -> Floats:
         """[N, N] lower, Cholesky's, of the covariance of gains."""
-        found: Floats = np.linalg.cholesky(self.kernel(seen, seen) + self.noise * np.eye(len(seen.x)))
-        return found
+        return np.asarray(np.linalg.cholesky(self.kernel(seen, seen) + self.noise * np.eye(len(seen.x))), np.float64)
 
     def likelihood(self, seen: Points, gains: Floats) -> float:
         """The logarithm of that of [N] gains, but for a constant."""
