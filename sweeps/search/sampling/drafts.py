@@ -26,6 +26,11 @@ MISSES: Final = 50
 """So many suggestions in a row may be beyond `search.where`; then one that fits is drawn from the space itself."""
 
 
+ANEW: Final = 20
+"""So often another is drawn where one of before anything is known has been had: more slots than `search.startup` would
+all ask for the same, and equal trials are trained once."""
+
+
 class Drafts:
     """What a sampler proposes, to be looked at before it is a trial of the study: what is refused is none, and is nowhere
     in the journal.
@@ -87,7 +92,16 @@ class Drafts:
         if not begins and self._chance.random() >= STRENGTH / (STRENGTH + told):
             return params
         self.by_prior += 1
-        share = self._firsts.share() if begins else self._chance.random()
+        found = self._at(params, chosen, self._firsts.share() if begins else self._chance.random())
+        for _ in range(ANEW if begins else 0):
+            if not any(found == one.params for one in self._seen.trials()):
+                break
+            found = self._at(*self._draw(planned), self._chance.random())
+        return found
+
+    def _at(self, params: dict[str, Any], chosen: dict[str, Any], share: float) -> dict[str, Any]:
+        """These parameters with the prior's rate at this share."""
+        assert self._prior is not None
         return {**params, spaces.option(self._space, RATE, chosen)[0]: self._prior.rate(chosen, share)}
 
     def heard(self, wave: Wave) -> None:

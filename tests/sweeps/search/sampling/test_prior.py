@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 from collections import Counter
@@ -22,6 +23,7 @@ from sweeps.search.searcher import OptunaSearcher
 from sweeps.spec.spec import Spec
 
 RANGE = {"low": 1e-4, "high": 1e-1, "log": True}
+LIST = [1e-3, 1.5e-3, 2e-3, 3e-3, 4e-3, 6e-3, 8e-3]
 SPACE: dict[str, Any] = {"quantizer": ["none", "binary"], "rank": [4, 8, 16, 32], "learning_rate": RANGE}
 
 
@@ -146,6 +148,21 @@ def test_the_first_trials_are_spread_over_it(tmp_path: Path) -> None:
     shares = [NormalDist().cdf(math.log(c["learning_rate"] / one.likeliest(c)) / math.log(2)) for c in configs]
     assert len({int(share * 5) for share in shares}) == len(configs) == 3
     assert len({config["rank"] for config in configs}) == 3
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+@pytest.mark.parametrize(
+    "space", [{"learning_rate": RANGE}, {"learning_rate": LIST, "rank": [4, 8]}], ids=["range", "lists"]
+)
+def test_more_slots_than_first_trials_are_not_given_the_same(
+    tmp_path: Path, sampler: str, space: dict[str, Any]
+) -> None:
+    """Equal trials are trained once: whoever asks before anything is known would get none that is new."""
+    sweep = spec(space, sampler=sampler, trials=9, startup=4)
+    more: dict[str, Any] = {"prior": prior(sweep), "essence": lambda config: json.dumps(config, sort_keys=True)}
+    searcher = OptunaSearcher(sweep, tmp_path / "study.journal", **more)
+    asked = [searcher.suggest(f"tune{number}") for number in range(9)]
+    assert all(isinstance(one, dict) for one in asked)
 
 
 def test_data_soon_outweigh_a_prior_that_is_wrong(tmp_path: Path) -> None:
