@@ -85,7 +85,6 @@ def summary(found: Findings) -> dict[str, Any]:
 def _verdict(found: Findings, verdict: Verdict, gains: Gains | None) -> dict[str, Any]:
     """What won."""
     return {
-        "outcome": verdict.outcome,
         "best": _best(_with_loss(found, verdict.best[0]), gains) if verdict.best else None,
         "may_be_best": [row["name"] for row in (*verdict.best, *(rival.row for rival in verdict.tied))],
     }

@@ -120,8 +120,13 @@ def make_plan(spec: Spec, prepared: Prepared) -> Plan:
 
 
 def _shapes(spec: Spec) -> list[dict[str, Any]]:
-    """What an adapter's axes can be together, in the order of `SHAPE`, each from small to large."""
-    return sorted(spaces.together(spec.search.space, SHAPE), key=lambda shape: tuple(shape.values()))
+    """What an adapter's axes can be together, in the order of `SHAPE`, each from small to large; full precision once, which
+    has no scales that a granularity would be of."""
+    alike: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for shape in sorted(spaces.together(spec.search.space, SHAPE), key=lambda shape: tuple(shape.values())):
+        plain = shape.get("quantizer", spec.adapter.quantizer) == "none"
+        alike.setdefault(tuple(value for axis, value in shape.items() if not (plain and axis == "granularity")), shape)
+    return [*alike.values()]
 
 
 def _packs(spec: Spec) -> str:

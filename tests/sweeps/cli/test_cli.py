@@ -245,13 +245,16 @@ def test_plan_says_what_is_known_of_learning_rates(write_spec):
 
 
 def test_plan_lists_the_adapters_that_can_be(write_spec):
-    """No full precision of rank 16, where the rank hangs on the quantizer."""
-    space = {"rank": {"by": "quantizer", "none": [1], "default": [16, 8]}, "quantizer": ["none", "binary"]}
+    """No full precision of rank 16, where the rank hangs on the quantizer, and none for each granularity."""
+    ranks = {"by": "quantizer", "none": [1], "default": [16, 8]}
+    space = {"rank": ranks, "quantizer": ["none", "binary"], "granularity": ["tensor", "component"]}
     shape = LayerShape("model.layers.0.self_attn.q_proj", 8, 4)
     info = BaseInfo("base", "none", "1", (shape,), (shape.name,), 96, 1000)
     dataset = SimpleNamespace(train=range(100), summary=SimpleNamespace(test_rows=0))
     plan = make_plan(load_spec(write_spec(search={"space": space})), Prepared(info, dataset))
-    assert [(cost.rank, cost.quantizer) for cost in plan.adapters] == [(1, "none"), (8, "binary"), (16, "binary")]
+    found = [(cost.rank, cost.quantizer, cost.granularity) for cost in plan.adapters]
+    assert found[0][:2] == (1, "none")
+    assert found[1:] == [(rank, "binary", granularity) for rank in (8, 16) for granularity in ("component", "tensor")]
 
 
 def test_a_space_in_which_nothing_fits_starts_nothing(bitlora, write_spec, tmp_path):
