@@ -16,7 +16,7 @@ from sweeps.search.cloning.population import became
 from sweeps.search.metric import APART, at_least_as_good, values_in_search
 from sweeps.search.twins import SAME_AS
 from sweeps.spec.keys.confirm import MOST_SEEDS, SEEDS, ConfirmConfig
-from sweeps.spec.space import Choices, Space
+from sweeps.spec.space import Space, axis_of, together
 
 REPEATS: Final = "repeats"
 """Attribute of a trial of the study that confirms another: the seed it has, and which one it `confirms`."""
@@ -47,8 +47,7 @@ def most(confirm: ConfirmConfig, space: Space) -> int:
 
 def most_finalists(confirm: ConfirmConfig, space: Space) -> int:
     """How many configurations it asks for at most."""
-    domain = space.get(confirm.by or "")
-    return confirm.top * (len(domain.values) if isinstance(domain, Choices) else 1)
+    return confirm.top * len(together(space, confirm.axes))
 
 
 def repeats(
@@ -76,21 +75,20 @@ def repeats(
 
 
 def finalists(searched: Sequence[FrozenTrial], confirm: ConfirmConfig, attributes: Mapping[str, Any]) -> list[Finalist]:
-    """The configurations with the lowest mean over their seeds, `confirm.top` of each value of `confirm.by`; of two
+    """The configurations with the lowest mean over their seeds, `confirm.top` of each of what `confirm.by` tells apart; of two
     objectives the front, and where that has more than `top`, as many of it as lie evenly from one end to the other. A trial
-    that has another's result is not beside it, unless it stands for another value of `confirm.by`.
+    that has another's result is not beside it, unless it stands for something else by `confirm.by`.
 
     Args:
         attributes: the study's.
     """
     by_name = {f"t{trial.number:04d}": trial for trial in searched}
 
-    def stands_for(trial: FrozenTrial) -> Any:
-        """Its value of `confirm.by`, in the end."""
-        if confirm.by is None:
-            return None
+    def stands_for(trial: FrozenTrial) -> tuple[Any, ...]:
+        """Its values of the axes of `confirm.by`, in the end."""
+        chosen = {axis_of(name): value for name, value in trial.params.items()}
         changed = became(attributes, trial.user_attrs.get("trial_id", ""))
-        return changed.get(confirm.by, trial.params[confirm.by])
+        return tuple(changed.get(axis, chosen[axis]) for axis in confirm.axes)
 
     def beside(trial: FrozenTrial) -> bool:
         first = by_name.get(trial.user_attrs.get(SAME_AS, ""), trial)

@@ -133,10 +133,10 @@ def _looked_at(spec: Spec, confirm: ConfirmConfig, of: Asked) -> list[str] | Non
         return None
     sweep = load_sweep(folder)
     ranked = rows(comparable(sweep.trials).ranked)
-    if confirm.by is not None:
+    if confirm.axes:
         places: dict[str, int] = {}
         for row in ranked:
-            value = str(row.get(f"config.{confirm.by}"))
+            value = str([row.get(f"config.{axis}") for axis in confirm.axes])
             row["taken"] = places[value] = places.get(value, 0) + 1
         ranked = tuple(row for row in ranked if row["taken"] <= confirm.top)
     else:

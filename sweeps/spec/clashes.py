@@ -107,9 +107,10 @@ def search_clashes(search: SearchConfig, train: TrainConfig, confirm: ConfirmCon
     if "batch_size" in space and (train.epochs is not None or train.eval_every == "epoch"):
         message = "with epochs, trials of different batch size take different steps; count in steps instead"
         yield "search.space.batch_size", ("train.epochs", "train.eval_every"), message
-    by = confirm.by if confirm is not None else None
-    if by is not None and not isinstance(space.get(by), spaces.Choices):
-        lists = [axis for axis, domain in space.items() if isinstance(domain, spaces.Choices)]
+    for by in confirm.axes if confirm is not None else ():
+        if spaces.listed(space.get(by)):
+            continue
+        lists = [axis for axis, domain in space.items() if spaces.listed(domain)]
         right = f"an axis of search.space that is a list{nearest(by, lists)}"
         yield "confirm.by", ("search.space",), f"found {show(by)}; give {right}"
     for key in ("seeds", "rows") if confirm is not None and confirm.margin is None else ():
@@ -201,7 +202,7 @@ def judging_clashes(
         yield "scheduler.name", ("search.objectives",), message
     if scheduler.scoring == "sequential" and scheduler.name in _RUNGS:
         yield "scheduler.scoring", ("search.objectives",), f"sequential does not go with {front}; give all"
-    if confirm is not None and confirm.by is not None:
+    if confirm is not None and confirm.axes:
         yield "confirm.by", ("search.objectives",), f"with {front} the front is confirmed; leave it out"
 
 

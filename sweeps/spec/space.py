@@ -103,6 +103,16 @@ def params(space: Space, config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def axis_of(parameter: str) -> str:
+    """The axis that an Optuna parameter of `suggest` gives a value of."""
+    return parameter.partition("[")[0]
+
+
+def listed(domain: Choices | Range | By | None) -> bool:
+    """Whether an axis is a list, or one for each value of the axis that it hangs on."""
+    return domain is not None and all(isinstance(branch, Choices) for _, branch in _options("", domain))
+
+
 def contains(space: Space, config: Mapping[str, Any]) -> bool:
     """Whether a configuration, which may leave axes out, lies in the space."""
     return all(

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field
 from bitlora.config.explain import show
 from bitlora.config.sections import Config, Positive
 
+Name = Annotated[str, Field(min_length=1)]
 SEEDS: Final = 3
 """On so many, where nobody says otherwise."""
 MOST_SEEDS: Final = 20
@@ -41,8 +42,8 @@ class ConfirmConfig(Config):
 
     top: Positive = 3
     """So many of the best configurations, seeds apart."""
-    by: Annotated[str, Field(min_length=1)] | None = None
-    """An axis of the search space: the best of each of its values."""
+    by: Name | Annotated[list[Name], Field(min_length=1)] | None = None
+    """An axis of the search space: the best of each of its values. Or a list of axes: of each of their combinations."""
     seeds: Positive | Literal["auto"] = SEEDS
     """On how many fresh seeds each is run again. `auto`: on as many as it takes to show `margin` of what is equal, by what
     the search has shown, and no more than 20."""
@@ -57,6 +58,11 @@ class ConfirmConfig(Config):
     """The sweep was begun without `confirm`: its trials are trained and evaluated on the rows that they have without, and
     the test split is what is left of the eval split, or where nothing is, rows that `data.rows` did not draw. Of a sweep
     that goes on its `sweep.yaml` says so by itself."""
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """What `by` names."""
+        return (self.by,) if isinstance(self.by, str) else tuple(self.by or ())
 
     @property
     def open(self) -> bool:

@@ -101,6 +101,28 @@ def test_the_best_of_each_value_of_an_axis(tmp_path: Path) -> None:
     assert by == best
 
 
+def test_the_best_of_each_combination_of_axes_also_where_one_hangs_on_the_other(tmp_path: Path) -> None:
+    space = {
+        "quantizer": ["none", "binary"],
+        "rank": {"by": "quantizer", "none": [1, 16], "binary": [16]},
+        "learning_rate": [1e-3, 1e-4],
+    }
+    of = Spec.model_validate(
+        {
+            "name": "s",
+            "base": {"model": "a"},
+            "data": {"source": "b"},
+            "search": {"trials": 6, "sampler": "grid", "space": space},
+            "confirm": {"top": 1, "seeds": 1, "by": ["quantizer", "rank"]},
+        }
+    )
+    one = searched(tmp_path, of)
+    assert one.total == 6 + 3
+    one.finish("t0005", "completed", 2.8)
+    # the grid's order: none 1, none 16, binary 16, of each two learning rates
+    assert [of for _, of, _ in repeats(one)] == ["t0003", "t0001", "t0004"]
+
+
 def test_what_diverged_is_not_confirmed_and_nothing_is_where_all_did(tmp_path: Path) -> None:
     one = searched(tmp_path, spec(top=9, seeds=1), {**LOSSES, "t0003": math.nan})
     one.finish("t0005", "failed", None)

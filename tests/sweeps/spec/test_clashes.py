@@ -69,6 +69,10 @@ def file(tmp_path: Path) -> Path:
             "confirm.by: found 'rank'; give an axis of search.space that is a list",
         ),
         (
+            "confirm: {by: [quantizer, rank]}\nsearch: {space: {quantizer: [none, binary], rank: {low: 1, high: 8}}}",
+            "confirm.by: found 'rank'; give an axis of search.space that is a list; valid: quantizer",
+        ),
+        (
             "resources: {packs: {min: 5, max: 4}}",
             "resources.packs.min: 5 is more than resources.packs.max 4; give at most 4",
         ),
