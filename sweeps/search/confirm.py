@@ -75,9 +75,9 @@ def repeats(
 
 
 def finalists(searched: Sequence[FrozenTrial], confirm: ConfirmConfig, attributes: Mapping[str, Any]) -> list[Finalist]:
-    """The configurations with the lowest mean over their seeds, `confirm.top` of each of what `confirm.by` tells apart; of two
-    objectives the front, and where that has more than `top`, as many of it as lie evenly from one end to the other. A trial
-    that has another's result is not beside it, unless it stands for something else by `confirm.by`.
+    """The configurations with the lowest mean over their seeds, `confirm.top` of each of what `confirm.by` tells apart; of
+    two objectives the front, and where that has more than `top`, as many of it as lie evenly from one end to the other. A
+    trial that has another's result is not beside it, unless it stands for something else by `confirm.by`.
 
     Args:
         attributes: the study's.
