@@ -49,7 +49,7 @@ def facts(sweep: Sweep, axes: Axes) -> Bullets:
     names = [plain(place, 60) for place in known] if isinstance(known, list) else []
     asked += f"; the sampler knew the trials of {', '.join(names)}" if names else ""
     priors = [str(run["prior"]) for run in sweep.runs if run.get("prior")]
-    asked += "".join(f"; prior: {plain(prior, 200)}" for prior in priors)
+    asked += "".join(f"; prior: {plain(prior, 200)}" for prior in dict.fromkeys(priors))
     budgets = [(search.get(key), what) for key, what in BUDGETS]
     asked += "".join(f"; at most {most:,} {what}" for most, what in budgets if isinstance(most, int | float))
     ended = [str(run["search_ended"]) for run in sweep.runs if run.get("search_ended")]

@@ -71,9 +71,9 @@ class Standing:
 
     @property
     def front(self) -> list[record.Record]:
-        """Where bytes are an objective too: the completed trials than which no other has a lower loss in an adapter that
-        is no larger, by their loss."""
-        done = [one for one in self.past.records.values() if one.status == "completed" and one.eval_loss is not None]
+        """Where bytes are an objective too: the completed trials of the search than which no other has a lower loss in an
+        adapter that is no larger, by their loss."""
+        done = [one for one in self.past.completed.values() if one.eval_loss is not None]
         found: dict[tuple[float, float], record.Record] = {}
         for one in (
             sorted(done, key=lambda one: (one.eval_loss, one.adapter_bytes))

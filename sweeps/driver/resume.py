@@ -109,10 +109,18 @@ class Past:
         """Trials that have another's result."""
         return {trial_id for trial_id, found in self.records.items() if found.same_as}
 
+    @property
+    def completed(self) -> dict[str, record.Record]:
+        """The trials of the search that completed; those that confirm others are none of it."""
+        return {
+            trial_id: found
+            for trial_id, found in self.records.items()
+            if found.status == "completed" and found.config.get("confirms") is None
+        }
+
     def best(self, objective: Objective) -> tuple[float, str] | None:
-        """Of the completed trials the best by what is searched, lower where it is better, and its id."""
-        completed = {trial_id: found for trial_id, found in self.records.items() if found.status == "completed"}
-        values = {t: objective.of({LOSS: r.eval_loss, "metrics": r.metrics}) for t, r in completed.items()}
+        """Of the search's completed trials the best by what is searched, lower where it is better, and its id."""
+        values = {t: objective.of({LOSS: r.eval_loss, "metrics": r.metrics}) for t, r in self.completed.items()}
         return min(((value, trial_id) for trial_id, value in values.items() if value is not None), default=None)
 
 

@@ -98,6 +98,22 @@ def test_all_are_asked_the_same_and_stand_in_columns(serve, visit, served_engine
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
+def test_a_temperature_is_asked_for_where_there_is_one(serve, visit):
+    address, _ = serve()
+    page = visit(address)
+    posted = []
+    page.on("request", lambda request: posted.append(request.post_data_json) if request.method == "POST" else None)
+    page.get_by_label("A user's turn").fill("a")
+    page.get_by_label("Tokens of an answer").fill("3")
+    for temperature, asked in (("0", None), ("0.7", 0.7)):
+        page.get_by_label("Temperature").fill(temperature)
+        page.get_by_role("button", name="Ask").click()
+        expect(page.locator("article footer")).to_contain_text(["after", "after"])
+        expect(page.get_by_role("button", name="Ask")).to_be_enabled()
+        assert [body.get("temperature") for body in posted[-2:]] == [asked, asked]
+    assert len(posted) == 4
+
+
 def test_answers_grow_as_they_come_and_are_stopped(serve, visit, monkeypatch):
     address, engine_thread = serve()
     left, leave = queue.Queue(), engine_thread.leave

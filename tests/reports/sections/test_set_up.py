@@ -46,6 +46,9 @@ def test_what_was_known_of_learning_rates_before(folder, add):
     runs = [{"seconds": 1.0, "prior": ""}, {"seconds": 1.0, "prior": "learning rates around 0.002; taken by 3 trials"}]
     (folder / "runs.jsonl").write_text("".join(f"{json.dumps(run)}\n" for run in runs))
     assert "; prior: learning rates around 0.002; taken by 3 trials" in trials(folder)
+    runs.append(runs[1])  # the sweep has gone on, and found the same
+    (folder / "runs.jsonl").write_text("".join(f"{json.dumps(run)}\n" for run in runs))
+    assert trials(folder).count("prior: ") == 1
 
 
 def test_a_population_is_said_by_its_own_keys(folder, add):

@@ -117,6 +117,9 @@ def test_of_two_objectives_the_front_so_far(folder: Path) -> None:
         path = folder / "trials" / trial
         path.mkdir()
         write_record(path, replace(done, trial_id=trial, status=status, eval_loss=loss, adapter_bytes=count))
+    again = folder / "trials" / "t0008"  # confirms another: no trial of the search
+    again.mkdir()
+    write_record(again, replace(done, trial_id="t0008", eval_loss=1.1, config={"rank": 4, "confirms": "t0003"}))
     assert "on the front so far: 3, from t0003 1.5000 at 64 B to t0004 2.5000 at 4 B" in drawn(folder)
     found = json.loads(CliRunner().invoke(app, ["status", str(folder), "--json"]).stdout)
     told = [(one["trial"], one["eval_loss"], one["adapter_bytes"]) for one in found["front"]]
