@@ -183,8 +183,9 @@ class Display(DriverOnly, Callback):  # type: ignore[misc]
             return
         steps, value = trial.config["config"]["steps"], self._objective.of(result)
         best = ""
-        # The best is named among full trials: a loss at fewer steps is another number.
-        over = step == steps or result.get("status") == "completed"
+        # The best is named among full trials of the search: at fewer steps, or on another seed, it is another number.
+        searched = trial.config["config"].get("confirms") is None
+        over = searched and (step == steps or result.get("status") == "completed")
         if value is not None:
             before = self._came_to.get(trial_id, value)
             value = self._came_to[trial_id] = min(value, before) if self._keep_best else value

@@ -117,6 +117,9 @@ class Words(Cells):
             page.check("set-up, scheduler", cell.part(match, 1), scheduler.get("name"))
             if match[2]:
                 self.pairs("set-up, scheduler", cell.part(match, 2), scheduler)
+        for prior in {run["prior"] for run in self.sweep.runs if run.get("prior")}:  # as the driver told it
+            at = cell.text.find(prior)
+            page.check("set-up, prior", Cell(prior if at >= 0 else "", cell.start + at), prior)
         if match := re.search(rf"then {COUNT} to confirm", cell.text):
             repeats = sum(bool(trial.confirms) for trial in self.sweep.trials)
             page.check("set-up, trials that confirm", cell.part(match, 1), repeats, count)

@@ -29,9 +29,10 @@ def test_a_sweep_searched_by_a_users_function_ends_in_a_report(bitlora, write_sp
             "picked": {"kind": "choice_accuracy", "set": "which"},
         },
         generation={"max_tokens": 4},
-        search={"metric": "digits", "trials": 3},
+        search={"metric": "digits", "trials": 4, "sampler": "gp", "startup": 2},
         scheduler={"name": "asha", "grace": 4},
         confirm={"top": 1, "seeds": 1},
+        resources={"slots": 2},
     )
     ended = bitlora("sweep", spec, cwd=tmp_path)
     assert ended.code == 0, ended.err

@@ -116,6 +116,14 @@ def test_the_best_is_by_what_a_trial_comes_to(display, keep_best, said):
     assert ends == said
 
 
+def test_who_confirms_is_not_the_best(display):
+    again = Trial("t2")
+    again.config["config"]["confirms"] = "t0"
+    for trial, loss in ((Trial("t0"), 2.0), (again, 1.0)):
+        display.on_trial_result(0, [], trial, {"step": 12, "eval_loss": loss, "status": "completed"})
+    assert [line.endswith("(best so far)") for line in display._console.file.getvalue().splitlines()] == [True, False]
+
+
 def test_where_a_sweep_stands(display):
     up = PackCounts(ready=1)
     for trial_id in ("t0", "t1", "t2"):
