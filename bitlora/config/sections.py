@@ -192,7 +192,7 @@ class ScheduleConfig(Config):
     warmup: Fraction = 0.1
     """Share of the steps in which the rate climbs linearly to its maximum."""
     floor: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    """Share of the maximum at which the last step arrives; the article's is 0.9."""
+    """Share of the maximum that the rate falls towards, and would have one step after the last; the article's is 0.9."""
 
 
 class Stage(Config):

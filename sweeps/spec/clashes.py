@@ -119,7 +119,7 @@ def search_clashes(search: SearchConfig, train: TrainConfig, confirm: ConfirmCon
             yield f"confirm.{key}", ("confirm.margin",), why
     if search.from_ and search.sampler in ("random", "grid"):
         message = f"sampler {search.sampler} models nothing, so that it learns nothing of earlier sweeps"
-        yield "search.from", ("search.sampler",), f"{message}; give search.sampler: tpe, or leave it out"
+        yield "search.from", ("search.sampler",), f"{message}; give search.sampler: tpe or gp, or leave it out"
     if len(first) > search.trials:
         yield "search.first", ("search.trials",), f"more configurations than search.trials {search.trials}"
     if search.sampler == "grid":

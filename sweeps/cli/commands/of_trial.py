@@ -28,6 +28,7 @@ def export(
         Literal["packed", "peft", "gguf", "merged"],
         typer.Option(
             "--to",
+            metavar="packed|peft|gguf|merged",
             help="packed: the smallest, for bitlora.export. peft: an ordinary LoRA adapter. gguf: one for llama.cpp. "
             "merged: a model of its own.",
             show_default=False,
@@ -43,12 +44,15 @@ def export(
     ] = False,
     outtype: Annotated[
         Literal["f16", "q8_0", "f32"] | None,
-        typer.Option("--outtype", help="With --merged: what its matrices are stored in. Default: f16."),
+        typer.Option(
+            "--outtype", metavar="f16|q8_0|f32", help="With --merged: what its matrices are stored in. Default: f16."
+        ),
     ] = None,
     over: Annotated[
         Literal["nf4", "bf16"] | None,
         typer.Option(
             "--served-over",
+            metavar="nf4|bf16",
             help="The base it will be served over: its eval loss is measured there, beside the one it was trained over. "
             "Measured unasked: of --to gguf and peft after NF4 or 8 bits over bf16.",
         ),
