@@ -165,7 +165,7 @@ def importance(found: Importances) -> Plot | None:
 
 def slices(sweep: Sweep, groups: Comparable, varying: Sequence[str]) -> Plot | None:
     """Eval loss over single axes, by quantizer."""
-    trials = sweep.trials[sweep.trials["config.confirms"].isna() & sweep.trials["eval_loss"].notna()]
+    trials = sweep.trained[sweep.trained["config.confirms"].isna() & sweep.trained["eval_loss"].notna()]
     trials = trials[trials["status"].isin(["completed", "pruned"])]
     axes = [axis for axis in SLICED if axis in varying and pd.api.types.is_numeric_dtype(trials[f"config.{axis}"])]
     full = {trial for group in groups.ranked["trials"] for trial in group}

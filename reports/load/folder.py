@@ -148,6 +148,7 @@ class FolderReader:
             "trial_id": as_text(folder.name),
             "status": record.status,
             "reason": as_text(record.reason or ""),
+            "same_as": as_text(record.same_as) if record.same_as else None,
         }
         for key in ("eval_loss", "test_loss", "seconds"):
             row[key] = finite(getattr(record, key))

@@ -13,7 +13,7 @@ import pandas as pd
 from bitlora.files.record import TRIALS, Record
 from reports.load.baseline import BareBase, load_baseline
 from reports.load.chosen import ChosenDesign, load_chosen
-from reports.load.folder import SPEC, FolderReader
+from reports.load.folder import SPEC, UNKNOWN, FolderReader
 from reports.load.soup import Soup, load_soup
 from reports.load.values import as_text, finite, mapping
 
@@ -21,6 +21,7 @@ COLUMNS: Final = {
     "trial_id": "str",
     "status": "str",
     "reason": "str",
+    "same_as": "str",
     "eval_loss": "float64",
     "test_loss": "float64",
     "steps": "Int64",
@@ -53,6 +54,7 @@ class Sweep:
     trials: pd.DataFrame
     """A row per trial, however it ended, by trial_id: `COLUMNS`, then `config.<key>` for each configuration key.
 
+    `same_as` is the trial whose result one has that was not trained itself (`bitlora.files.record.Record`).
     `eval_loss` and `test_loss` in nats per completion token, NaN where there is none that is finite; `budget` is
     `config.steps`. Where trials were stopped before all rows were scored: `eval_rows`, and `part_loss` over those; their
     `eval_loss` is NaN. Where all have their best evaluation, `kept` says so: `steps` is then that of it, and a trial that
@@ -76,6 +78,16 @@ class Sweep:
     """The lines of steered.jsonl (`bitlora.files.record.SteeringAct`): what a person did to it while it ran."""
     schedules: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """Of each trial whose values moved under way, what held before, oldest first (`bitlora.files.record.Record`)."""
+
+    @property
+    def trained(self) -> pd.DataFrame:
+        """`trials` without those that have another's result, which counts once: what is compared, counted and summed."""
+        return self.trials[self.trials["same_as"].isna()]
+
+    @property
+    def firsts(self) -> dict[str, str]:
+        """Trial -> the one that was trained for its result: mostly itself."""
+        return dict(zip(self.trials["trial_id"], self.trials["same_as"].fillna(self.trials["trial_id"]), strict=True))
 
     @property
     def longer(self) -> set[str]:
@@ -108,7 +120,7 @@ def load_sweep(folder: Path) -> Sweep:
     spec = reader.spec()
     trials = reader.trial_folders()
     kept = {"kept": "best"} if mapping(spec, "train").get("keep") == "best" else {}
-    rows = [reader.trial(path) | kept for path in trials]
+    rows = _linked([reader.trial(path) | kept for path in trials])
     name = spec.get("name")
     return Sweep(
         folder=folder,
@@ -134,6 +146,16 @@ def load_sweep(folder: Path) -> Sweep:
 
 def _stages(schedule: object) -> list[dict[str, Any]]:
     return [stage for stage in schedule if isinstance(stage, dict)] if isinstance(schedule, list) else []
+
+
+def _linked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Where the trial whose result others have cannot be read, the first of these stands for it."""
+    found: dict[str, str] = {}
+    read = (row for row in rows if row["status"] != UNKNOWN)
+    for row in sorted(read, key=lambda row: row["same_as"] is not None):
+        first = found.setdefault(row["same_as"] or row["trial_id"], row["trial_id"])
+        row["same_as"] = None if first == row["trial_id"] else first
+    return rows
 
 
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:

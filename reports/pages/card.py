@@ -121,7 +121,7 @@ def _scores(sweep: Sweep, trial_id: str) -> list[Score]:
         if table is not None and len(row) and math.isfinite(row.iloc[0]):
             over = f"{counted(len(table), 'example')}, this run alone"
             found.append(Score(split, float(row.iloc[0]), standard_error(table), over))
-    for one in rows(comparable(sweep.trials, sweep.longer).confirmed):
+    for one in rows(comparable(sweep.trained, sweep.longer).confirmed):
         if trial_id in (one["name"], *one["trials"]):
             over = f"{counted(one['seeds'], 'fresh seed')}, a mean of runs of this configuration"
             found.append(Score("test", float(one["test_loss"]), float(one["error"]), over))
@@ -174,11 +174,12 @@ def _how_good(sweep: Sweep, trial_id: str, scores: list[Score]) -> list[Block]:
 def standing(found: Findings, trial_id: str) -> list[str]:
     """The sweep's verdict, and where a trial stands in it: tied with whom, and what share of the gain it keeps."""
     lines = [f"The sweep: {line_of(found)}."]
+    own = {trial_id, found.sweep.firsts.get(trial_id)}
     for split, groups, verdict, gains in (
         ("test", found.groups.confirmed, found.verdict, found.test_gains),
         ("eval", found.groups.ranked, found.search, found.gains),
     ):
-        row = next((row for row in rows(groups) if trial_id in (row["name"], *row["trials"])), None)
+        row = next((row for row in rows(groups) if {row["name"], *row["trials"]} & own), None)
         if row is not None:
             row |= {"loss": row[f"{split}_loss"]}
             return [*lines, f"On the {split} rows {_place(verdict, row, len(groups))}.", _kept(gains, row)]

@@ -110,10 +110,10 @@ def versus(sweeps: Sequence[Sweep], against: Control) -> tuple[Document, tuple[P
 
 
 def _control(label: str, sweep: Sweep, trial: str | None) -> Contender:
-    groups = comparable(sweep.trials)
+    groups = comparable(sweep.trained)
     for frame, name in ((groups.confirmed, TEST), (groups.ranked, EVAL)):
         for row in rows(frame):
-            if trial is None or trial == row["name"] or trial in row["trials"]:
+            if trial is None or trial == row["name"] or sweep.firsts.get(trial) in row["trials"]:
                 scores = scores_of(sweep, name)(row)
                 if not scores:
                     raise ValueError(
@@ -127,7 +127,7 @@ def _control(label: str, sweep: Sweep, trial: str | None) -> Contender:
 
 def _of_sweep(label: str, sweep: Sweep, control: Contender) -> list[Contender]:
     """The configurations of a sweep that were scored on the split of `control`, without that one."""
-    groups = comparable(sweep.trials)
+    groups = comparable(sweep.trained)
     frame, name = (groups.confirmed, TEST) if control.split == "test" else (groups.ranked, EVAL)
     read, found = scores_of(sweep, name), list[Contender]()
     for row in rows(frame):

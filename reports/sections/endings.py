@@ -32,6 +32,7 @@ def how_trials_ended(findings: Findings) -> Section | None:
     return section(
         title,
         counts(findings.sweep),
+        _not_trained(findings.sweep),
         table,
         common,
         folded="" if badly else "Counts, which and why: no trial ended badly",
@@ -62,6 +63,15 @@ def counts(sweep: Sweep) -> str:
     count = Counter(sweep.trials["status"])
     ended = [f"{count[status]:,} {status}" for status in (*STATUSES, UNKNOWN) if count[status]]
     return f"{counted(len(sweep.trials), 'trial')}: {', '.join(ended)}."
+
+
+def _not_trained(sweep: Sweep) -> str | None:
+    """How many trials have another's result; nothing where none has."""
+    twins = len(sweep.trials) - len(sweep.trained)
+    if not twins:
+        return None
+    words = f"Of these, {twins:,} took over the result of another, whose configuration comes to the same:"
+    return f"{words} it was trained once, and counts once."
 
 
 def endings_table(lines: Sequence[Ending]) -> Table:

@@ -145,7 +145,7 @@ def confirmed_table(findings: Findings) -> Table:
     lines = []
     for row in rows(groups.confirmed):
         apart = row["test_loss"] - leader["test_loss"]
-        before = searched.get(row["name"], {})
+        before = searched.get(findings.sweep.firsts.get(row["name"], ""), {})
         lines.append(
             (
                 cell(str(row["place"]), row["place"]),

@@ -21,7 +21,7 @@ def schedules(findings: Findings) -> Section | None:
     moved = findings.sweep.schedules
     if not moved:
         return None
-    trials = [row for row in rows(findings.sweep.trials) if row["trial_id"] in moved]
+    trials = [row for row in rows(findings.sweep.trained) if row["trial_id"] in moved]
     trials.sort(key=lambda row: (row["status"] != "completed", not row["eval_loss"] < float("inf"), row["eval_loss"]))
     lines = [line for row in trials[:SHOWN] for line in _lines(row, moved[row["trial_id"]])]
     columns = [Column("trial"), Column("eval loss", True), Column("until step", True), Column("steps of")]

@@ -20,7 +20,7 @@ def learning_curves(findings: Findings) -> Section | None:
 
 def budget_and_speed(findings: Findings) -> Section | None:
     """What was trained, what stopping saved, and how fast it went; nothing where nothing was trained."""
-    sweep, spent = findings.sweep, budget(findings.sweep.trials)
+    sweep, spent = findings.sweep, budget(findings.sweep.trained)
     if spent.empty or not spent["steps"].sum():
         return None
     steps, saved, tokens = (int(spent[key].sum()) for key in ("steps", "saved", "tokens"))

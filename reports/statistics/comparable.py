@@ -17,7 +17,7 @@ from reports.load.values import ids_in_order
 from reports.statistics.paired import Scores
 
 Row = dict[str, Any]
-"""A trial or a configuration by column: of `Sweep.trials`, and for a configuration `error` and `seeds`."""
+"""A trial or a configuration by column: of `Sweep.trained`, and for a configuration `error` and `seeds`."""
 ScoresOf = Callable[[Row], Scores]
 """A configuration -> its scores on the examples that decide, by seed; {} where there are none to be had."""
 APART: Final = ("config.seed", "config.confirms")
@@ -51,7 +51,7 @@ class Comparable:
 
 
 def comparable(trials: pd.DataFrame, longer: Collection[str] = ()) -> Comparable:
-    """Sort `trials` (`Sweep.trials`) by what they may be compared with. Diverged, failed, interrupted and
+    """Sort `trials` (`Sweep.trained`) by what they may be compared with. Diverged, failed, interrupted and
     unknown trials, and those without a finite eval loss, are in none (a pruned one is listed all the same).
 
     Args:

@@ -29,11 +29,11 @@ class Findings:
     space: dict[str, Any]
     """The search space of its spec, as plain data; {} where there is none that can be read."""
     searched: pd.DataFrame
-    """The trials of the search: `Sweep.trials` without those that confirm."""
+    """The trials of the search that were trained: `Sweep.trained` without those that confirm."""
     groups: Comparable
     """The trials by what they may be compared with."""
     axes: Axes
-    """What varies between the trials of the search."""
+    """What varies between the trials of the search, trained or not."""
     on_eval: ScoresOf
     """Reads a configuration's scores on the eval split."""
     on_test: ScoresOf
@@ -90,8 +90,8 @@ class Findings:
 
 def findings(sweep: Sweep) -> Findings:
     """Find all of it in `sweep`."""
-    groups = comparable(sweep.trials, sweep.longer)
-    searched = sweep.trials[sweep.trials["config.confirms"].isna()]
+    groups = comparable(sweep.trained, sweep.longer)
+    begun, searched = (trials[trials["config.confirms"].isna()] for trials in (sweep.trials, sweep.trained))
     space = mapping(sweep.spec, "search", "space")
     on_eval, on_test = scores_of(sweep, EVAL), scores_of(sweep, TEST)
     confirmed = len(groups.confirmed) > 0
@@ -104,7 +104,7 @@ def findings(sweep: Sweep) -> Findings:
         space=space,
         searched=searched,
         groups=groups,
-        axes=axes(searched, space),
+        axes=axes(begun, space),
         on_eval=on_eval,
         on_test=on_test,
         verdict=top,

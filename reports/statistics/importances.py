@@ -44,7 +44,7 @@ def importances(equal: pd.DataFrame, begun: int, varying: Sequence[str], space: 
 
     Args:
         equal: those trials, with their eval loss.
-        begun: trials of the search, however they ended.
+        begun: trials of the search that were trained, however they ended.
         space: the spec's search space, as plain data.
     """
     columns = ["axis", "importance", "chance", "told"]

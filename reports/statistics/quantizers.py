@@ -19,7 +19,7 @@ class QuantizerBest:
 
     quantizer: str
     began: int
-    """Trials of the search with this quantizer, however they ended."""
+    """Trials of the search with this quantizer that were trained, however they ended."""
     full: int
     """Those of them that are ranked."""
     best: Row | None

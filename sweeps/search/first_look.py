@@ -132,7 +132,7 @@ def _looked_at(spec: Spec, confirm: ConfirmConfig, of: Asked) -> list[str] | Non
     if not (folder / TRIALS).is_dir():
         return None
     sweep = load_sweep(folder)
-    ranked = rows(comparable(sweep.trials).ranked)
+    ranked = rows(comparable(sweep.trained).ranked)
     if confirm.axes:
         places: dict[str, int] = {}
         for row in ranked:
@@ -146,7 +146,7 @@ def _looked_at(spec: Spec, confirm: ConfirmConfig, of: Asked) -> list[str] | Non
     read = scores_of(sweep, EVAL)
     held = [Candidate(str(row["config.quantizer"]), read(row)) for row in ranked]
     choice = choose(held, of, sweep.bare.eval.scores if sweep.bare is not None else None)
-    searched = sweep.trials[sweep.trials["config.confirms"].isna()]
+    searched = sweep.trained[sweep.trained["config.confirms"].isna()]
     trained = (searched["steps"].fillna(0) * searched["config.batch_size"].fillna(0)).sum()
-    alone = len(searched) == len(sweep.trials)  # else the time is of both
+    alone = len(searched) == len(sweep.trained)  # else the time is of both
     return choice.words(int(trained), sweep.spent("seconds") if alone else 0.0)

@@ -41,7 +41,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def sweep(folder: Path, add, made: Path, tmp_path: Path) -> Path:
-    """A sweep with stopped, failed and confirming trials, of which two are close, and its report."""
+    """A sweep with stopped, failed and confirming trials, twins, and two that are close, and its report."""
     if not made.exists():
         construct(folder, add)
         write_report([folder])
@@ -51,9 +51,9 @@ def sweep(folder: Path, add, made: Path, tmp_path: Path) -> Path:
 
 def construct(folder: Path, add) -> None:
 
-    def trial(name: str, loss: float, phase: float, **config) -> None:
-        losses = means(loss, phase)
-        add(name, eval_loss=sum(losses) / len(losses), scores=losses, record={"data": DATA}, **config)
+    def trial(name: str, loss: float, phase: float, same_as: str | None = None, **config) -> None:
+        losses, record = means(loss, phase), {"data": DATA, "same_as": same_as}
+        add(name, eval_loss=sum(losses) / len(losses), scores=losses, record=record, **config)
 
     trial("t0000", 2.61, 0.1, quantizer="none", rank=16, learning_rate=2e-4)
     trial("t0001", 2.64, 0.3, quantizer="ternary", rank=32, learning_rate=1.234e-3)
@@ -63,6 +63,8 @@ def construct(folder: Path, add) -> None:
     stopped = {"data": DATA, "eval_rows": 16}
     add("t0012", "pruned", eval_loss=sum(part) / 16, steps=8, quantizer="binary", rank=16, scores=part, record=stopped)
     add("t0004", "failed", steps=0, quantizer="none", rank=32, record={"data": DATA, "reason": "pack lost"})
+    trial("t0013", 2.61, 0.1, "t0000", quantizer="none", rank=16, alpha=32.0, learning_rate=2e-4)
+    add("t0014", "pruned", eval_loss=2.95, steps=8, quantizer="binary", record={"data": DATA, "same_as": "t0003"})
     trial("t0005", 2.7, 0.5, quantizer="none", rank=8, learning_rate=4e-3)
     for number in range(28):  # enough to say what mattered
         rank, rate = (8, 16, 32)[number % 3], 2e-4 * 1.1**number

@@ -56,7 +56,7 @@ class Beside(Cells):
         sweep, ranking = self.sweep, self.sweep.ranking
         budget = {}
         for status in dict.fromkeys(row["status"].text for row in self.page.table("", self.page.section("Budget"))):
-            those = [trial for trial in sweep.trials if trial.status == status]
+            those = [trial for trial in sweep.trained if trial.status == status]
             taken = sum(trial.record["steps"] for trial in those)
             budget[status] = {"trials": len(those), "steps_run": taken, "steps_saved": self.saved(those)}
         self.rows("figures/budget.csv", "status", budget if len(budget) > 1 else {})
@@ -162,10 +162,12 @@ class Beside(Cells):
             told |= {key: trial.record.get(key) for key in ("adapter_params", "adapter_bytes", "test_loss")}
             if trial.in_part:
                 told |= {"eval_loss": None, "part_loss": told["eval_loss"], "eval_rows": trial.record["eval_rows"]}
-            told |= {"reason": trial.reason or None, "budget": trial.config.get("steps"), "place": places.get(trial.id)}
+            first = trial.record.get("same_as") or trial.id
+            told |= {"reason": trial.reason or None, "budget": trial.config.get("steps"), "place": places.get(first)}
+            told["same_as"] = trial.record.get("same_as")
             if self.sweep.bare:
                 told["base_loss"] = self.sweep.bare_loss("eval")
-                share, low, high = kept.get(trial.id, (None, None, None))
+                share, low, high = kept.get(first, (None, None, None))
                 told |= {"gain_kept": share, "gain_kept_low": low, "gain_kept_high": high}
             told |= {f"config.{key}": value for key, value in trial.config.items()}
             for column, value in told.items():

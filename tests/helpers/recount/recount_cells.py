@@ -105,7 +105,7 @@ class Cells:
     @property
     def stopped(self) -> list[Trial]:
         """The furthest first, and of those the best."""
-        those = [trial for trial in self.sweep.trials if trial.status == "pruned"]
+        those = [trial for trial in self.sweep.trained if trial.status == "pruned"]
         return sorted(
             those, key=lambda t: (-t.record["steps"], t.in_part, not t.in_part and t.record["eval_loss"], t.id)
         )

@@ -211,7 +211,7 @@ class Tables(Cells):
                 page.holds(f"importances, {axis}: within chance", (0 <= within < match.start()) == (axis not in beyond))
 
     def budget(self) -> None:
-        page, trials = self.page, self.sweep.trials
+        page, trials = self.page, self.sweep.trained
         cell = page.section("Budget and speed")
         steps, tokens = (sum(t.record[key] for t in trials) for key in ("steps", "tokens"))
         if match := page.one(
@@ -276,6 +276,11 @@ class Tables(Cells):
             page.holds("endings: each status", set(said) == {trial.status for trial in trials})
             for status, number in said.items():
                 page.check(f"endings, {status}", number, sum(t.status == status for t in trials), count)
+        match = re.search(rf"Of these, {COUNT} took over the result of another", cell.text)
+        twins = len(trials) - len(self.sweep.trained)
+        page.holds("endings: says that trials have another's result", bool(match) == bool(twins))
+        if match:
+            page.check("endings, with another's result", cell.part(match, 1), twins, count)
         left = {trial.id for trial in trials}
         for row in page.table("endings", cell):
             where = f"endings, {row['status'].text}, {row['reason'].text}"
@@ -309,8 +314,8 @@ class Tables(Cells):
         pattern = rf"All {COUNT} (\w+) trials have ([^;]*); of {COUNT} others?, (none|\d+) ha(?:s|ve) that"
         for match in page.each(cell, pattern):
             where = f"endings, all {match[2]}"
-            those = [trial for trial in self.sweep.trials if trial.status == match[2]]
-            others = [trial for trial in self.sweep.trials if trial.status != match[2]]
+            those = [trial for trial in self.sweep.trained if trial.status == match[2]]
+            others = [trial for trial in self.sweep.trained if trial.status != match[2]]
             axis = max((k for k in self.sweep.varied if match[3].startswith(k.replace("_", " ") + " ")), key=len)
             at = match.start(3) + len(axis) + 1
             low, _, high = match[3][len(axis) + 1 :].partition(" to ")

@@ -58,7 +58,7 @@ class Verdicts(Measured):
         by_loss = Head(sweep.headline, sweep.contest if sweep.headline else [], sweep.behind)
         if not by_loss.ranking:
             if match := page.one("verdict", cell, rf"none of {COUNT} trials"):
-                page.check("verdict, trials", cell.part(match, 1), len(sweep.searched), count)
+                page.check("verdict, trials", cell.part(match, 1), len(sweep.begun), count)
             return
         named = (sweep.spec.get("search") or {}).get("metric") or "eval_loss"
         metric = next((metric for metric in metrics_of(sweep.spec) if metric.name == named), None)

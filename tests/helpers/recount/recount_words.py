@@ -109,7 +109,7 @@ class Words(Cells):
         if match := re.search(rf"{COUNT} asked for", cell.text):
             page.check("set-up, trials asked for", cell.part(match, 1), search.get("trials"), count)
         if match := page.one("set-up", cell, rf"{COUNT} began"):
-            page.check("set-up, trials that began", cell.part(match, 1), len(self.sweep.searched), count)
+            page.check("set-up, trials that began", cell.part(match, 1), len(self.sweep.begun), count)
         if match := re.search(r"sampler (\w+)", cell.text):
             page.check("set-up, sampler", cell.part(match, 1), search.get("sampler"))
         if match := re.search(r"scheduler (\w+)(?: \(([^)]*)\))?", cell.text):

@@ -133,9 +133,19 @@ class Sweep:
         self.runs = [json.loads(line) for line in runs.read_text().splitlines()] if runs.exists() else []
         self.spec = parse_yaml((self.folder / "sweep.yaml").read_text())
 
+    @cached_property
+    def trained(self) -> list[Trial]:
+        """Without those whose record names another trial, which is there: they have that one's result."""
+        there = {trial.id for trial in self.trials}
+        return [trial for trial in self.trials if trial.record.get("same_as") not in there]
+
+    @property
+    def begun(self) -> list[Trial]:
+        return [trial for trial in self.trials if not trial.confirms]
+
     @property
     def searched(self) -> list[Trial]:
-        return [trial for trial in self.trials if not trial.confirms]
+        return [trial for trial in self.trained if not trial.confirms]
 
     @cached_property
     def ranking(self) -> list[Configuration]:
@@ -233,8 +243,8 @@ class Sweep:
     @cached_property
     def varied(self) -> set[str]:
         """Keys of the configuration that the spec searches, or in which the search's trials differ."""
-        keys = {key for trial in self.searched for key in trial.config}
-        differ = {key for key in keys if len({json.dumps(t.config.get(key)) for t in self.searched}) > 1}
+        keys = {key for trial in self.begun for key in trial.config}
+        differ = {key for key in keys if len({json.dumps(t.config.get(key)) for t in self.begun}) > 1}
         return differ | set((self.spec.get("search") or {}).get("space") or {})
 
 
