@@ -90,7 +90,7 @@ class Findings:
 
 def findings(sweep: Sweep) -> Findings:
     """Find all of it in `sweep`."""
-    groups = comparable(sweep.trials, sweep.longer)
+    groups = comparable(sweep)
     searched = sweep.trials[sweep.trials["config.confirms"].isna()]
     space = mapping(sweep.spec, "search", "space")
     on_eval, on_test = scores_of(sweep, EVAL), scores_of(sweep, TEST)

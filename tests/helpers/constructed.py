@@ -31,6 +31,14 @@ def write_base(folder, evals, tests=None):
     write_baseline(folder / "base", bare)
 
 
+def add_extended(add, name, loss, **config):
+    """A trial that a person gave 64 steps instead of 32, and that has completed."""
+    stages = [{"until": 32, "trial": None, "steps": 32, "learning_rate": 5e-4}]
+    path = add(name, eval_loss=loss, steps=64, record={"schedule": stages}, **config) / "record.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"config": record["config"] | {"steps": 64}}))
+
+
 def write_run(folder):
     """A run of the sweep, as runs.jsonl tells of it: on a cluster, of a checkout that was changed."""
     run = {
