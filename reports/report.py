@@ -139,9 +139,9 @@ def write_report(folders: Sequence[Path], out: Path | None = None, against: Cont
 
 
 def trials_csv(found: Findings) -> str:
-    """Every trial as CSV, by trial_id: `Sweep.trials`, without `same_as` where no trial has another's result; the `place` of
-    those that rank, and where the base was scored its eval loss, and what share of the gain over it those that rank keep,
-    with the interval of it. A trial that has another's result has all that from it."""
+    """Every trial as CSV, by trial_id: `Sweep.trials`, the `place` of those that rank, and where the base was scored its
+    eval loss, and what share of the gain over it those that rank keep, with the interval of it. A trial that has another's
+    result has these of that one; where none has, there is no `same_as`."""
     held = {trial: row for row in rows(found.groups.ranked) for trial in row["trials"]}
     ranked = {trial: held[first] for trial, first in found.sweep.firsts.items() if first in held}
     table = found.sweep.trials.copy()

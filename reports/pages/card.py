@@ -121,7 +121,7 @@ def _scores(sweep: Sweep, trial_id: str) -> list[Score]:
         if table is not None and len(row) and math.isfinite(row.iloc[0]):
             over = f"{counted(len(table), 'example')}, this run alone"
             found.append(Score(split, float(row.iloc[0]), standard_error(table), over))
-    for one in rows(comparable(sweep.trained, sweep.longer).confirmed):
+    for one in rows(comparable(sweep).confirmed):
         if trial_id in (one["name"], *one["trials"]):
             over = f"{counted(one['seeds'], 'fresh seed')}, a mean of runs of this configuration"
             found.append(Score("test", float(one["test_loss"]), float(one["error"]), over))

@@ -59,7 +59,7 @@ def contenders(sweeps: Sequence[Sweep]) -> tuple[list[Contender], list[tuple[str
     """The best of each sweep; and label and reason of those that have none to show."""
     found, without = [], []
     for sweep, label in zip(sweeps, labels(sweeps), strict=True):
-        groups = comparable(sweep.trained, sweep.longer)
+        groups = comparable(sweep)
         best = rows(groups.contest.head(1))
         split = TEST if len(groups.confirmed) else EVAL
         scores = scores_of(sweep, split)(best[0]) if best else {}

@@ -110,7 +110,7 @@ def versus(sweeps: Sequence[Sweep], against: Control) -> tuple[Document, tuple[P
 
 
 def _control(label: str, sweep: Sweep, trial: str | None) -> Contender:
-    groups = comparable(sweep.trained)
+    groups = comparable(sweep)
     for frame, name in ((groups.confirmed, TEST), (groups.ranked, EVAL)):
         for row in rows(frame):
             if trial is None or trial == row["name"] or sweep.firsts.get(trial) in row["trials"]:
@@ -122,12 +122,14 @@ def _control(label: str, sweep: Sweep, trial: str | None) -> Contender:
                 return Contender(label, sweep, row, name.removesuffix(".parquet"), scores)
     if trial is None:
         raise ValueError(f"{label}: no trial completed its full budget with a finite eval loss")
+    if trial in sweep.longer:
+        raise ValueError(f"{label}: {trial} was given more steps than the others have, so nothing is held against it")
     raise ValueError(f"{label}: {trial} is no trial of it that completed its full budget with a finite eval loss")
 
 
 def _of_sweep(label: str, sweep: Sweep, control: Contender) -> list[Contender]:
     """The configurations of a sweep that were scored on the split of `control`, without that one."""
-    groups = comparable(sweep.trained)
+    groups = comparable(sweep)
     frame, name = (groups.confirmed, TEST) if control.split == "test" else (groups.ranked, EVAL)
     read, found = scores_of(sweep, name), list[Contender]()
     for row in rows(frame):

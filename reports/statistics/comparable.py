@@ -7,12 +7,13 @@ and its standard error; of two trials that are equal to the seed, the first coun
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import pandas as pd
 
+from reports.load.sweep import Sweep
 from reports.load.values import ids_in_order
 from reports.statistics.paired import Scores
 
@@ -50,19 +51,16 @@ class Comparable:
         return frame.assign(loss=frame["test_loss" if confirmed else "eval_loss"])
 
 
-def comparable(trials: pd.DataFrame, longer: Collection[str] = ()) -> Comparable:
-    """Sort `trials` (`Sweep.trained`) by what they may be compared with. Diverged, failed, interrupted and
-    unknown trials, and those without a finite eval loss, are in none (a pruned one is listed all the same).
-
-    Args:
-        longer: trials that a person gave more steps than the others have.
-    """
+def comparable(sweep: Sweep) -> Comparable:
+    """Sort the trials of `sweep` that were trained by what they may be compared with. Diverged, failed, interrupted and
+    unknown trials, and those without a finite eval loss, are in none (a pruned one is listed all the same)."""
+    trials = sweep.trained
     completed = trials[(trials["status"] == "completed") & trials["eval_loss"].notna()]
     full = (completed["steps"] == completed["budget"]).fillna(False).astype(bool) | ("kept" in completed)
-    as_searched = full & ~completed["trial_id"].isin(list(longer))
+    as_searched = full & ~completed["trial_id"].isin(sweep.longer)
     budget = completed.loc[as_searched if as_searched.any() else full, "budget"].max()
     equal = full & (completed["budget"] == budget).fillna(False).astype(bool)
-    confirming, warm = completed["config.confirms"].notna(), completed["config.warm_start"].notna()
+    confirming, warm = completed["config.confirms"].notna(), completed["trial_id"].isin(sweep.warm_started)
     confirmed = configurations(completed[equal & confirming & completed["test_loss"].notna()], "test_loss")
     return Comparable(
         ranked=configurations(completed[equal & ~confirming & ~warm], "eval_loss"),

@@ -90,7 +90,7 @@ class Findings:
 
 def findings(sweep: Sweep) -> Findings:
     """Find all of it in `sweep`."""
-    groups = comparable(sweep.trained, sweep.longer)
+    groups = comparable(sweep)
     begun, searched = (trials[trials["config.confirms"].isna()] for trials in (sweep.trials, sweep.trained))
     space = mapping(sweep.spec, "search", "space")
     on_eval, on_test = scores_of(sweep, EVAL), scores_of(sweep, TEST)

@@ -82,10 +82,16 @@ class Agenda:
         """No more than so many trials search."""
         self.searched = after
 
-    def more(self, trials: int) -> str:
-        """So many more trials search; gives why that cannot be, and nothing where it can."""
+    def more(self, trials: int, spent: str) -> str:
+        """So many more trials search; gives why that cannot be, and nothing where it can.
+
+        Args:
+            spent: why no more are asked for anyway.
+        """
         if self._grid is not None and self.searched + trials > self._grid:
             return f"the grid has {self._grid} points, of which {self.searched} are asked for"
+        if spent:
+            return spent
         if self._repeats is not None:
             return "the best are being confirmed already; add them when that has ended"
         self.searched += trials

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
@@ -72,3 +73,21 @@ class SearchBudget:
                 f"search.patience ({patience}) is over: so many trials in a row ended without a new best at full budget"
             )
         return ""
+
+    def no_more(self, ended: str = "") -> str:
+        """Why more trials would not be asked for, with how much it takes that they are; nothing while something is left of
+        each.
+
+        Args:
+            ended: what this search has ended by; that stays so, whatever a trial that runs comes to.
+        """
+        if not (why := ended or self.spent()):
+            return ""
+        key = why.partition(" (")[0]
+        hours = math.ceil((self._clock() - self._began) / 36) / 100
+        spent = {
+            "search.hours": f"{hours:g}",
+            "search.tokens": str(sum(self._tokens.values())),
+            "search.patience": str(max(self._no_better, self._asked.patience or 0)),
+        }
+        return f"{why}; give --resume --set {key}=N with more than {spent[key]}, or null" if key in spent else why

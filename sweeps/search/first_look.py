@@ -132,7 +132,7 @@ def _looked_at(spec: Spec, confirm: ConfirmConfig, of: Asked) -> list[str] | Non
     if not (folder / TRIALS).is_dir():
         return None
     sweep = load_sweep(folder)
-    ranked = rows(comparable(sweep.trained).ranked)
+    ranked = rows(comparable(sweep).ranked)
     if confirm.axes:
         places: dict[str, int] = {}
         for row in ranked:

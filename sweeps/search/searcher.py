@@ -83,7 +83,9 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
     ) -> None:
         super().__init__(metric=LOSS, mode="min")  # for Tune, which looks whether results have it
         self.objective = objective
-        self._spec, self._space = spec, spec.search.space
+        self.spec = spec
+        """The sweep; with the trials that a person adds."""
+        self._space = spec.search.space
         journal.parent.mkdir(parents=True, exist_ok=True)
         self._journal = journal
         self._study = open_study(spec, journal)
@@ -172,7 +174,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
     @property
     def why_ended(self) -> str:
         """Why fewer trials were asked for than the spec has; nothing where that is not so."""
-        return why_ended(self._spec, self._study)
+        return why_ended(self.spec, self._study)
 
     @property
     def refused(self) -> int:
@@ -183,6 +185,14 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
     def by_prior(self) -> int:
         """Trials of this run whose learning rate is the prior's."""
         return self._drafts.by_prior if self._drafts is not None else 0
+
+    def more(self, trials: int) -> str:
+        """Let so many more trials search; gives why that cannot be, and nothing where it is done."""
+        spent = self._budget.no_more(self.why_ended)
+        if not (why := self._agenda.more(trials, spent and f"{spent}, when this sweep has ended")):
+            search = self.spec.search.model_copy(update={"trials": self.spec.search.trials + trials})
+            self.spec = self.spec.model_copy(update={"search": search})
+        return why
 
     def trained(self, tokens: Mapping[str, int]) -> None:
         """Trials have been trained on so many tokens each, since their first step: those of an earlier run of the sweep."""
@@ -203,7 +213,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
     @property
     def over(self) -> bool:
         """Have all trials of the sweep ended?"""
-        return complete(self._spec, self._study)
+        return complete(self.spec, self._study)
 
     @property
     def begun(self) -> list[str]:
@@ -267,7 +277,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
             return
         self._agenda.end_search(searched)
         if not self.why_ended:
-            end_early(self._spec, self._study, why)
+            end_early(self.spec, self._study, why)
             self.ended_early(why)
 
     def _has_been_had(self, trial_id: str) -> bool:

@@ -265,16 +265,14 @@ class Steering(DriverOnly, Callback):  # type: ignore[misc]
     def _add(self, request: SteeringRequest, _: list[Any]) -> Doing:
         yield from ()
         more = request.trials or 0
-        if why := self._searcher.steered.more(more):
+        if why := self._searcher.more(more):
             raise RefusedError(f"add {more} trials: {why}")
-        trials = self._spec.search.trials + more
-        search = self._spec.search.model_copy(update={"trials": trials})
-        self._spec = self._spec.model_copy(update={"search": search})
-        if (larger := grown(self._spec, self._storage.folder)) is not None:
+        spec = self._searcher.spec
+        if (larger := grown(spec, self._storage.folder)) is not None:
             write_text(self._storage.folder / SPEC, dump_spec(larger))
             self._storage.push_soon(SPEC)
         self._grown(self._searcher.total)
-        return f"{more} more trials: {trials} search now"
+        return f"{more} more trials: {spec.search.trials} search now"
 
     def _end(self, request: SteeringRequest, _: list[Any]) -> Doing:
         yield from ()

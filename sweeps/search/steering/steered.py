@@ -1,4 +1,4 @@
-"""A search as a person steers it: trials that are copies of others, more of them, and budgets that grow.
+"""A search as a person steers it: trials that are copies of others, and budgets that grow.
 
 All of it is in the study, so that a sweep which goes on knows it.
 """
@@ -76,10 +76,6 @@ class SteeredSearch:
     def note(self, act: Mapping[str, Any]) -> None:
         """Something was done."""
         self._study.set_user_attr(ACTS, [*self.acts, dict(act)])
-
-    def more(self, trials: int) -> str:
-        """Let so many more trials search; gives why that cannot be, and nothing where it is done."""
-        return self._agenda.more(trials)
 
     def clone(self, of: str, config: Mapping[str, Any]) -> str:
         """Make a trial with this configuration (as in JSON), to be handed out next; gives its id.

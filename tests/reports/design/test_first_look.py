@@ -7,9 +7,12 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from constructed import add_extended, spread
 
 from reports.design.first_look import ASSUMED, Asked, Candidate, choose, known
 from reports.statistics.full_precision import Margin
+from sweeps.search.first_look import planned
+from sweeps.spec.spec import Spec
 
 ROWS = 60
 TOKENS = np.arange(5, 5 + ROWS)
@@ -110,3 +113,17 @@ def test_what_the_spec_fixes_stays():
     assert choose(pair(), asked(rows=None)).design.rows == 400
     assert choose(pair(), asked(rows=150)).design.rows == 150
     assert choose(pair(), asked(test_rows=20)).untold == "it takes 30 test rows, and there are 20"
+
+
+def test_before_the_sweep_runs_again_it_goes_by_what_ranks_in_its_folder(folder, add):
+    """Not by the one trial that a person gave more steps, beside which nothing else has its budget."""
+    for name, quantizer, loss in (("t0", "none", 2.5), ("t1", "binary", 2.52)):
+        add(name, eval_loss=loss, quantizer=quantizer, scores=spread(loss, 0.1))
+    spec = Spec.model_validate({
+        "name": "s", "base": {"model": "a"}, "data": {"source": "b"}, "out": str(folder),
+        "confirm": {"top": 2, "seeds": "auto", "rows": "auto", "margin": "5 %"},
+    })  # fmt: skip
+    before = planned(spec, 100, 32)
+    assert "for each of 2 configurations" in before[0]
+    add_extended(add, "t2", 2.1, quantizer="binary", rank=8, scores=spread(2.1, 0.1))
+    assert planned(spec, 100, 32)[:2] == before[:2]

@@ -153,7 +153,7 @@ def test_trials_come_in_the_order_of_their_numbers(folder, add):
         add(name, eval_loss=2.5, rank=int(name[1:]) + 1)
     sweep = load_sweep(folder)
     assert sweep.trials["trial_id"].tolist() == ["t0002", "t9999", "t10000"]
-    assert comparable(sweep.trials).ranked["trial_id"].tolist() == ["t0002", "t9999", "t10000"]
+    assert comparable(sweep).ranked["trial_id"].tolist() == ["t0002", "t9999", "t10000"]
 
 
 @pytest.mark.parametrize(("counts", "said"), [((0, 24, 0), ("24",)), ((0, 0), ("0",)), ((24, 30), ("24", "30"))])

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from constructed import spread
+from constructed import add_extended, spread
 
 from reports.load.sweep import load_sweep
 from reports.pages.versus import Control, versus
@@ -60,6 +60,16 @@ def test_what_scored_other_text_is_left_out_and_counted(two):
     document, _ = versus([load_sweep(folder) for folder in two], Control(1))
     assert [line[0] for line in held(document)] == ["b", "d", "c"]
     assert "Left out: 2 configurations without scores of the same text." in document.blocks[1].parts[0]
+
+
+def test_a_trial_that_was_given_more_steps_takes_nobodys_place(two, add):
+    add_extended(add, "g", 2.1, quantizer="binary", rank=4, scores=spread(2.1, 0.1))
+    document, _ = versus([load_sweep(folder) for folder in two], Control(1))
+    assert [line[0] for line in held(document)] == ["a", "b", "d", "e", "c"]
+    document, _ = versus([load_sweep(two[0])], Control(0))
+    assert [line[0] for line in held(document)] == ["a", "b", "c"]
+    with pytest.raises(ValueError, match="quickstart: g was given more steps than the others have"):
+        versus([load_sweep(two[0])], Control(0, "g"))
 
 
 @pytest.mark.parametrize(

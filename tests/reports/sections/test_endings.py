@@ -2,7 +2,7 @@
 
 import json
 
-from constructed import page_of
+from constructed import add_extended, page_of
 
 from reports.load.sweep import load_sweep
 from reports.statistics.comparable import comparable
@@ -33,14 +33,10 @@ def test_lines_that_cannot_be_read_are_a_problem_on_disk(folder, add):
 def test_a_trial_that_was_given_more_steps_does_not_unrank_the_others(folder, add):
     add("t0", eval_loss=2.5)
     add("t1", eval_loss=2.6, rank=8)
-    stages = [{"until": 32, "trial": None, "steps": 32, "learning_rate": 5e-4}]
-    path = add("t2", eval_loss=2.1, steps=64, record={"schedule": stages})
-    record = json.loads((path / "record.json").read_text())
-    record["config"]["steps"] = 64
-    (path / "record.json").write_text(json.dumps(record))
+    add_extended(add, "t2", 2.1)
     add("t3", eval_loss=2.2, warm_start="t0@32")
     sweep = load_sweep(folder)
-    found = comparable(sweep.trials, sweep.longer)
+    found = comparable(sweep)
     assert list(found.ranked["trial_id"]) == ["t0", "t1"]
     assert list(found.other["trial_id"]) == ["t2", "t3"]
     page = page_of(folder)

@@ -16,9 +16,9 @@ from reports.statistics.verdict import verdict
 def test_what_is_not_at_equal_budget_is_marked(folder, add):
     add("b", eval_loss=2.5, quantizer="none")
     add("d", "pruned", eval_loss=2.4, steps=16, quantizer="binary", activations="int8")
-    trials = load_sweep(folder).trials
-    groups = comparable(trials)
-    lines = quantizer_bests(trials, groups, ["none", "ternary", "binary"], verdict(groups.contest))
+    sweep = load_sweep(folder)
+    groups = comparable(sweep)
+    lines = quantizer_bests(sweep.trials, groups, ["none", "ternary", "binary"], verdict(groups.contest))
     lines = sorted(lines, key=lambda line: line.quantizer == "ternary")
     table, notes = quantizer_table(lines, ["activations"], {"rank": [8, 16], "alpha": [8.0, 16.0, 32.0]})
     assert [column.name for column in table.columns][-4:] == [

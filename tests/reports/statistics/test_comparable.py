@@ -23,7 +23,7 @@ def test_only_completed_trials_at_the_largest_budget_rank(folder, add):
     for status in ("pruned", "diverged", "failed", "interrupted"):
         add(status, status, eval_loss=1.0)
     (add("unknown", eval_loss=0.5) / "record.json").unlink()
-    groups = comparable(load_sweep(folder).trials)
+    groups = comparable(load_sweep(folder))
     assert ids(groups.ranked) == ["best", "second"]
     assert ids(groups.other) == ["aimless", "cut", "short"]
     assert ids(groups.pruned) == ["pruned"]
@@ -34,21 +34,29 @@ def test_where_trials_have_their_best_evaluation_it_may_be_before_their_last_ste
     add("whole", eval_loss=2.6)
     add("early", eval_loss=2.5, steps=16, rank=8)
     add("pruned", "pruned", eval_loss=2.0, steps=8)
-    assert ids(comparable(load_sweep(folder).trials).ranked) == ["whole"]
+    assert ids(comparable(load_sweep(folder)).ranked) == ["whole"]
     spec = folder / "sweep.yaml"
     spec.write_text(spec.read_text() + "train: {keep: best}\n")
     found = load_sweep(folder)
-    groups = comparable(found.trials)
+    groups = comparable(found)
     assert ids(groups.ranked) == ["early", "whole"]
     assert ids(groups.pruned) == ["pruned"]
     assert groups.other.empty
     assert "Each has its best evaluation, which need not be its last." in str(leaderboard(findings(found)).blocks[1])
 
 
+def test_what_began_with_anothers_weights_does_not_rank_and_a_number_there_is_no_trial(folder, add):
+    """Records of before have a number under that key, of another thing."""
+    add("a", eval_loss=2.5, warm_start="b@32")
+    add("b", eval_loss=2.6, warm_start=0.0)
+    groups = comparable(load_sweep(folder))
+    assert (ids(groups.ranked), ids(groups.other)) == (["b"], ["a"])
+
+
 def test_a_tie_shares_its_place_and_sorts_by_trial_id(folder, add):
     for trial_id, loss in (("c", 2.5), ("a", 2.6), ("b", 2.5), ("d", 2.7)):
         add(trial_id, eval_loss=loss, rank=ord(trial_id))
-    ranked = comparable(load_sweep(folder).trials).ranked
+    ranked = comparable(load_sweep(folder)).ranked
     assert ids(ranked) == ["b", "c", "a", "d"]
     assert ranked["place"].tolist() == [1, 1, 3, 4]
 
@@ -56,7 +64,7 @@ def test_a_tie_shares_its_place_and_sorts_by_trial_id(folder, add):
 def test_pruned_by_steps_then_loss_then_id(folder, add):
     for trial_id, steps, loss in (("e", 8, None), ("d", 8, 2.5), ("c", 16, 2.9), ("b", 8, 2.5), ("a", 16, 3.0)):
         add(trial_id, "pruned", eval_loss=loss, steps=steps)
-    assert ids(comparable(load_sweep(folder).trials).pruned) == ["c", "a", "b", "d", "e"]
+    assert ids(comparable(load_sweep(folder)).pruned) == ["c", "a", "b", "d", "e"]
 
 
 def test_trials_that_differ_in_their_seed_alone_are_one_configuration(folder, add):
@@ -64,7 +72,7 @@ def test_trials_that_differ_in_their_seed_alone_are_one_configuration(folder, ad
         add(f"a{seed}", eval_loss=loss, seed=seed)
     add("b0", eval_loss=2.6, rank=8)
     add("b1", eval_loss=2.6001, rank=8)  # a twin, seed and all: the first counts
-    ranked = comparable(load_sweep(folder).trials).ranked
+    ranked = comparable(load_sweep(folder)).ranked
     assert ranked["trials"].tolist() == [("b0", "b1"), ("a0", "a1", "a2")]
     assert ranked["seeds"].tolist() == [1, 3]
     assert ranked["eval_loss"].tolist() == [2.6, pytest.approx(2.7)]

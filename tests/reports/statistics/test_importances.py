@@ -14,18 +14,18 @@ from reports.statistics.comparable import comparable
 from reports.statistics.importances import importances
 
 
-def equal(trials):
-    ids = {trial for group in comparable(trials).ranked["trials"] for trial in group}
-    return trials[trials["trial_id"].isin(ids)]
+def equal(sweep):
+    ids = {trial for group in comparable(sweep).ranked["trials"] for trial in group}
+    return sweep.trials[sweep.trials["trial_id"].isin(ids)]
 
 
 def test_the_axis_that_decides_is_the_one_that_mattered(folder, add):
     for number in range(36):
         rate, rank = 1e-4 * 1.13**number, (4, 8, 16)[number % 3]
         add(f"t{number:02d}", eval_loss=3.0 - number / 30 + rank / 1e4, learning_rate=rate, rank=rank)
-    trials = load_sweep(folder).trials
+    sweep = load_sweep(folder)
     space = {"rank": [4, 8, 16], "learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}
-    found = importances(equal(trials), 40, ["rank", "learning_rate", "seed"], space)
+    found = importances(equal(sweep), 40, ["rank", "learning_rate", "seed"], space)
     assert found.shares["axis"].tolist() == ["learning_rate", "rank"]
     assert found.shares["importance"].iloc[0] > 0.9
     assert found.shares["told"].tolist() == [True, False]

@@ -14,9 +14,9 @@ def test_quantizers_ranked_first_then_the_furthest_then_none(folder, add):
     add("c", "pruned", eval_loss=2.2, steps=8, quantizer="binary")
     add("d", "pruned", eval_loss=2.4, steps=16, quantizer="binary")
     add("e", "diverged", quantizer="ternary")
-    trials = load_sweep(folder).trials
-    groups = comparable(trials)
-    lines = quantizer_bests(trials, groups, ["none", "binary", "ternary", "int4"], verdict(groups.contest))
+    sweep = load_sweep(folder)
+    groups = comparable(sweep)
+    lines = quantizer_bests(sweep.trials, groups, ["none", "binary", "ternary", "int4"], verdict(groups.contest))
     assert [(li.quantizer, li.full, li.began, li.best and li.best["trial_id"]) for li in lines] == [
         ("none", 1, 1, "b"),
         ("ternary", 1, 2, "a"),

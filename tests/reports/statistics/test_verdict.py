@@ -17,7 +17,7 @@ def test_the_rival_is_the_best_of_the_next_quantizer(folder, add):
     add("a", eval_loss=2.5, quantizer="ternary")
     add("b", eval_loss=2.55, quantizer="ternary", rank=8)
     add("c", eval_loss=2.75, quantizer="none")
-    found = verdict(comparable(load_sweep(folder).trials).contest)
+    found = verdict(comparable(load_sweep(folder)).contest)
     assert [row["trial_id"] for row in found.best] == ["a"]
     (rival,) = found.rivals
     assert (rival.row["trial_id"], found.across) == ("c", True)
@@ -33,14 +33,14 @@ def test_the_best_of_every_other_quantizer_is_a_rival(folder, add):
         ("d", "binary", 2.65),
     ):
         add(trial_id, eval_loss=loss, quantizer=quantizer, rank=ord(trial_id))
-    found = verdict(comparable(load_sweep(folder).trials).contest)
+    found = verdict(comparable(load_sweep(folder)).contest)
     assert [rival.row["trial_id"] for rival in found.rivals] == ["c", "b"]
 
 
 def test_a_sole_quantizers_rival_is_its_next_trial(folder, add):
     add("a", eval_loss=2.5)
     add("b", eval_loss=2.75, rank=8)
-    found = verdict(comparable(load_sweep(folder).trials).contest)
+    found = verdict(comparable(load_sweep(folder)).contest)
     (rival,) = found.rivals
     assert (rival.row["trial_id"], found.across, rival.gap) == ("b", False, 0.25)
 
@@ -48,13 +48,13 @@ def test_a_sole_quantizers_rival_is_its_next_trial(folder, add):
 def test_a_tie_has_no_rival_among_those_that_tie(folder, add):
     add("a", eval_loss=2.5, quantizer="binary")
     add("b", eval_loss=2.5, quantizer="none")
-    found = verdict(comparable(load_sweep(folder).trials).contest)
+    found = verdict(comparable(load_sweep(folder)).contest)
     assert [row["trial_id"] for row in found.best] == ["a", "b"]
     assert found.rivals == ()
 
 
 def test_nothing_to_rank(folder):
-    assert verdict(comparable(load_sweep(folder).trials).contest).best == ()
+    assert verdict(comparable(load_sweep(folder)).contest).best == ()
 
 
 def test_the_confirmed_decide_where_there_are_any(folder, add):
@@ -63,7 +63,7 @@ def test_the_confirmed_decide_where_there_are_any(folder, add):
     for seed in (1, 2):
         add(f"t{2 * seed}", eval_loss=2.7, rank=8, seed=seed, confirms="t0", record={"test_loss": 2.8 + seed / 10})
         add(f"t{2 * seed + 1}", eval_loss=2.4, rank=16, seed=seed, confirms="t1", record={"test_loss": 2.6 + seed / 10})
-    groups = comparable(load_sweep(folder).trials)
+    groups = comparable(load_sweep(folder))
     assert ids(groups.ranked) == ["t0", "t1"]
     assert groups.confirmed["name"].tolist() == ["t1", "t0"]
     assert groups.confirmed["test_loss"].tolist() == pytest.approx([2.75, 2.95])

@@ -198,6 +198,23 @@ def test_one_that_has_not_goes_on(spec_file: Path, tmp_path: Path, left: str) ->
     assert "has ended" not in ended.stdout
 
 
+def test_trials_that_would_never_be_asked_for_are_not_added(spec_file: Path, tmp_path: Path) -> None:
+    """Base and data, which are read meanwhile, have lines of their own."""
+    spec_file.write_text(
+        json.dumps({**SPEC, "search": {**SPEC["search"], "sampler": "random", "trials": 8, "patience": 1}})
+    )
+    folder = tmp_path / "quick"
+    end(folder, spec_file)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    ended = CliRunner().invoke(app, ["add", str(folder), "--trials", "3"])
+    assert ended.exit_code == 2
+    assert (
+        "search.trials: 11, but search.patience (1) is over: so many trials in a row ended without a new best at full "
+        "budget; give --resume --set search.patience=N with more than 1, or null"
+    ) in ended.stderr.splitlines()
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
 def test_one_in_object_storage_that_has_ended(spec_file: Path, tmp_path: Path, s3_server: s3.S3Server) -> None:
     place = f"s3://{s3_server.make_bucket('b-ended')}/quick"
     spec_file.write_text(json.dumps({**SPEC, "out": place}))

@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -19,6 +20,7 @@ from sweeps.cli.app import app
 from sweeps.cli.trial_folder import open_trial
 from sweeps.driver.prepare import Prepared, _look
 from sweeps.driver.resume import BASE, DATA, as_begun, began_with, begun_in, cannot_resume, changed, grown
+from sweeps.search.searcher import OptunaSearcher
 from sweeps.search.study import open_study
 from sweeps.spec.keys.confirm import ConfirmConfig
 from sweeps.spec.spec import Spec, dump_spec, load_spec
@@ -95,6 +97,28 @@ def test_what_a_sweep_was_warmed_by_may_be_gone_when_it_goes_on(spec: Spec, tmp_
     shorter = warm.model_copy(update={"search": warm.search.model_copy(update={"hours": 1.0})})
     (line,) = cannot_resume(shorter, folder)
     assert line.startswith("search.hours: 1, but the sweep in ")
+
+
+def searching(spec: Spec, **search: Any) -> Spec:
+    return spec.model_copy(update={"search": spec.search.model_copy(update=search)})
+
+
+def test_trials_alone_do_not_let_a_search_go_on_that_a_bound_has_ended(spec: Spec, tmp_path: Path) -> None:
+    folder = tmp_path / "quick"
+    bounded = searching(spec, trials=8, sampler="random", tokens=100)
+    begin(folder, bounded)
+    searcher = OptunaSearcher(bounded, folder / "study.journal")
+    assert searcher.suggest("tune") is not None
+    searcher.finish("t0000", "completed", 2.0)
+    trial = folder / "trials" / "t0000"
+    trial.mkdir(parents=True)
+    numbers = {"train_loss": 2.0, "eval_loss": 2.0, "learning_rate": 0.1, "seconds": 1.0}
+    record.append_metrics(trial, record.Metrics(step=4, tokens=120, **numbers))
+    (line,) = cannot_resume(searching(bounded, trials=11), folder)
+    right = "give --resume --set search.tokens=N with more than 120, or null"
+    assert line == (f"search.trials: 11, but search.tokens (100) are spent: trials were trained on 120; {right}")
+    for asked in ({}, {"trials": 6}, {"tokens": 120}, {"trials": 11, "tokens": 121}, {"trials": 11, "tokens": None}):
+        assert cannot_resume(searching(bounded, **asked), folder) == []
 
 
 def test_a_sweep_that_was_begun_without_confirm_may_get_it_and_keeps_it(spec: Spec, tmp_path: Path) -> None:

@@ -180,6 +180,49 @@ def test_patience_of_an_earlier_run_counts(tmp_path: Path, ended: int) -> None:
     assert two.searcher.left == (17 if ended == 2 else 0)
 
 
+@pytest.mark.parametrize(
+    ("bound", "right"),
+    [
+        ({"hours": 2.0}, "search.hours (2) are over; give --resume --set search.hours=N with more than 2.51, or null"),
+        (
+            {"tokens": 1000},
+            "search.tokens (1,000) are spent: trials were trained on 1,200; "
+            "give --resume --set search.tokens=N with more than 1200, or null",
+        ),
+        (
+            {"patience": 1},
+            "search.patience (1) is over: so many trials in a row ended without a new best at full budget; "
+            "give --resume --set search.patience=N with more than 2, or null",
+        ),
+    ],
+    ids=["hours", "tokens", "patience"],
+)
+@pytest.mark.parametrize("asked", [True, False])
+def test_more_trials_are_refused_where_a_bound_is_spent(
+    tmp_path: Path, bound: dict[str, Any], right: str, asked: bool
+) -> None:
+    """Has the search been asked for another trial since then, or not yet?"""
+    run = Driver(tmp_path, spec(**bound))
+    first, second, third, running = (run.ask() for _ in range(4))
+    assert run.searcher.more(1) == ""
+    run.now = 2.501 * 3600
+    run.train(first, 1200)
+    run.end(first, 2.0)
+    run.end(second, 3.0)
+    run.end(third, 3.0)
+    if asked:
+        assert run.ask() == ""
+    before = (tmp_path / "study.journal").read_bytes()
+    assert run.searcher.more(3) == f"{right}, when this sweep has ended"
+    assert (tmp_path / "study.journal").read_bytes() == before
+    assert run.searcher.spec == spec(**bound, trials=21)
+    assert run.ask() == ""
+    run.end(running, 4.0)
+    # whoever reads what the sweep says of itself by then finds it ended
+    assert complete(run.searcher.spec, read_study(tmp_path / "study.journal"))
+    assert run.searcher.why_ended == right.partition("; give")[0]
+
+
 def test_confirm_follows_and_its_trials_spend_no_patience(tmp_path: Path) -> None:
     sweep = spec(patience=2, confirm={"top": 2, "seeds": 2})
     run = Driver(tmp_path, sweep)

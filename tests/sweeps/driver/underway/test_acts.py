@@ -286,6 +286,19 @@ def test_who_has_ended_is_neither_stopped_nor_given_more_but_may_be_cloned(make:
     assert world.ended["t0002"] == ("completed", "")
 
 
+def test_no_trials_are_added_to_a_search_that_is_over(make: Callable[..., Any]) -> None:
+    world = make(trials=9, patience=1)
+    world.held.add("t0002")
+    run(world, lambda: world.searcher.why_ended and not world.queue)
+    spec = (world.folder / "sweep.yaml").read_bytes()
+    answer = world.ask("add", trials=3)
+    run(world, answer)
+    assert answer().done is False
+    assert answer().answer.startswith("add 3 trials: search.patience (1) is over: so many trials in a row ended")
+    assert (world.folder / "sweep.yaml").read_bytes() == spec
+    assert not (world.folder / "steered.jsonl").exists()
+
+
 @pytest.mark.parametrize("act", ["extend", "clone", "add"])
 def test_a_population_stays_as_it_is(make: Callable[..., Any], act: str) -> None:
     world = make()
