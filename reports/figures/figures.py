@@ -79,13 +79,10 @@ def learning_curves(sweep: Sweep, best: str | None, varying: Sequence[str] = ())
     """Eval loss over optimizer steps, trial by trial, with the points where trials were stopped."""
     caption = "Eval loss at each evaluation. A cross marks where a trial was stopped; the best is drawn heavy."
     curves = sweep.curves[sweep.curves["eval_loss"].notna()]
-    if sweep.bare is not None:
-        begun = curves.drop_duplicates("trial_id").assign(step=0, eval_loss=sweep.bare.eval.loss)
-        curves = pd.concat([begun, curves]).sort_values(["trial_id", "step"], key=ids_in_order, ignore_index=True)
-        caption += " Each begins with that of the base without an adapter."
+    curves, begun = _with_base(sweep, curves, "eval_loss", sweep.bare.eval.loss if sweep.bare is not None else None)
     alt = "Eval loss of every trial at each of its evaluations, over optimizer steps."
     data = _by_trial(sweep, curves, "eval_loss", best)
-    drawn = _plot("learning-curves", plots.learning_curves, data, alt, caption)
+    drawn = _plot("learning-curves", plots.learning_curves, data, alt, caption + begun)
     return drawn and replace(drawn, curves=Curves(data, "eval_loss", _described(sweep, varying)))
 
 
@@ -114,9 +111,21 @@ def pointed(curves: Curves, plane: Plane) -> dict[str, Any]:
     return {"plane": list(plane), "lines": lines}
 
 
-def _by_trial(sweep: Sweep, curves: pd.DataFrame, loss: str, best: str | None) -> pd.DataFrame:
+def _with_base(sweep: Sweep, curves: pd.DataFrame, column: str, bare: float | None) -> tuple[pd.DataFrame, str]:
+    """`curves` with what the base has without an adapter at step 0 of all trials that begin there, and what a caption says
+    of that; of one that began with another's weights, step 0 is its own."""
+    own = curves["trial_id"].isin({*curves.loc[curves["step"] == 0, "trial_id"], *sweep.warm_started})
+    if bare is None or own.all():
+        return curves, ""
+    begun = curves[~own].drop_duplicates("trial_id").assign(step=0, **{column: bare})
+    curves = pd.concat([begun, curves]).sort_values(["trial_id", "step"], key=ids_in_order, ignore_index=True)
+    but = " but those that began with another trial's weights" if own.any() else ""
+    return curves, f" Each{but} begins with that of the base without an adapter."
+
+
+def _by_trial(sweep: Sweep, curves: pd.DataFrame, column: str, best: str | None) -> pd.DataFrame:
     about = sweep.trials.set_index("trial_id")
-    return curves[["trial_id", "step", loss]].assign(
+    return curves[["trial_id", "step", column]].assign(
         quantizer=curves["trial_id"].map(about["config.quantizer"].astype(str)),
         status=curves["trial_id"].map(about["status"]),
         best=curves["trial_id"] == best,
@@ -132,24 +141,19 @@ def _described(sweep: Sweep, varying: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def metric_curves(sweep: Sweep, metric: str, what: str, higher: bool, best: str | None) -> Plot | None:
+def metric_curves(
+    sweep: Sweep, metric: str, what: str, higher: bool, best: str | None, varying: Sequence[str] = ()
+) -> Plot | None:
     """A metric over optimizer steps, trial by trial; `what` is what it is called."""
-    about = sweep.trials.set_index("trial_id")
-    data = sweep.measured[sweep.measured["metric"] == metric]
-    data = data.assign(
-        quantizer=data["trial_id"].map(about["config.quantizer"].astype(str)),
-        status=data["trial_id"].map(about["status"]),
-        best=data["trial_id"] == best,
-    ).drop(columns="metric")
-    return _plot(
-        f"metric-{metric.replace('_', '-')}",
-        plots.metric_curves,
-        data,
-        f"{what} of every trial at each of its evaluations, over optimizer steps.",
-        f"{what} at each evaluation. The best is drawn heavy.",
-        what,
-        higher,
+    measured = sweep.measured[sweep.measured["metric"] == metric]
+    curves, begun = _with_base(
+        sweep, measured, "value", sweep.bare.metrics.get(metric) if sweep.bare is not None else None
     )
+    alt = f"{what} of every trial at each of its evaluations, over optimizer steps."
+    caption = f"{what} at each evaluation. The best is drawn heavy.{begun}"
+    data = _by_trial(sweep, curves, "value", best)
+    drawn = _plot(f"metric-{metric.replace('_', '-')}", plots.metric_curves, data, alt, caption, what, higher)
+    return drawn and replace(drawn, curves=Curves(data, "value", _described(sweep, varying)))
 
 
 def importance(found: Importances) -> Plot | None:

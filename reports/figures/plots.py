@@ -130,8 +130,8 @@ def obstacles(
 
 def learning_curves(curves: pd.DataFrame, look: Look, what: str = LOSS) -> Figure | None:
     """Eval loss by step, a line per trial; the mark at its end says how it ended. A curve far above the others leaves the
-    axes, with an arrow there; step 0, which is the base's and the same for all, stays on them where it squashes no curve.
-    Of more than `CROWD` trials, only the best of each quantizer stands out.
+    axes, with an arrow there; step 0, which is the base's where nothing else was begun with, stays on them where it
+    squashes no curve. Of more than `CROWD` trials, only the best of each quantizer stands out.
 
     `curves`: `trial_id`, `quantizer`, `step`, `eval_loss`, `status` and `best` (bool), both of the whole trial.
     """
@@ -139,7 +139,8 @@ def learning_curves(curves: pd.DataFrame, look: Look, what: str = LOSS) -> Figur
 
 
 def metric_curves(curves: pd.DataFrame, words: str, higher: bool, look: Look) -> Figure | None:
-    """The same of a metric, `value` in the place of `eval_loss`: `words` is what it is called. No curve leaves the axes."""
+    """The same of a metric, `value` in the place of `eval_loss`: `words` is what it is called. No curve leaves the axes,
+    but what it begins with may: far below where higher is better."""
     return _curves(curves.rename(columns={"value": "eval_loss"}), look, words, whole=True, higher=higher)
 
 
@@ -160,14 +161,15 @@ def _curves(
     tops = pd.Series([path[:, 1].max() for path in learned])
     ceiling = tops.max() if whole else highest(tops, lowest)
     gone = [path[np.argmax(path[:, 1] > ceiling), 0] for path in learned if (path[:, 1] > ceiling).any()]
-    begun = curves.loc[curves["step"] == 0, "eval_loss"].max()
-    if begun <= ceiling + OUTLIER * (ceiling - lowest):
-        ceiling = max(ceiling, begun)
+    begun = curves.loc[curves["step"] == 0, "eval_loss"]
+    floor = min(path[:, 1].min() for path in learned) if higher else lowest
+    far = OUTLIER * (ceiling - floor) or math.inf
+    ceiling, floor = max([ceiling, *begun[begun <= ceiling + far]]), min([floor, *begun[begun >= floor - far]])
     crowd, image = len(trials) > CROWD, len(curves) > MANY
     with look.context():
         figure, (axes,) = canvas()
         axes.set_xlim(span(curves["step"], 0.03, 0.03))
-        axes.set_ylim(span(curves.loc[curves["eval_loss"] <= ceiling, "eval_loss"], 0.12, 0.05))
+        axes.set_ylim(span(curves.loc[curves["eval_loss"].between(floor, ceiling), "eval_loss"], 0.12, 0.05))
         count_ticks(axes.xaxis, curves["step"])
         axes.set_xlabel("optimizer step")
         heading(axes, words)

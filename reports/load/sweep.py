@@ -87,6 +87,12 @@ class Sweep:
             if any(stage.get("steps") not in (None, budgets.get(trial)) for stage in stages)
         }
 
+    @property
+    def warm_started(self) -> set[str]:
+        """The trials that began with another's weights. In records of before a number there is another thing."""
+        named = zip(self.trials["trial_id"], self.trials["config.warm_start"], strict=True)
+        return {trial for trial, parent in named if isinstance(parent, str)}
+
     def spent(self, key: str) -> float:
         """`seconds` or `worker_seconds`, summed over the runs of the sweep that say it."""
         return sum(found for run in self.runs if (found := finite(run.get(key))) is not None)

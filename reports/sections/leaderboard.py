@@ -100,7 +100,8 @@ def other_budgets(findings: Findings) -> Section | None:
     other = findings.groups.other
     if other.empty:
         return None
-    warm = " or began with another trial's weights" if other["config.warm_start"].notna().any() else ""
+    began = other["trial_id"].isin(findings.sweep.warm_started).any()
+    warm = " or began with another trial's weights" if began else ""
     why = f"Not ranked: they did not train for as many steps as those above{warm}."
     table = unranked_table("other", other, findings.axes.varying)
     return section("Completed at another budget", why, table, folded="Trials that do not rank")

@@ -60,7 +60,7 @@ def comparable(sweep: Sweep) -> Comparable:
     as_searched = full & ~completed["trial_id"].isin(sweep.longer)
     budget = completed.loc[as_searched if as_searched.any() else full, "budget"].max()
     equal = full & (completed["budget"] == budget).fillna(False).astype(bool)
-    confirming, warm = completed["config.confirms"].notna(), completed["config.warm_start"].notna()
+    confirming, warm = completed["config.confirms"].notna(), completed["trial_id"].isin(sweep.warm_started)
     confirmed = configurations(completed[equal & confirming & completed["test_loss"].notna()], "test_loss")
     return Comparable(
         ranked=configurations(completed[equal & ~confirming & ~warm], "eval_loss"),

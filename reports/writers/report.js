@@ -120,7 +120,7 @@ for (const plot of document.querySelectorAll(".plot[data-curves]")) {
   const [svg, line, dot, tip] = ["svg", "polyline", "circle", ".tip"].map((name) => plot.querySelector(name));
   plot.tabIndex = 0;
   plot.setAttribute("role", "group");
-  plot.setAttribute("aria-label", `${image.alt} Up and down choose a trial by its last loss, left and right a step.`);
+  plot.setAttribute("aria-label", `${image.alt} Up and down choose a trial by its last value, left and right a step.`);
   for (const hint of plot.closest("figure").querySelectorAll(".hint")) hint.hidden = false;
 
   // In pixels of the image as it stands on the page now.

@@ -15,8 +15,9 @@ def spread(centre, apart, examples=40):
     return [centre + (apart if index % 2 else -apart) for index in range(examples)]
 
 
-def write_base(folder, evals, tests=None):
-    """What the base scored without an adapter, of examples of ten tokens: their mean losses on both splits."""
+def write_base(folder, evals, tests=None, metrics=None):
+    """What the base scored without an adapter, of examples of ten tokens: their mean losses on both splits; and what
+    metrics come to."""
     for name, means in ((EVAL, evals), (TEST, tests)):
         if means is not None:
             ids = [f"{name}{index}" for index in range(len(means))]
@@ -27,6 +28,7 @@ def write_base(folder, evals, tests=None):
         tokens=10 * len(evals),
         base={"model": "tiny", "quantization": "nf4"},
         versions={"torch": "2.13.0"},
+        metrics=metrics,
     )
     write_baseline(folder / "base", bare)
 
@@ -56,3 +58,10 @@ def page_of(*folders):
     """The text of a sweep's report.md, or of that of several; their figures, which take seconds, are not drawn."""
     sweeps = [load_sweep(folder) for folder in folders]
     return markdown(report(sweeps[0]).document if len(sweeps) == 1 else comparison(sweeps)[0])
+
+
+def begin_at(trial, loss, **metrics):
+    """A line of step 0 before the others in a trial's metrics.jsonl, as one has that began with another's weights."""
+    path = trial / "metrics.jsonl"
+    line = {"step": 0, "tokens": 0, "train_loss": None, "eval_loss": loss, "learning_rate": 0.0, "seconds": 0.0}
+    path.write_text(json.dumps(line | ({"metrics": metrics} if metrics else {})) + "\n" + path.read_text())

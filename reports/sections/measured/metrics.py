@@ -89,7 +89,9 @@ def by_metrics(findings: Findings) -> Section | None:
         Bullets(lines),
         _table(findings, found),
         _without_an_adapter(findings, found),
-        figures.metric_curves(findings.sweep, drawn.metric.name, what, drawn.metric.higher, best),
+        figures.metric_curves(
+            findings.sweep, drawn.metric.name, what, drawn.metric.higher, best, findings.axes.varying
+        ),
     )
 
 

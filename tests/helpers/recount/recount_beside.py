@@ -113,7 +113,7 @@ class Beside(Cells):
         best = self.sweep.headline[0].ids[0] if self.sweep.headline else None
         expected = []
         for trial in self.sweep.trials:
-            base = self.sweep.bare and loss == "eval_loss"
+            base = self.sweep.bare and loss == "eval_loss" and trial.begins_bare
             begun = pd.DataFrame([{"step": 0, loss: self.sweep.bare_loss("eval")}]) if base else None
             lines = trial.metrics
             if loss == "eval_loss" and "rows" in lines:  # over some rows it is no point of the curve

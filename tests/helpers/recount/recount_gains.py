@@ -253,6 +253,15 @@ class Measured(Cells):
             for _, line in trial.metrics.iterrows()
             if isinstance(line.get("metrics"), dict) and metric.name in line["metrics"]
         }
+        base = self.sweep.folder / "base"
+        told = json.loads((base / "record.json").read_text()) if self.sweep.bare else {}
+        if metric.name in (told.get("metrics") or {}):
+            rows = metric.rows(base, "eval")
+            value = metric.shown(float(rows["loss"].sum() / rows["tokens"].sum()))
+            measured = {trial for trial, _ in expected}
+            expected |= {
+                (trial.id, 0): value for trial in self.sweep.trials if trial.begins_bare and trial.id in measured
+            }
         told = {(row["trial_id"], int(row["step"])): row["value"] for _, row in table.iterrows()}
         same = told.keys() == expected.keys() and all(math.isclose(told[key], expected[key]) for key in told)
         self.page.holds(f"metric-{metric.name}.csv is not what the trials noted", same)

@@ -49,6 +49,12 @@ class Trial:
         return self.config.get("confirms")
 
     @property
+    def begins_bare(self) -> bool:
+        """At step 0 it is the base: it has not another trial's weights, with which it was evaluated there."""
+        scored = "step" in self.metrics and bool((self.metrics["step"] == 0).any())
+        return not scored and not isinstance(self.config.get("warm_start"), str)
+
+    @property
     def usable(self) -> bool:
         """Completed its full budget with a finite eval loss."""
         loss = self.record.get("eval_loss")

@@ -315,6 +315,25 @@ def test_the_base_stays_on_the_axes_unless_it_would_squash_the_curves_and_is_nev
         assert not any("beyond" in text.get_text() for text in drawing.legends[0].get_texts())
 
 
+def test_where_higher_is_better_the_base_may_lie_far_below():
+    frame = figures.curves().rename(columns={"eval_loss": "value"})
+    frame = frame[frame["status"] != "diverged"]
+    lowest, highest = frame["value"].min(), frame["value"].max()
+    begun = frame.drop_duplicates("trial_id").assign(step=0)
+    for below, shown in ((2, True), (40, False)):
+        own = lowest - below * (highest - lowest)
+        axes = plots.metric_curves(pd.concat([begun.assign(value=own), frame]), "hits", True, LIGHT).axes[0]
+        bottom, top = axes.get_ylim()
+        assert (bottom < own) if shown else (lowest - (highest - lowest) < bottom <= lowest)
+        assert top > highest
+
+
+def test_where_there_is_one_value_the_base_squashes_nothing():
+    frame = figures.curves(1, 1)
+    drawing = plots.learning_curves(pd.concat([frame.assign(step=0, eval_loss=90.0), frame]), LIGHT)
+    assert drawing.axes[0].get_ylim()[1] > 90
+
+
 def test_importances_are_sorted_and_printed():
     axes = plots.importances(figures.bars(), LIGHT).axes[0]
     assert [bar.get_width() for bar in axes.patches] == [0.71, 0.2, 0.002]

@@ -10,6 +10,7 @@ import pytest
 from constructed import page_of
 from recount import recount
 
+from bitlora.files.baseline import Baseline, write_baseline
 from bitlora.files.record import EVAL, TEST, of_set, write_scores
 from reports.load.sweep import load_sweep
 from reports.report import report, write_report
@@ -69,6 +70,9 @@ def measured(folder, add):
             trial = add(f"t000{number}", eval_loss=2.0, rank=rank, record={"data": DATA})
             loss, values = metric_files(trial, number, skill)
             rewrite(trial, eval_loss=loss, metrics=values)
+        loss, values = metric_files(folder / "base", 9, 0.02)
+        bare = Baseline(eval_loss=loss, test_loss=None, tokens=600, base={}, versions={}, metrics=values)
+        write_baseline(folder / "base", bare)
         return folder
 
     return make

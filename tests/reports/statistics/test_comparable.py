@@ -45,6 +45,14 @@ def test_where_trials_have_their_best_evaluation_it_may_be_before_their_last_ste
     assert "Each has its best evaluation, which need not be its last." in str(leaderboard(findings(found)).blocks[1])
 
 
+def test_what_began_with_anothers_weights_does_not_rank_and_a_number_there_is_no_trial(folder, add):
+    """Records of before have a number under that key, of another thing."""
+    add("a", eval_loss=2.5, warm_start="b@32")
+    add("b", eval_loss=2.6, warm_start=0.0)
+    groups = comparable(load_sweep(folder))
+    assert (ids(groups.ranked), ids(groups.other)) == (["b"], ["a"])
+
+
 def test_a_tie_shares_its_place_and_sorts_by_trial_id(folder, add):
     for trial_id, loss in (("c", 2.5), ("a", 2.6), ("b", 2.5), ("d", 2.7)):
         add(trial_id, eval_loss=loss, rank=ord(trial_id))
