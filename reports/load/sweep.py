@@ -73,7 +73,7 @@ class Sweep:
     problems: tuple[str, ...]
     """A line for each thing that could not be read or used: its path inside the folder, then what is wrong."""
     steered: tuple[dict[str, Any], ...] = ()
-    """The lines of steered.jsonl (`bitlora.files.record.SteeringAct`): what a person did to it while it ran."""
+    """The lines of steered.jsonl (`bitlora.files.record.SteeringAct`): what a person did to it."""
     schedules: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """Of each trial whose values moved under way, what held before, oldest first (`bitlora.files.record.Record`)."""
 

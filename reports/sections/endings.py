@@ -1,4 +1,4 @@
-"""How the trials ended and why, what a person did to the sweep meanwhile, and what could not be read of it."""
+"""How the trials ended and why, what a person did to the sweep, and what could not be read of it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def how_trials_ended(findings: Findings) -> Section | None:
 
 
 def steered(findings: Findings) -> Section | None:
-    """Who stopped, extended, cloned or added trials, when, and what came of it; nothing where nobody did."""
+    """Who stopped, extended, cloned, added trials or asked for more, when, and to what end; nothing where nobody did."""
     acts = findings.sweep.steered
     if not acts:
         return None

@@ -44,6 +44,8 @@ class Standing:
     """Seconds since anything was written."""
     search_ended: str = ""
     """Why fewer trials search than the spec has."""
+    confirms: int = 0
+    """Trials that confirm the best, at most."""
     worker_seconds: float | None = None
     """Of all runs, that of now included; None: nothing says."""
 
@@ -95,7 +97,9 @@ class Standing:
         if not pace:
             return None
         budgets = {trial: int(config["steps"]) for trial, config in self.past.configs.items()}
-        to_come = max(0, self.trials - len(self.past.configs)) * max(budgets.values())
+        confirm = sum(bool(config.get("confirms")) for config in self.past.configs.values())
+        begun = len(self.past.configs) - confirm
+        to_come = (max(0, self.trials - begun) + max(0, self.confirms - confirm)) * max(budgets.values())
         left = sum(budgets[trial] - (lines[trial].step if trial in lines else 0) for trial in self.open)
         return (left + to_come) / pace
 
@@ -123,17 +127,19 @@ def standing(storage: Storage) -> Standing:
     ended = int(code.read_text(encoding="utf-8")) if storage.exists(EXIT_CODE) else None
     written = storage.written(SPEC, record.TRIALS, "logs")
     quiet = max(0.0, now - (written or now))
-    return Standing(spec, look(folder), ended, quiet, _search_ended(storage, spec), _worker_seconds(storage, spec))
+    return Standing(spec, look(folder), ended, quiet, *_of_study(storage, spec), _worker_seconds(storage, spec))
 
 
-def _search_ended(storage: Storage, spec: Spec) -> str:
-    from sweeps.search.agenda import why_ended
+def _of_study(storage: Storage, spec: Spec) -> tuple[str, int]:
+    """Why fewer trials search, and how many confirm the best, as the study has it."""
+    from sweeps.search.agenda import confirming, why_ended
     from sweeps.search.study import read_study
 
     with contextlib.suppress(OSError, ValueError, KeyError):  # it is being written
         if (storage.folder / JOURNAL).exists():
-            return why_ended(spec, read_study(storage.folder / JOURNAL))
-    return ""
+            study = read_study(storage.folder / JOURNAL)
+            return why_ended(spec, study), confirming(spec, study)
+    return "", confirming(spec, None)
 
 
 def _worker_seconds(storage: Storage, spec: Spec) -> float | None:

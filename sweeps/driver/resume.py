@@ -153,22 +153,29 @@ def cannot_resume(spec: Spec, folder: Path) -> list[str]:
         "a sweep goes on as it was begun"
         for key in sorted(now.keys() | then.keys())
         if not key.startswith(FREE) and now.get(key) != then.get(key) and not _grows(key, now.get(key), then.get(key))
-    ] or _nothing_by_more(spec, begun, folder)
+    ] or _no_more(spec, begun, folder)
 
 
-def _nothing_by_more(spec: Spec, begun: Spec, folder: Path) -> list[str]:
-    """Why the trials that `spec` has beyond those that the sweep has would never be asked for, in a line; or nothing."""
+def _no_more(spec: Spec, begun: Spec, folder: Path) -> list[str]:
+    """Why the trials that `spec` has beyond those that the sweep has would not be what it says, in a line; or nothing."""
     from sweeps.search.budget import SearchBudget
+    from sweeps.search.cloning.population import decided
     from sweeps.search.study import StudyError, read_study
 
     if spec.search.trials <= begun.search.trials or not (folder / JOURNAL).exists():
         return []
     try:
-        budget = SearchBudget(spec.search, read_study(folder / JOURNAL))
+        study = read_study(folder / JOURNAL)
     except StudyError:  # for the run to speak of, which mends what it can
         return []
-    budget.trained(look(folder).tokens)
-    return [f"search.trials: {spec.search.trials}, but {why}"] if (why := budget.no_more()) else []
+    if spec.scheduler.population and decided(study.user_attrs):
+        why = f"the {begun.search.trials} members of its population ({spec.scheduler.name}) have gone through rungs already"
+        why += f", where no others can join them; give a new sweep that has search.from: [{spec.place}]"
+    else:
+        budget = SearchBudget(spec.search, study)
+        budget.trained(look(folder).tokens)
+        why = budget.no_more()
+    return [f"search.trials: {spec.search.trials}, but {why}"] if why else []
 
 
 def _without_what_was_added(spec: Spec, begun: Spec) -> tuple[Spec, Spec]:

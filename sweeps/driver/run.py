@@ -26,8 +26,9 @@ from sweeps.driver.meanwhile import Heartbeat
 from sweeps.driver.prepare import Prepared
 from sweeps.driver.provenance import Run, git_state, machines, note, now
 from sweeps.driver.resources import pack_limits, worker_resources
-from sweeps.driver.resume import EXIT_CODE, JOURNAL, SPEC, changed, grown
+from sweeps.driver.resume import EXIT_CODE, JOURNAL, SPEC, changed
 from sweeps.driver.session import Interrupt, alone, hold_gpus, keep_logs, log_to
+from sweeps.driver.underway.noted import grow
 from sweeps.driver.underway.progress import outcome
 from sweeps.driver.underway.search import SweepSearch
 from sweeps.driver.underway.trackers import missing
@@ -86,9 +87,7 @@ def run_sweep(
             with _writable(storage):
                 lost = stack.enter_context(hold)
                 mend(folder / JOURNAL, say, lambda: interrupt.asked)
-                if (larger := grown(spec, folder)) is not None:
-                    write_text(folder / SPEC, dump_spec(larger))
-                    storage.push(SPEC)
+                grow(spec, storage)
         say("starting Ray …")
         with connect(address) as session:
             interrupt.arm()

@@ -146,6 +146,15 @@ def searching(spec: Spec) -> int:
     return spec.search.trials
 
 
+def confirming(spec: Spec, study: optuna.Study | None) -> int:
+    """How many trials of a sweep confirm its best: at most, as long as none of them has begun."""
+    if spec.confirm is None:
+        return 0
+    if study is None or not any(REPEATS in trial.user_attrs for trial in study.get_trials(deepcopy=False)):
+        return most(spec.confirm, spec.search.space)
+    return len(repeats(study, spec.confirm, spec.search.seed + 1))
+
+
 def planned(spec: Spec, bounds: Bounds | None) -> list[dict[str, Any]]:
     """The configurations of the first trials, which may leave axes to the sampler: those of `search.first`, and of a grid
     all points that fit, those in front."""

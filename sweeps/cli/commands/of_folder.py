@@ -69,8 +69,9 @@ def status(
     The JSON has `name`, `exit_code` (null: it runs, or its driver died), `quiet_seconds` since anything was written,
     `trials` that search (at most), `search_ended` (why there are no more), `began`, `ended` (counts by status), `best`
     (`trial`, `eval_loss`), of two objectives `front` (a list of `trial`, `eval_loss`, `adapter_bytes`), `running` (a list
-    of `trial`, `step`, `steps`, `eval_loss`, `config`, `curve` as pairs of step and loss), `eta_seconds`, and what was
-    spent: `tokens`, `slot_seconds`, `worker_seconds`, `cost`. What is not known is null.
+    of `trial`, `step`, `steps`, `eval_loss`, `config`, `curve` as pairs of step and loss), `eta_seconds` (at most, with
+    what is to confirm the best), and what was spent: `tokens`, `slot_seconds`, `worker_seconds`, `cost`. What is not known
+    is null.
     """
     from bitlora import timeouts
     from bitlora.files.opening import open_storage

@@ -7,11 +7,10 @@ its answer.
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final
 
 import ray
@@ -21,13 +20,14 @@ from ray.tune import Callback
 from bitlora import timeouts
 from bitlora.config.explain import explain, nearest, one_line
 from bitlora.config.trial import AXES, TrialConfig
-from bitlora.files.record import STEERED, SteeringAct
+from bitlora.files.record import SteeringAct
 from bitlora.files.storage import Storage
-from bitlora.files.writing import append_line, write_text
+from bitlora.files.writing import write_text
 from bitlora.quantizers.weights import QUANTIZERS
 from sweeps.driver.requests import Inbox, SteeringRequest
 from sweeps.driver.resume import SPEC, grown
 from sweeps.driver.underway.driver_only import DriverOnly
+from sweeps.driver.underway.noted import write_down
 from sweeps.driver.underway.recorder import Recorder
 from sweeps.driver.underway.warm_start import keep_weights
 from sweeps.search.searcher import OptunaSearcher
@@ -153,10 +153,7 @@ class Steering(DriverOnly, Callback):  # type: ignore[misc]
             trials=tuple(dict.fromkeys(name for name in (request.trial, act.made) if name)),
             result=answer,
         )
-        self._searcher.steered.note(asdict(done))
-        with contextlib.suppress(OSError):  # the study has it
-            append_line(self._storage.folder / STEERED, json.dumps(asdict(done)))
-            self._storage.push_soon(STEERED)
+        write_down(done, self._searcher.steered.note, self._storage)
         self._say(f"{answer} ({request.by})")
         self._inbox.answer(request, True, answer)
 

@@ -19,6 +19,11 @@ from sweeps.spec import space as spaces
 from sweeps.spec.space import Space
 
 
+def note(study: optuna.Study, act: Mapping[str, Any]) -> None:
+    """The study has it: something was done (`bitlora.files.record.SteeringAct`)."""
+    study.set_user_attr(ACTS, [*study.user_attrs.get(ACTS, []), dict(act)])
+
+
 class SteeredSearch:
     """Trials go by our own ids.
 
@@ -75,7 +80,7 @@ class SteeredSearch:
 
     def note(self, act: Mapping[str, Any]) -> None:
         """Something was done."""
-        self._study.set_user_attr(ACTS, [*self.acts, dict(act)])
+        note(self._study, act)
 
     def clone(self, of: str, config: Mapping[str, Any]) -> str:
         """Make a trial with this configuration (as in JSON), to be handed out next; gives its id.

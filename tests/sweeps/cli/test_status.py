@@ -19,6 +19,7 @@ from bitlora.files.writing import write_json
 from reports.document.cells import seconds
 from sweeps.cli.app import app
 from sweeps.cli.status import draw, sparkline, standing
+from sweeps.search.searcher import OptunaSearcher
 from sweeps.spec.spec import dump_spec, load_spec
 
 SPEC: dict[str, Any] = {
@@ -105,6 +106,28 @@ def test_as_json_for_a_program(folder: Path) -> None:
     }
     page = (Path(__file__).parents[3] / "docs" / "commands.md").read_text()
     assert all(f"`{field}`" in page for field in found)
+
+
+def test_what_is_to_confirm_the_best_is_to_come_too(folder: Path) -> None:
+    spec = load_spec(folder / "sweep.yaml", ["confirm={top: 2, seeds: 3}"])
+    (folder / "sweep.yaml").write_text(dump_spec(spec))
+
+    def eta() -> float | None:
+        with open_storage(str(folder)) as storage:
+            return standing(storage).eta_seconds
+
+    assert eta() == 72 + 6 * 16
+    # the search ends with one that completed, and of the three that confirm it one begins
+    searcher = OptunaSearcher(spec, folder / "study.journal")
+    for number in range(6):
+        assert isinstance(searcher.suggest(f"tune{number}"), dict)
+        searcher.finish(f"t{number:04d}", "failed" if number else "completed", None if number else 2.0)
+    assert eta() == 72 + 6 * 16
+    assert isinstance(searcher.suggest("tune6"), dict)
+    trial = folder / "trials" / "t0006"
+    trial.mkdir()
+    write_json(trial / "config.json", {"rank": 4, "steps": 16, "confirms": "t0000"})
+    assert eta() == 72 + 3 * 16
 
 
 def test_of_two_objectives_the_front_so_far(folder: Path) -> None:

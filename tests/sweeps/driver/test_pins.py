@@ -20,6 +20,7 @@ from sweeps.cli.app import app
 from sweeps.cli.trial_folder import open_trial
 from sweeps.driver.prepare import Prepared, _look
 from sweeps.driver.resume import BASE, DATA, as_begun, began_with, begun_in, cannot_resume, changed, grown
+from sweeps.search.cloning.population import attribute
 from sweeps.search.searcher import OptunaSearcher
 from sweeps.search.study import open_study
 from sweeps.spec.keys.confirm import ConfirmConfig
@@ -119,6 +120,25 @@ def test_trials_alone_do_not_let_a_search_go_on_that_a_bound_has_ended(spec: Spe
     assert line == (f"search.trials: 11, but search.tokens (100) are spent: trials were trained on 120; {right}")
     for asked in ({}, {"trials": 6}, {"tokens": 120}, {"trials": 11, "tokens": 121}, {"trials": 11, "tokens": None}):
         assert cannot_resume(searching(bounded, **asked), folder) == []
+
+
+@pytest.mark.parametrize("name", ["pbt", "pb2"])
+def test_nobody_joins_a_population_that_has_gone_through_a_rung(spec: Spec, tmp_path: Path, name: Any) -> None:
+    folder = tmp_path / "quick"
+    scheduler = spec.scheduler.model_copy(update={"name": name})
+    population = searching(spec, trials=8).model_copy(update={"scheduler": scheduler})
+    more = searching(population, trials=11)
+    begin(folder, population)
+    assert cannot_resume(more, folder) == []  # all of them would begin together
+    open_study(population, folder / "study.journal").set_user_attr(*attribute(8, {}).popitem())
+    (line,) = cannot_resume(more, folder)
+    assert line == (
+        f"search.trials: 11, but the 8 members of its population ({name}) have gone through rungs already, where no others "
+        f"can join them; give a new sweep that has search.from: [{spec.place}]"
+    )
+    confirmed = population.model_copy(update={"confirm": ConfirmConfig(top=2)})
+    for asked in (population, searching(population, trials=4), confirmed):
+        assert cannot_resume(asked, folder) == []
 
 
 def test_a_sweep_that_was_begun_without_confirm_may_get_it_and_keeps_it(spec: Spec, tmp_path: Path) -> None:

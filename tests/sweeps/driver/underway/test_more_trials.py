@@ -45,6 +45,8 @@ def test_an_ended_sweep_of_12_gets_12_more_and_then_a_confirmation(
     assert min(attached(folder, begun)) >= "t0012"
     assert "trials: 24" in (folder / "sweep.yaml").read_text()
     assert "24 trials" in (folder / "report" / "report.md").read_text()
+    (added,) = steered(folder)
+    assert added["what"] == "add 12 trials"
 
     before, begun, best = files(folder), len(events(folder)), front(found)
     done = bitlora("sweep", spec, "--resume", "--set", "confirm={top: 2, seeds: 1}")
@@ -67,10 +69,18 @@ def test_an_ended_sweep_of_12_gets_12_more_and_then_a_confirmation(
     assert "scored on the test split: 24 rows that nobody was tuned on" in (folder / "report" / "report.md").read_text()
     summary = json.loads((folder / "report" / "summary.json").read_text())
     assert {*summary["front"]} <= {record["config"]["confirms"] for record in confirming.values()}
+    assert [act["what"] for act in steered(folder)] == [added["what"], "confirm"]
+    section = (folder / "report" / "report.md").read_text().split("## Steered")[1]
+    assert f"{added['by']} | add 12 trials" in section
     # from now on it has that, whoever asks
     again = bitlora("sweep", spec, "--resume")
     assert again.code == 0
     assert "this sweep has ended with all its trials (exit code 0)" in again.out
+
+
+def steered(folder: Path) -> list[dict[str, Any]]:
+    """What a person did to the sweep."""
+    return [json.loads(line) for line in (folder / "steered.jsonl").read_text().splitlines()]
 
 
 def files(folder: Path) -> dict[Path, bytes]:
