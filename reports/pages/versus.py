@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Final, NamedTuple
 
 from bitlora.files.record import EVAL, TEST
 from reports.document.cells import cell, counted, size, value
-from reports.document.document import Block, Cell, Column, Document, Heading, Paragraph, Strong, Table, plain
+from reports.document.document import NOTHING, Block, Cell, Column, Document, Heading, Paragraph, Strong, Table, plain
 from reports.figures.figures import Plot, gaps_of
 from reports.load.scores import scores_of
 from reports.load.sweep import Sweep
 from reports.pages.comparison import SHOWN, configuration, differences
 from reports.pages.contenders import Contender, labels, same_text, unit_of
-from reports.sections.parts import interval_cell
-from reports.statistics.comparable import Row, comparable, rows
+from reports.sections.parts import KEPT, interval_cell, kept_cell, kept_columns
+from reports.statistics.comparable import Row, ScoresOf, comparable, rows
+from reports.statistics.gain import Gains, gains
 from reports.statistics.paired import Interval, together
+from reports.statistics.verdict import in_full
 
 MOST: Final = 100
 """Configurations of all sweeps together, the lowest of each first: more are not judged at once."""
@@ -51,6 +53,35 @@ class Held:
         return "tied" if not self.interval.decided else "worse" if self.apart > 0 else "better"
 
 
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of the sweeps, on the split that is compared."""
+
+    label: str
+    sweep: Sweep
+    split: str
+    configurations: tuple[Row, ...]
+    """Those that may be compared, the best first, with their `loss` on the split."""
+    read: ScoresOf
+
+    @classmethod
+    def of(cls, label: str, sweep: Sweep, split: str) -> Side:
+        groups = comparable(sweep)
+        frame, name = (groups.confirmed, TEST) if split == "test" else (groups.ranked, EVAL)
+        found = rows(frame.assign(loss=frame[f"{split}_loss"]))
+        return cls(label, sweep, split, found, scores_of(sweep, name))
+
+    def gains(self, held: Sequence[Contender]) -> Gains | None:
+        """What those of `held` that are its own keep of the gain of its best in full precision over its base; None where
+        none is, or nobody scored its base."""
+        own = [one.row for one in held if one.sweep is self.sweep]
+        bare = self.sweep.bare
+        if not own or bare is None:
+            return None
+        on_split = bare.test if self.split == "test" else bare.eval
+        return gains(on_split, in_full(self.configurations), own, self.read)
+
+
 def versus(sweeps: Sequence[Sweep], against: Control) -> tuple[Document, tuple[Plot, ...]]:
     """The document that holds every configuration of `sweeps` against one.
 
@@ -59,7 +90,8 @@ def versus(sweeps: Sequence[Sweep], against: Control) -> tuple[Document, tuple[P
     """
     named = list(zip(labels(sweeps), sweeps, strict=True))
     control = _control(*named[against.sweep], against.trial)
-    of_each = [_of_sweep(label, sweep, control) for label, sweep in named]
+    sides = [Side.of(label, sweep, control.split) for label, sweep in named]
+    of_each = [_of_side(side, control) for side in sides]
     # In turn of each, so that a large sweep leaves room for a small one.
     found = [one for turn in zip_longest(*of_each) for one in turn if one is not None]
     held, left = found[:MOST], found[MOST:]
@@ -87,10 +119,22 @@ def versus(sweeps: Sequence[Sweep], against: Control) -> tuple[Document, tuple[P
             f"All {1 + len(lines)} are judged together (Tukey's range, step by step): with 95 % none that is truly equal is"
             " called better or worse, whichever of them they are held against."
         )
+    gained = [side.gains([control, *scored]) for side in sides]
+    kept = {id(side.sweep): found for side, found in zip(sides, gained, strict=True) if kept_columns(found)}
+    if kept and lines:
+        notes.append(
+            "Gain kept: how far the loss is below that of the base without an adapter, in per cent of what the best in full"
+            " precision of the same sweep is below it, with a 95 % interval of each by itself."
+        )
+    notes += [
+        f"No share of the gain over the base is told of {plain(side.label, 60)}: {found.untold}."
+        for side, found in zip(sides, gained, strict=True)
+        if found is not None and found.untold
+    ]
     blocks += [Paragraph((" ".join(notes),), note=True)] if notes else []
     plots: tuple[Plot, ...] = ()
     if lines:
-        blocks += [Heading(2, plain(f"Against {name}", 100)), _table(lines, control, scale * base, unit)]
+        blocks += [Heading(2, plain(f"Against {name}", 100)), _table(lines, control, scale * base, unit, kept)]
         drawn: list[tuple[str, str, float, Interval | None]] = [(name, str(control.row["config.quantizer"]), 0.0, None)]
         drawn += [
             (
@@ -127,16 +171,14 @@ def _control(label: str, sweep: Sweep, trial: str | None) -> Contender:
     raise ValueError(f"{label}: {trial} is no trial of it that completed its full budget with a finite eval loss")
 
 
-def _of_sweep(label: str, sweep: Sweep, control: Contender) -> list[Contender]:
-    """The configurations of a sweep that were scored on the split of `control`, without that one."""
-    groups = comparable(sweep)
-    frame, name = (groups.confirmed, TEST) if control.split == "test" else (groups.ranked, EVAL)
-    read, found = scores_of(sweep, name), list[Contender]()
-    for row in rows(frame):
-        if sweep is control.sweep and row["trial_id"] == control.row["trial_id"]:
+def _of_side(side: Side, control: Contender) -> list[Contender]:
+    """Its configurations without `control`."""
+    found = list[Contender]()
+    for row in side.configurations:
+        if side.sweep is control.sweep and row["trial_id"] == control.row["trial_id"]:
             continue
-        scores = read(row) if len(found) < MOST else {}  # beyond that it is counted alone
-        found.append(Contender(label, sweep, row, control.split, scores))
+        scores = side.read(row) if len(found) < MOST else {}  # beyond that it is counted alone
+        found.append(Contender(side.label, side.sweep, row, side.split, scores))
     return found
 
 
@@ -152,7 +194,11 @@ def _sentence(control: Contender, lines: Sequence[Held], name: str, loss: float,
     return Paragraph(("Against ", Strong(plain(name, 100)), about, told))
 
 
-def _table(lines: Sequence[Held], control: Contender, base: float, unit: str) -> Table:
+def _table(
+    lines: Sequence[Held], control: Contender, base: float, unit: str, kept: Mapping[int, Gains | None]
+) -> Table:
+    """`kept`: by the sweep's place in memory, where shares of the gain are told."""
+
     def cells(one: Contender, loss: float, line: Held | None) -> tuple[Cell, ...]:
         row: Row = one.row
         return (
@@ -162,6 +208,7 @@ def _table(lines: Sequence[Held], control: Contender, base: float, unit: str) ->
             cell("0" if line is None else f"{line.apart:+.4f}", line.apart if line else 0.0),
             interval_cell(line.interval if line else None),
             cell("held against" if line is None else line.word),
+            *((kept_cell(kept.get(id(one.sweep)), row, f"{one.split}_loss") or [Cell(NOTHING)]) if kept else []),
             cell(str(len(one.scores)), len(one.scores)),
             *(cell(value(key, row.get(f"config.{key}")), row.get(f"config.{key}")) for key in SHOWN),
             cell(size(row["adapter_bytes"]), row["adapter_bytes"]),
@@ -175,7 +222,9 @@ def _table(lines: Sequence[Held], control: Contender, base: float, unit: str) ->
     ]
     columns = (
         *(Column("sweep"), Column("configuration"), Column(f"loss ({unit})", True), Column("above it", True)),
-        *(Column("95 % interval of that", True), Column("for sure"), Column("seeds", True)),
+        *(Column("95 % interval of that", True), Column("for sure")),
+        *([Column(KEPT, True)] if kept else []),
+        Column("seeds", True),
         *(Column(key.replace("_", " ")) for key in SHOWN),
         Column("packed size", True),
     )

@@ -23,12 +23,10 @@ from reports.sections.parts import (
 )
 from reports.statistics.comparable import Row, rows
 from reports.statistics.edges import edges
-from reports.statistics.findings import Findings
+from reports.statistics.findings import DRAWN, Findings
 from reports.statistics.gain import Gains
 from reports.statistics.verdict import RIVALS, Verdict
 
-SHOWN: Final = 30
-"""Rows of a table that are drawn at once."""
 SEARCHED: Final = "The search, by the loss that it was tuned on"
 """The line over a leaderboard that a confirmation has overtaken."""
 
@@ -91,6 +89,8 @@ def leaderboard(findings: Findings) -> Section | None:
     if findings.search.rivals and len(ranked) > 1 + len(findings.search.rivals):
         which = "the best of each quantizer" if findings.search.across else f"the first {1 + RIVALS}"
         words += f" Intervals are those of {which}: the others were not tested."
+    if kept_columns(findings.gains) and len(ranked) > DRAWN:
+        words += f" Those of the gain kept are of the first {DRAWN}, and of whoever stands in another table."
     table = ranked_table(ranked, findings.axes.varying, findings.search, findings.gains)
     return section("Leaderboard", words, table, folded=SEARCHED if findings.confirmed else "")
 
@@ -198,7 +198,7 @@ def ranked_table(ranked: pd.DataFrame, varying: Sequence[str], search: Verdict, 
         *([Column("seeds", True)] if seeds else []),
         *(*configuration_columns(keys, ranked), Column("packed size", True)),
     ]
-    return Table("leaderboard", tuple(columns), tuple(lines), SHOWN)
+    return Table("leaderboard", tuple(columns), tuple(lines), DRAWN)
 
 
 def unranked_table(name: str, trials: pd.DataFrame, varying: Sequence[str]) -> Table:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 import pandas as pd
 
 from reports.document.cells import cell, size, whole
 from reports.document.document import Column, Table, plain
 from reports.figures import figures
-from reports.sections.parts import Section, configuration_cells, configuration_columns, loss_cell, section
-from reports.statistics.comparable import pareto, rows
+from reports.sections.parts import (
+    Section,
+    configuration_cells,
+    configuration_columns,
+    kept_cell,
+    kept_columns,
+    loss_cell,
+    section,
+)
+from reports.statistics.comparable import rows
 from reports.statistics.findings import Findings
-
-COSTS: Final = ("eval_loss", "adapter_bytes", "tokens")
-"""What a configuration on the Pareto front is not beaten in: loss, bytes as packed, training; where loss and bytes were
-searched for, the first two."""
+from reports.statistics.gain import Gains
 
 
 def quality_size(findings: Findings) -> Section | None:
@@ -24,24 +28,22 @@ def quality_size(findings: Findings) -> Section | None:
     ranked = findings.groups.ranked
     if ranked.empty:
         return None
-    front = ranked[ranked["adapter_bytes"].notna() & ranked["tokens"].notna()]
-    front = front[pareto(front, COSTS[:2] if findings.seeks_front else COSTS)]
-    front = front.sort_values(["adapter_bytes", "eval_loss"])
     what = "eval loss and packed size" if findings.seeks_front else "eval loss, packed size and tokens trained"
     return section(
         "Quality against size",
         figures.quality_size(ranked),
         f"What no other beats in {what} at once:",
-        front_table(front, findings.axes.varying),
+        front_table(findings.unbeaten, findings.axes.varying, findings.gains),
     )
 
 
-def front_table(front: pd.DataFrame, varying: Sequence[str]) -> Table:
+def front_table(front: pd.DataFrame, varying: Sequence[str], gains: Gains | None = None) -> Table:
     """The configurations that no other beats in loss, bytes and training at once."""
     lines = [
         (
             cell(plain(row["trial_id"], 60)),
             loss_cell(row),
+            *kept_cell(gains, row, "eval_loss"),
             cell(size(row["adapter_bytes"]), row["adapter_bytes"]),
             cell(whole(row["tokens"]), row["tokens"]),
             *configuration_cells(row, varying),
@@ -49,7 +51,8 @@ def front_table(front: pd.DataFrame, varying: Sequence[str]) -> Table:
         for row in rows(front)
     ]
     columns = (
-        *(Column("trial"), Column("eval loss", True), Column("packed size", True), Column("tokens trained", True)),
+        *(Column("trial"), Column("eval loss", True), *kept_columns(gains)),
+        *(Column("packed size", True), Column("tokens trained", True)),
         *configuration_columns(varying, front),
     )
     return Table("pareto", columns, tuple(lines))

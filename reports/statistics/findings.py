@@ -19,6 +19,11 @@ from reports.statistics.gain import Gains, gains
 from reports.statistics.verdict import Verdict, verdict
 
 ORDER: Final = tuple(QUANTIZERS)
+COSTS: Final = ("eval_loss", "adapter_bytes", "tokens")
+"""What a configuration on the Pareto front is not beaten in: loss, bytes as packed, training; where loss and bytes were
+searched for, the first two."""
+DRAWN: Final = 30
+"""Rows of the leaderboard that are drawn at once: these have an interval of the gain that they keep."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,8 @@ class Findings:
     """What is on top of the page: of the confirmed, where there are any."""
     search: Verdict
     """The same of the search alone."""
+    unbeaten: pd.DataFrame
+    """Of the configurations that rank those that no other beats in all `COSTS`, by their bytes, then their loss."""
 
     gains: Gains | None
     """Of the search, over the base on the eval split; None where the base was not scored."""
@@ -59,7 +66,7 @@ class Findings:
     @property
     def seeks_front(self) -> bool:
         """Were small adapters searched for beside a low loss?"""
-        return mapping(self.sweep.spec, "search").get("objectives") == ["loss", "bytes"]
+        return _seeks_front(self.sweep)
 
     @property
     def front(self) -> tuple[Row, ...]:
@@ -99,6 +106,8 @@ def findings(sweep: Sweep) -> Findings:
     search = verdict(ranked, on_eval)
     top = verdict(groups.contest, on_test, confirmed) if confirmed else search
     bare = sweep.bare
+    unbeaten = _unbeaten(sweep, ranked)
+    drawn = [*search.held, *rows(ranked.head(DRAWN)), *rows(unbeaten)]
     return Findings(
         sweep=sweep,
         space=space,
@@ -109,12 +118,23 @@ def findings(sweep: Sweep) -> Findings:
         on_test=on_test,
         verdict=top,
         search=search,
-        gains=gains(bare.eval if bare else None, _in_full(ranked), search.held, on_eval),
+        unbeaten=unbeaten,
+        gains=gains(bare.eval if bare else None, _in_full(ranked), drawn, on_eval),
         test_gains=gains(bare.test if bare else None, _in_full(groups.contest), top.held, on_test)
         if confirmed
         else None,
         margin=_margin(sweep),
     )
+
+
+def _seeks_front(sweep: Sweep) -> bool:
+    return mapping(sweep.spec, "search").get("objectives") == ["loss", "bytes"]
+
+
+def _unbeaten(sweep: Sweep, ranked: pd.DataFrame) -> pd.DataFrame:
+    known = ranked[ranked["adapter_bytes"].notna() & ranked["tokens"].notna()]
+    known = known[pareto(known, COSTS[:2] if _seeks_front(sweep) else COSTS)]
+    return known.sort_values(["adapter_bytes", "eval_loss"])
 
 
 def _margin(sweep: Sweep) -> Margin | None:

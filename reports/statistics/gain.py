@@ -52,7 +52,7 @@ def gains(bare: BareLoss | None, full: Row | None, held: Sequence[Row], scores: 
     Args:
         bare: what the base scored on the split.
         full: the best in full precision, if there is one.
-        held: those that are to have an interval.
+        held: those that are to have an interval, of which one may be there twice.
         scores: reads a configuration's scores on the split.
     """
     if bare is None:
@@ -74,7 +74,7 @@ def gains(bare: BareLoss | None, full: Row | None, held: Sequence[Row], scores: 
     if gain <= fieller.half_width(parts):
         return Gains(bare.loss, full, "what full precision gains over the base is not clear of zero")
     intervals = {}
-    for row in held:
+    for row in {row["trial_id"]: row for row in held}.values():
         side = None if row["trial_id"] == full["trial_id"] else side_of(scores(row), table, weights, "tokens")
         if side is not None:
             apart, parts = _parts(own, side, whole, weights)

@@ -190,7 +190,7 @@ class Beside(Cells):
                 {**share, "size, %": fixed(2), "gap, %": fixed(2), "test loss": fixed(4), "eval loss": fixed(4)},
             ),
             ("leaderboard", "Leaderboard", {"eval loss": fixed(4), "gap to best": fixed(4), **share}),
-            ("pareto", "Quality against size", {"eval loss": fixed(4)}),
+            ("pareto", "Quality against size", {"eval loss": fixed(4), **share}),
             ("pruned", "Pruned", {"eval loss there": fixed(4), "learning rate": short}),
             (
                 "budget",

@@ -20,7 +20,7 @@ from printed_page import (
     short,
 )
 from recount_cells import Cells
-from sweep_files import Configuration, Trial, best_of_each_quantizer, front, read_scores
+from sweep_files import Configuration, Trial, best_of_each_quantizer, read_scores
 
 
 class Tables(Cells):
@@ -126,6 +126,8 @@ class Tables(Cells):
                 page.check(f"leaderboard, steps of {trial.id}", cell.part(match, 2), trial.record["steps"], count)
         if match := re.search(r"those of the first (\d+):", cell.text):
             page.check("leaderboard, with an interval", cell.part(match, 1), 10, count)
+        if match := re.search(r"Those of the gain kept are of the first (\d+),", cell.text):
+            page.check("leaderboard, with an interval of the gain", cell.part(match, 1), 30, count)
         rows = page.table("leaderboard", cell)
         page.holds(f"leaderboard: {len(ranking)} rows", len(rows) == len(ranking))
         for place, (row, configuration) in enumerate(zip(rows, ranking, strict=False), 1):
@@ -144,15 +146,14 @@ class Tables(Cells):
         cell = page.section("Quality against size")
         if not ranking:
             return
-        both = self.sweep.spec.get("search", {}).get("objectives") == ["loss", "bytes"]
-        kept = front([(c.loss, c.bytes) if both else (c.loss, c.bytes, c.tokens) for c in ranking])
-        best = sorted((c for c, keep in zip(ranking, kept, strict=True) if keep), key=lambda c: (c.bytes, c.loss))
+        best = self.sweep.front
         rows = page.table("pareto", cell)
         page.holds(f"pareto: {[c.ids for c in best]}", len(rows) == len(best))
         for row, configuration in zip(rows, best, strict=False):
             name = row["trial"].text
             page.holds(f"pareto: {name} should be {configuration.ids}", name in configuration.ids)
             self.loss(f"pareto, {name}, eval loss", row["eval loss"], configuration)
+            self.gain(f"pareto, {name}", row, configuration)
             page.check(f"pareto, {name}, tokens trained", row["tokens trained"], configuration.tokens, count)
             self.settings(f"pareto, {name}", row, configuration.config, configuration.trials[0].record)
 

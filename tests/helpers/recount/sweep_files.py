@@ -189,6 +189,15 @@ class Sweep:
         """What the verdict compares: all that were confirmed, else the best of the search."""
         return self.confirmed or self.compared
 
+    @property
+    def front(self) -> list[Configuration]:
+        """Those that no other is as good as in loss, bytes and tokens (where it was searched so, in the first two) and
+        better in one; the smallest first."""
+        both = (self.spec.get("search") or {}).get("objectives") == ["loss", "bytes"]
+        kept = front([(c.loss, c.bytes) if both else (c.loss, c.bytes, c.tokens) for c in self.ranking])
+        best = (c for c, keep in zip(self.ranking, kept, strict=True) if keep)
+        return sorted(best, key=lambda c: (c.bytes, c.loss))
+
     @cached_property
     def behind(self) -> dict[str, Gap | None]:
         """Of each that is compared, by its first trial, the gap to the best: of the search, and of the confirmed."""
@@ -214,7 +223,8 @@ class Sweep:
     @cached_property
     def gains(self) -> dict[str, Gain]:
         """By split, the gain over the base of the search and of the confirmed."""
-        of = {"eval": (self.ranking, self.compared if self.ranking else []), "test": (self.confirmed, self.confirmed)}
+        told = [*self.compared, *self.ranking[:30], *self.front] if self.ranking else []
+        of = {"eval": (self.ranking, told), "test": (self.confirmed, self.confirmed)}
         return {
             split: Gain(self.bare[split], next((c for c in ranking if c.quantizer == "none"), None), compared)
             for split, (ranking, compared) in of.items()

@@ -7,11 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from constructed import add_extended, spread
+import sweep_files
+from constructed import add_extended, spread, write_base
 
 from reports.load.sweep import load_sweep
 from reports.pages.versus import Control, versus
 from reports.report import write_report
+from reports.sections.parts import KEPT
 from sweeps.cli.commands.against import control
 
 
@@ -106,6 +108,67 @@ def test_confirmed_configurations_are_held_against_each_other_on_their_rows(fold
     document, _ = versus([load_sweep(folder)], Control(0, "t1"))
     assert held(document) == [("t0", "-0.0500", "better"), ("t1", "0", "held against")]
     assert "on the test split" in document.blocks[0].parts[2]
+
+
+# ---- the gain that is kept
+
+
+def kept(document):
+    """Configuration and gain kept of each line of the table; None where there is no such column."""
+    (table, *_) = document.tables
+    names = [column.name for column in table.columns]
+    return [(row[1].text, row[names.index(KEPT)].text if KEPT in names else None) for row in table.rows]
+
+
+def recomputed(folder, split):
+    """What the recount, which shares nothing with the product, has of each configuration."""
+    sweep = sweep_files.Sweep(folder)
+    of = sweep.gain(split)
+    found = {c.ids[0]: of.kept(c) for c in (sweep.confirmed if split == "test" else sweep.ranking)}
+    return {
+        name: f"{100 * share:.2f}" + ("" if low is None else f" ({100 * low:.2f} to {100 * high:.2f})")
+        for name, (share, low, high) in found.items()
+    }
+
+
+def test_what_each_keeps_of_the_gain_of_its_own_sweep(two):
+    assert {text for _, text in kept(versus([load_sweep(folder) for folder in two], Control(1))[0])} == {None}
+    write_base(two[0], spread(3.1, 0.3))
+    document, _ = versus([load_sweep(folder) for folder in two], Control(1))
+    right = recomputed(two[0], "eval") | {"d": "–", "e": "–"}  # nobody scored the base of that sweep
+    assert kept(document) == [(name, right[name]) for name in "abdec"]
+    assert "(" not in right["a"]
+    assert "(" in right["b"]
+    assert "(" in right["c"]
+    assert "best in full precision of the same sweep" in document.blocks[1].parts[0]
+    write_base(two[1], spread(3.2, 0.3))
+    document, _ = versus([load_sweep(folder) for folder in two], Control(0, "c"))
+    right |= recomputed(two[1], "eval")
+    assert kept(document) == [(name, right[name]) for name in "abdec"]
+
+
+def test_where_no_share_is_told_the_page_says_of_whom_and_why(two):
+    write_base(two[0], spread(3.1, 0.3))
+    write_base(two[1], spread(3.2, 0.3))
+    shutil.rmtree(two[1] / "trials" / "d")
+    document, _ = versus([load_sweep(folder) for folder in two], Control(0))
+    assert kept(document)[2] == ("e", "–")
+    why = "No share of the gain over the base is told of other: there is nothing in full precision to hold it against."
+    assert why in document.blocks[1].parts[0]
+
+
+def test_confirmed_ones_keep_it_on_the_test_split(folder, add):
+    for name, loss in (("t0", 2.5), ("t1", 2.55)):
+        trial = add(name, eval_loss=loss, scores=spread(loss, 0.1), quantizer="none" if name == "t0" else "binary")
+        of = json.loads((trial / "config.json").read_text())
+        for seed in (1, 2):
+            tests = spread(loss + seed * (1 + (name == "t1")) / 1000, 0.1)
+            add(f"{name}s{seed}", eval_loss=loss, test=tests, **(of | {"seed": seed, "confirms": name}))
+    write_base(folder, spread(3.1, 0.3), spread(3.3, 0.2))
+    document, _ = versus([load_sweep(folder)], Control(0, "t1"))
+    right = recomputed(folder, "test")
+    assert kept(document) == [("t0", "100.00"), ("t1", right["t1"])]
+    assert right["t1"] != recomputed(folder, "eval")["t1"]
 
 
 def test_what_the_command_line_names():

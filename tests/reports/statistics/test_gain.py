@@ -13,6 +13,8 @@ from constructed import write_base
 from reports.figures import figures
 from reports.load.sweep import load_sweep
 from reports.report import report, trials_csv
+from reports.sections.leaderboard import leaderboard
+from reports.sections.quality_size import quality_size
 from reports.statistics.findings import findings
 from reports.writers.markdown import markdown
 
@@ -48,8 +50,18 @@ def test_a_share_is_what_of_full_precisions_gain_is_there_and_its_interval_holds
     assert kept["none"].low is None  # the whole, by definition
     for name in ("ternary", "binary"):
         assert kept[name].low < kept[name].share < kept[name].high
-    last = found.gains.kept({"trial_id": "t3", "loss": 2.6})  # not held against the best: its share alone
-    assert (last.share, last.low) == (pytest.approx(0.8), None)
+    last = found.gains.kept({"trial_id": "t3", "loss": 2.6})  # not held against the best, and drawn
+    assert last.share == pytest.approx(0.8)
+    assert last.low < last.share < last.high
+
+
+def test_who_is_not_drawn_has_no_interval_but_who_is_on_the_front_or_compared(swept, monkeypatch):
+    monkeypatch.setattr("reports.statistics.findings.DRAWN", 1)
+    write_base(swept, means(3.0))
+    found = findings(load_sweep(swept))
+    assert found.unbeaten["trial_id"].tolist() == ["t1", "t0"]  # the others are larger than t1, and worse
+    assert found.gains.intervals.keys() == {"t1", "t2"}
+    assert found.gains.kept({"trial_id": "t3", "loss": 2.6}).low is None
 
 
 def test_every_trial_that_ranks_has_its_share_beside_it(swept, add):
@@ -61,7 +73,7 @@ def test_every_trial_that_ranks_has_its_share_beside_it(swept, add):
     assert table["gain_kept"].round(9).to_dict() == pytest.approx(
         {"t0": 1.0, "t1": 0.96, "t2": 0.88, "t3": 0.8, "t9": math.nan}, nan_ok=True
     )
-    assert (table["gain_kept_low"] < table["gain_kept_high"]).tolist() == [False, True, True, False, False]
+    assert (table["gain_kept_low"] < table["gain_kept_high"]).tolist() == [False, True, True, True, False]
     curves = figures.learning_curves(sweep, "t0").data
     begun = curves[curves["step"] == 0]
     assert begun["trial_id"].tolist() == ["t0", "t1", "t2", "t3", "t9"]
@@ -79,6 +91,17 @@ def test_over_seeds_the_share_is_that_of_the_means(folder, add):
     kept = several.gains.kept(row)
     assert kept.share == pytest.approx(0.96)
     assert kept.low < 0.96 < kept.high
+
+
+def test_each_row_that_is_drawn_has_its_interval(swept):
+    write_base(swept, means(3.0))
+    found = findings(load_sweep(swept))
+    for table in (leaderboard(found).blocks[-1], quality_size(found).blocks[-1]):
+        at = [column.name for column in table.columns].index("gain kept, %")
+        kept = {row[1 if table.name == "leaderboard" else 0].text: row[at].text for row in table.rows}
+        assert kept.pop("t0") == "100.00"
+        assert all(" to " in text for text in kept.values())
+        assert set(kept) == ({"t1", "t2", "t3"} if table.name == "leaderboard" else {"t1"})
 
 
 def without_full_precision(folder, add):
