@@ -107,6 +107,7 @@ class Page:
         for pattern in (
             r"(?ms)^```.*?^```$",
             r"`[^`\n]*`",
+            r"\bint[248]\b",  # quantizers
             r'<source [^>]*>|src(set)?="[^"]*"|width="\d+"',
             rf"(?<![\w.-])(?:{names})(?![\w-])",
         ):

@@ -68,7 +68,10 @@ class Words(Cells):
         for name, key, main in (("Base", "base", "model"), ("Data", "data", "source")):
             facts = records[0][key]
             page.holds(f"set-up: {key} differs between records", all(r[key] == facts for r in records))
-            first, _, rest = lines[name].text.partition(", ")
+            whole = lines[name].text
+            # several files have commas between them
+            first = facts[main] if whole.startswith(f"{facts[main]}, ") else whole.partition(", ")[0]
+            rest = whole[len(first) + 2 :]
             page.check(f"set-up, {main}", Cell(first, lines[name].start), facts[main])
             self.pairs(f"set-up, {key}", Cell(rest, lines[name].start + len(first) + 2), facts, counted)
             said = {match[1] for match in re.finditer(r"(?:^|, )([a-z ]+) \S", rest)}
