@@ -79,7 +79,7 @@ def test_what_is_wrong_is_said(tmp_path: Path, where: str, line: str) -> None:
     [
         ("{sampler: random, from: [runs/earlier]}",
          "search.from: sampler random models nothing, so that it learns nothing of earlier sweeps; give "
-         "search.sampler: tpe, or leave it out"),
+         "search.sampler: tpe or gp, or leave it out"),
         ("{from: runs/earlier}", "search.from: found 'runs/earlier'; give a list"),
         ("{hours: 0}", "search.hours: found 0; give a number above 0"),
         ("{tokens: 1.5}", "search.tokens: found 1.5; give a whole number"),
