@@ -48,7 +48,9 @@ def agree(found):
     return all(max(each) - min(each) <= 0.0051 for each in found.values())
 
 
-@pytest.mark.parametrize("name", ["quickstart", "frontier", "frontier-instructions", "lowbit", "full-precision", "article"])
+@pytest.mark.parametrize(
+    "name", ["quickstart", "frontier", "frontier-instructions", "lowbit", "full-precision", "article"]
+)
 def test_of_the_examples(name):
     assert agree(stated(EXAMPLES / name / "report"))
 
